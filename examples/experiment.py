@@ -1,0 +1,203 @@
+"""What the training scripts share: one way out for errors, the ranks, the loggers, the run's config.
+
+Only this file knows NeMo and Lightning; they are imported where they are needed, behind every check.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rs_aligner.config import ConfigError, ExpManagerConfig, TrainRSConfig, TrainSFTConfig
+
+if TYPE_CHECKING:
+    from rs_aligner.policy.tokenizer import Tokenizer
+    from rs_aligner.rollout import Prompt
+
+RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
+
+
+def rank() -> int:
+    """Of this process, by what `torchrun` or `srun` says; 0 when started alone."""
+    return int(os.environ.get(RANK, os.environ.get("SLURM_PROCID", 0)))
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can mend ends the process with one clear message and status 2, Ctrl-C with 130."""
+    try:
+        yield
+    except (ValueError, ConnectionError) as error:
+        sys.exit(_complain(error, 2))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted", 130))
+    except Exception as error:
+        if type(error).__name__ != "JudgeFailed":
+            raise
+        sys.exit(_complain(error, 1))
+
+
+def _complain(error: Any, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return status
+
+
+def start_ranks(config: TrainRSConfig | TrainSFTConfig) -> None:
+    """See to it that there are as many ranks as configured.
+
+    Under `torchrun` or `srun` they are there already; started alone on one node with several devices,
+    this starts them with the same command line, waits, and ends this process as they ended.
+
+    Raises:
+        ConfigError: another number of ranks was started than the config says.
+    """
+    wanted, per_node = config.world_size, config.trainer.devices
+    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        started = int(os.environ.get(WORLD_SIZE, os.environ.get("SLURM_NTASKS", 1)))
+        if started != wanted:
+            raise ConfigError(
+                [f"trainer.num_nodes x trainer.devices is {wanted}, but {started} ranks run; make them equal"]
+            )
+        _set_up(config)
+        return
+    if config.trainer.num_nodes > 1:
+        raise ConfigError(
+            [f"trainer.num_nodes is {config.trainer.num_nodes}: start with srun or torchrun, or set it to 1"]
+        )
+    if per_node > 1:
+        sys.exit(_launch(per_node))
+    _set_up(config)
+
+
+def _launch(num_ranks: int) -> int:
+    """Run this very command on `num_ranks` ranks of this node; returns 0, or a failed rank's status."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the rank says what is wrong
+    launch = LaunchConfig(
+        1,
+        1,
+        num_ranks,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(launch, sys.executable)("-u", *sys.argv)
+    except ChildFailedError as error:
+        return max(abs(error.get_first_failure()[1].exitcode), 1)
+    return 0
+
+
+def _set_up(config: TrainRSConfig | TrainSFTConfig) -> None:
+    """Threads, logging and warnings of this rank; before torch is imported."""
+    threads = config.trainer.threads or max(1, (os.cpu_count() or 1) // config.trainer.devices)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    warnings.filterwarnings("ignore", module=r"(megatron|nemo|lightning|torch|pydantic)\.")
+    level = logging.INFO if rank() == 0 else logging.ERROR
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("rs_aligner")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(level)
+
+
+def layout(config: TrainRSConfig | TrainSFTConfig) -> dict[str, Any]:
+    """What the ranks need to know to form their groups."""
+    return {
+        "tensor_parallel_size": config.model.tensor_model_parallel_size,
+        "pipeline_parallel_size": config.model.pipeline_model_parallel_size,
+        "accelerator": config.trainer.accelerator,
+        "timeout_minutes": config.trainer.timeout_minutes,
+        "seed": config.model.seed,
+    }
+
+
+def read_prompts(
+    config: TrainRSConfig | TrainSFTConfig, longest: Callable[[int], int]
+) -> tuple[Tokenizer, tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """The policy's tokenizer, and the prompts of the training and the validation files.
+
+    Args:
+        config: names the policy and the files.
+        longest: most tokens of a prompt, for a model made for so many positions.
+    """
+    from rs_aligner.data import load_prompts
+    from rs_aligner.files import hugging_face_part
+    from rs_aligner.policy.architecture import read_architecture
+    from rs_aligner.policy.tokenizer import Tokenizer
+
+    source = hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path))
+    tokenizer, data = Tokenizer(source), config.model.data
+    limit = longest(read_architecture(source).max_positions)
+
+    def load(files: tuple[str, ...]) -> tuple[Prompt, ...]:
+        if not files:
+            return ()
+        template, add_bos = data.prompt_template, data.add_bos
+        return load_prompts(
+            files, tokenizer, template=template, add_bos=add_bos, max_prompt_length=limit
+        ).prompts
+
+    return tokenizer, load(data.data_prefix.train), load(data.data_prefix.validation)
+
+
+def keep_config(config: DictConfig, folder: str) -> None:
+    """Write the resolved config into the run's folder, on the first rank."""
+    if rank() == 0:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, Path(folder) / "config.yaml", resolve=True)
+
+
+def loggers(config: ExpManagerConfig) -> list[Any]:
+    """TensorBoard's and W&B's loggers, set up by NeMo's experiment manager, on the first rank.
+
+    Its checkpoint, resume and time features stay off: the run's folder is the project's own.
+    """
+    if rank() != 0 or not (config.create_tensorboard_logger or config.create_wandb_logger):
+        return []
+    for chatty in ("lightning.pytorch", "nv_one_logger"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+    from nemo.utils import logging as nemo_logging
+    from nemo.utils.exp_manager import exp_manager
+
+    nemo_logging.setLevel(nemo_logging.ERROR)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        plugins=[LightningEnvironment()],
+    )
+    exp_manager(
+        trainer,
+        {
+            "explicit_log_dir": config.explicit_log_dir,
+            "name": config.name,
+            "create_tensorboard_logger": config.create_tensorboard_logger,
+            "create_wandb_logger": config.create_wandb_logger,
+            "wandb_logger_kwargs": {
+                "name": config.name,
+                "project": config.name,
+                **config.wandb_logger_kwargs,
+            },
+            "resume_if_exists": False,
+            "create_checkpoint_callback": False,
+            "create_preemption_callback": False,
+            "log_step_timing": False,
+            "log_tflops_per_sec_per_gpu": False,
+        },
+    )
+    return list(trainer.loggers)

@@ -1,0 +1,34 @@
+"""Serve a judge: `python examples/serve_reward.py judge.name=exact_answer inference.port=5555`.
+
+Reads conf/serve_reward.yaml and the overrides, checks them, and serves until Ctrl-C or SIGTERM. Exits with
+status 2 and the reason if the config, the judge or the address cannot be used, and 1 if the server breaks.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from rs_aligner.config import ServeRewardConfig, load_config, open_overrides
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="serve_reward")
+def main(cfg: DictConfig) -> None:
+    try:
+        config = load_config(cfg, ServeRewardConfig)
+        from rs_aligner.reward.server import serve  # slow, so only once the config is known to be right
+
+        serve(config)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = open_overrides(sys.argv[1:])
+    main()

@@ -1,0 +1,73 @@
+"""Rejection sampling fine-tuning: `python examples/train_rs.py exp_manager.explicit_log_dir=runs/first ...`.
+
+Reads conf/train_rs.yaml and the overrides, checks them, waits for the judge (see serve_reward.py), trains,
+and leaves metrics, ledger, checkpoints and the trained policy in the run's folder. Exits with status 2 and
+one message where something has to be mended first.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import experiment
+import hydra
+from omegaconf import DictConfig
+
+from rs_aligner.config import TrainRSConfig, load_config, num_optimizer_steps, open_overrides, plan
+from rs_aligner.schedule import learning_rate
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="train_rs")
+def main(raw: DictConfig) -> None:
+    with experiment.one_line_errors():
+        config = load_config(raw, TrainRSConfig)
+        experiment.start_ranks(config)
+        experiment.keep_config(raw, config.exp_manager.explicit_log_dir)
+        train(config)
+
+
+def train(config: TrainRSConfig) -> None:
+    # What can be wrong comes first, what is slow to import last.
+    from rs_aligner.reward.client import RemoteGPTRMClient
+
+    first = experiment.rank() == 0
+    with RemoteGPTRMClient(config.remote_rm) as client:
+        if first:
+            client.wait_until_ready()
+        tokenizer, prompts, validation = experiment.read_prompts(config, config.max_prompt_length)
+        if first:
+            print(plan(config, len(prompts), len(validation)), flush=True)
+
+        from rs_aligner.policy.policy import MegatronPolicy
+        from rs_aligner.policy.runtime import start
+        from rs_aligner.run import Run
+        from rs_aligner.trainer import RSTrainer
+
+        model, optim = config.model, config.model.optim
+        rate = partial(
+            learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps(config, len(prompts))
+        )
+        folder = Path(config.pretrained_checkpoint.restore_from_path)
+        with start(**experiment.layout(config)) as runtime:
+            policy = MegatronPolicy(
+                folder,
+                model,
+                runtime,
+                tokenizer,
+                precision=config.trainer.precision,
+                clip_grad=config.trainer.rs.gradient_clip_val,
+                learning_rate=rate,
+            )
+            judge = client if runtime.is_source else None
+            run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
+            RSTrainer(config, policy, judge, prompts, validation, run).fit()
+            run.close()
+    if first:
+        print(f"the trained policy: {run.final}\nfigures and rollouts: {run.folder}/metrics.jsonl, rollouts/")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = open_overrides(sys.argv[1:])
+    main()

@@ -1,0 +1,61 @@
+"""The typed config: read it with `load_config`, before anything slow is imported.
+
+Plain: pydantic and OmegaConf, no torch, no Hydra.
+"""
+
+from rs_aligner.config.base import ConfigError
+from rs_aligner.config.check import model_positions
+from rs_aligner.config.common import (
+    DataConfig,
+    ExpManagerConfig,
+    JudgeConfig,
+    LengthParams,
+    OptimConfig,
+    SamplingParams,
+    SchedConfig,
+)
+from rs_aligner.config.load import load_config, open_overrides, register_resolvers
+from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
+from rs_aligner.config.schema import (
+    EndpointConfig,
+    InferenceConfig,
+    ModelConfig,
+    RemoteRMConfig,
+    RSConfig,
+    RSLoopConfig,
+    ServeRewardConfig,
+    SFTConfig,
+    TrainerConfig,
+    TrainRSConfig,
+    TrainSFTConfig,
+)
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "EndpointConfig",
+    "ExpManagerConfig",
+    "InferenceConfig",
+    "JudgeConfig",
+    "LengthParams",
+    "ModelConfig",
+    "OptimConfig",
+    "RSConfig",
+    "RSLoopConfig",
+    "RemoteRMConfig",
+    "SFTConfig",
+    "SamplingParams",
+    "SchedConfig",
+    "ServeRewardConfig",
+    "TrainRSConfig",
+    "TrainSFTConfig",
+    "TrainerConfig",
+    "load_config",
+    "model_positions",
+    "num_optimizer_steps",
+    "num_steps",
+    "open_overrides",
+    "plan",
+    "register_resolvers",
+    "steps_per_epoch",
+]

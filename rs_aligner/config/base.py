@@ -1,0 +1,139 @@
+"""What every part of the config is made of: the section, the value types, the error.
+
+A section is a frozen pydantic model that refuses keys it does not know. Here are only types that
+say something about one value; what relates several values stands in `check.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class ConfigError(ValueError):
+    """The config cannot run. The message has one line for each problem.
+
+    Attributes:
+        problems: the lines, each with the full dotted key, its value and what would work.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def problem(key: str, value: Any, what_would_work: str) -> str:
+    """One line of a `ConfigError`."""
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    if len(shown) > 160:
+        shown = shown[:157] + "..."
+    return f"{key} is {shown}: {what_would_work}"
+
+
+class Section(BaseModel):
+    """A part of the config tree. The docstrings under its fields are their documentation."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        use_attribute_docstrings=True,
+    )
+
+
+def _refuse_bool(value: Any) -> Any:
+    # To Python `True` is the integer 1; `trainer.devices=true` is a slip all the same.
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
+
+
+def _seconds(value: Any) -> Any:
+    """Seconds of `DD:HH:MM:SS`, the format of NeMo's `max_time_per_run`."""
+    if not isinstance(value, str):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError('should be "DD:HH:MM:SS" in quotes, so that YAML reads it as text')
+        return value
+    parts = value.split(":")
+    if len(parts) != 4 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise ValueError('should be "DD:HH:MM:SS", for example 00:03:30:00 for three and a half hours')
+    days, hours, minutes, seconds = map(int, parts)
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if total == 0:
+        raise ValueError("should be longer than no time at all; null means no limit")
+    return float(total)
+
+
+_PRECISIONS = {
+    "auto": "auto",
+    **dict.fromkeys(("bf16", "bf16-mixed", "bf16-true"), "bf16"),
+    **dict.fromkeys(("32", "fp32", "32-true"), "fp32"),
+}
+
+
+def _precision(value: Any) -> Any:
+    name = str(value).lower()
+    if name in ("16", "fp16", "16-mixed", "16-true"):
+        raise ValueError("fp16 is not supported (no loss scaling here); use bf16, or 32")
+    if name not in _PRECISIONS:
+        raise ValueError("should be auto, bf16 or 32")
+    return _PRECISIONS[name]
+
+
+def template_keys(template: str) -> tuple[str, ...]:
+    """The row keys that a prompt template names.
+
+    Raises:
+        ValueError: the template cannot be read, names nothing, or uses a field without a name.
+    """
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(
+            f"is not a Python format string ({error}): {{question}} is a key of the row, {{{{ a brace"
+        ) from None
+    if not names:
+        raise ValueError("names no key of the row, so all prompts would be equal; write e.g. {question}")
+    if any(not name or name.isdigit() or set(name) & set(".[") for name in names):
+        raise ValueError("should name whole keys of the row, e.g. {question}; not {}, {0}, {a.b} or {a[0]}")
+    return tuple(names)
+
+
+def _template(value: Any) -> Any:
+    if isinstance(value, str):
+        template_keys(value)
+    return value
+
+
+_Number = BeforeValidator(_refuse_bool)
+
+Count = Annotated[int, _Number, Field(ge=1)]
+"""A whole number of things, at least 1."""
+Size = Annotated[int, _Number, Field(ge=0)]
+"""A whole number of things, 0 included."""
+Whole = Annotated[int, _Number]
+Port = Annotated[int, _Number, Field(ge=1, le=65535)]
+Real = Annotated[float, _Number]
+Positive = Annotated[float, _Number, Field(gt=0)]
+NotNegative = Annotated[float, _Number, Field(ge=0)]
+Fraction = Annotated[float, _Number, Field(gt=0, le=1)]
+"""A share: above 0 and at most 1."""
+Beta = Annotated[float, _Number, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)]
+"""A text or a list of texts, none of them empty."""
+Template = Annotated[str, BeforeValidator(_template)]
+Precision = Annotated[Literal["auto", "bf16", "fp32"], BeforeValidator(_precision)]
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+"""A time span, written `DD:HH:MM:SS`, seconds once read."""

@@ -1,0 +1,246 @@
+"""What relates several keys, or a key and the file system.
+
+Each check is a generator of problem lines, so that one start shows all that is wrong. Types and
+bounds of single values are in the sections themselves. Left out on purpose: what needs torch, such
+as whether there is a GPU, and whether the judge answers; both come right after.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rs_aligner.config.base import problem
+from rs_aligner.config.common import (
+    ExpManagerConfig,
+    JudgeConfig,
+    LengthParams,
+    ModelBase,
+    SamplingParams,
+)
+from rs_aligner.config.schema import RSConfig, ServeRewardConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.files import hugging_face_part
+
+_logger = logging.getLogger("rs_aligner")
+
+# What megatron-core's dist_checkpointing writes, and what Megatron's own launchers write above it.
+_MEGATRON_FILES = ("metadata.json", "latest_checkpointed_iteration.txt")
+_FUNCTION = "path/to/file.py:name or package.module:name"
+
+
+def check(config: TrainRSConfig | TrainSFTConfig | ServeRewardConfig) -> list[str]:
+    """The problems of a config whose values are each valid, a line each; empty if it can run."""
+    if isinstance(config, ServeRewardConfig):
+        return [*_judge("judge", config.judge), *_tokenizer(config)]
+    lines = [*_layout(config), *_model(config), *_run_folder(config.exp_manager)]
+    lines += _policy(config)
+    lines += _files("model.data.data_prefix.train", config.model.data.data_prefix.train)
+    lines += _files("model.data.data_prefix.validation", config.model.data.data_prefix.validation)
+    return lines + list(_rs(config) if isinstance(config, TrainRSConfig) else _sft(config))
+
+
+def model_positions(folder: str) -> int | None:
+    """The number of positions that the policy in `folder` was made for, if its config.json tells."""
+    value = _model_json(folder).get("max_position_embeddings")
+    return value if isinstance(value, int) else None
+
+
+def _layout(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
+    model, world = config.model, config.world_size
+    tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    if world % (tp * pp):
+        nodes, devices = config.trainer.num_nodes, config.trainer.devices
+        yield problem(
+            "trainer.devices",
+            devices,
+            f"{nodes} x {devices} = {world} ranks should be a multiple of model.tensor_model_parallel_size x "
+            f"model.pipeline_model_parallel_size = {tp} x {pp} = {tp * pp}",
+        )
+        return
+    unit = model.micro_batch_size * config.data_parallel_size
+    if model.global_batch_size % unit:
+        below = model.global_batch_size // unit * unit
+        yield problem(
+            "model.global_batch_size",
+            model.global_batch_size,
+            "should be a multiple of model.micro_batch_size x data-parallel size = "
+            f"{model.micro_batch_size} x {config.data_parallel_size} = {unit}, for example {below or unit}",
+        )
+
+
+def _model(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
+    model: ModelBase = config.model
+    if model.sequence_parallel and model.tensor_model_parallel_size == 1:
+        yield problem(
+            "model.sequence_parallel", True, "needs model.tensor_model_parallel_size above 1; set it to false"
+        )
+    sched = model.optim.sched
+    precision = config.trainer.precision
+    if model.precision is not None and model.precision != precision:
+        yield problem(
+            "model.precision", model.precision, f"should be trainer.precision = {precision}, or null"
+        )
+    if sched.name == "CosineAnnealing" and sched.min_lr > model.optim.lr:
+        yield problem(
+            "model.optim.sched.min_lr", sched.min_lr, f"should be at most model.optim.lr = {model.optim.lr}"
+        )
+
+
+def _run_folder(manager: ExpManagerConfig) -> Iterator[str]:
+    if Path(manager.explicit_log_dir).exists() and not Path(manager.explicit_log_dir).is_dir():
+        yield problem("exp_manager.explicit_log_dir", manager.explicit_log_dir, "is a file; name a folder")
+    params = manager.checkpoint_callback_params
+    if params.save_top_k < -1:
+        key = "exp_manager.checkpoint_callback_params.save_top_k"
+        yield problem(key, params.save_top_k, "should be -1 (keep all), 0 (only the newest) or more")
+
+
+def _policy(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
+    key, path = "pretrained_checkpoint.restore_from_path", config.pretrained_checkpoint.restore_from_path
+    wanted = "name a Hugging Face folder (with config.json) or a Megatron checkpoint folder"
+    folder = Path(path)
+    if path.endswith(".nemo"):
+        yield problem(key, path, f".nemo archives are not read; {wanted}")
+    elif not folder.is_dir():
+        yield problem(key, path, f"is {'a file' if folder.exists() else 'not there'}; {wanted}")
+    elif not (folder / "config.json").is_file() and not any((folder / n).is_file() for n in _MEGATRON_FILES):
+        yield problem(key, path, f"holds neither config.json nor a Megatron checkpoint; {wanted}")
+    else:
+        yield from _fits_policy(config, _model_json(path))
+
+
+def _fits_policy(config: TrainRSConfig | TrainSFTConfig, made: dict[str, Any]) -> Iterator[str]:
+    """Sizes against the policy's own config.json, as far as it tells them."""
+    model = config.model
+    tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    heads, layers = made.get("num_attention_heads"), made.get("num_hidden_layers")
+    groups, positions = made.get("num_key_value_heads"), made.get("max_position_embeddings")
+    if isinstance(heads, int) and heads % tp:
+        key = "model.tensor_model_parallel_size"
+        yield problem(key, tp, f"should divide the policy's {heads} attention heads")
+    elif isinstance(groups, int) and groups % tp:
+        key = "model.tensor_model_parallel_size"
+        yield problem(key, tp, f"should divide the policy's {groups} key/value heads")
+    if isinstance(layers, int) and layers % pp:
+        yield problem("model.pipeline_model_parallel_size", pp, f"should divide the policy's {layers} layers")
+    if not isinstance(positions, int):
+        return
+    if model.encoder_seq_length is not None and model.encoder_seq_length > positions:
+        key = "model.encoder_seq_length"
+        yield problem(key, model.encoder_seq_length, f"the policy was made for at most {positions} positions")
+    section = "model.rs" if isinstance(config, TrainRSConfig) else "model.sft"
+    lengths = _lengths(config)
+    room = model.sequence_length(positions)
+    if lengths.max_length >= room:
+        yield problem(
+            f"{section}.length_params.max_length",
+            lengths.max_length,
+            f"should leave room for the prompt: prompt and response together have at most {room} tokens",
+        )
+
+
+def _lengths(config: TrainRSConfig | TrainSFTConfig) -> LengthParams:
+    return (config.model.rs if isinstance(config, TrainRSConfig) else config.model.sft).length_params
+
+
+def _files(key: str, files: tuple[str, ...]) -> Iterator[str]:
+    for name in files:
+        if not Path(name).is_file():
+            what = "is a folder" if Path(name).is_dir() else "is not there"
+            yield problem(key, name, f"{what}; name JSON Lines files (relative to {Path.cwd()})")
+
+
+def _rs(config: TrainRSConfig) -> Iterator[str]:
+    model, rs = config.model, config.model.rs
+    if not config.model.data.data_prefix.train:
+        yield "model.data.data_prefix.train must be set: a file of prompts, or a list of files"
+    if rs.top_n_rollouts > rs.num_rollouts_per_prompt:
+        yield problem(
+            "model.rs.top_n_rollouts",
+            rs.top_n_rollouts,
+            f"should be at most model.rs.num_rollouts_per_prompt = {rs.num_rollouts_per_prompt}",
+        )
+    yield from _steps("trainer.rs.max_steps", config.trainer.rs.max_steps)
+    yield from _sampling("model.rs.sampling_params", rs.sampling_params)
+    yield from _sampling("model.rs.val_sampling_params", rs.val_sampling_params)
+    yield from _length_order("model.rs.length_params", rs.length_params)
+    _warn_of_equal_rollouts(rs)
+    pad, longest = config.remote_rm.pad_to_length, model.encoder_seq_length
+    if pad is not None and longest is not None and pad < longest:
+        key = "remote_rm.pad_to_length"
+        yield problem(key, pad, f"should be null or at least {longest} (model.encoder_seq_length)")
+
+
+def _sft(config: TrainSFTConfig) -> Iterator[str]:
+    sft, data = config.model.sft, config.model.data.data_prefix
+    if not data.train:
+        yield 'model.data.data_prefix.train must be set: a file of {"prompt", "response"} rows, or a list'
+    yield from _steps("trainer.sft.max_steps", config.trainer.sft.max_steps)
+    yield from _sampling("model.sft.sampling_params", sft.sampling_params)
+    yield from _length_order("model.sft.length_params", sft.length_params)
+    if config.judge is not None:
+        yield from _judge("judge", config.judge)
+        if not data.validation:
+            yield "model.data.data_prefix.validation must be set: the judge scores responses to its prompts"
+    stop = config.trainer.sft.stop_at_validation
+    if stop is not None and (config.judge is None or config.trainer.sft.val_check_interval is None):
+        missing = "judge" if config.judge is None else "trainer.sft.val_check_interval"
+        yield problem("trainer.sft.stop_at_validation", stop, f"needs {missing}, for a held-out score")
+
+
+def _steps(key: str, max_steps: int) -> Iterator[str]:
+    if max_steps != -1 and max_steps < 1:
+        yield problem(key, max_steps, "should be at least 1, or -1 to leave the end to max_epochs")
+
+
+def _sampling(key: str, sampling: SamplingParams) -> Iterator[str]:
+    if sampling.temperature == 0 and not sampling.use_greedy:
+        yield problem(f"{key}.temperature", 0, f"should be above 0, or {key}.use_greedy should be true")
+
+
+def _length_order(key: str, lengths: LengthParams) -> Iterator[str]:
+    if lengths.min_length > lengths.max_length:
+        most = f"should be at most {key}.max_length = {lengths.max_length}"
+        yield problem(f"{key}.min_length", lengths.min_length, most)
+
+
+def _warn_of_equal_rollouts(rs: RSConfig) -> None:
+    for name, sampling, number in (
+        ("num_rollouts_per_prompt", rs.sampling_params, rs.num_rollouts_per_prompt),
+        ("num_val_rollouts_per_prompt", rs.val_sampling_params, rs.num_val_rollouts_per_prompt),
+    ):
+        if sampling.use_greedy and number > 1:
+            _logger.warning("model.rs.%s is %d, but greedy rollouts of a prompt are all equal", name, number)
+
+
+def _judge(key: str, judge: JudgeConfig) -> Iterator[str]:
+    if (judge.function is None) == (judge.name is None):
+        state = "neither is set" if judge.name is None else "both are set"
+        yield (
+            f"{key}.function and {key}.name: {state}; set one, e.g. {key}.name=exact_answer, "
+            f"or {key}.function to {_FUNCTION}"
+        )
+    if judge.function is None:
+        return
+    where, colon, name = judge.function.rpartition(":")
+    if not colon or not where or not name.isidentifier():
+        yield problem(f"{key}.function", judge.function, f"should be {_FUNCTION}")
+    elif where.endswith(".py") and not Path(where).is_file():
+        yield problem(f"{key}.function", judge.function, f"there is no such file (relative to {Path.cwd()})")
+
+
+def _tokenizer(config: ServeRewardConfig) -> Iterator[str]:
+    if config.tokenizer is not None and not Path(config.tokenizer).is_dir():
+        yield problem("tokenizer", config.tokenizer, "should be the policy's Hugging Face folder")
+
+
+def _model_json(folder: str) -> dict[str, Any]:
+    """The policy's config.json, or nothing where it cannot be read: loading it tells what is wrong."""
+    try:
+        content = json.loads((hugging_face_part(Path(folder)) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,222 @@
+"""The parts of the config tree that several commands share.
+
+Key names and defaults are those of NeMo-Aligner where it has the key. Left out on purpose: anything
+that the rest of the code would not read. Old keys of that kind are listed in `upstream.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rs_aligner.config.base import (
+    Beta,
+    Count,
+    Fraction,
+    NotNegative,
+    Positive,
+    Precision,
+    Seconds,
+    Section,
+    Size,
+    Template,
+    Text,
+    Texts,
+    Whole,
+)
+
+
+class TrainerBase(Section):
+    """Where a training runs."""
+
+    num_nodes: Count = 1
+    """Machines. The world has `num_nodes * devices` ranks."""
+    devices: Count = 1
+    """Ranks on each machine: GPUs, or processes on a CPU."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """`auto` takes the GPU where there is one."""
+    precision: Precision = "auto"
+    """`bf16` or `32` (read as `fp32`); `auto` is bf16 on a GPU and 32 on a CPU."""
+    threads: Count | None = None
+    """Torch threads of each rank on a CPU; null shares the machine's cores out among its ranks."""
+    timeout_minutes: Positive = 30
+    """How long a rank waits for the others before it gives up."""
+
+
+class LoopConfig(Section):
+    """How long to train, and how often to look and to save. A step is one pass of the trainer's loop."""
+
+    max_epochs: Count = 1
+    """Passes over the training file."""
+    max_steps: Whole = -1
+    """Steps of the whole run at most; -1 leaves the end to `max_epochs`."""
+    val_check_interval: Count | None = 10
+    """Steps between validations (one more before the first step and one after the last); null for none."""
+    save_interval: Count | None = None
+    """Steps between checkpoints (one more at the end); null is every `val_check_interval` steps."""
+    gradient_clip_val: NotNegative | None = 1.0
+    """Largest norm of the global gradient; null or 0 does not clip."""
+
+
+class CheckpointCallbackParams(Section):
+    """Which checkpoints stay besides the newest."""
+
+    monitor: Literal["val_global_rewards", "validation/reward"] = "val_global_rewards"
+    """The figure that ranks checkpoints: both names mean `validation/reward` of `metrics.jsonl`."""
+    save_top_k: Whole = 1
+    """How many of the best to keep besides the newest; 0 for none, -1 for all."""
+    mode: Literal["max", "min"] = "max"
+    """Whether a larger or a smaller figure is better."""
+
+
+class ExpManagerConfig(Section):
+    """The run's folder, its loggers and its time limit."""
+
+    explicit_log_dir: Text
+    """The run's folder, for example runs/first; it is made where it does not exist."""
+    name: Text = "rs_aligner"
+    """The run's name in the loggers."""
+    create_tensorboard_logger: bool = True
+    """Writes the figures of `metrics.jsonl` for TensorBoard, too."""
+    create_wandb_logger: bool = False
+    """Sends them to Weights & Biases, too (WANDB_MODE=offline keeps them on this machine)."""
+    wandb_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the Weights & Biases logger: project, name, tags, ..."""
+    resume_if_exists: bool = True
+    """Goes on from the last checkpoint in the folder; false refuses a folder that has one."""
+    max_time_per_run: Seconds | None = None
+    """Saves and stops in good time before this much time has passed, written "DD:HH:MM:SS".
+
+    Seconds once read.
+    """
+    checkpoint_callback_params: CheckpointCallbackParams = CheckpointCallbackParams()
+
+
+class PretrainedCheckpoint(Section):
+    """What the training starts from."""
+
+    restore_from_path: Text
+    """The policy to start from: a Hugging Face folder (with config.json) or a Megatron checkpoint folder."""
+
+
+class SamplingParams(Section):
+    """How the next token is drawn."""
+
+    use_greedy: bool = False
+    """Takes the likeliest token; temperature, top_k and top_p then play no part."""
+    temperature: NotNegative = 1.0
+    """Divides the logits; above 0 unless `use_greedy`."""
+    top_k: Size = 0
+    """Draws among the k likeliest tokens; 0 for all."""
+    top_p: Fraction = 1.0
+    """Draws among the likeliest tokens that together have this probability; 1 for all."""
+    repetition_penalty: Positive = 1.0
+    """Divides positive and multiplies negative logits of tokens seen before; 1 for none."""
+    end_strings: Texts = ()
+    """A response ends at the first of these texts, as it does at the model's end token."""
+
+
+class LengthParams(Section):
+    """Tokens of a response."""
+
+    max_length: Count = 256
+    """Most tokens of a response, the ending token included."""
+    min_length: Size = 1
+    """No ending token before this many tokens."""
+
+
+class SchedConfig(Section):
+    """The learning rate over the run's optimizer steps."""
+
+    name: Literal["CosineAnnealing", "constant"] = "CosineAnnealing"
+    """`CosineAnnealing` falls from lr to min_lr along a cosine; `constant` stays at lr after the warm-up."""
+    warmup_steps: Size = 10
+    """Optimizer steps over which the rate rises from 0 to lr."""
+    constant_steps: Size = 1000
+    """Optimizer steps at min_lr at the end of the run (CosineAnnealing only)."""
+    min_lr: NotNegative = 9e-8
+    """Where the cosine ends (CosineAnnealing only)."""
+
+
+class OptimConfig(Section):
+    """The optimizer. All names are Adam with decoupled weight decay."""
+
+    name: Literal["distributed_fused_adam", "fused_adam", "adam", "adamw"] = "distributed_fused_adam"
+    """`distributed_fused_adam` shards its state over the data-parallel ranks; the others do not."""
+    lr: Positive = 9e-7
+    """The highest learning rate."""
+    weight_decay: NotNegative = 0.1
+    """Share of a weight taken off at each step, times the learning rate."""
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    """How much of the running means of gradient and squared gradient stays at each step."""
+    eps: Positive = 1e-8
+    """Added to the root of the squared gradient's mean."""
+    sched: SchedConfig = SchedConfig()
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the optimizer's state is sharded over the data-parallel ranks."""
+        return self.name == "distributed_fused_adam"
+
+
+class DataPrefix(Section):
+    """The data files, JSON Lines."""
+
+    train: Texts
+    """Files to train on: a path or a list of paths."""
+    validation: Texts = ()
+    """Held-out prompts, never trained on: a path or a list of paths; empty for no validation."""
+
+
+class DataConfig(Section):
+    """What is read, and how a row becomes a prompt."""
+
+    data_prefix: DataPrefix
+    """The data files, e.g. "model.data.data_prefix={train: [a.jsonl], validation: [b.jsonl]}"."""
+    seq_length: Count | None = None
+    """A prompt of more tokens is left out and counted; null for what `max_length` leaves of the sequence."""
+    prompt_template: Template | None = None
+    """Makes the prompt, e.g. "Question: {question}\\nAnswer:"; null takes `text` or `messages`."""
+    add_bos: bool | None = None
+    """Whether a prompt starts with the begin token; null leaves it to the tokenizer and its chat template."""
+
+
+class ModelBase(Section):
+    """The policy: batch sizes, lengths, parallel layout, optimizer."""
+
+    micro_batch_size: Count = 1
+    """Rows that pass through the model together on one data-parallel rank."""
+    global_batch_size: Count = 64
+    """Rows of one optimizer step, over all ranks."""
+    encoder_seq_length: Count | None = None
+    """Most tokens of prompt and response together; null for as many as the model was made for."""
+    tensor_model_parallel_size: Count = 1
+    """Ranks that share each layer."""
+    pipeline_model_parallel_size: Count = 1
+    """Ranks that share the layers out among them."""
+    sequence_parallel: bool = False
+    """Splits activations along the sequence over the tensor-parallel ranks."""
+    seed: Size = 1234
+    """Seed of the order of the data, of sampling and of new weights."""
+    precision: Precision | None = None
+    """The same as `trainer.precision`, under its other name."""
+    loss_normalization: Literal["sequence", "token"] = "sequence"
+    """What counts the same in a batch: every response, or every token of a response."""
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig
+
+    def sequence_length(self, model_positions: int) -> int:
+        """Most tokens of prompt and response together, for a model made for `model_positions`."""
+        return self.encoder_seq_length or model_positions
+
+
+class JudgeConfig(Section):
+    """What gives a response its score; exactly one of `function` and `name`."""
+
+    function: Text | None = None
+    """A Python function: path/to/file.py:name or package.module:name."""
+    name: Literal["exact_answer", "sentiment"] | None = None
+    """A judge that comes with RS Aligner."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the judge."""

@@ -1,0 +1,148 @@
+"""From a composed config to a typed one, or to one error that tells all that is wrong.
+
+Order matters: values that must be set, interpolations, old keys that nothing reads, the schema's
+types and names, and last what relates several keys. Nothing here loads a model or a framework.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, get_args
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from rs_aligner.config.base import ConfigError, Section, problem
+from rs_aligner.config.check import check
+from rs_aligner.config.schema import ServeRewardConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.config.upstream import SERVE_REWARD, TRAIN_RS
+
+Config = TypeVar("Config", TrainRSConfig, ServeRewardConfig, TrainSFTConfig)
+
+_UPSTREAM = {TrainRSConfig: TRAIN_RS, ServeRewardConfig: SERVE_REWARD}
+_PLAIN_OVERRIDE = re.compile(r"^(?!hydra\.)\+?[A-Za-z_][\w.]*=")
+
+
+def load_config(config: DictConfig | dict[str, Any], schema: type[Config]) -> Config:
+    """Reads and checks a whole config.
+
+    Args:
+        config: the tree as Hydra composed it, or a plain dict; interpolations are resolved here.
+        schema: the root that it must fit.
+
+    Returns:
+        The typed config, frozen.
+
+    Raises:
+        ConfigError: with one line for each problem: the full dotted key, its value, what would work.
+    """
+    register_resolvers()
+    node = config if isinstance(config, DictConfig) else OmegaConf.create(config)
+    fields = dict(_walk(schema))
+    problems: list[str] = []
+    try:
+        unset = sorted(OmegaConf.missing_keys(node))
+        problems += [line for key in unset for line in _must_be_set(key, fields)]
+        tree: Any = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        # What refers to an unset key says nothing that the line of that key does not.
+        reason = str(error.msg or error).splitlines()[0]
+        raise ConfigError(problems or [f"{error.full_key} cannot be resolved: {reason}"]) from None
+    if schema in _UPSTREAM:
+        problems += _UPSTREAM[schema].take_out(tree)
+    for key in unset:
+        _drop(tree, key.split("."))
+    try:
+        typed = schema.model_validate(tree)
+    except ValidationError as error:
+        lines = [line for item in error.errors() for line in _explain(item, fields)]
+        raise ConfigError(list(dict.fromkeys(problems + lines))) from None
+    problems += check(typed)
+    if problems:
+        raise ConfigError(problems)
+    return typed
+
+
+def register_resolvers() -> None:
+    """Makes `multiply` and `int_div` known to OmegaConf, as in `${int_div:64,2}`. Idempotent."""
+    OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("int_div", lambda a, b: a // b, replace=True)
+
+
+def open_overrides(arguments: Sequence[str]) -> list[str]:
+    """Command line overrides that leave the judgement of keys to `load_config`.
+
+    Hydra itself refuses a key that the YAML file does not hold: it would reject old keys that are
+    accepted here, and cannot name the key that was meant. So `key=value` becomes `++key=value`.
+    Options, `hydra.` keys and other kinds of overrides stay as they are.
+    """
+    return [
+        "++" + argument.lstrip("+") if _PLAIN_OVERRIDE.match(argument) else argument for argument in arguments
+    ]
+
+
+def _walk(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All keys below a section, dotted, the sections themselves included."""
+    for name, field in schema.model_fields.items():
+        yield prefix + name, field
+        for section in _sections(field):
+            yield from _walk(section, f"{prefix}{name}.")
+
+
+def _sections(field: FieldInfo) -> list[type[Section]]:
+    parts = (field.annotation, *get_args(field.annotation))
+    return [part for part in parts if isinstance(part, type) and issubclass(part, Section)]
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return bool(_sections(field))
+
+
+def _must_be_set(key: str, fields: dict[str, FieldInfo]) -> list[str]:
+    """A line for the key, or for each key below it that has no default."""
+    below = [name for name, field in fields.items() if name.startswith(f"{key}.") and field.is_required()]
+    leaves = [name for name in below if not _is_section(fields[name])]
+    return [
+        f"{name} must be set: {fields[name].description}" for name in leaves or [key] if name in fields
+    ] or [f"{key} must be set, or left out"]
+
+
+def _drop(tree: Any, path: list[str]) -> None:
+    for name in path[:-1]:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    if isinstance(tree, dict):
+        tree.pop(path[-1], None)
+
+
+def _explain(item: Any, fields: dict[str, FieldInfo]) -> list[str]:
+    """A pydantic error in the words of the config."""
+    key = ".".join(str(part) for part in item["loc"])
+    match item["type"]:
+        case "missing":
+            return _must_be_set(key, fields)
+        case "extra_forbidden":
+            section = isinstance(item["input"], dict)
+            candidates = [name for name, field in fields.items() if _is_section(field) == section]
+            return [f"{key} is not a key; the nearest one is {_nearest(key, candidates)}"]
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return [problem(key, item["input"], "this is a section, it holds keys of its own")]
+    what = re.sub(r"^(Value error, |Input )", "", item["msg"])
+    return [problem(key, item["input"], what)]
+
+
+def _nearest(key: str, candidates: Sequence[str]) -> str:
+    """The key most like the unknown one; its last name counts as much as the whole."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
+        return whole + difflib.SequenceMatcher(None, _leaf(key), _leaf(candidate)).ratio()
+
+    return max(candidates, key=likeness)
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]

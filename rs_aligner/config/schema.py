@@ -1,0 +1,210 @@
+"""The three config trees: `train_rs.yaml`, `serve_reward.yaml` and `train_sft.yaml`.
+
+Each root is one command's whole config, with defaults that run in one process on a CPU. Read one
+through `load_config`, which also checks what relates several keys; see `check.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from rs_aligner.config.base import Count, NotNegative, Port, Positive, Real, Section, Size, Text
+from rs_aligner.config.common import (
+    DataConfig,
+    ExpManagerConfig,
+    JudgeConfig,
+    LengthParams,
+    LoopConfig,
+    ModelBase,
+    PretrainedCheckpoint,
+    SamplingParams,
+    TrainerBase,
+)
+
+
+class RSLoopConfig(LoopConfig):
+    """How long the rejection sampling goes on."""
+
+
+class TrainerConfig(TrainerBase):
+    """Where and how long to train."""
+
+    rs: RSLoopConfig = RSLoopConfig()
+
+
+class EndpointConfig(Section):
+    """Where the judge listens."""
+
+    name: Text = "reward_model"
+    """The model's name on the server."""
+    ip: Text = "localhost"
+    """Host name or address."""
+    port: Port = 5555
+    """The port of its HTTP service."""
+
+
+class RemoteRMConfig(Section):
+    """The judge as the trainer sees it."""
+
+    reward_model: EndpointConfig = EndpointConfig()
+    mode: Literal["auto", "text", "tokens"] = "auto"
+    """Sends texts, or token ids as NeMo-Aligner does; `auto` sends texts if the server takes them."""
+    pad_to_length: Count | None = None
+    """Token mode: pads every request to this many tokens; null to the longest row of the request."""
+    max_batch_size: Count = 64
+    """Responses in one request at most."""
+    max_wait_seconds: NotNegative = 0.05
+    """How long an unfilled request waits for more responses."""
+    max_in_flight: Count = 4
+    """Requests under way at once."""
+    startup_timeout: Positive = 10
+    """Seconds to wait for the judge to become ready before the run gives up."""
+    request_timeout: Positive = 60
+    """Seconds to wait for one answer before its responses count as failed."""
+
+
+class RSConfig(Section):
+    """One step of rejection sampling."""
+
+    num_rollout_samples: Count = 512
+    """Prompts of a step, over all ranks."""
+    rollout_micro_batch_size: Count | None = None
+    """Prompts decoded together on one data-parallel rank; null for all of the step's on that rank."""
+    num_rollouts_per_prompt: Count = 4
+    """Responses sampled for a prompt."""
+    top_n_rollouts: Count = 1
+    """Best responses of a prompt to train on."""
+    min_reward: Real | None = None
+    """Rejects what scores below it, before the best are taken; null for no bar."""
+    num_val_samples: Count | None = None
+    """The first so many validation prompts; null for all."""
+    num_val_rollouts_per_prompt: Count = 1
+    """Responses sampled for a validation prompt."""
+    sampling_params: SamplingParams = SamplingParams()
+    val_sampling_params: SamplingParams = Field(default_factory=dict, validate_default=True)
+    """The same keys for validation. Greedy by default; `end_strings` are those of training unless set."""
+    length_params: LengthParams = LengthParams()
+
+    @field_validator("val_sampling_params", mode="before")
+    @classmethod
+    def _complete_val_sampling(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        completed = {"use_greedy": True, **value}
+        if completed.get("end_strings") is None and "sampling_params" in info.data:
+            completed["end_strings"] = info.data["sampling_params"].end_strings
+        return completed
+
+
+class ModelConfig(ModelBase):
+    """The policy and the step it learns by."""
+
+    rs: RSConfig = RSConfig()
+
+
+class _TrainConfig(Section):
+    """What both trainings have in common: the layout."""
+
+    trainer: TrainerBase
+    exp_manager: ExpManagerConfig
+    pretrained_checkpoint: PretrainedCheckpoint
+    model: ModelBase
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.trainer.num_nodes * self.trainer.devices
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.model.tensor_model_parallel_size * self.model.pipeline_model_parallel_size
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Copies of the model."""
+        return self.world_size // self.model_parallel_size
+
+
+class TrainRSConfig(_TrainConfig):
+    """Everything that `train_rs.py` reads."""
+
+    trainer: TrainerConfig = TrainerConfig()
+    remote_rm: RemoteRMConfig = RemoteRMConfig()
+    model: ModelConfig
+
+    def max_prompt_length(self, model_positions: int) -> int:
+        """Most tokens of a prompt, for a model made for `model_positions` tokens.
+
+        What `length_params.max_length` leaves of the sequence, and no more than `model.data.seq_length`.
+        """
+        room = self.model.sequence_length(model_positions) - self.model.rs.length_params.max_length
+        return min(room, self.model.data.seq_length or room)
+
+
+class SFTLoopConfig(LoopConfig):
+    """How long the supervised training goes on; a step is one optimizer step."""
+
+    stop_at_validation: Real | None = None
+    """Stops as soon as the held-out mean score reaches this; needs a judge and validation files."""
+
+
+class SFTTrainerConfig(TrainerBase):
+    """Where and how long to train."""
+
+    sft: SFTLoopConfig = SFTLoopConfig()
+
+
+class SFTConfig(Section):
+    """How validation samples its responses."""
+
+    num_val_samples: Count | None = None
+    """The first so many validation prompts; null for all."""
+    sampling_params: SamplingParams = SamplingParams(use_greedy=True)
+    length_params: LengthParams = LengthParams()
+
+
+class SFTModelConfig(ModelBase):
+    """The policy and its supervised training."""
+
+    data: DataConfig
+    """Train rows are {"prompt", "response"} or chats; validation rows are prompts, as for `train_rs`."""
+    sft: SFTConfig = SFTConfig()
+
+
+class TrainSFTConfig(_TrainConfig):
+    """Everything that `train_sft.py` reads."""
+
+    trainer: SFTTrainerConfig = SFTTrainerConfig()
+    judge: JudgeConfig | None = None
+    """Scores the validation responses, in this process; null for no validation by score."""
+    model: SFTModelConfig
+
+
+class InferenceConfig(Section):
+    """The reward service."""
+
+    host: Text = "127.0.0.1"
+    """Address to listen at; the default can be reached from this machine only."""
+    port: Port = 5555
+    """Port of the HTTP service."""
+    model_name: Text = "reward_model"
+    """The name that clients ask for."""
+    max_queue_delay_microseconds: Size = 2000
+    """How long a request may wait to be merged with others."""
+    inference_micro_batch_size: Count = 64
+    """Rows of one call of the judge at most."""
+
+
+class ServeRewardConfig(Section):
+    """Everything that `serve_reward.py` reads."""
+
+    inference: InferenceConfig = InferenceConfig()
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    tokenizer: Text | None = None
+    """Hugging Face folder that turns token ids into text, for a text judge that is sent token ids."""
+    log_dir: Text | None = None
+    """Folder of the server's own log; null prints warnings only."""

@@ -1,0 +1,73 @@
+"""Prompt files: `{"text": ...}`, a chat `{"messages": [...]}`, or any row with a template over its keys.
+
+The whole row travels on as metadata, for the judge. A prompt that is too long is counted and left
+out, never cut and never replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rs_aligner.data.rows import Tokenizer, account, prompt_text, read_rows, tokenize
+from rs_aligner.rollout import Prompt
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts of some files, in file order.
+
+    Attributes:
+        prompts: those that can be used.
+        num_too_long: how many were left out because they are too long.
+    """
+
+    prompts: tuple[Prompt, ...]
+    num_too_long: int
+
+
+def load_prompts(
+    files: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    template: str | None = None,
+    add_bos: bool | None = None,
+    max_prompt_length: int,
+) -> PromptSet:
+    """Reads prompt files.
+
+    Args:
+        files: JSON Lines files.
+        tokenizer: turns texts into tokens.
+        template: a format string over a row's keys (`model.data.prompt_template`); None for rows that
+            have `text` or `messages`.
+        add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
+        max_prompt_length: prompts of more tokens than this are left out.
+
+    Returns:
+        The prompts; `Prompt.position` is the place in file order until a sampler gives another.
+
+    Raises:
+        ValueError: a row is malformed (with file and line), or nothing is left.
+    """
+    prompts: list[Prompt] = []
+    num_too_long = 0
+    for where, row in read_rows(files):
+        text, is_chat = prompt_text(where, row, tokenizer, template, "text")
+        ids = tokenize(where, text, tokenizer, is_chat, add_bos)
+        if len(ids) > max_prompt_length:
+            num_too_long += 1
+            continue
+        prompts.append(Prompt(_row_id(where, row), text, ids, metadata=row, position=len(prompts)))
+    account(files, "prompts", len(prompts), num_too_long, max_prompt_length)
+    return PromptSet(tuple(prompts), num_too_long)
+
+
+def _row_id(where: str, row: dict[str, Any]) -> str:
+    value = row.get("id")
+    if value is None:
+        return where
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+        raise ValueError(f"{where}: id should be a text or a whole number, not {value!r}")
+    return str(value)

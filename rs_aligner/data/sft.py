@@ -1,0 +1,88 @@
+"""Files of prompts with the responses to learn, for supervised training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rs_aligner.data.rows import (
+    Tokenizer,
+    account,
+    check_messages,
+    check_text,
+    prompt_text,
+    read_rows,
+    shown_keys,
+    tokenize,
+)
+
+
+@dataclass(frozen=True)
+class SFTRow:
+    """A prompt with the response to learn; the response ends with the end token."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SFTSet:
+    """The rows of some files, in file order, and how many were left out as too long."""
+
+    rows: tuple[SFTRow, ...]
+    num_too_long: int
+
+
+def load_sft_rows(
+    files: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    template: str | None = None,
+    add_bos: bool | None = None,
+    max_length: int,
+) -> SFTSet:
+    """Reads files of prompts with their responses.
+
+    A row is `{"prompt", "response"}`, a chat whose last message is the assistant's answer, or, with a
+    template, any row with a `response`. The response is tokenized behind its prompt where that leaves
+    the prompt's tokens as they are, else by itself.
+
+    Args:
+        files: JSON Lines files.
+        tokenizer: turns texts into tokens; its first end token closes every response.
+        template: a format string over a row's keys for the prompt; None for `prompt` or `messages`.
+        add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
+        max_length: rows of more tokens than this, prompt and response together, are left out.
+
+    Raises:
+        ValueError: a row is malformed (with file and line), or nothing is left.
+    """
+    rows: list[SFTRow] = []
+    num_too_long = 0
+    for where, row in read_rows(files):
+        prompt_row, response = _split_response(where, row, template)
+        text, is_chat = prompt_text(where, prompt_row, tokenizer, template, "prompt")
+        prompt_ids = tokenize(where, text, tokenizer, is_chat, add_bos)
+        both_ids = tokenize(where, text + response, tokenizer, is_chat, add_bos)
+        response_ids = both_ids[len(prompt_ids) :]
+        if both_ids[: len(prompt_ids)] != prompt_ids:
+            response_ids = tokenize(where, response, tokenizer, False, False)
+        response_ids += tokenizer.eos_ids[:1]
+        if len(prompt_ids) + len(response_ids) > max_length:
+            num_too_long += 1
+        else:
+            rows.append(SFTRow(prompt_ids, response_ids))
+    account(files, "rows", len(rows), num_too_long, max_length)
+    return SFTSet(tuple(rows), num_too_long)
+
+
+def _split_response(where: str, row: dict[str, Any], template: str | None) -> tuple[dict[str, Any], str]:
+    if "messages" not in row or template is not None:
+        if "response" not in row:
+            raise ValueError(f"{where}: has no 'response' but {shown_keys(row)}")
+        return row, check_text(where, "'response'", row["response"])
+    messages = check_messages(where, row["messages"])
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise ValueError(f"{where}: should end with the assistant's answer to a message before it")
+    return {**row, "messages": messages[:-1]}, check_text(where, "the answer", messages[-1]["content"])

@@ -1,0 +1,1 @@
+"""The decoder: draws rollouts from the policy's own weights. Knows nothing of rewards."""

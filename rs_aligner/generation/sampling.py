@@ -1,0 +1,116 @@
+"""How the next token is chosen: filters, the random number, the choice.
+
+Every token of every rollout has one uniform number of its own, a hash of (seed, position), and is
+found by inverting the cumulative distribution. So a rollout does not depend on which others are
+decoded beside it, in which order, or on which rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): uint64 to well-mixed uint64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def derive_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, such as (run seed, step, prompt position, rollout index)."""
+    state = np.zeros(1, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            state = _mix(state + _GOLDEN + np.uint64(part % 2**64))
+    return int(state[0] >> np.uint64(1))
+
+
+def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+    """One number in [0, 1) for each (seed, token position): float64 `[B]`, 53 random bits."""
+    with np.errstate(over="ignore"):
+        x = np.asarray(seeds, dtype=np.uint64) + _GOLDEN * (
+            np.asarray(positions, dtype=np.uint64) + np.uint64(1)
+        )
+        return (_mix(_mix(x)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """How to sample. The names are the field's; `top_k=0`, `top_p=1` and `temperature=1` change nothing.
+
+    Raises:
+        ValueError: a value out of range, named with the range.
+    """
+
+    greedy: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    end_strings: tuple[str, ...] = ()
+    max_length: int = 256
+    min_length: int = 0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "temperature": (self.temperature > 0, "above 0 (for the likeliest token use use_greedy=true)"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 is off"),
+            "max_length": (self.max_length >= 1, "at least 1"),
+            "min_length": (0 <= self.min_length <= self.max_length, "between 0 and max_length"),
+            "end_strings": (all(self.end_strings), "without empty strings"),
+        }
+        for name, (fine, wanted) in checks.items():
+            if not fine:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {wanted}")
+
+
+def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Make seen tokens less likely (Keskar et al., 2019): positive logits are divided, negative multiplied.
+
+    Args:
+        logits: float `[B, V]`.
+        seen: bool `[B, V]`, the tokens of the prompt and of the response so far.
+        penalty: above 1 discourages.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def choose(logits: torch.Tensor, controls: Controls, uniform: torch.Tensor) -> torch.Tensor:
+    """The next token of each row.
+
+    Args:
+        logits: float32 `[B, V]`; minus infinity where a token must not come.
+        controls: temperature, then top-k, then top-p, in that order.
+        uniform: float64 `[B]` in [0, 1).
+
+    Returns:
+        int64 `[B]`. A token of probability zero is never chosen.
+    """
+    if controls.greedy:
+        return logits.argmax(-1)
+    logits = logits / controls.temperature
+    if 0 < controls.top_k < logits.shape[-1]:
+        least = logits.topk(controls.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    probs = logits.softmax(-1, dtype=torch.float64)
+    if controls.top_p < 1:
+        ordered, index = probs.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        dropped = torch.zeros_like(probs, dtype=torch.bool).scatter(-1, index, before >= controls.top_p)
+        probs = probs.masked_fill(dropped, 0.0)
+    cumulative = probs.cumsum(-1)
+    target = uniform.unsqueeze(-1) * cumulative[:, -1:]
+    # The first token whose cumulative probability exceeds the target has a probability above zero
+    # unless rounding put the target at the total; then it is the last token that has any.
+    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).squeeze(-1)
+    return torch.minimum(chosen, last)

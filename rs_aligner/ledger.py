@@ -1,0 +1,172 @@
+"""The record of every rollout, score and selection of a run, also the rejected.
+
+One JSONL file a step, `rollouts/step_000001.jsonl`, one rollout a line, in (prompt, rollout) order. Each
+line stands alone, prompt and metadata included: that repeats a prompt N times, and in return `grep`, `jq`
+and pandas read a file as it is. A step is written whole or not at all. A step that is trained again after
+a restart replaces its file.
+
+Left out on purpose: the prompt's token ids (the data file and the tokenizer give them) and compression.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rs_aligner.files import write_whole
+from rs_aligner.rollout import FinishReason, Group, Score, ScoreFailure
+
+if TYPE_CHECKING:
+    from rs_aligner.selection import Selection  # brings torch, which reading a ledger does not need
+
+_FILE_NAME = re.compile(r"step_(\d{6,})\.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One rollout: what was asked, what came back, what the judge said and what became of it.
+
+    Attributes:
+        step: the training step, counted from 1.
+        prompt_id: id of the prompt's data row.
+        group: which prompt of the step, counted from 0 in data order.
+        index: which of the prompt's rollouts, counted from 0.
+        prompt: the text as fed to the policy.
+        response: the text without end tokens and end strings.
+        token_ids: the response tokens, the ending token included.
+        log_probs: log-probability of each, to nine digits (a float32 survives unchanged).
+        finish_reason: `stop` or `length`.
+        seed: what the rollout's randomness came from.
+        policy_version: training steps of the policy that sampled it.
+        reward: the score; None where the judge failed.
+        components: named parts of the score, where the judge gave them.
+        failure: why there is no score; None where there is one.
+        kept: whether it was trained on.
+        reason: why, or why not.
+        metadata: the prompt's whole data row.
+    """
+
+    step: int
+    prompt_id: str
+    group: int
+    index: int
+    prompt: str
+    response: str
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finish_reason: FinishReason
+    seed: int
+    policy_version: int
+    reward: float | None
+    components: dict[str, float]
+    failure: str | None
+    kept: bool
+    reason: str
+    metadata: dict[str, Any]
+
+    @property
+    def score(self) -> Score | ScoreFailure:
+        """The judge's answer as the rest of the package knows it."""
+        if self.reward is None:
+            return ScoreFailure(self.failure or "no reason recorded")
+        return Score(self.reward, self.components)
+
+
+class Ledger:
+    """The ledger of a run: a folder of steps."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Opens the ledger in `folder`, making the folder where there is none."""
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def append(self, step: int, groups: list[Group], selection: Selection) -> None:
+        """Writes a step: one line per rollout, all of them or none.
+
+        Args:
+            step: counted from 1; a step that is there already is replaced.
+            groups: in data order, each with a score or a failure for every rollout.
+            selection: `[P, N]`, a row per group.
+
+        Raises:
+            ValueError: the step is below 1, or groups, scores and selection differ in size.
+        """
+        if step < 1:
+            raise ValueError(f"the ledger's steps count from 1, not {step}")
+        write_whole(self._path(step), (_to_line(row) for row in _rows(step, groups, selection)))
+
+    def read(self, step: int) -> list[LedgerRow]:
+        """Reads a step back, in (prompt, rollout) order.
+
+        Raises:
+            ValueError: the step is not there, or a line is not a row of a ledger (file and line named).
+        """
+        path = self._path(step)
+        if not path.exists():
+            raise ValueError(f"the ledger {self.folder} has no step {step}; it has {self.steps() or 'none'}")
+        with path.open("rb") as file:
+            return [_from_line(line, f"{path}:{number}") for number, line in enumerate(file, start=1)]
+
+    def steps(self) -> list[int]:
+        """The steps that are there, in order."""
+        matches = (_FILE_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def truncate_after(self, step: int) -> None:
+        """Forgets the steps after `step`, which a run that resumes from an older checkpoint makes anew."""
+        for later in reversed(self.steps()):  # the last first: a cut on the way leaves no gap
+            if later > step:
+                self._path(later).unlink()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}.jsonl"
+
+
+def _rows(step: int, groups: list[Group], selection: Selection) -> Iterator[LedgerRow]:
+    for number, (group, kept_N, reasons_N) in enumerate(
+        zip(groups, selection.keep.tolist(), selection.reasons, strict=True)
+    ):
+        for rollout, score, kept, reason in zip(group.rollouts, group.scores, kept_N, reasons_N, strict=True):
+            failure = score.reason if isinstance(score, ScoreFailure) else None
+            yield LedgerRow(
+                step=step,
+                prompt_id=group.prompt.id,
+                group=number,
+                index=rollout.index,
+                prompt=group.prompt.text,
+                response=rollout.text,
+                token_ids=rollout.token_ids,
+                log_probs=tuple(float(f"{value:.9g}") for value in rollout.log_probs),
+                finish_reason=rollout.finish_reason,
+                seed=rollout.seed,
+                policy_version=rollout.policy_version,
+                reward=score.reward if isinstance(score, Score) else None,
+                components=score.components if isinstance(score, Score) else {},
+                failure=failure,
+                kept=kept,
+                reason=reason,
+                metadata=group.prompt.metadata,
+            )
+
+
+def _to_line(row: LedgerRow) -> bytes:
+    # Not dataclasses.asdict, which copies every list of tokens one by one.
+    record = {field.name: getattr(row, field.name) for field in fields(row)}
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold: escape this line
+        return json.dumps(record).encode() + b"\n"
+
+
+def _from_line(line: bytes, place: str) -> LedgerRow:
+    try:
+        record = json.loads(line)
+        record["token_ids"] = tuple(record["token_ids"])
+        record["log_probs"] = tuple(record["log_probs"])
+        return LedgerRow(**record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{place}: not a row of a ledger ({error!r})") from error

@@ -1,0 +1,150 @@
+"""What is measured of a step, and the file it is written to.
+
+`step_metrics` are the figures that follow from the groups and the selection alone. The trainer adds what
+only it knows: loss, learning rate, times, validation. `MetricsFile` is a run's `metrics.jsonl`: one object
+a step, one file for all starts of a run, no step twice.
+
+Left out on purpose: gathering over ranks (the groups handed in are those of the whole step) and any
+other sink. A value that is undefined, such as the mean reward of a step that was never scored, is absent.
+It is never NaN and never 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean, pstdev
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rs_aligner.files import write_whole
+from rs_aligner.rollout import Group, Score
+
+if TYPE_CHECKING:
+    from rs_aligner.selection import Selection  # brings torch, which is not needed here
+
+
+def step_metrics(groups: list[Group], selection: Selection) -> dict[str, float]:
+    """Measures the rollouts of a whole step.
+
+    Args:
+        groups: all groups of the step, in data order.
+        selection: `[P, N]`, a row per group.
+
+    Returns:
+        `reward/mean` and `reward/std` (the population's, over all scored rollouts), `reward/kept_mean`,
+        `reward/best_of_n` (mean of the maxima of the groups with a score), `rollouts/total`, `/scored`,
+        `/failed`, `/kept`, `/truncated` (counts) and `response_length/mean` (tokens, over all rollouts,
+        the ending token included). What is undefined is absent.
+
+    Raises:
+        ValueError: groups and selection differ in size.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards_by_group = [[s.reward for s in group.scores if isinstance(s, Score)] for group in groups]
+    rewards = [reward for group in rewards_by_group for reward in group]
+    kept = [
+        score.reward
+        for group, keep_N in zip(groups, selection.keep.tolist(), strict=True)
+        for score, keep in zip(group.scores, keep_N, strict=True)
+        if keep and isinstance(score, Score)
+    ]
+    metrics: dict[str, float] = {
+        "rollouts/total": len(rollouts),
+        "rollouts/scored": len(rewards),
+        "rollouts/failed": len(rollouts) - len(rewards),
+        "rollouts/kept": len(kept),
+        "rollouts/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
+    }
+    if rollouts:
+        metrics["response_length/mean"] = fmean(len(rollout.token_ids) for rollout in rollouts)
+    if rewards:
+        metrics["reward/mean"] = fmean(rewards)
+        metrics["reward/std"] = pstdev(rewards)
+        metrics["reward/best_of_n"] = fmean(max(group) for group in rewards_by_group if group)
+    if kept:
+        metrics["reward/kept_mean"] = fmean(kept)
+    return metrics
+
+
+class MetricsFile:
+    """A run's `metrics.jsonl`, kept as one file over all its starts.
+
+    Opening it drops the rows of steps that the run is about to make again, and a last line that a crash
+    cut short. Each row is on the disk when `append` returns.
+    """
+
+    def __init__(self, path: str | Path, last_step: int = -1) -> None:
+        """Opens the file, making it where there is none.
+
+        Args:
+            path: the file; its folder exists.
+            last_step: the step of the checkpoint that the run continues from. Rows after it are dropped.
+                -1, for a run that starts anew, drops all.
+
+        Raises:
+            ValueError: a line that is not the last is not a row of metrics (file and line named).
+        """
+        self.path = Path(path)
+        rows = read_rows(self.path) if self.path.exists() else []
+        rows = [row for row in rows if row["step"] <= last_step]
+        self._last_step = max((int(row["step"]) for row in rows), default=-1)
+        write_whole(self.path, (_to_line(row) for row in rows))
+        self._file = self.path.open("ab")
+
+    def append(self, metrics: Mapping[str, float | None]) -> None:
+        """Writes the row of a step; values that are None, NaN or infinite are left out.
+
+        Raises:
+            ValueError: there is no `step`, or it does not come after the last one.
+        """
+        row = {key: value for key, value in metrics.items() if value is not None and math.isfinite(value)}
+        step = row.get("step")
+        if step is None or step <= self._last_step:
+            raise ValueError(f"{self.path}: a row needs a step above the last, {self._last_step}, not {step}")
+        self._last_step = int(step)
+        self._file.write(_to_line(row))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _to_line(row: Mapping[str, float]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file; a last line that a crash cut short is left out.
+
+    Raises:
+        ValueError: another line is not a row of metrics (file and line named).
+    """
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["step"] + 0  # a number
+        except (KeyError, TypeError, ValueError) as error:
+            if number == len(lines):  # what stands after the last newline: nothing, or a line cut short
+                break
+            raise ValueError(f"{path}:{number}: not a row of metrics ({error!r})") from error
+        rows.append(row)
+    return rows

@@ -1,0 +1,4 @@
+"""The policy: a Megatron GPT, the process groups it runs in, its training step and its checkpoints.
+
+This room knows Megatron and torch and nothing of rewards.
+"""

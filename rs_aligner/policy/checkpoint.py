@@ -1,0 +1,109 @@
+"""Training checkpoints by Megatron's `dist_checkpointing`: weights, optimizer, and the run's counters.
+
+One folder a checkpoint, `step_000010`, which appears under that name only when it is complete. The
+folder's name is for people; what a run continues from is read from inside.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from rs_aligner.files import CHECKPOINT_PART
+from rs_aligner.policy import huggingface
+from rs_aligner.policy.runtime import Runtime
+from rs_aligner.policy.training import Trainer
+
+# The one format of Megatron's distributed optimizer that loads in another tensor-, pipeline- or
+# data-parallel layout than it was saved in.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+def _state(trainer: Trainer, is_loading: bool) -> dict[str, Any]:
+    model = trainer.ddp.module.sharded_state_dict()
+    optimizer = trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA)
+    return {"model": model, "optimizer": optimizer}
+
+
+def _distributed_optimizers(trainer: Trainer) -> list[DistributedOptimizer]:
+    parts = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
+    return [part for part in parts if isinstance(part, DistributedOptimizer)]
+
+
+@contextmanager
+def _adam_of_torch(trainer: Trainer) -> Iterator[None]:
+    """Bridge three gaps between Megatron's distributed optimizer and torch's Adam while loading.
+
+    Megatron reads Adam's `step` before there is any state; expects it among each parameter's loaded
+    tensors, where its format does not put it (it comes with the parameter groups); and gives all
+    parameters one and the same `step` tensor, which each of them would then count up.
+    """
+    parts = _distributed_optimizers(trainer)
+    for part in parts:
+        for parameter in (p for group in part.optimizer.param_groups for p in group["params"]):
+            if not part.optimizer.state[parameter]:
+                part.optimizer.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+        def with_step(parameter: Any, tensors: dict[str, Any], part: DistributedOptimizer = part) -> None:
+            step = part._get_main_param_and_optimizer_states(parameter).get("step")
+            known = {} if step is None else {"step": step}
+            DistributedOptimizer._set_main_param_and_optimizer_states(part, parameter, {**known, **tensors})
+
+        part._set_main_param_and_optimizer_states = with_step
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part._set_main_param_and_optimizer_states
+            for state in part.optimizer.state.values():
+                state["step"] = state["step"].clone()
+
+
+def save(folder: Path, trainer: Trainer, runtime: Runtime, counters: dict[str, Any], source: Path) -> None:
+    """Write a checkpoint; every rank must call it with the same plain `counters`.
+
+    The config and tokenizer of `source`, a Hugging Face folder, go with it, so that it can be used
+    without the folder that the run started from.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    if runtime.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    runtime.barrier()
+    with runtime.cuda_stand_in():
+        dist_checkpointing.save({**_state(trainer, False), "counters": counters}, str(partial))
+    runtime.barrier()
+    if runtime.rank == 0:
+        huggingface.copy_all_but_weights(source, partial / CHECKPOINT_PART)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    runtime.barrier()
+
+
+def load(folder: Path, trainer: Trainer, runtime: Runtime) -> dict[str, Any]:
+    """Load a checkpoint into model and optimizer; returns the counters it was saved with."""
+    with runtime.cuda_stand_in(), torch.no_grad(), _adam_of_torch(trainer):
+        state = dist_checkpointing.load(_state(trainer, True), str(folder))
+        trainer.ddp.module.load_state_dict(state["model"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+    counters: dict[str, Any] = state["counters"]
+    return counters
+
+
+def load_weights(folder: Path, model: GPTModel, runtime: Runtime) -> None:
+    """Load only the weights of a checkpoint."""
+    with runtime.cuda_stand_in(), torch.no_grad():
+        state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
+        model.load_state_dict(state["model"])

@@ -1,0 +1,210 @@
+"""Weights in and out of Hugging Face folders, for any tensor- and pipeline-parallel layout.
+
+Each Megatron parameter stands for one or more Hugging Face tensors. A `_Layout` says how a rank's
+part is cut from them and how the ranks' parts are put together again; `_parameters` lists which
+goes where. Reading touches only this rank's tensors; writing makes one file for each pipeline
+stage, so no rank ever holds more than its own stage.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from rs_aligner.policy.architecture import Architecture
+from rs_aligner.policy.runtime import Runtime
+
+Tensors = Sequence[torch.Tensor]
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a Megatron parameter is cut: `cut(hf, rank, parts)` and its inverse `join(shards)`."""
+
+    cut: Callable[[Tensors, int, int], torch.Tensor]
+    join: Callable[[Tensors], list[torch.Tensor]]
+
+
+_REPLICATED = _Layout(lambda hf, rank, parts: hf[0], lambda shards: [shards[0]])
+_ROWS = _Layout(
+    lambda hf, rank, parts: hf[0].chunk(parts, 0)[rank], lambda shards: [torch.cat(list(shards), 0)]
+)
+_COLUMNS = _Layout(
+    lambda hf, rank, parts: hf[0].chunk(parts, 1)[rank], lambda shards: [torch.cat(list(shards), 1)]
+)
+_GATED = _Layout(
+    lambda hf, rank, parts: torch.cat([tensor.chunk(parts, 0)[rank] for tensor in hf]),
+    lambda shards: [torch.cat(part) for part in zip(*(shard.chunk(2, 0) for shard in shards), strict=True)],
+)
+
+
+def _qkv(arch: Architecture) -> _Layout:
+    """Query, key and value rows, interleaved by group: each group's queries, then its key and value."""
+    per_group = arch.num_heads // arch.num_kv_heads
+    sizes = [per_group * arch.head_dim, arch.head_dim, arch.head_dim]
+
+    def cut(hf: Tensors, rank: int, parts: int) -> torch.Tensor:
+        grouped = [
+            t.reshape(arch.num_kv_heads, size, *t.shape[1:]) for t, size in zip(hf, sizes, strict=True)
+        ]
+        return torch.cat(grouped, 1).chunk(parts, 0)[rank].flatten(0, 1)
+
+    def join(shards: Tensors) -> list[torch.Tensor]:
+        whole = torch.cat(list(shards))
+        grouped = whole.reshape(arch.num_kv_heads, sum(sizes), *whole.shape[1:])
+        return [part.flatten(0, 1) for part in grouped.split(sizes, 1)]
+
+    return _Layout(cut, join)
+
+
+def _parameters(
+    model: GPTModel, arch: Architecture, runtime: Runtime
+) -> Iterator[tuple[torch.nn.Parameter, tuple[str, ...], _Layout]]:
+    """This rank's parameters, each with its Hugging Face names and how it is cut."""
+    qkv = _qkv(arch)
+    attention, mlp = "self_attn", "mlp"
+    per_layer: dict[str, tuple[tuple[str, ...], _Layout]] = {
+        "input_layernorm.weight": (("input_layernorm.weight",), _REPLICATED),
+        "pre_mlp_layernorm.weight": (("post_attention_layernorm.weight",), _REPLICATED),
+        "self_attention.q_layernorm.weight": ((f"{attention}.q_norm.weight",), _REPLICATED),
+        "self_attention.k_layernorm.weight": ((f"{attention}.k_norm.weight",), _REPLICATED),
+        "self_attention.linear_qkv.weight": (tuple(f"{attention}.{x}_proj.weight" for x in "qkv"), qkv),
+        "self_attention.linear_qkv.bias": (tuple(f"{attention}.{x}_proj.bias" for x in "qkv"), qkv),
+        "self_attention.linear_proj.weight": ((f"{attention}.o_proj.weight",), _COLUMNS),
+        "mlp.linear_fc1.weight": ((f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"), _GATED),
+        "mlp.linear_fc2.weight": ((f"{mlp}.down_proj.weight",), _COLUMNS),
+    }
+    outside = {
+        "embedding.word_embeddings.weight": ("model.embed_tokens.weight", _ROWS),
+        "decoder.final_layernorm.weight": ("model.norm.weight", _REPLICATED),
+        "output_layer.weight": (
+            "model.embed_tokens.weight" if arch.tied_embeddings else "lm_head.weight",
+            _ROWS,
+        ),
+    }
+    first_layer = runtime.pp_rank * (arch.num_layers // runtime.pp_size)
+    for name, parameter in model.named_parameters():
+        if name in outside:
+            hf_name, layout = outside[name]
+            yield parameter, (hf_name,), layout
+        else:
+            local, _, rest = name.removeprefix("decoder.layers.").partition(".")
+            names, layout = per_layer[rest]
+            yield parameter, tuple(f"model.layers.{first_layer + int(local)}.{n}" for n in names), layout
+
+
+class _Reader:
+    """Tensors by name from a folder of one or several safetensors files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        index = folder / INDEX
+        if index.is_file():
+            self.file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        elif (folder / "model.safetensors").is_file():
+            with safe_open(folder / "model.safetensors", "pt") as file:
+                self.file_of = dict.fromkeys(file.keys(), "model.safetensors")
+        else:
+            raise ValueError(f"{folder} has no model.safetensors and no {INDEX}; other formats are not read")
+
+    def __call__(self, name: str) -> torch.Tensor:
+        if name not in self.file_of:
+            raise ValueError(f"{self.folder} lacks the tensor {name}, which its config.json asks for")
+        with safe_open(self.folder / self.file_of[name], "pt") as file:
+            return file.get_tensor(name)
+
+
+@torch.no_grad()
+def load_weights(folder: Path, model: GPTModel, arch: Architecture, runtime: Runtime) -> None:
+    """Copy a Hugging Face folder's weights into this rank's part of the model.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape than the config says.
+    """
+    read = _Reader(folder)
+    for parameter, names, layout in _parameters(model, arch, runtime):
+        part = layout.cut([read(name) for name in names], runtime.tp_rank, runtime.tp_size)
+        if part.shape != parameter.shape:
+            raise ValueError(
+                f"{folder}: {', '.join(names)} give {list(part.shape)}, but its config.json asks for "
+                f"{list(parameter.shape)}"
+            )
+        parameter.copy_(part)
+
+
+@torch.no_grad()
+def save_weights(folder: Path, model: GPTModel, arch: Architecture, runtime: Runtime, source: Path) -> None:
+    """Write the policy as a Hugging Face folder: weights here, config and tokenizer copied from `source`.
+
+    Every rank must call it. The folder appears whole, under its name, or not at all.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    if runtime.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        copy_all_but_weights(source, partial)
+    runtime.barrier()
+    tensors = gather_tensors(model, arch, runtime)
+    if arch.tied_embeddings and not runtime.is_first_stage:
+        tensors.pop("model.embed_tokens.weight", None)
+    file = "model.safetensors"
+    if runtime.pp_size > 1:
+        file = f"model-{runtime.pp_rank + 1:05d}-of-{runtime.pp_size:05d}.safetensors"
+    if runtime.dp_rank == 0 and runtime.tp_rank == 0:
+        save_file(tensors, partial / file, metadata={"format": "pt"})
+    _write_index(partial, file, tensors, runtime)
+    if runtime.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    runtime.barrier()
+
+
+def copy_all_but_weights(source: Path, folder: Path) -> None:
+    """Copy config, tokenizer and chat template of a Hugging Face folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.suffix in (".json", ".jinja", ".model", ".txt") and path.name != INDEX:
+            shutil.copyfile(path, folder / path.name)
+
+
+def gather_tensors(
+    model: GPTModel,
+    arch: Architecture,
+    runtime: Runtime,
+    of: Callable[[torch.nn.Parameter], torch.Tensor] = torch.nn.Parameter.detach,
+) -> dict[str, torch.Tensor]:
+    """This stage's tensors under their Hugging Face names, put together from its tensor-parallel ranks.
+
+    Args:
+        of: what to take of each parameter: the weights, or something of their shape.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    group = parallel_state.get_tensor_model_parallel_group()
+    for parameter, names, layout in _parameters(model, arch, runtime):
+        mine = of(parameter).contiguous()
+        shards = [torch.empty_like(mine) for _ in range(runtime.tp_size)]
+        dist.all_gather(shards, mine, group=group)
+        whole = layout.join([shard.cpu() for shard in shards])
+        tensors.update((name, tensor.contiguous().clone()) for name, tensor in zip(names, whole, strict=True))
+    return tensors
+
+
+def _write_index(folder: Path, file: str, tensors: dict[str, torch.Tensor], runtime: Runtime) -> None:
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    everyone: list[tuple[str, dict[str, int]]] = [("", {})] * runtime.world_size
+    dist.all_gather_object(everyone, (file, sizes), group=runtime.objects)
+    if runtime.rank == 0 and runtime.pp_size > 1:
+        weight_map = {name: shard for shard, names in everyone for name in names}
+        total = sum({name: size for _, names in everyone for name, size in names.items()}.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))

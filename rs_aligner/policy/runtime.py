@@ -1,0 +1,158 @@
+"""The ranks of a run: process groups, device, and the few collectives that the trainer needs.
+
+A run of one process has process groups too (of one member), so that one path serves a laptop and
+a cluster. Objects travel between ranks over gloo whatever the device, since they live on the CPU.
+Left out on purpose: context, expert and virtual pipeline parallelism.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process's place in the run.
+
+    Attributes:
+        device: where this rank's tensors live.
+        rank, world_size: of all ranks.
+        dp_rank, dp_size: which data-parallel replica this rank belongs to, and how many there are.
+        is_source: whether this rank speaks for its replica (one rank of each replica does).
+    """
+
+    device: torch.device
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    objects: dist.ProcessGroup
+
+    @property
+    def is_source(self) -> bool:
+        return self.tp_rank == 0 and self.pp_rank == 0
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+    def gather(self, item: Any) -> list[Any]:
+        """The items of the replicas' sources, in data-parallel order, on every rank."""
+        tagged: list[Any] = [None] * self.world_size
+        dist.all_gather_object(tagged, (self.dp_rank, item) if self.is_source else None, group=self.objects)
+        found = sorted((entry for entry in tagged if entry is not None), key=lambda entry: entry[0])
+        return [item for _, item in found]
+
+    def maximum(self, values: dict[str, float]) -> dict[str, float]:
+        """Per key the largest value over all ranks."""
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, values, group=self.objects)
+        return {key: max(one[key] for one in everyone) for key in values}
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.objects)
+
+    def cuda_stand_in(self) -> AbstractContextManager[None]:
+        """To be entered where Megatron builds a model, or builds, steps, saves or loads an optimizer."""
+        if self.device.type == "cuda":
+            return nullcontext()
+        from rs_aligner.policy import cpu
+
+        return cpu.pretend()
+
+
+def ranks_started() -> int:
+    """How many ranks the launcher (`torchrun` or `srun`) started; 1 when started alone."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+
+
+def _adopt_slurm() -> None:
+    """Translate what `srun` sets into what torch reads, where `torchrun` has not done so."""
+    if "RANK" in os.environ or "SLURM_PROCID" not in os.environ or ranks_started() == 1:
+        return
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+    os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+
+
+@contextmanager
+def start(
+    tensor_parallel_size: int = 1,
+    pipeline_parallel_size: int = 1,
+    *,
+    accelerator: str = "auto",
+    timeout_minutes: float = 30,
+    seed: int = 1234,
+    store: dist.Store | None = None,
+) -> Iterator[Runtime]:
+    """Join the process groups, and leave them at the end.
+
+    Args:
+        tensor_parallel_size: ranks that share each layer.
+        pipeline_parallel_size: ranks that each hold a part of the layers.
+        accelerator: `cpu`, `gpu`, or `auto` (a GPU where there is one).
+        timeout_minutes: how long a collective may wait for its peers.
+        seed: of weight initialisation; rollouts have seeds of their own.
+        store: where the ranks meet; by default what the launcher set up. A second start in the
+            same processes needs a fresh one.
+    """
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    _adopt_slurm()
+    alone = "RANK" not in os.environ
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    timeout = timedelta(minutes=timeout_minutes)
+    if alone:
+        store = dist.HashStore()
+    where: dict[str, Any] = {}
+    if store is not None:
+        where = {
+            "store": store,
+            "rank": int(os.environ.get("RANK", 0)),
+            "world_size": 1 if alone else ranks_started(),
+        }
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, **where)
+    try:
+        if not on_gpu:
+            from rs_aligner.policy import cpu
+
+            cpu.install()
+        parallel_state.initialize_model_parallel(
+            tensor_parallel_size, pipeline_parallel_size, distributed_timeout_minutes=timeout_minutes
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(seed)
+        torch.manual_seed(seed)
+        yield Runtime(
+            device=device,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+            tp_size=tensor_parallel_size,
+            pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+            pp_size=pipeline_parallel_size,
+            dp_rank=parallel_state.get_data_parallel_rank(),
+            dp_size=parallel_state.get_data_parallel_world_size(),
+            objects=dist.new_group(backend="gloo", timeout=timeout),
+        )
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""The judge: what it is asked (`protocol`), who asks (`client`), who answers (`server`, `judges`)."""

@@ -1,0 +1,103 @@
+"""The nouns of rejection sampling: prompt, rollout, score, group.
+
+Plain data, no torch. A group is built from one prompt and its N rollouts and is never found by
+comparing text, so two rows with the same text are two groups. A judge's failure is a type of
+its own, so that it cannot be mistaken for a number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of a prompt file, ready to be fed to the policy.
+
+    Attributes:
+        id: the row's own id, or `file:line`.
+        text: the text as fed to the model (template or chat template applied).
+        token_ids: the tokens as fed to the model, a leading begin token included.
+        metadata: the whole data row.
+        position: the prompt's place in the epoch's order (part of the rollouts' seeds).
+    """
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled answer to one prompt.
+
+    Attributes:
+        group: which prompt of the step it answers, counted from 0 in data order.
+        index: which of the prompt's N rollouts it is, counted from 0.
+        token_ids: the response tokens; the ending token, if any, is the last of them.
+        text: the response without end tokens and end strings.
+        finish_reason: `stop` (end token or end string) or `length`.
+        policy_version: number of finished training steps of the policy that sampled it.
+        seed: what its randomness comes from.
+        log_probs: log-probability of each response token under the distribution before
+            temperature and filters, same length as `token_ids`.
+    """
+
+    group: int
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    policy_version: int = 0
+    seed: int = 0
+    log_probs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """A prompt with the response to learn, as token ids; the ending token belongs to the response."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A finite reward, with named components where the judge gives them.
+
+    Raises:
+        ValueError: the reward or a component is NaN or infinite.
+    """
+
+    reward: float
+    components: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in {"reward": self.reward, **self.components}.items():
+            if not math.isfinite(value):
+                raise ValueError(f"a score must be finite, but {name} is {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFailure:
+    """The judge gave no usable answer, and why. Never a number."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class Group:
+    """A prompt with its rollouts and what the judge said of each, in rollout order."""
+
+    prompt: Prompt
+    rollouts: list[Rollout]
+    scores: list[Score | ScoreFailure]

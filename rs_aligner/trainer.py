@@ -1,0 +1,287 @@
+"""The loop: sample, ask the judge, keep the best, train on them, write everything down, repeat.
+
+It knows the policy and the judge by two small protocols only. Every rank runs it in step: replicas sample
+their share of the prompts, their sources ask the judge, and then every rank holds the whole step and
+comes to the same selection.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from rs_aligner.config import LengthParams, SamplingParams, TrainRSConfig, num_steps
+from rs_aligner.data import PromptSampler
+from rs_aligner.metrics import step_metrics
+from rs_aligner.reward.protocol import Judge
+from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
+from rs_aligner.run import Run
+from rs_aligner.selection import Selection, select
+
+_logger = logging.getLogger("rs_aligner")
+VALIDATION = 0  # the step in the seeds of validation rollouts: every validation draws the same numbers
+
+
+class Stats(Protocol):
+    """What an optimizer step reports."""
+
+    @property
+    def loss(self) -> float: ...
+    @property
+    def grad_norm(self) -> float: ...
+    @property
+    def learning_rate(self) -> float: ...
+
+
+class Policy(Protocol):
+    """What is trained. All methods are collective: every rank calls them in the same order."""
+
+    version: int
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        num_rollouts: int,
+        sampling: SamplingParams,
+        lengths: LengthParams,
+        *,
+        step: int,
+        wave_size: int | None,
+    ) -> Iterator[Rollout]:
+        """This replica's share of the rollouts, each as soon as it ends."""
+
+    def train(self, rows: Sequence[TrainingRow]) -> Sequence[Stats]:
+        """One pass over the rows."""
+
+    def gather(self, item: Any) -> list[Any]:
+        """The items of all replicas, on every rank."""
+
+    def maximum(self, values: dict[str, float]) -> dict[str, float]:
+        """Per key the largest value over all ranks."""
+
+    def save(self, folder: Path, counters: dict[str, Any]) -> None: ...
+    def load(self, folder: Path) -> dict[str, Any]: ...
+    def export(self, folder: Path) -> None: ...
+
+
+class RSTrainer:
+    """Rejection sampling fine-tuning.
+
+    Args:
+        config: a checked config.
+        policy: what is trained.
+        judge: what scores; None on ranks that do not speak for their replica.
+        prompts: to train on.
+        validation: held-out prompts, never trained on.
+        run: the run's folder.
+    """
+
+    def __init__(
+        self,
+        config: TrainRSConfig,
+        policy: Policy,
+        judge: Judge | None,
+        prompts: Sequence[Prompt],
+        validation: Sequence[Prompt],
+        run: Run,
+    ) -> None:
+        self.config, self.policy, self.judge, self.run = config, policy, judge, run
+        self.rs, self.loop = config.model.rs, config.trainer.rs
+        self.prompts = prompts
+        self.validation = validation[: self.rs.num_val_samples]
+        self.sampler = PromptSampler(len(prompts), self.rs.num_rollout_samples, seed=config.model.seed)
+        self.num_steps = num_steps(config, len(prompts))
+
+    def fit(self) -> None:
+        """Train to the end, or until the time is up; then save and export.
+
+        Raises:
+            JudgeFailed: the judge scored nothing of a step.
+        """
+        first = self._resume()
+        if first == 1:
+            self.run.record({"step": 0, **self._validate(0)})
+        for step in range(first, self.num_steps + 1):
+            self.run.begin_step()
+            began = time.monotonic()
+            prompts = self._next_prompts()
+            groups, waited = self._rollouts(
+                prompts, self.rs.num_rollouts_per_prompt, self.rs.sampling_params, step, f"step {step}"
+            )
+            generated = time.monotonic()
+            selection = self._select(groups)
+            stats = self.policy.train(_training_rows(groups, selection))
+            self.policy.version = step
+            trained = time.monotonic()
+            times = self.policy.maximum(
+                {
+                    "time/generate": generated - began - waited,
+                    "time/score_wait": waited,
+                    "time/train": trained - generated,
+                    "time/step": trained - began,
+                }
+            )
+            if self.ledger is not None:
+                self.ledger.append(step, groups, selection)
+            metrics = {
+                "step": step,
+                "policy_version": self.policy.version,
+                "consumed_prompts": self.sampler.consumed_prompts,
+                **step_metrics(groups, selection),
+                **_training_metrics(stats),
+                **times,
+            }
+            self._say(metrics)
+            last = step == self.num_steps or self._out_of_time()
+            if self._due(step, self.loop.val_check_interval) or last:
+                metrics |= self._validate(step)
+            self.run.record(metrics)
+            if self._due(step, self.loop.save_interval or self.loop.val_check_interval) or last:
+                self.run.save(self.policy, step, {"step": step, "sampler": self.sampler.state_dict()})
+            if last:
+                break
+        self.policy.export(self.run.final)
+
+    def _resume(self) -> int:
+        """Continue from the newest checkpoint, if there is one; returns the step to begin with."""
+        done = -1
+        if self.run.last_checkpoint is not None:
+            counters = self.policy.load(self.run.last_checkpoint)
+            self.sampler.load_state_dict(counters["sampler"])
+            done = counters["step"]
+            _logger.info("continuing behind step %d of %s", done, self.run.last_checkpoint)
+            if done >= self.num_steps:
+                _logger.info(
+                    "nothing left to do: the run has %d steps; see trainer.rs.max_epochs", self.num_steps
+                )
+        self.ledger = self.run.open(done)
+        return max(done, 0) + 1
+
+    def _next_prompts(self) -> list[Prompt]:
+        return [replace(self.prompts[draw.index], position=draw.position) for draw in next(self.sampler)]
+
+    def _rollouts(
+        self, prompts: Sequence[Prompt], num_rollouts: int, sampling: SamplingParams, step: int, what: str
+    ) -> tuple[list[Group], float]:
+        """Sample and score; the whole step's groups on every rank, and the seconds spent waiting for scores.
+
+        Rollouts go to the judge as they end, while others are still being generated.
+        """
+        mine: list[tuple[Rollout, Future[Score | ScoreFailure] | None]] = []
+        stream = self.policy.generate(
+            prompts,
+            num_rollouts,
+            sampling,
+            self.rs.length_params,
+            step=step,
+            wave_size=self.rs.rollout_micro_batch_size,
+        )
+        hidden = None if self.run.is_writer else True  # None: shown on a terminal only
+        for rollout in tqdm(
+            stream, what, len(prompts) * num_rollouts, leave=False, disable=hidden, unit=" rollouts"
+        ):
+            score = self.judge.submit(prompts[rollout.group], rollout) if self.judge is not None else None
+            mine.append((rollout, score))
+        waiting = time.monotonic()
+        if self.judge is not None:
+            self.judge.flush()
+        scored = [(rollout, score.result()) for rollout, score in mine if score is not None]
+        waited = time.monotonic() - waiting
+        everyone = [pair for replica in self.policy.gather(scored) for pair in replica]
+        everyone.sort(key=lambda pair: (pair[0].group, pair[0].index))
+        groups = [Group(prompt, [], []) for prompt in prompts]
+        for rollout, result in everyone:
+            groups[rollout.group].rollouts.append(rollout)
+            groups[rollout.group].scores.append(result)
+        _check_scored(groups, what)
+        return groups, waited
+
+    def _select(self, groups: Sequence[Group]) -> Selection:
+        scores = [group.scores for group in groups]
+        rewards = torch.tensor([[s.reward if isinstance(s, Score) else 0.0 for s in row] for row in scores])
+        scored = torch.tensor([[isinstance(s, Score) for s in row] for row in scores])
+        return select(rewards, scored, self.rs.top_n_rollouts, self.rs.min_reward)
+
+    def _validate(self, step: int) -> dict[str, float]:
+        """Sample answers to the held-out prompts; nothing of them is trained on."""
+        if not self.validation or self.loop.val_check_interval is None:
+            return {}
+        groups, _ = self._rollouts(
+            self.validation,
+            self.rs.num_val_rollouts_per_prompt,
+            self.rs.val_sampling_params,
+            VALIDATION,
+            "validation",
+        )
+        rewards = [score.reward for group in groups for score in group.scores if isinstance(score, Score)]
+        lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
+        metrics = {"validation/reward": fmean(rewards), "validation/response_length/mean": fmean(lengths)}
+        when = f"after step {step}" if step else "before the first step"
+        _logger.info("validation %s: reward %.4f over %d rollouts", when, fmean(rewards), len(rewards))
+        return metrics
+
+    def _due(self, step: int, interval: int | None) -> bool:
+        return interval is not None and step % interval == 0
+
+    def _out_of_time(self) -> bool:
+        """The same answer on every rank."""
+        out = self.policy.maximum({"out": float(not self.run.time_left_for_a_step())})["out"] > 0
+        if out:
+            _logger.info("exp_manager.max_time_per_run is nearly over: saving and stopping")
+        return out
+
+    def _say(self, metrics: dict[str, Any]) -> None:
+        kept = f"{metrics['reward/kept_mean']:.4f}" if "reward/kept_mean" in metrics else "none"
+        loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else "nothing kept, no optimizer step"
+        _logger.info(
+            "step %d/%d  reward %.4f, kept %s (%d of %d)  %s  %.1f s (generate %.1f, wait %.1f, train %.1f)",
+            *(metrics["step"], self.num_steps, metrics["reward/mean"], kept),
+            *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
+            *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
+        )
+
+
+class JudgeFailed(RuntimeError):
+    """The judge scored nothing; the message counts the reasons."""
+
+
+def _check_scored(groups: Sequence[Group], what: str) -> None:
+    failures = [score.reason for group in groups for score in group.scores if isinstance(score, ScoreFailure)]
+    total = sum(len(group.scores) for group in groups)
+    if not failures:
+        return
+    reasons = ", ".join(f"{failures.count(r)} x {r}" for r in dict.fromkeys(failures))
+    if len(failures) == total:
+        raise JudgeFailed(f"{what}: the judge scored none of {total} rollouts: {reasons}")
+    _logger.warning(
+        "%s: %d of %d rollouts have no score and are rejected: %s", what, len(failures), total, reasons
+    )
+
+
+def _training_rows(groups: Sequence[Group], selection: Selection) -> list[TrainingRow]:
+    """The kept rollouts in (prompt, rollout) order."""
+    return [
+        TrainingRow(group.prompt.token_ids, rollout.token_ids)
+        for group, kept in zip(groups, selection.keep.tolist(), strict=True)
+        for rollout, keep in zip(group.rollouts, kept, strict=True)
+        if keep
+    ]
+
+
+def _training_metrics(stats: Sequence[Stats]) -> dict[str, float]:
+    if not stats:
+        return {}
+    return {
+        "loss": fmean(one.loss for one in stats),
+        "grad_norm": fmean(one.grad_norm for one in stats),
+        "lr": stats[-1].learning_rate,
+    }

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Set-up, lint, types, import rules, then the tests. Arguments go to pytest:
+#   bash scripts/test.sh                  everything (about 25 minutes on 2 cores at most)
+#   bash scripts/test.sh -m "not slow"    the fast part
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup.sh
+export PATH="$PWD/.venv/bin:$PATH"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # tests start several processes each
+
+step() { echo "== $*"; "$@"; }
+step ruff check .
+step ruff format --check .
+step mypy rs_aligner
+step lint-imports
+step python -m pytest "$@"

@@ -1,0 +1,65 @@
+"""What the package is called, what it needs, and which Python it runs on.
+
+Bounds here are loose, so that it installs next to what a GPU machine already has. The exact versions it
+is tested with are in `requirements/`, which `scripts/setup.sh` installs. torch is left unpinned here on
+purpose: a CPU machine and a CUDA machine want different builds of it.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+
+
+def version() -> str:
+    """Reads the version from the package without importing it."""
+    text = (HERE / "rs_aligner" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    assert match, "rs_aligner/__init__.py defines __version__"
+    return match.group(1)
+
+
+setup(
+    name="rs-aligner",
+    version=version(),
+    description="Rejection sampling fine-tuning of language models with a remote judge, on Megatron",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["rs_aligner", "rs_aligner.*"]),
+    package_data={"rs_aligner": ["py.typed"]},
+    install_requires=[
+        "einops>=0.8",
+        "hydra-core>=1.3",
+        "lightning>=2.4",
+        "megatron-core>=0.16,<0.17",
+        "nemo_toolkit[core]>=3.0,<4",
+        # PyTriton 0.7 needs numpy below 2, and pyarrow 26 refuses numpy 1.26 when it is imported.
+        "numpy>=1.26,<2",
+        "nvidia-pytriton>=0.7",
+        "omegaconf>=2.3",
+        # nemo_toolkit[core] imports pandas and sentencepiece without asking for them.
+        "pandas>=2",
+        # Without psutil, megatron-core's checkpoint writer dies and its parent waits for ever.
+        "psutil>=5.9",
+        "pyarrow<26",
+        "pydantic>=2.7",
+        "PyYAML>=6",
+        "safetensors>=0.4",
+        "sentencepiece>=0.2",
+        "tensorboard>=2.14",
+        "torch>=2.6",
+        "tqdm>=4.66",
+        "transformers>=4.48",
+    ],
+    extras_require={
+        "sentiment": ["vaderSentiment>=3.3"],
+        "wandb": ["wandb>=0.16"],
+        "dev": ["hypothesis", "import-linter", "mypy", "pytest", "pytest-timeout", "ruff"],
+    },
+)

@@ -1,0 +1,361 @@
+"""One error tells all that is wrong, each line with the key, its value and what would work."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from rs_aligner.config import (
+    ConfigError,
+    ServeRewardConfig,
+    TrainRSConfig,
+    TrainSFTConfig,
+    load_config,
+    open_overrides,
+    register_resolvers,
+)
+from rs_aligner.config.load import _is_section, _walk
+from tests.config.conftest import compose
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def problems(tree: dict[str, Any], schema: Any = TrainRSConfig) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        load_config(tree, schema)
+    assert str(error.value) == "\n".join(error.value.problems)
+    return list(error.value.problems)
+
+
+@pytest.mark.parametrize("name", ["train_rs", "train_sft"])
+def test_the_yaml_file_and_the_schema_have_the_same_defaults(name, tree):
+    smallest = tree()
+    schema: Any = {"train_rs": TrainRSConfig, "train_sft": TrainSFTConfig}[name]
+    defaults = load_config(smallest, schema).model_dump()
+    composed = compose(name, [])
+    composed.merge_with(smallest)
+    written = load_config(composed, schema).model_dump()
+    # The files spell out what null means, and choose what suits the command.
+    for config in (defaults, written):
+        del config["model"]["precision"]
+        del config["exp_manager"]["wandb_logger_kwargs"]
+        for loop in ("rs", "sft"):
+            config["trainer"].get(loop, {}).pop("save_interval", None)
+        if name == "train_sft":
+            del config["exp_manager"]["name"], config["model"]["optim"]
+            del config["trainer"]["sft"]["val_check_interval"]
+    assert written == defaults
+
+
+def test_the_defaults_are_those_of_the_method(tree):
+    config = load_config(tree(), TrainRSConfig)
+    assert (config.world_size, config.model_parallel_size, config.data_parallel_size) == (1, 1, 1)
+    rs = config.model.rs
+    assert (rs.num_rollout_samples, rs.num_rollouts_per_prompt, rs.top_n_rollouts) == (512, 4, 1)
+    assert rs.min_reward is None
+    assert not rs.sampling_params.use_greedy
+    assert rs.val_sampling_params.use_greedy
+    assert config.remote_rm.startup_timeout == 10
+    assert config.model.optim.betas == (0.9, 0.98)
+
+
+def test_validation_inherits_the_end_strings_of_training_unless_it_has_its_own(tree):
+    key = "model.rs.sampling_params.end_strings"
+    assert load_config(
+        tree(**{key: ["\n", "END"]}), TrainRSConfig
+    ).model.rs.val_sampling_params.end_strings == (
+        "\n",
+        "END",
+    )
+    own = tree(**{key: "END", "model.rs.val_sampling_params.end_strings": []})
+    assert load_config(own, TrainRSConfig).model.rs.val_sampling_params.end_strings == ()
+    config = load_config(tree(**{"model.rs.val_sampling_params.temperature": 0.5}), TrainRSConfig)
+    assert config.model.rs.val_sampling_params.use_greedy
+
+
+def test_prompts_get_what_the_response_leaves_of_the_sequence(tree):
+    config = load_config(tree(**{"model.rs.length_params.max_length": 100}), TrainRSConfig)
+    assert config.max_prompt_length(512) == 412
+    config = load_config(tree(**{"model.encoder_seq_length": 300}), TrainRSConfig)
+    assert config.max_prompt_length(512) == 44
+    config = load_config(tree(**{"model.data.seq_length": 30}), TrainRSConfig)
+    assert config.max_prompt_length(512) == 30
+
+
+def test_the_stories_config_is_the_issues_recipe(test_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("RS_ALIGNER_TEST_DATA", str(test_data))
+    composed = compose("stories", [f"exp_manager.explicit_log_dir={tmp_path}"])
+    config = load_config(composed, TrainRSConfig)
+    rs = config.model.rs
+    assert (rs.num_rollout_samples, rs.num_rollouts_per_prompt, rs.top_n_rollouts) == (128, 8, 1)
+    assert rs.length_params.max_length == 64
+    assert (rs.val_sampling_params.use_greedy, rs.val_sampling_params.temperature) == (False, 1.0)
+    assert rs.num_val_rollouts_per_prompt == 4
+    assert (config.trainer.rs.max_steps, config.model.global_batch_size) == (2, 16)
+
+
+def test_what_must_be_set_is_named_with_its_meaning(workplace):
+    lines = problems(dict(compose("train_rs", [])))
+    assert [line.partition(" must be set: ")[0] for line in lines] == [
+        "exp_manager.explicit_log_dir",
+        "model.data.data_prefix.train",
+        "pretrained_checkpoint.restore_from_path",
+    ]
+    assert all(line.partition(" must be set: ")[2] for line in lines)
+    assert sorted(problems({})) == lines
+
+
+def test_a_missing_value_of_an_optional_key_is_named_too(tree):
+    assert problems(tree(**{"model.seed": "???"}))[0].startswith("model.seed must be set: Seed of")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "nearest"),
+    [
+        ("model.rs.top_n_rollout", 2, "model.rs.top_n_rollouts"),
+        ("model.rs.num_rollout_per_prompt", 2, "model.rs.num_rollouts_per_prompt"),
+        ("rs.min_reward", 1.0, "model.rs.min_reward"),
+        ("trainer.max_step", 3, "trainer.rs.max_steps"),
+        ("model.rs.sampling_param", {"top_k": 1}, "model.rs.sampling_params"),
+        ("remote_rm.port", 1, "remote_rm.reward_model.port"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_one(key, value, nearest, tree):
+    (line,) = problems(tree(**{key: value}))
+    head = key if not key.startswith("rs.") else "rs"
+    assert line.startswith(f"{head} is not a key; the nearest one is ")
+    if head == key:
+        assert line.endswith(nearest)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("trainer.devices", 0, "trainer.devices is 0: should be greater than or equal to 1"),
+        ("trainer.devices", True, "trainer.devices is true: should be a number"),
+        ("trainer.accelerator", "tpu", "trainer.accelerator is \"tpu\": should be 'auto', 'cpu' or 'gpu'"),
+        ("trainer.precision", 16, "trainer.precision is 16: fp16 is not supported"),
+        ("trainer.precision", "int8", 'trainer.precision is "int8": should be auto, bf16 or 32'),
+        ("trainer.rs.max_steps", 0, "trainer.rs.max_steps is 0: should be at least 1, or -1"),
+        (
+            "trainer.rs.val_check_interval",
+            0.5,
+            "trainer.rs.val_check_interval is 0.5: should be a valid integer",
+        ),
+        (
+            "trainer.rs.save_interval",
+            0,
+            "trainer.rs.save_interval is 0: should be greater than or equal to 1",
+        ),
+        (
+            "exp_manager.max_time_per_run",
+            "3:30",
+            'exp_manager.max_time_per_run is "3:30": should be "DD:HH:MM:SS"',
+        ),
+        ("exp_manager.max_time_per_run", 12600, "exp_manager.max_time_per_run is 12600: should be"),
+        ("exp_manager.max_time_per_run", "00:00:00:00", "should be longer than no time"),
+        ("exp_manager.checkpoint_callback_params.monitor", "loss", "should be 'val_global_rewards' or"),
+        (
+            "exp_manager.checkpoint_callback_params.save_top_k",
+            -2,
+            "save_top_k is -2: should be -1 (keep all)",
+        ),
+        ("remote_rm.reward_model.port", 70000, "remote_rm.reward_model.port is 70000: should be less than"),
+        ("remote_rm.mode", "json", "remote_rm.mode is \"json\": should be 'auto', 'text' or 'tokens'"),
+        ("model.rs.top_n_rollouts", 5, "should be at most model.rs.num_rollouts_per_prompt = 4"),
+        ("model.rs.top_n_rollouts", 0, "model.rs.top_n_rollouts is 0: should be greater than or equal to 1"),
+        ("model.rs.min_reward", "nan", 'model.rs.min_reward is "nan": should be a finite number'),
+        ("model.rs.sampling_params.top_p", 0, "top_p is 0: should be greater than 0"),
+        ("model.rs.sampling_params.top_k", -1, "top_k is -1: should be greater than or equal to 0"),
+        (
+            "model.rs.sampling_params.temperature",
+            0,
+            "should be above 0, or model.rs.sampling_params.use_greedy",
+        ),
+        ("model.rs.sampling_params.end_strings", ["", "a"], "should have at least 1 character"),
+        (
+            "model.rs.length_params.min_length",
+            300,
+            "should be at most model.rs.length_params.max_length = 256",
+        ),
+        ("model.rs.length_params.max_length", 512, "prompt and response together have at most 512 tokens"),
+        ("model.rs.sampling_params", 3, "model.rs.sampling_params is 3: this is a section"),
+        ("model.encoder_seq_length", 1024, "the policy was made for at most 512 positions"),
+        ("model.sequence_parallel", True, "needs model.tensor_model_parallel_size above 1"),
+        ("model.precision", "bf16", 'model.precision is "bf16": should be trainer.precision = auto'),
+        ("model.loss_normalization", "batch", "should be 'sequence' or 'token'"),
+        ("model.optim.name", "sgd", "model.optim.name is \"sgd\": should be 'distributed_fused_adam'"),
+        (
+            "model.optim.lr",
+            1e-9,
+            "model.optim.sched.min_lr is 9e-08: should be at most model.optim.lr = 1e-09",
+        ),
+        ("model.data.data_impl", "mmap", 'model.data.data_impl is "mmap": only JSON Lines files are read'),
+        ("model.data.prompt_template", "Answer:", "names no key of the row"),
+        ("model.data.prompt_template", "{question", "is not a Python format string"),
+        ("model.data.prompt_template", "{}", "should name whole keys of the row"),
+        ("model.data.data_prefix.train", [], "model.data.data_prefix.train must be set"),
+        (
+            "model.data.data_prefix.train",
+            "nowhere.jsonl",
+            '"nowhere.jsonl": is not there; name JSON Lines files',
+        ),
+        ("pretrained_checkpoint.restore_from_path", "nowhere", "is not there; name a Hugging Face folder"),
+        ("pretrained_checkpoint.restore_from_path", "gpt.nemo", ".nemo archives are not read"),
+        ("model.seed", "${nothing}", "model.seed cannot be resolved: Interpolation key 'nothing' not found"),
+    ],
+)
+def test_a_value_that_cannot_work_says_what_would(key, value, message, tree):
+    (line,) = problems(tree(**{key: value}))
+    assert message in line
+
+
+def test_all_problems_of_a_config_come_at_once(tree):
+    lines = problems(
+        tree(**{"trainer.devices": 0, "model.seed": -1, "model.foo": 1, "model.peft.peft_scheme": "x"})
+    )
+    assert len(lines) == 4
+
+
+def test_sizes_that_do_not_divide_are_told_with_their_numbers(tree):
+    (line,) = problems(tree(**{"trainer.devices": 3, "model.tensor_model_parallel_size": 2}))
+    assert line.startswith("trainer.devices is 3: 1 x 3 = 3 ranks should be a multiple of ")
+    assert line.endswith("= 2 x 1 = 2")
+    sizes = {"trainer.devices": 8, "model.tensor_model_parallel_size": 2, "model.micro_batch_size": 3}
+    (line,) = problems(tree(**sizes))
+    assert line.startswith("model.global_batch_size is 64: ")
+    assert line.endswith("= 3 x 4 = 12, for example 60")
+    assert (
+        load_config(tree(**sizes, **{"model.global_batch_size": 60}), TrainRSConfig).data_parallel_size == 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "message"),
+    [
+        ("model.tensor_model_parallel_size", 16, "should divide the policy's 8 attention heads"),
+        ("model.pipeline_model_parallel_size", 4, "should divide the policy's 6 layers"),
+    ],
+)
+def test_a_layout_that_the_policy_does_not_fit_is_refused(key, size, message, tree):
+    (line,) = problems(tree(**{key: size, "trainer.devices": size}))
+    assert line == f"{key} is {size}: {message}"
+
+
+def test_a_folder_that_holds_no_policy_is_refused_and_a_megatron_checkpoint_is_not(tree, workplace):
+    empty = workplace / "empty"
+    empty.mkdir()
+    changed = tree(**{"pretrained_checkpoint.restore_from_path": str(empty)})
+    assert "holds neither config.json nor a Megatron checkpoint" in problems(changed)[0]
+    (empty / "metadata.json").write_text("{}")
+    assert load_config(changed, TrainRSConfig).pretrained_checkpoint.restore_from_path == str(empty)
+
+
+def test_padding_below_the_longest_sequence_is_refused(tree):
+    changed = tree(**{"remote_rm.pad_to_length": 256, "model.encoder_seq_length": 400})
+    assert problems(changed) == [
+        "remote_rm.pad_to_length is 256: should be null or at least 400 (model.encoder_seq_length)"
+    ]
+
+
+def test_equal_rollouts_are_warned_of(tree, caplog):
+    with caplog.at_level(logging.WARNING, logger="rs_aligner"):
+        load_config(tree(**{"model.rs.sampling_params.use_greedy": True}), TrainRSConfig)
+    assert ["num_rollouts_per_prompt is 4" in record.getMessage() for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("bf16-mixed", "bf16"), (32, "fp32"), ("32-true", "fp32"), ("auto", "auto")]
+)
+def test_precisions_have_one_spelling_once_read(written, read, tree):
+    assert load_config(tree(**{"trainer.precision": written}), TrainRSConfig).trainer.precision == read
+
+
+def test_the_resolvers_can_be_registered_twice_and_count_in_whole_numbers(tree):
+    register_resolvers()
+    register_resolvers()
+    changed = tree(**{"model.global_batch_size": "${multiply:4,${int_div:7,2}}"})
+    assert load_config(changed, TrainRSConfig).model.global_batch_size == 12
+
+
+def test_overrides_are_opened_and_nothing_else():
+    given = [
+        "a.b=1",
+        "+c=2",
+        "++d=x=y",
+        "~e",
+        "hydra.run.dir=x",
+        "hydra/job_logging=none",
+        "--multirun",
+        "-cn=x",
+    ]
+    assert open_overrides(given) == ["++a.b=1", "++c=2", "++d=x=y", *given[3:]]
+
+
+def test_an_unknown_override_reaches_the_check(workplace):
+    with pytest.raises(ConfigError, match=r"model\.rs\.min_rewards is not a key; .* model\.rs\.min_reward$"):
+        load_config(
+            compose(
+                "train_rs",
+                [
+                    "model.rs.min_rewards=1",
+                    "exp_manager.explicit_log_dir=x",
+                    f"model.data.data_prefix.train={workplace}/train.jsonl",
+                    f"pretrained_checkpoint.restore_from_path={workplace}/policy",
+                ],
+            ),
+            TrainRSConfig,
+        )
+
+
+def test_a_judge_is_either_a_function_or_a_name(tmp_path):
+    config = load_config(compose("serve_reward", ["judge.name=exact_answer"]), ServeRewardConfig)
+    assert (config.inference.host, config.inference.port) == ("127.0.0.1", 5555)
+    assert "neither is set" in problems({}, ServeRewardConfig)[0]
+    assert (
+        "both are set" in problems({"judge": {"name": "sentiment", "function": "a:b"}}, ServeRewardConfig)[0]
+    )
+    for wrong in ("judge.py", ":f", "judge:", "judge:a b"):
+        assert (
+            "should be path/to/file.py:name" in problems({"judge": {"function": wrong}}, ServeRewardConfig)[0]
+        )
+    gone = {"judge": {"function": f"{tmp_path}/judge.py:score"}}
+    assert "there is no such file" in problems(gone, ServeRewardConfig)[0]
+    (tmp_path / "judge.py").touch()
+    assert load_config(gone, ServeRewardConfig).judge.function == f"{tmp_path}/judge.py:score"
+    assert (
+        "Hugging Face folder"
+        in problems({"judge": {"name": "sentiment"}, "tokenizer": f"{tmp_path}/none"}, ServeRewardConfig)[0]
+    )
+
+
+def test_stopping_at_a_score_needs_a_judge_and_held_out_prompts(tree):
+    changed = tree(**{"trainer.sft.stop_at_validation": 0.3})
+    assert problems(changed, TrainSFTConfig) == [
+        "trainer.sft.stop_at_validation is 0.3: needs judge, for a held-out score"
+    ]
+    changed["judge"] = {"name": "exact_answer"}
+    assert load_config(changed, TrainSFTConfig).trainer.sft.stop_at_validation == 0.3
+    changed["model"]["data"]["data_prefix"]["validation"] = []
+    assert problems(changed, TrainSFTConfig)[0].startswith("model.data.data_prefix.validation must be set")
+
+
+def test_a_judge_can_be_set_from_the_command_line_of_the_supervised_training(workplace):
+    overrides = [
+        f"pretrained_checkpoint.restore_from_path={workplace}/policy",
+        f"model.data.data_prefix.train={workplace}/train.jsonl",
+        f"model.data.data_prefix.validation={workplace}/validation.jsonl",
+        f"exp_manager.explicit_log_dir={workplace}/run",
+        "judge.name=exact_answer",
+        "trainer.sft.stop_at_validation=0.3",
+    ]
+    config = load_config(compose("train_sft", overrides), TrainSFTConfig)
+    assert config.judge is not None
+    assert config.judge.name == "exact_answer"
+
+
+@pytest.mark.parametrize("schema", [TrainRSConfig, TrainSFTConfig, ServeRewardConfig])
+def test_every_key_has_a_description(schema):
+    assert [key for key, field in _walk(schema) if not _is_section(field) and not field.description] == []

@@ -1,0 +1,19 @@
+"""What several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real models, prompts and problems; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("RS_ALIGNER_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the real test data: RS_ALIGNER_TEST_DATA points to {folder}, which is not there")
+    return folder.resolve()

@@ -1,0 +1,158 @@
+"""Run on one or two ranks by `test_layouts.py`: losses, gradients, steps, checkpoints and greedy tokens.
+
+Usage: `python -m tests.policy.layout_program <folder> <family>...`; with two ranks, every layout
+of two; alone, the one of one. Saves a dict keyed by (family, layout), of what each case gave.
+A checkpoint of a layout is also continued in the next one.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer import OptimizerConfig
+
+from rs_aligner.generation.network import Network
+from rs_aligner.generation.sampling import Controls
+from rs_aligner.generation.waves import generate
+from rs_aligner.policy import checkpoint, huggingface, runtime
+from rs_aligner.policy.architecture import read_architecture
+from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.policy.runtime import Runtime, ranks_started
+from rs_aligner.policy.training import Trainer
+from rs_aligner.rollout import Prompt, TrainingRow
+from tests.ranks import save_result
+
+LAYOUTS = {1: {"one": (1, 1)}, 2: {"dp2": (1, 1), "tp2": (2, 1), "tp2sp": (2, 1), "pp2": (1, 2)}}
+LEARNING_RATE = 1e-2
+
+
+def rows(count: int = 7, vocabulary: int = 96) -> list[TrainingRow]:
+    """Rows of unequal length; seven do not fill micro-batches of 2 or 4 on two ranks."""
+    rng = random.Random(5)
+
+    def tokens(n: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(vocabulary) for _ in range(n))
+
+    return [TrainingRow(tokens(rng.randint(1, 9)), tokens(rng.randint(1, 20))) for _ in range(count)]
+
+
+def prompts() -> list[Prompt]:
+    return [
+        Prompt(id=str(i), text="", token_ids=row.prompt + row.response[:3], position=i)
+        for i, row in enumerate(rows(5))
+    ]
+
+
+class NoText:
+    """A tokenizer for models that have none: no end token, no text."""
+
+    eos_ids: tuple[int, ...] = ()
+
+    def continuation(self, prompt: Any, response: Any) -> str:
+        return ""
+
+
+def new_trainer(folder: Path, rt: Runtime, *, distributed: bool, sequence_parallel: bool = False) -> Trainer:
+    arch = read_architecture(folder)
+    config = transformer_config(arch, rt, dtype=torch.float32, sequence_parallel=sequence_parallel)
+    model = build_model(arch, config, rt)
+    huggingface.load_weights(folder, model, arch, rt)
+    optimizer = OptimizerConfig(
+        optimizer="adam",
+        lr=LEARNING_RATE,
+        weight_decay=0.01,
+        adam_eps=1e-3,
+        clip_grad=1.0,
+        use_distributed_optimizer=distributed,
+    )
+    return Trainer(model, config, rt, optimizer)
+
+
+def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) -> dict[str, Any]:
+    """Every case in this layout; `elsewhere` holds the checkpoints of another."""
+    sequence_parallel = work.name.endswith("sp")
+    arch = read_architecture(folder)
+    found: dict[str, Any] = {}
+
+    def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+        return huggingface.gather_tensors(trainer.ddp.module, arch, rt)
+
+    trainer = new_trainer(folder, rt, distributed=False, sequence_parallel=sequence_parallel)
+    for normalization in ("sequence", "token"):
+        for size in (1, 2, 4):
+            loss = trainer.gradients(rows(), micro_batch_size=size, normalization=normalization)
+            grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
+            found[f"gradient {normalization} {size}"] = (loss, grads)
+
+    found["greedy"] = {
+        (r.group, r.index): (r.token_ids, r.log_probs)
+        for r in generate(
+            Network(trainer.ddp.module, arch, rt),
+            NoText(),
+            list(enumerate(prompts())),
+            1,
+            Controls(greedy=True, max_length=12),
+            seed=1,
+            step=1,
+        )
+    }
+    found["sampled"] = {
+        (r.group, r.index): r.token_ids
+        for r in generate(
+            Network(trainer.ddp.module, arch, rt),
+            NoText(),
+            list(enumerate(prompts())),
+            3,
+            Controls(temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.1, max_length=10),
+            seed=1,
+            step=1,
+            wave_size=2,
+        )
+    }
+    for distributed in (False, True):
+        label = "distributed" if distributed else "ordinary"
+        trainer = new_trainer(folder, rt, distributed=distributed, sequence_parallel=sequence_parallel)
+
+        def step(trainer: Trainer) -> None:
+            trainer.step(rows(), micro_batch_size=2, learning_rate=LEARNING_RATE)
+
+        step(trainer)
+        saved = work / f"{label}_step_1"
+        checkpoint.save(saved, trainer, rt, {"steps": 1}, source=folder)
+        step(trainer)
+        found[f"two steps {label}"] = weights(trainer)
+        resumed = new_trainer(folder, rt, distributed=distributed, sequence_parallel=sequence_parallel)
+        assert checkpoint.load(saved, resumed, rt) == {"steps": 1}
+        step(resumed)
+        found[f"resumed {label}"] = weights(resumed)
+        if elsewhere is not None:
+            resumed = new_trainer(folder, rt, distributed=distributed, sequence_parallel=sequence_parallel)
+            checkpoint.load(elsewhere / saved.name, resumed, rt)
+            step(resumed)
+            found[f"continued {label}"] = weights(resumed)
+    huggingface.save_weights(work / "final", trainer.ddp.module, arch, rt, folder)
+    return found
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    found = {}
+    for family in sys.argv[2:]:
+        previous = folder / f"{family}_one" if ranks_started() == 2 else None
+        for name, (tp, pp) in LAYOUTS[ranks_started()].items():
+            work = folder / f"{family}_{name}"
+            work.mkdir(parents=True, exist_ok=True)
+            store = dist.FileStore(str(work / "store"), ranks_started())
+            with runtime.start(tp, pp, timeout_minutes=2, store=store) as rt:
+                found[family, name] = run_layout(folder / family, work, rt, previous)
+            previous = work
+    save_result(folder, found)
+
+
+if __name__ == "__main__":
+    main()

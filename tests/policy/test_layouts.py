@@ -1,0 +1,159 @@
+"""Megatron gives exactly the gradient of `masked_nll`, however the global batch is split.
+
+The reference is `transformers` and plain autograd on the same weights. The ranks run once for all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rs_aligner.loss import masked_nll, response_mask
+from rs_aligner.rollout import TrainingRow
+from tests.policy.layout_program import prompts, rows
+from tests.ranks import run_ranks
+from tests.tiny import save_tiny
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+FAMILY = "llama"
+LAYOUTS = ("one", "dp2", "tp2", "tp2sp", "pp2")
+TWO = LAYOUTS[1:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layouts")
+    save_tiny(FAMILY, folder / FAMILY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """By layout: what each case gave, the stages' tensors put together."""
+    found: dict[str, dict[str, Any]] = {}
+    for ranks in (1, 2):
+        by_rank = run_ranks("tests.policy.layout_program", ranks, folder, FAMILY, timeout=280)
+        for family, layout in by_rank[0]:
+            found[layout] = {
+                case: _merge([by_rank[rank][family, layout][case] for rank in range(ranks)])
+                for case in by_rank[0][family, layout]
+            }
+    return found
+
+
+def _merge(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, tuple):
+        return first[0], {name: grad for part in parts for name, grad in part[1].items()}
+    if isinstance(next(iter(first.values())), torch.Tensor):
+        return {name: tensor for part in parts for name, tensor in part.items()}
+    return first
+
+
+def reference(model: torch.nn.Module, normalization: str) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradient of the global batch by plain torch, row by row."""
+    batch: list[TrainingRow] = rows()
+    divisor = len(batch) if normalization == "sequence" else sum(len(row.response) for row in batch)
+    model.zero_grad()
+    total = 0.0
+    for row in batch:
+        tokens = torch.tensor([row.prompt + row.response])
+        log_probs = model(tokens).logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
+        mask = response_mask(torch.tensor([len(row.prompt)]), torch.tensor([len(row)]), len(row))
+        loss = masked_nll(log_probs, mask, divisor, normalization)
+        loss.backward()
+        total += float(loss)
+    return total, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def hf_model(folder: Path) -> torch.nn.Module:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder / FAMILY)
+
+
+@pytest.mark.parametrize("normalization", ["sequence", "token"])
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loss_and_gradient_are_those_of_plain_torch(
+    results: dict[str, dict[str, Any]],
+    hf_model: torch.nn.Module,
+    layout: str,
+    size: int,
+    normalization: str,
+) -> None:
+    loss, grads = results[layout][f"gradient {normalization} {size}"]
+    expected_loss, expected = reference(hf_model, normalization)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert set(grads) == set(expected)
+    for name, grad in expected.items():
+        error = (grads[name] - grad).norm() / grad.norm()
+        assert error < 1e-5, (name, float(error))
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "distributed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_loaded_checkpoint_continues_bit_for_bit(
+    results: dict[str, dict[str, Any]], layout: str, kind: str
+) -> None:
+    through, resumed = results[layout][f"two steps {kind}"], results[layout][f"resumed {kind}"]
+    assert all(torch.equal(through[name], resumed[name]) for name in through)
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "distributed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_optimizer_steps_agree_across_layouts(
+    results: dict[str, dict[str, Any]], hf_model: torch.nn.Module, layout: str, kind: str
+) -> None:
+    one = results["one"]["two steps ordinary"]
+    start = dict(hf_model.named_parameters())
+    for name, weights in results[layout][f"two steps {kind}"].items():
+        moved = (one[name] - start[name]).norm()
+        assert moved > 0, name
+        assert (weights - one[name]).norm() < 1e-3 * moved, name
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "distributed"])
+@pytest.mark.parametrize("layout", TWO)
+def test_a_checkpoint_of_another_layout_continues(
+    results: dict[str, dict[str, Any]], layout: str, kind: str
+) -> None:
+    """One rank's checkpoint under DP=2, that of DP=2 under TP=2, and so on."""
+    through, continued = results["one"][f"two steps {kind}"], results[layout][f"continued {kind}"]
+    for name, weights in through.items():
+        assert (continued[name] - weights).norm() < 1e-5 * weights.norm(), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_greedy_tokens_are_those_of_the_full_forward(
+    results: dict[str, dict[str, Any]], hf_model: torch.nn.Module, layout: str
+) -> None:
+    """Cached decoding against running the whole sequence again for every token."""
+    for group, prompt in enumerate(prompts()):
+        tokens = list(prompt.token_ids)
+        log_probs = []
+        for _ in range(12):
+            with torch.no_grad():
+                last = hf_model(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
+            tokens.append(int(last.argmax()))
+            log_probs.append(float(last.max()))
+        got, got_log_probs = results[layout]["greedy"][group, 0]
+        assert list(got) == tokens[len(prompt.token_ids) :]
+        assert got_log_probs == pytest.approx(log_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", TWO)
+def test_sampled_rollouts_agree_across_layouts(results: dict[str, dict[str, Any]], layout: str) -> None:
+    assert results[layout]["sampled"] == results["one"]["sampled"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_exported_folder_is_the_trained_policy(
+    results: dict[str, dict[str, Any]], folder: Path, layout: str
+) -> None:
+    exported = transformers.AutoModelForCausalLM.from_pretrained(folder / f"{FAMILY}_{layout}" / "final")
+    for name, parameter in exported.named_parameters():
+        assert torch.equal(parameter, results[layout]["two steps distributed"][name]), name
