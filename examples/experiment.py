@@ -9,18 +9,21 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from rs_aligner.config import ConfigError, ExpManagerConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.schedule import learning_rate
 
 if TYPE_CHECKING:
+    from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.tokenizer import Tokenizer
-    from rs_aligner.rollout import Prompt
+    from rs_aligner.rollout import Prompt, TrainingRow
 
 RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 
@@ -123,33 +126,70 @@ def layout(config: TrainRSConfig | TrainSFTConfig) -> dict[str, Any]:
     }
 
 
-def read_prompts(
-    config: TrainRSConfig | TrainSFTConfig, longest: Callable[[int], int]
-) -> tuple[Tokenizer, tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """The policy's tokenizer, and the prompts of the training and the validation files.
-
-    Args:
-        config: names the policy and the files.
-        longest: most tokens of a prompt, for a model made for so many positions.
-    """
-    from rs_aligner.data import load_prompts
+def read_tokenizer(config: TrainRSConfig | TrainSFTConfig) -> tuple[Tokenizer, int]:
+    """The policy's tokenizer, and the number of positions that the policy was made for."""
     from rs_aligner.files import hugging_face_part
     from rs_aligner.policy.architecture import read_architecture
     from rs_aligner.policy.tokenizer import Tokenizer
 
     source = hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path))
-    tokenizer, data = Tokenizer(source), config.model.data
-    limit = longest(read_architecture(source).max_positions)
+    return Tokenizer(source), read_architecture(source).max_positions
 
-    def load(files: tuple[str, ...]) -> tuple[Prompt, ...]:
-        if not files:
-            return ()
-        template, add_bos = data.prompt_template, data.add_bos
-        return load_prompts(
-            files, tokenizer, template=template, add_bos=add_bos, max_prompt_length=limit
-        ).prompts
 
-    return tokenizer, load(data.data_prefix.train), load(data.data_prefix.validation)
+def read_prompts(
+    files: tuple[str, ...], config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, max_length: int
+) -> tuple[Prompt, ...]:
+    """The prompts of files, which may be none, as `model.data` says; longer ones are left out."""
+    from rs_aligner.data import load_prompts
+
+    if not files:
+        return ()
+    template, add_bos = config.model.data.prompt_template, config.model.data.add_bos
+    return load_prompts(
+        files, tokenizer, template=template, add_bos=add_bos, max_prompt_length=max_length
+    ).prompts
+
+
+def read_sft_rows(config: TrainSFTConfig, tokenizer: Tokenizer, positions: int) -> tuple[TrainingRow, ...]:
+    """The rows to learn, as `model.data` says; longer ones are left out."""
+    from rs_aligner.data import load_sft_rows
+
+    data = config.model.data
+    return load_sft_rows(
+        data.data_prefix.train,
+        tokenizer,
+        template=data.prompt_template,
+        add_bos=data.add_bos,
+        max_length=config.model.sequence_length(positions),
+        max_prompt_length=data.seq_length,
+    ).rows
+
+
+@contextmanager
+def policy_of(
+    config: TrainRSConfig | TrainSFTConfig,
+    tokenizer: Tokenizer,
+    *,
+    clip_grad: float | None,
+    num_optimizer_steps: int,
+) -> Iterator[MegatronPolicy]:
+    """Join the ranks' groups and load the policy, to train it for so many optimizer steps at most."""
+    from rs_aligner.policy.policy import MegatronPolicy
+    from rs_aligner.policy.runtime import start
+
+    optim = config.model.optim
+    with start(**layout(config)) as runtime:
+        yield MegatronPolicy(
+            Path(config.pretrained_checkpoint.restore_from_path),
+            config.model,
+            runtime,
+            tokenizer,
+            precision=config.trainer.precision,
+            clip_grad=clip_grad,
+            learning_rate=partial(
+                learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps
+            ),
+        )
 
 
 def keep_config(config: DictConfig, folder: str) -> None:
@@ -162,42 +202,40 @@ def keep_config(config: DictConfig, folder: str) -> None:
 def loggers(config: ExpManagerConfig) -> list[Any]:
     """TensorBoard's and W&B's loggers, set up by NeMo's experiment manager, on the first rank.
 
-    Its checkpoint, resume and time features stay off: the run's folder is the project's own.
+    Its checkpoint, resume and time features stay off, and it has `logs/` to itself: whatever files lie
+    where it works, it moves away at the next start.
     """
     if rank() != 0 or not (config.create_tensorboard_logger or config.create_wandb_logger):
         return []
-    for chatty in ("lightning.pytorch", "nv_one_logger"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.plugins.environments import LightningEnvironment
-    from nemo.utils import logging as nemo_logging
-    from nemo.utils.exp_manager import exp_manager
+    logging.disable(logging.WARNING)  # both tell at length what they are not going to do
+    try:
+        from lightning.pytorch import Trainer
+        from lightning.pytorch.plugins.environments import LightningEnvironment
+        from nemo.utils.exp_manager import exp_manager
 
-    nemo_logging.setLevel(nemo_logging.ERROR)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        plugins=[LightningEnvironment()],
-    )
-    exp_manager(
-        trainer,
-        {
-            "explicit_log_dir": config.explicit_log_dir,
-            "name": config.name,
-            "create_tensorboard_logger": config.create_tensorboard_logger,
-            "create_wandb_logger": config.create_wandb_logger,
-            "wandb_logger_kwargs": {
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            plugins=[LightningEnvironment()],
+        )
+        wandb = {"name": config.name, "project": config.name, **config.wandb_logger_kwargs}
+        exp_manager(
+            trainer,
+            {
+                "explicit_log_dir": str(Path(config.explicit_log_dir) / "logs"),
                 "name": config.name,
-                "project": config.name,
-                **config.wandb_logger_kwargs,
+                "create_tensorboard_logger": config.create_tensorboard_logger,
+                "create_wandb_logger": config.create_wandb_logger,
+                "wandb_logger_kwargs": wandb,
+                "resume_if_exists": False,
+                "create_checkpoint_callback": False,
+                "create_preemption_callback": False,
+                "log_step_timing": False,
+                "log_tflops_per_sec_per_gpu": False,
             },
-            "resume_if_exists": False,
-            "create_checkpoint_callback": False,
-            "create_preemption_callback": False,
-            "log_step_timing": False,
-            "log_tflops_per_sec_per_gpu": False,
-        },
-    )
-    return list(trainer.loggers)
+        )
+        return list(trainer.loggers)
+    finally:
+        logging.disable(logging.NOTSET)

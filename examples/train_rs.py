@@ -8,15 +8,12 @@ one message where something has to be mended first.
 from __future__ import annotations
 
 import sys
-from functools import partial
-from pathlib import Path
 
 import experiment
 import hydra
 from omegaconf import DictConfig
 
 from rs_aligner.config import TrainRSConfig, load_config, num_optimizer_steps, open_overrides, plan
-from rs_aligner.schedule import learning_rate
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="train_rs")
@@ -32,35 +29,25 @@ def train(config: TrainRSConfig) -> None:
     # What can be wrong comes first, what is slow to import last.
     from rs_aligner.reward.client import RemoteGPTRMClient
 
-    first = experiment.rank() == 0
+    first, files = experiment.rank() == 0, config.model.data.data_prefix
     with RemoteGPTRMClient(config.remote_rm) as client:
         if first:
             client.wait_until_ready()
-        tokenizer, prompts, validation = experiment.read_prompts(config, config.max_prompt_length)
+        tokenizer, positions = experiment.read_tokenizer(config)
+        longest = config.max_prompt_length(positions)
+        prompts = experiment.read_prompts(files.train, config, tokenizer, longest)
+        validation = experiment.read_prompts(files.validation, config, tokenizer, longest)
         if first:
             print(plan(config, len(prompts), len(validation)), flush=True)
 
-        from rs_aligner.policy.policy import MegatronPolicy
-        from rs_aligner.policy.runtime import start
         from rs_aligner.run import Run
         from rs_aligner.trainer import RSTrainer
 
-        model, optim = config.model, config.model.optim
-        rate = partial(
-            learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps(config, len(prompts))
-        )
-        folder = Path(config.pretrained_checkpoint.restore_from_path)
-        with start(**experiment.layout(config)) as runtime:
-            policy = MegatronPolicy(
-                folder,
-                model,
-                runtime,
-                tokenizer,
-                precision=config.trainer.precision,
-                clip_grad=config.trainer.rs.gradient_clip_val,
-                learning_rate=rate,
-            )
-            judge = client if runtime.is_source else None
+        steps, clip_grad = num_optimizer_steps(config, len(prompts)), config.trainer.rs.gradient_clip_val
+        with experiment.policy_of(
+            config, tokenizer, clip_grad=clip_grad, num_optimizer_steps=steps
+        ) as policy:
+            judge = client if policy.runtime.is_source else None
             run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
             RSTrainer(config, policy, judge, prompts, validation, run).fit()
             run.close()

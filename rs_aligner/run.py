@@ -5,6 +5,7 @@
     rollouts/        the ledger
     checkpoints/     what the run continues from
     final/           the trained policy as a Hugging Face folder
+    logs/            TensorBoard's and W&B's files
 
 Rank 0 writes; the other ranks have the same object and write nothing. The checkpoint is the truth: what
 metrics and ledger hold beyond it is dropped when a run continues, and made again.

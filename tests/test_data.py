@@ -174,15 +174,15 @@ def test_supervised_rows_are_prompt_and_response_with_an_end(write):
         {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]},
     )
     first, second = load_sft_rows([path], Letters(), max_length=100).rows
-    assert (first.prompt_ids, first.response_ids) == ((BOS, *ids("1+1=")), (*ids("2"), EOS))
-    assert second.prompt_ids == (BOS, *ids("[user]hi[assistant]"))
-    assert second.response_ids == (*ids("yo"), EOS)
+    assert (first.prompt, first.response) == ((BOS, *ids("1+1=")), (*ids("2"), EOS))
+    assert second.prompt == (BOS, *ids("[user]hi[assistant]"))
+    assert second.response == (*ids("yo"), EOS)
 
 
 def test_supervised_rows_take_the_template_for_the_prompt(write):
     path = write({"question": "1+1", "response": "2"})
     (row,) = load_sft_rows([path], Letters(adds_bos=False), template="{question}=", max_length=100).rows
-    assert (row.prompt_ids, row.response_ids) == (ids("1+1="), (*ids("2"), EOS))
+    assert (row.prompt, row.response) == (ids("1+1="), (*ids("2"), EOS))
 
 
 def test_a_response_whose_start_would_merge_into_the_prompt_is_tokenized_alone(write):
@@ -191,8 +191,8 @@ def test_a_response_whose_start_would_merge_into_the_prompt_is_tokenized_alone(w
             return [BOS] + [ord(c) for c in text.replace("ab", "\N{LATIN SMALL LETTER AE}")]
 
     (row,) = load_sft_rows([write({"prompt": "xa", "response": "bc"})], Merging(), max_length=9).rows
-    assert row.prompt_ids == (BOS, ord("x"), ord("a"))
-    assert row.response_ids == (ord("b"), ord("c"), EOS)
+    assert row.prompt == (BOS, ord("x"), ord("a"))
+    assert row.response == (ord("b"), ord("c"), EOS)
 
 
 def test_supervised_rows_that_are_too_long_are_counted(write):

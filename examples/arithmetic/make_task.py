@@ -4,9 +4,9 @@ Nothing is downloaded. The first number has up to --digits digits, the second up
 is in a file twice or in two files, not even with its numbers swapped:
 
     sft.jsonl         {"prompt": "417+38=", "response": "455"}    what the starting policy learns from
-    dev.jsonl         the same, to tell when it has learnt enough
-    train.jsonl       {"text": "417+38=", "answer": "455"}        prompts of the rejection sampling
-    validation.jsonl  the same, held out
+    dev.jsonl         {"text": "417+38=", "answer": "455"}        to tell when it has learnt enough
+    train.jsonl       the same                                    prompts of the rejection sampling
+    validation.jsonl  the same                                    held out, to measure by
     policy_start/     a Hugging Face Llama of 0.3 million random weights with one token per character
 """
 
@@ -57,7 +57,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     problems = additions(args.digits, args.seed)
     for name, size in SIZES.items():
-        keys = ("prompt", "response") if name in ("sft.jsonl", "dev.jsonl") else ("text", "answer")
+        keys = ("prompt", "response") if name == "sft.jsonl" else ("text", "answer")
         with (args.out / name).open("w") as file:
             for _ in range(size):
                 file.write(json.dumps(dict(zip(keys, next(problems), strict=True))) + "\n")

@@ -132,7 +132,7 @@ def _fits_policy(config: TrainRSConfig | TrainSFTConfig, made: dict[str, Any]) -
         key = "model.encoder_seq_length"
         yield problem(key, model.encoder_seq_length, f"the policy was made for at most {positions} positions")
     section = "model.rs" if isinstance(config, TrainRSConfig) else "model.sft"
-    lengths = _lengths(config)
+    lengths = config.length_params
     room = model.sequence_length(positions)
     if lengths.max_length >= room:
         yield problem(
@@ -140,10 +140,6 @@ def _fits_policy(config: TrainRSConfig | TrainSFTConfig, made: dict[str, Any]) -
             lengths.max_length,
             f"should leave room for the prompt: prompt and response together have at most {room} tokens",
         )
-
-
-def _lengths(config: TrainRSConfig | TrainSFTConfig) -> LengthParams:
-    return (config.model.rs if isinstance(config, TrainRSConfig) else config.model.sft).length_params
 
 
 def _files(key: str, files: tuple[str, ...]) -> Iterator[str]:
@@ -181,6 +177,9 @@ def _sft(config: TrainSFTConfig) -> Iterator[str]:
     yield from _steps("trainer.sft.max_steps", config.trainer.sft.max_steps)
     yield from _sampling("model.sft.sampling_params", sft.sampling_params)
     yield from _length_order("model.sft.length_params", sft.length_params)
+    if config.judge is None and data.validation:
+        key = "model.data.data_prefix.validation"
+        yield problem(key, list(data.validation), "needs judge, to score the responses; or should be []")
     if config.judge is not None:
         yield from _judge("judge", config.judge)
         if not data.validation:

@@ -6,6 +6,7 @@ through `load_config`, which also checks what relates several keys; see `check.p
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -106,7 +107,7 @@ class ModelConfig(ModelBase):
 
 
 class _TrainConfig(Section):
-    """What both trainings have in common: the layout."""
+    """What both trainings have in common: the layout, and the room for a prompt."""
 
     trainer: TrainerBase
     exp_manager: ExpManagerConfig
@@ -128,6 +129,19 @@ class _TrainConfig(Section):
         """Copies of the model."""
         return self.world_size // self.model_parallel_size
 
+    @property
+    @abstractmethod
+    def length_params(self) -> LengthParams:
+        """Tokens of a response that the policy samples."""
+
+    def max_prompt_length(self, model_positions: int) -> int:
+        """Most tokens of a prompt, for a model made for `model_positions` tokens.
+
+        What `length_params.max_length` leaves of the sequence, and no more than `model.data.seq_length`.
+        """
+        room = self.model.sequence_length(model_positions) - self.length_params.max_length
+        return min(room, self.model.data.seq_length or room)
+
 
 class TrainRSConfig(_TrainConfig):
     """Everything that `train_rs.py` reads."""
@@ -136,13 +150,10 @@ class TrainRSConfig(_TrainConfig):
     remote_rm: RemoteRMConfig = RemoteRMConfig()
     model: ModelConfig
 
-    def max_prompt_length(self, model_positions: int) -> int:
-        """Most tokens of a prompt, for a model made for `model_positions` tokens.
-
-        What `length_params.max_length` leaves of the sequence, and no more than `model.data.seq_length`.
-        """
-        room = self.model.sequence_length(model_positions) - self.model.rs.length_params.max_length
-        return min(room, self.model.data.seq_length or room)
+    @property
+    def length_params(self) -> LengthParams:
+        """Tokens of a response."""
+        return self.model.rs.length_params
 
 
 class SFTLoopConfig(LoopConfig):
@@ -182,6 +193,11 @@ class TrainSFTConfig(_TrainConfig):
     judge: JudgeConfig | None = None
     """Scores the validation responses, in this process; null for no validation by score."""
     model: SFTModelConfig
+
+    @property
+    def length_params(self) -> LengthParams:
+        """Tokens of a held-out response."""
+        return self.model.sft.length_params
 
 
 class InferenceConfig(Section):

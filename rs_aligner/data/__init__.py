@@ -6,13 +6,12 @@ Left out on purpose: index files, packing and streaming; the prompts of a run fi
 from rs_aligner.data.prompts import PromptSet, load_prompts
 from rs_aligner.data.rows import Tokenizer
 from rs_aligner.data.sampler import Draw, PromptSampler
-from rs_aligner.data.sft import SFTRow, SFTSet, load_sft_rows
+from rs_aligner.data.sft import SFTSet, load_sft_rows
 
 __all__ = [
     "Draw",
     "PromptSampler",
     "PromptSet",
-    "SFTRow",
     "SFTSet",
     "Tokenizer",
     "load_prompts",

@@ -16,21 +16,14 @@ from rs_aligner.data.rows import (
     shown_keys,
     tokenize,
 )
-
-
-@dataclass(frozen=True)
-class SFTRow:
-    """A prompt with the response to learn; the response ends with the end token."""
-
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
+from rs_aligner.rollout import TrainingRow
 
 
 @dataclass(frozen=True)
 class SFTSet:
     """The rows of some files, in file order, and how many were left out as too long."""
 
-    rows: tuple[SFTRow, ...]
+    rows: tuple[TrainingRow, ...]
     num_too_long: int
 
 
@@ -41,6 +34,7 @@ def load_sft_rows(
     template: str | None = None,
     add_bos: bool | None = None,
     max_length: int,
+    max_prompt_length: int | None = None,
 ) -> SFTSet:
     """Reads files of prompts with their responses.
 
@@ -54,11 +48,12 @@ def load_sft_rows(
         template: a format string over a row's keys for the prompt; None for `prompt` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
         max_length: rows of more tokens than this, prompt and response together, are left out.
+        max_prompt_length: so are those whose prompt has more tokens than this; None for no such limit.
 
     Raises:
         ValueError: a row is malformed (with file and line), or nothing is left.
     """
-    rows: list[SFTRow] = []
+    rows: list[TrainingRow] = []
     num_too_long = 0
     for where, row in read_rows(files):
         prompt_row, response = _split_response(where, row, template)
@@ -69,10 +64,11 @@ def load_sft_rows(
         if both_ids[: len(prompt_ids)] != prompt_ids:
             response_ids = tokenize(where, response, tokenizer, False, False)
         response_ids += tokenizer.eos_ids[:1]
-        if len(prompt_ids) + len(response_ids) > max_length:
+        is_too_long = max_prompt_length is not None and len(prompt_ids) > max_prompt_length
+        if is_too_long or len(prompt_ids) + len(response_ids) > max_length:
             num_too_long += 1
         else:
-            rows.append(SFTRow(prompt_ids, response_ids))
+            rows.append(TrainingRow(prompt_ids, response_ids))
     account(files, "rows", len(rows), num_too_long, max_length)
     return SFTSet(tuple(rows), num_too_long)
 

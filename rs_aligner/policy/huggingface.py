@@ -173,7 +173,8 @@ def copy_all_but_weights(source: Path, folder: Path) -> None:
     """Copy config, tokenizer and chat template of a Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        if path.suffix in (".json", ".jinja", ".model", ".txt") and path.name != INDEX:
+        wanted = path.suffix in (".json", ".jinja", ".model") or path.name in ("merges.txt", "vocab.txt")
+        if wanted and path.name != INDEX:
             shutil.copyfile(path, folder / path.name)
 
 

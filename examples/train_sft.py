@@ -1,0 +1,59 @@
+"""Supervised training: `python examples/train_sft.py exp_manager.explicit_log_dir=runs/sft ...`.
+
+Reads conf/train_sft.yaml and the overrides, checks them, trains on prompts with their responses, and leaves
+metrics, checkpoints and the trained policy in the run's folder. With a judge (it runs in this process) it
+stops as soon as held-out answers are good enough. Exits with status 2 and one message where something has
+to be mended first.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import experiment
+import hydra
+from omegaconf import DictConfig
+
+from rs_aligner.config import TrainSFTConfig, load_config, open_overrides
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="train_sft")
+def main(raw: DictConfig) -> None:
+    with experiment.one_line_errors():
+        config = load_config(raw, TrainSFTConfig)
+        experiment.start_ranks(config)
+        experiment.keep_config(raw, config.exp_manager.explicit_log_dir)
+        train(config)
+
+
+def train(config: TrainSFTConfig) -> None:
+    # What can be wrong comes first, what is slow to import last.
+    from rs_aligner.reward.judges import load_judge
+
+    judge = None if config.judge is None else load_judge(config.judge)
+    first = experiment.rank() == 0
+    tokenizer, positions = experiment.read_tokenizer(config)
+
+    from rs_aligner.run import Run
+    from rs_aligner.sft import SFTTrainer, num_sft_steps
+
+    rows = experiment.read_sft_rows(config, tokenizer, positions)
+    files, longest = config.model.data.data_prefix.validation, config.max_prompt_length(positions)
+    validation = experiment.read_prompts(files, config, tokenizer, longest)
+    steps, clip_grad = num_sft_steps(config, len(rows)), config.trainer.sft.gradient_clip_val
+    if first:
+        print(
+            f"{len(rows):,} rows, at most {steps:,} steps of {config.model.global_batch_size:,}", flush=True
+        )
+    with experiment.policy_of(config, tokenizer, clip_grad=clip_grad, num_optimizer_steps=steps) as policy:
+        run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
+        mine = judge if policy.runtime.is_source else None
+        SFTTrainer(config, policy, mine, rows, validation, run).fit()
+        run.close()
+    if first:
+        print(f"the trained policy: {run.final}\nfigures: {run.folder}/metrics.jsonl")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = open_overrides(sys.argv[1:])
+    main()

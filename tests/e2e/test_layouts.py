@@ -1,0 +1,204 @@
+"""The command line on one rank, DP=2, TP=2 and PP=2: the same rollouts, scores, kept sets and policy.
+
+Also what a second start in the same folder does, and that all loggers hold the same figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.e2e.launch import ROOT, read_metrics, run_script
+from tests.reward.rows import free_port
+from tests.reward.service import service
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+LAYOUTS = {
+    "one": [],
+    "dp2": ["trainer.devices=2"],
+    "tp2": ["trainer.devices=2", "model.tensor_model_parallel_size=2"],
+    "pp2": ["trainer.devices=2", "model.pipeline_model_parallel_size=2"],
+}
+JUDGE = """
+def even_share(prompts, responses, metadata):
+    return [sum(c in "02468" for c in r) / max(len(r), 1) for r in responses]
+"""
+
+
+class Runs:
+    """Runs with one judge on one tiny policy, each done once."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port = folder, port
+
+    def train(self, name: str, *overrides: str) -> str:
+        """Train into the folder `name`; returns what was printed."""
+        prefix = f"{{train: {self.folder}/train.jsonl, validation: {self.folder}/dev.jsonl}}"
+        done = run_script(
+            "train_rs.py",
+            f"exp_manager.explicit_log_dir={self.folder / name}",
+            f"remote_rm.reward_model.port={self.port}",
+            f"pretrained_checkpoint.restore_from_path={self.folder / 'policy'}",
+            f"model.data.data_prefix={prefix}",
+            "trainer.rs.max_steps=2",
+            "trainer.rs.val_check_interval=2",
+            "trainer.timeout_minutes=2",
+            "trainer.threads=1",
+            "model.rs.num_rollout_samples=8",
+            "model.rs.num_rollouts_per_prompt=4",
+            "model.rs.length_params.max_length=6",
+            "model.global_batch_size=4",
+            "model.micro_batch_size=2",
+            "model.optim.lr=1e-3",
+            "model.optim.eps=1e-4",
+            "model.optim.sched.name=constant",
+            "model.optim.sched.warmup_steps=0",
+            *overrides,
+            timeout=200,
+            WANDB_MODE="offline",
+            WANDB_SILENT="true",
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def ledger(self, name: str) -> list[dict[str, Any]]:
+        files = sorted((self.folder / name / "rollouts").glob("*.jsonl"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        shards = (self.folder / name / "final").glob("*.safetensors")
+        return {key: value for shard in shards for key, value in safetensors.torch.load_file(shard).items()}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("layouts")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(_start(folder))
+    assert tokenizer.bos_token_id == 1
+    (folder / "judge.py").write_text(JUDGE)
+    for name, first in (("train", 10), ("dev", 70)):
+        rows = [{"text": f"{first + i}+{i}="} for i in range(20)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    port = free_port()
+    with service(folder, port, f"judge.function={folder / 'judge.py'}:even_share") as judge:
+        judge.wait_until_ready()
+        runs = Runs(folder, port)
+        for name, overrides in LAYOUTS.items():
+            runs.train(name, "exp_manager.create_tensorboard_logger=false", *overrides)
+        yield runs
+
+
+def _start(folder: Path) -> Path:
+    """A tiny random policy with the arithmetic task's characters as its tokens; layers that two can share."""
+    import runpy
+
+    task = runpy.run_path(str(ROOT / "examples" / "arithmetic" / "make_task.py"))
+    task["save_policy"](folder / "policy", 0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    made = transformers.AutoConfig.from_pretrained(folder / "policy")
+    config = transformers.LlamaConfig(**{**made.to_dict(), **sizes, "num_key_value_heads": 2, "head_dim": 8})
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "policy")
+    return folder / "policy"
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
+def test_rollouts_scores_and_kept_sets_do_not_depend_on_the_layout(runs: Runs, layout: str) -> None:
+    keys = ("step", "group", "index", "prompt_id", "token_ids", "response", "seed", "reward", "kept", "reason")
+    one, other = runs.ledger("one"), runs.ledger(layout)
+    assert len(one) == 2 * 8 * 4
+    assert [[row[k] for k in keys] for row in other] == [[row[k] for k in keys] for row in one]
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
+def test_the_trained_policy_does_not_depend_on_the_layout(runs: Runs, layout: str) -> None:
+    one, other = runs.weights("one"), runs.weights(layout)
+    assert set(one) == set(other)
+    for name, weight in one.items():
+        assert (other[name] - weight).norm() <= 1e-4 * weight.norm(), name
+    transformers.AutoModelForCausalLM.from_pretrained(runs.folder / layout / "final")
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
+def test_the_figures_do_not_depend_on_the_layout(runs: Runs, layout: str) -> None:
+    for one, other in zip(
+        read_metrics(runs.folder / "one"), read_metrics(runs.folder / layout), strict=True
+    ):
+        assert set(one) == set(other)
+        for key in one:
+            if not key.startswith("time/"):
+                assert other[key] == pytest.approx(one[key], rel=1e-4), key
+
+
+def test_a_second_start_continues_in_one_metrics_file_and_all_loggers_agree(runs: Runs) -> None:
+    wandb = ["exp_manager.create_wandb_logger=true", "exp_manager.create_tensorboard_logger=true"]
+    first = runs.train("twice", "trainer.rs.max_steps=1", *wandb)
+    assert "Traceback" not in first
+    again = runs.train("twice", "trainer.rs.max_steps=2", *wandb)
+    assert "continuing behind step 1" in again
+    rows = read_metrics(runs.folder / "twice")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert list((runs.folder / "twice").glob("metrics.jsonl*")) == [runs.folder / "twice" / "metrics.jsonl"]
+    assert not list((runs.folder / "twice").glob("run_*"))
+    through = {row["token_ids"].__repr__() for row in runs.ledger("one")}
+    assert {row["token_ids"].__repr__() for row in runs.ledger("twice")} == through
+    _assert_tensorboard_holds(rows, runs.folder / "twice" / "logs")
+    _assert_wandb_holds(rows, runs.folder / "twice" / "logs")
+
+
+def _assert_tensorboard_holds(rows: list[dict[str, Any]], folder: Path) -> None:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    found = {(tag, e.step): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
+    for row in rows:
+        for key, value in row.items():
+            if key != "step":
+                assert found[key, row["step"]] == pytest.approx(value, rel=1e-5), (key, row["step"])
+
+
+def _assert_wandb_holds(rows: list[dict[str, Any]], folder: Path) -> None:
+    from wandb.proto import wandb_internal_pb2
+
+    found: dict[tuple[str, int], float] = {}
+    for file in sorted(folder.rglob("*.wandb")):
+        for data in _wandb_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            items = {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
+            step = items.get("trainer/global_step")
+            found.update({(key, step): value for key, value in items.items()})
+    for row in rows:
+        for key, value in row.items():
+            if key != "step":
+                assert found[key, row["step"]] == pytest.approx(value, rel=1e-5), (key, row["step"])
+
+
+def _wandb_records(content: bytes) -> Iterator[bytes]:
+    """The records of an offline W&B file: LevelDB's log format, behind a head of 7 bytes.
+
+    Blocks of 32 KiB hold chunks of checksum (4 bytes), length (2), type (1) and data; a record is one chunk
+    (type 1), or a first (2), middle ones (3) and a last (4).
+    """
+    block, place, parts = 32768, 7, []
+    while place + 7 <= len(content):
+        if block - place % block < 7:  # too little room for another head: padding
+            place += block - place % block
+            continue
+        length = int.from_bytes(content[place + 4 : place + 6], "little")
+        kind = content[place + 6]
+        parts.append(content[place + 7 : place + 7 + length])
+        place += 7 + length
+        if kind in (1, 4):
+            yield b"".join(parts)
+            parts = []
