@@ -131,6 +131,11 @@ class _TrainConfig(Section):
 
     @property
     @abstractmethod
+    def loop(self) -> LoopConfig:
+        """How long to train."""
+
+    @property
+    @abstractmethod
     def length_params(self) -> LengthParams:
         """Tokens of a response that the policy samples."""
 
@@ -149,6 +154,11 @@ class TrainRSConfig(_TrainConfig):
     trainer: TrainerConfig = TrainerConfig()
     remote_rm: RemoteRMConfig = RemoteRMConfig()
     model: ModelConfig
+
+    @property
+    def loop(self) -> RSLoopConfig:
+        """How long the rejection sampling goes on."""
+        return self.trainer.rs
 
     @property
     def length_params(self) -> LengthParams:
@@ -193,6 +203,11 @@ class TrainSFTConfig(_TrainConfig):
     judge: JudgeConfig | None = None
     """Scores the validation responses, in this process; null for no validation by score."""
     model: SFTModelConfig
+
+    @property
+    def loop(self) -> SFTLoopConfig:
+        """How long the supervised training goes on."""
+        return self.trainer.sft
 
     @property
     def length_params(self) -> LengthParams:

@@ -89,7 +89,9 @@ def choose(logits: torch.Tensor, controls: Controls, uniform: torch.Tensor) -> t
 
     Args:
         logits: float32 `[B, V]`; minus infinity where a token must not come.
-        controls: temperature, then top-k, then top-p, in that order.
+        controls: temperature, then top-k, then top-p, in that order. As elsewhere in the field, tokens
+            that tie with the k-th likeliest stay, so top-k may leave more than k; top-p keeps the token
+            that reaches p.
         uniform: float64 `[B]` in [0, 1).
 
     Returns:

@@ -68,7 +68,7 @@ def generate(
         policy_version: written into the rollouts.
         wave_size: prompts decoded together; all of them by default.
     """
-    wave_size = wave_size or len(prompts)
+    wave_size = wave_size or max(1, len(prompts))  # a replica may have no prompt of a short step
     for start in range(0, len(prompts), wave_size):
         rows = [
             _Row(group, index, derive_seed(seed, step, prompt.position, index), prompt)
@@ -76,7 +76,7 @@ def generate(
             for index in range(num_rollouts)
         ]
         for row, reason in _Wave(network, tokenizer, rows, num_rollouts, controls).run():
-            text = _text(tokenizer, row, controls)
+            text = _text(tokenizer, row, controls.end_strings if reason == "stop" else ())
             yield Rollout(
                 group=row.group,
                 index=row.index,
@@ -187,28 +187,43 @@ class _Wave:
         if row.tokens[-1] in self.eos_ids:
             return "stop"
         if len(row.tokens) >= self.controls.min_length and _has_end_string(
-            self.tokenizer, row, self.controls
+            self.tokenizer, row, self.controls.end_strings
         ):
             return "stop"
         return "length" if len(row.tokens) == self.controls.max_length else None
 
 
-def _has_end_string(tokenizer: Tokenizer, row: _Row, controls: Controls) -> bool:
-    """Whether the newest tokens complete an end string, which may span several of them."""
-    if not controls.end_strings:
+def _end_string_at(
+    tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int], end_strings: Sequence[str]
+) -> int | None:
+    """Where in the tokens' text the first end string begins that the newest token completes, if any.
+
+    One that an earlier token completed was passed over for `min_length` and is text like any other.
+    """
+    text = tokenizer.continuation(prompt, tokens)
+    if not any(end in text for end in end_strings):
+        return None
+    before = tokenizer.continuation(prompt, tokens[:-1]).rstrip("\ufffd")  # stands for part of a character
+    places = [text.find(end, max(0, len(before) - len(end) + 1)) for end in end_strings]
+    return min((place for place in places if place >= 0), default=None)
+
+
+def _has_end_string(tokenizer: Tokenizer, row: _Row, end_strings: Sequence[str]) -> bool:
+    """Whether the newest token completes an end string, which may span several tokens."""
+    if not end_strings:
         return False
-    # A token adds a character at least, but for pieces of one character and special tokens; the
-    # margin is for those.
-    reach = max(len(end) for end in controls.end_strings) + 8
+    # Decoding the last tokens is enough: one adds a byte at least, but for special tokens and the piece
+    # that stands for a space alone; the margin is for those.
+    reach = max(len(end.encode()) for end in end_strings) + 8
     before, tail = row.tokens[:-reach], row.tokens[-reach:]
-    text = tokenizer.continuation((*row.prompt.token_ids, *before)[-reach:], tail)
-    return any(end in text for end in controls.end_strings)
+    context = (*row.prompt.token_ids, *before)[-reach:]
+    return _end_string_at(tokenizer, context, tail, end_strings) is not None
 
 
-def _text(tokenizer: Tokenizer, row: _Row, controls: Controls) -> str:
-    text = tokenizer.continuation(row.prompt.token_ids, row.tokens)
-    cuts = [text.find(end) for end in controls.end_strings if end in text]
-    return text[: min(cuts)] if cuts else text
+def _text(tokenizer: Tokenizer, row: _Row, end_strings: Sequence[str]) -> str:
+    """The response's text, up to the end string that ended it."""
+    place = _end_string_at(tokenizer, row.prompt.token_ids, row.tokens, end_strings)
+    return tokenizer.continuation(row.prompt.token_ids, row.tokens)[:place]
 
 
 def _chunks(order: Sequence[int], widths: Sequence[int]) -> Iterator[list[int]]:
