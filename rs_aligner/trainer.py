@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from rs_aligner.config import LengthParams, SamplingParams, TrainRSConfig, num_steps
+from rs_aligner.config import SamplingParams, TrainRSConfig, num_steps
 from rs_aligner.data import PromptSampler
+from rs_aligner.loop import VALIDATION, Policy, is_due, out_of_time, resume, training_metrics
 from rs_aligner.metrics import step_metrics
 from rs_aligner.reward.protocol import Judge
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
@@ -28,49 +28,6 @@ from rs_aligner.run import Run
 from rs_aligner.selection import Selection, select
 
 _logger = logging.getLogger("rs_aligner")
-VALIDATION = 0  # the step in the seeds of validation rollouts: every validation draws the same numbers
-
-
-class Stats(Protocol):
-    """What an optimizer step reports."""
-
-    @property
-    def loss(self) -> float: ...
-    @property
-    def grad_norm(self) -> float: ...
-    @property
-    def learning_rate(self) -> float: ...
-
-
-class Policy(Protocol):
-    """What is trained. All methods are collective: every rank calls them in the same order."""
-
-    version: int
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_rollouts: int,
-        sampling: SamplingParams,
-        lengths: LengthParams,
-        *,
-        step: int,
-        wave_size: int | None,
-    ) -> Iterator[Rollout]:
-        """This replica's share of the rollouts, each as soon as it ends."""
-
-    def train(self, rows: Sequence[TrainingRow]) -> Sequence[Stats]:
-        """One pass over the rows."""
-
-    def gather(self, item: Any) -> list[Any]:
-        """The items of all replicas, on every rank."""
-
-    def maximum(self, values: dict[str, float]) -> dict[str, float]:
-        """Per key the largest value over all ranks."""
-
-    def save(self, folder: Path, counters: dict[str, Any]) -> None: ...
-    def load(self, folder: Path) -> dict[str, Any]: ...
-    def export(self, folder: Path) -> None: ...
 
 
 class RSTrainer:
@@ -137,15 +94,15 @@ class RSTrainer:
                 "policy_version": self.policy.version,
                 "consumed_prompts": self.sampler.consumed_prompts,
                 **step_metrics(groups, selection),
-                **_training_metrics(stats),
+                **training_metrics(stats),
                 **times,
             }
             self._say(metrics)
-            last = step == self.num_steps or self._out_of_time()
-            if self._due(step, self.loop.val_check_interval) or last:
+            last = step == self.num_steps or out_of_time(self.run, self.policy)
+            if is_due(step, self.loop.val_check_interval) or last:
                 metrics |= self._validate(step)
             self.run.record(metrics)
-            if self._due(step, self.loop.save_interval or self.loop.val_check_interval) or last:
+            if is_due(step, self.loop.save_interval or self.loop.val_check_interval) or last:
                 self.run.save(self.policy, step, {"step": step, "sampler": self.sampler.state_dict()})
             if last:
                 break
@@ -153,16 +110,11 @@ class RSTrainer:
 
     def _resume(self) -> int:
         """Continue from the newest checkpoint, if there is one; returns the step to begin with."""
-        done = -1
-        if self.run.last_checkpoint is not None:
-            counters = self.policy.load(self.run.last_checkpoint)
-            self.sampler.load_state_dict(counters["sampler"])
-            done = counters["step"]
-            _logger.info("continuing behind step %d of %s", done, self.run.last_checkpoint)
-            if done >= self.num_steps:
-                _logger.info(
-                    "nothing left to do: the run has %d steps; see trainer.rs.max_epochs", self.num_steps
-                )
+        done = resume(self.run, self.policy, self.sampler)["step"]
+        if done >= self.num_steps:
+            _logger.info(
+                "nothing left to do: the run has %d steps; see trainer.rs.max_epochs", self.num_steps
+            )
         self.ledger = self.run.open(done)
         return max(done, 0) + 1
 
@@ -231,16 +183,6 @@ class RSTrainer:
         _logger.info("validation %s: reward %.4f over %d rollouts", when, fmean(rewards), len(rewards))
         return metrics
 
-    def _due(self, step: int, interval: int | None) -> bool:
-        return interval is not None and step % interval == 0
-
-    def _out_of_time(self) -> bool:
-        """The same answer on every rank."""
-        out = self.policy.maximum({"out": float(not self.run.time_left_for_a_step())})["out"] > 0
-        if out:
-            _logger.info("exp_manager.max_time_per_run is nearly over: saving and stopping")
-        return out
-
     def _say(self, metrics: dict[str, Any]) -> None:
         kept = f"{metrics['reward/kept_mean']:.4f}" if "reward/kept_mean" in metrics else "none"
         loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else "nothing kept, no optimizer step"
@@ -277,13 +219,3 @@ def _training_rows(groups: Sequence[Group], selection: Selection) -> list[Traini
         for rollout, keep in zip(group.rollouts, kept, strict=True)
         if keep
     ]
-
-
-def _training_metrics(stats: Sequence[Stats]) -> dict[str, float]:
-    if not stats:
-        return {}
-    return {
-        "loss": fmean(one.loss for one in stats),
-        "grad_norm": fmean(one.grad_norm for one in stats),
-        "lr": stats[-1].learning_rate,
-    }
