@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import tokenizers
 import torch
 import transformers
 
@@ -46,4 +47,21 @@ def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
             else:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_with_tokenizer(folder: Path, seed: int = 0) -> Path:
+    """A tiny Llama that reads and writes any text, a byte a token; returns `folder`."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        **{**SIZES, "vocab_size": len(vocabulary)}, bos_token_id=0, eos_token_id=1, tie_word_embeddings=True
+    )
+    torch.manual_seed(seed)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder

@@ -178,8 +178,7 @@ def _sft(config: TrainSFTConfig) -> Iterator[str]:
     yield from _sampling("model.sft.sampling_params", sft.sampling_params)
     yield from _length_order("model.sft.length_params", sft.length_params)
     if config.judge is None and data.validation:
-        key = "model.data.data_prefix.validation"
-        yield problem(key, list(data.validation), "needs judge, to score the responses; or should be []")
+        _logger.warning("model.data.data_prefix.validation is not looked at without a judge to score by")
     if config.judge is not None:
         yield from _judge("judge", config.judge)
         if not data.validation:

@@ -67,6 +67,13 @@ class RemoteRMConfig(Section):
     """Seconds to wait for one answer before its responses count as failed."""
 
 
+class GenerationConfig(Section):
+    """The decoder."""
+
+    kv_cache_bytes: Count | None = None
+    """Most bytes of keys and values on a rank; rollouts that do not fit wait. Null for no bound."""
+
+
 class RSConfig(Section):
     """One step of rejection sampling."""
 
@@ -88,6 +95,7 @@ class RSConfig(Section):
     val_sampling_params: SamplingParams = Field(default_factory=dict, validate_default=True)
     """The same keys for validation. Greedy by default; `end_strings` are those of training unless set."""
     length_params: LengthParams = LengthParams()
+    generation: GenerationConfig = GenerationConfig()
 
     @field_validator("val_sampling_params", mode="before")
     @classmethod
@@ -131,6 +139,11 @@ class _TrainConfig(Section):
 
     @property
     @abstractmethod
+    def loop(self) -> LoopConfig:
+        """How long to train."""
+
+    @property
+    @abstractmethod
     def length_params(self) -> LengthParams:
         """Tokens of a response that the policy samples."""
 
@@ -149,6 +162,11 @@ class TrainRSConfig(_TrainConfig):
     trainer: TrainerConfig = TrainerConfig()
     remote_rm: RemoteRMConfig = RemoteRMConfig()
     model: ModelConfig
+
+    @property
+    def loop(self) -> RSLoopConfig:
+        """How long the rejection sampling goes on."""
+        return self.trainer.rs
 
     @property
     def length_params(self) -> LengthParams:
@@ -193,6 +211,11 @@ class TrainSFTConfig(_TrainConfig):
     judge: JudgeConfig | None = None
     """Scores the validation responses, in this process; null for no validation by score."""
     model: SFTModelConfig
+
+    @property
+    def loop(self) -> SFTLoopConfig:
+        """How long the supervised training goes on."""
+        return self.trainer.sft
 
     @property
     def length_params(self) -> LengthParams:

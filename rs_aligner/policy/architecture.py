@@ -35,6 +35,22 @@ class Architecture:
     qkv_bias: bool
     qk_norm: bool
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model, shared weights counted once."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        if self.qkv_bias:
+            attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+        if self.qk_norm:
+            attention += 2 * self.head_dim
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        return self.num_layers * layer + embeddings + self.hidden_size
+
+    def cache_bytes_per_token(self, element: int) -> int:
+        """Keys and values of a token in all layers, with numbers of `element` bytes."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element
+
 
 def read_architecture(folder: Path) -> Architecture:
     """Read `folder/config.json`.

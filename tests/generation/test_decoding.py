@@ -1,0 +1,254 @@
+"""The decoder samples from exactly the policy, and how rollouts are decoded together changes none of them.
+
+Logits do change in the last bits with the shape of a batch. Where tokens are compared here, that has been
+too little to change one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rs_aligner.generation import waves
+from rs_aligner.generation.network import Network
+from rs_aligner.generation.sampling import Controls, choose, penalize, uniforms
+from rs_aligner.generation.waves import generate
+from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.rollout import Prompt, Rollout
+from tests.generation.conftest import Load
+from tests.tiny import save_tiny
+
+pytestmark = pytest.mark.timeout(120)
+ENDS = (7, 20, 33, 41, 58, 77)  # several, so that rows end at different times
+SAMPLED = Controls(temperature=0.8, top_k=40, top_p=0.95, repetition_penalty=1.2, max_length=16, min_length=2)
+
+
+class NoText:
+    """A tokenizer for a model that has none."""
+
+    eos_ids: tuple[int, ...] = ENDS
+
+    def continuation(self, prompt: Sequence[int], response: Sequence[int]) -> str:
+        return " ".join(map(str, response))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="module")
+def network(load: Load, folder: Path) -> Network:
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> torch.nn.Module:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def prompts(lengths: Sequence[int] = (3, 11, 1, 20, 7)) -> list[tuple[int, Prompt]]:
+    """Prompts of these lengths."""
+    rng = random.Random(2)
+    ids = [tuple(rng.randrange(96) for _ in range(n)) for n in lengths]
+    return [(i, Prompt(str(i), "", tokens, position=10 + i)) for i, tokens in enumerate(ids)]
+
+
+def decode(network: Network, batch: list[tuple[int, Prompt]], num: int = 4, **kwargs: Any) -> list[Rollout]:
+    """In (prompt, rollout) order."""
+    kwargs = {"controls": SAMPLED, "seed": 1, "step": 1, **kwargs}
+    rollouts = generate(network, NoText(), batch, num, **kwargs)
+    return sorted(rollouts, key=lambda rollout: (rollout.group, rollout.index))
+
+
+def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
+    return [rollout.token_ids for rollout in rollouts]
+
+
+def assert_same(some: list[Rollout], others: list[Rollout]) -> None:
+    assert tokens(some) == tokens(others)
+    for one, other in zip(some, others, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+        assert (one.seed, one.text, one.finish_reason) == (other.seed, other.text, other.finish_reason)
+
+
+# The same rollouts however they are decoded
+
+
+@pytest.mark.parametrize("wave_size", [1, 2, 5, 9])
+def test_rollouts_do_not_depend_on_the_size_of_a_wave(network: Network, wave_size: int) -> None:
+    assert_same(decode(network, prompts(), wave_size=wave_size), decode(network, prompts()))
+
+
+def test_a_prompt_alone_gives_the_rollouts_it_gives_beside_others(network: Network) -> None:
+    together = decode(network, prompts())
+    for i, pair in enumerate(prompts()):
+        assert_same(decode(network, [pair]), together[4 * i : 4 * i + 4])
+
+
+def test_more_rollouts_leave_the_first_ones_as_they_are(network: Network) -> None:
+    two, four = decode(network, prompts(), 2), decode(network, prompts(), 4)
+    assert_same(two, [rollout for rollout in four if rollout.index < 2])
+
+
+@pytest.mark.parametrize("pack_below", [0.0, 2.0])
+def test_packing_the_cache_never_or_always_changes_nothing(
+    network: Network, monkeypatch: pytest.MonkeyPatch, pack_below: float
+) -> None:
+    usual = decode(network, prompts())
+    lengths = {len(rollout.token_ids) for rollout in usual}
+    assert len(lengths) > 4  # rows end at different times, so there is something to pack
+    monkeypatch.setattr(waves, "PACK_BELOW", pack_below)
+    assert_same(decode(network, prompts()), usual)
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 24])
+def test_prefilling_in_smaller_chunks_changes_nothing(
+    network: Network, monkeypatch: pytest.MonkeyPatch, prefill_tokens: int
+) -> None:
+    usual = decode(network, prompts())
+    monkeypatch.setattr(waves, "PREFILL_TOKENS", prefill_tokens)
+    assert_same(decode(network, prompts()), usual)
+
+
+def test_rollouts_leave_as_they_end_and_not_at_the_end_of_the_wave(network: Network) -> None:
+    stream = generate(network, NoText(), prompts(), 4, SAMPLED, seed=1, step=1)
+    lengths = [len(rollout.token_ids) for rollout in stream]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1]
+
+
+@pytest.mark.parametrize("what", ["seed", "step", "position", "index"])
+def test_seed_step_position_and_index_each_give_other_rollouts(network: Network, what: str) -> None:
+    (_, prompt) = prompts()[1]
+    (usual, second) = decode(network, [(0, prompt)], 2)
+    if what == "index":
+        assert usual.token_ids != second.token_ids
+    elif what == "position":
+        moved = Prompt(prompt.id, prompt.text, prompt.token_ids, position=prompt.position + 1)
+        assert decode(network, [(0, moved)], 1)[0].token_ids != usual.token_ids
+    else:
+        assert decode(network, [(0, prompt)], 1, **{what: 2})[0].token_ids != usual.token_ids
+
+
+def test_the_place_in_the_batch_gives_no_other_rollout(network: Network) -> None:
+    group_0 = decode(network, [(0, prompts()[1][1])], 2)
+    group_5 = decode(network, [(5, prompts()[1][1])], 2)
+    assert tokens(group_0) == tokens(group_5)
+    assert {rollout.group for rollout in group_5} == {5}
+
+
+# The same as the full forward
+
+
+def full_forward(reference: torch.nn.Module, prompt: Prompt, response: Sequence[int]) -> torch.Tensor:
+    """Logits `[T, V]` before each token of the response, by running the whole sequence at once."""
+    with torch.no_grad():
+        logits = reference(torch.tensor([[*prompt.token_ids, *response]])).logits[0]
+    return logits[len(prompt.token_ids) - 1 : -1]
+
+
+def test_log_probs_are_those_of_the_policy_before_temperature_and_filters(
+    network: Network, reference: torch.nn.Module
+) -> None:
+    for rollout in decode(network, prompts()):
+        logits = full_forward(reference, prompts()[rollout.group][1], rollout.token_ids)
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+        assert rollout.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_sampled_tokens_follow_from_the_full_forward_and_the_seed(
+    network: Network, reference: torch.nn.Module
+) -> None:
+    """Penalty, least length, filters and random number applied token by token, without a cache."""
+    for rollout in decode(network, prompts()):
+        prompt = prompts()[rollout.group][1]
+        logits = full_forward(reference, prompt, rollout.token_ids)
+        for place, token in enumerate(rollout.token_ids):
+            seen = torch.zeros(1, 96, dtype=torch.bool)
+            seen[0, [*prompt.token_ids, *rollout.token_ids[:place]]] = True
+            row = penalize(logits[place : place + 1], seen, SAMPLED.repetition_penalty)
+            if place < SAMPLED.min_length:
+                row[0, list(ENDS)] = -torch.inf
+            uniform = torch.from_numpy(uniforms([rollout.seed], [place]))
+            assert int(choose(row, SAMPLED, uniform)) == token
+
+
+def test_the_end_token_ends_a_rollout_and_nothing_else_but_the_length_does(network: Network) -> None:
+    rollouts = decode(network, prompts(), 16)
+    assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
+    assert min(len(rollout.token_ids) for rollout in rollouts) == SAMPLED.min_length + 1
+    for rollout in rollouts:
+        assert not {*ENDS} & {*rollout.token_ids[:-1]}
+        assert len(rollout.token_ids) > SAMPLED.min_length
+        if rollout.finish_reason == "stop":
+            assert rollout.token_ids[-1] in ENDS
+        else:
+            assert len(rollout.token_ids) == SAMPLED.max_length
+
+
+def test_bf16_decodes_on_a_cpu_close_to_single_precision(
+    load: Load, folder: Path, reference: torch.nn.Module
+) -> None:
+    network = load(folder, torch.bfloat16)
+    rollouts = decode(network, prompts(), policy_version=3)
+    assert len(rollouts) == 20
+    for rollout in rollouts:
+        assert rollout.policy_version == 3
+        logits = full_forward(reference, prompts()[rollout.group][1], rollout.token_ids)
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+        error = (torch.tensor(rollout.log_probs) - expected).abs().mean()
+        assert 0 < error < 0.1
+
+
+# A real model
+
+
+@pytest.fixture(scope="module")
+def stories(load: Load, test_data: Path) -> tuple[Network, Tokenizer]:
+    folder = test_data / "stories260k"
+    return load(folder), Tokenizer(folder)
+
+
+def test_greedy_from_the_begin_token_gives_the_known_story(
+    stories: tuple[Network, Tokenizer], test_data: Path
+) -> None:
+    network, tokenizer = stories
+    expected = (test_data / "stories260k" / "greedy_from_bos_256.txt").read_text()
+    (rollout,) = generate(
+        *(network, tokenizer, [(0, Prompt("bos", "", (1,)))], 1),
+        Controls(greedy=True, max_length=255),  # the file counts `<s>`, too
+        seed=1,
+        step=1,
+    )
+    assert rollout.text == expected.rstrip("\n")
+
+
+def test_an_end_string_ends_real_stories_behind_their_first_sentence(
+    stories: tuple[Network, Tokenizer],
+) -> None:
+    network, tokenizer = stories
+    text = "Once upon a time, there was a little"
+    prompt = Prompt("p", text, tuple(tokenizer.encode(text)))
+    rollouts = list(
+        generate(
+            *(network, tokenizer, [(0, prompt)], 16),
+            Controls(end_strings=(". ", "!"), max_length=80),
+            seed=1,
+            step=1,
+        )
+    )
+    stopped = [rollout for rollout in rollouts if rollout.finish_reason == "stop"]
+    assert len(stopped) > 8
+    for rollout in stopped:
+        said = tokenizer.continuation(prompt.token_ids, rollout.token_ids)
+        before = tokenizer.continuation(prompt.token_ids, rollout.token_ids[:-1])
+        assert said.startswith(rollout.text)
+        assert said[len(rollout.text) :].startswith((". ", "!"))
+        assert not any(end in text for end in (". ", "!") for text in (rollout.text, before))

@@ -1,0 +1,190 @@
+"""How a rollout ends, and what its text is: end tokens, end strings, least and most length.
+
+The network here is a table: each token is followed by a known one. So what a rollout says is known, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from rs_aligner.generation.cache import PromptCache
+from rs_aligner.generation.network import Attend, Network
+from rs_aligner.generation.sampling import Controls
+from rs_aligner.generation.waves import generate
+from rs_aligner.rollout import Prompt, Rollout
+
+EOS = 0
+
+
+class Table(Network):
+    """A network that says the pieces one after the other, again and again, whatever came before."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self.vocabulary = [b"</s>", b"prompt: ", *pieces]
+        self.arch = cast(Any, SimpleNamespace(vocab_size=len(self.vocabulary)))
+        self.device = torch.device("cpu")
+        self.runtime = cast(Any, SimpleNamespace(is_last_stage=True))
+        self.prefilled: list[list[int]] = []
+
+    def prefill(self, tokens: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, PromptCache]:
+        self.prefilled += tokens.tolist()
+        empty = [torch.zeros(len(tokens), 1, tokens.shape[1], 1)]
+        last = tokens[torch.arange(len(tokens)), torch.tensor(lengths) - 1]
+        return self._after(last), PromptCache(empty, list(empty), lengths)
+
+    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        return self._after(tokens)
+
+    def _after(self, tokens: torch.Tensor) -> torch.Tensor:
+        size = len(self.vocabulary)
+        following = (tokens + 1).where(tokens + 1 < size, 2)
+        return torch.nn.functional.one_hot(following, size).float() * 50
+
+    def from_last_stage(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+class Ends(Table):
+    """Says one piece and then wants to end, always; the piece is its second choice."""
+
+    def _after(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(tokens), len(self.vocabulary))
+        logits[:, 2] = 5.0
+        logits[tokens == 2, EOS] = 9.0
+        return logits
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes, as in byte-level BPE: a character may span several."""
+
+    eos_ids: tuple[int, ...] = (EOS,)
+
+    def __init__(self, vocabulary: Sequence[bytes]) -> None:
+        self.vocabulary = vocabulary
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.vocabulary[i] for i in ids if i != EOS).decode(errors="replace")
+
+    def continuation(self, prompt: Sequence[int], response: Sequence[int]) -> str:
+        before, whole = self.decode(prompt), self.decode((*prompt, *response))
+        return whole[len(before) :] if whole.startswith(before) else self.decode(response)
+
+
+def say(pieces: Sequence[bytes], network: type[Table] = Table, **controls: Any) -> Rollout:
+    """The one rollout of a network that says these pieces."""
+    table = network(pieces)
+    (rollout,) = generate(
+        *(table, Bytes(table.vocabulary), [(0, Prompt("p", "prompt: ", (1,)))], 1),
+        Controls(greedy=True, **{"max_length": 12, **controls}),
+        seed=1,
+        step=1,
+    )
+    return rollout
+
+
+HELLO = [b"He", b"llo", b" wor", b"ld", b"!"]
+
+
+def test_the_most_tokens_end_a_rollout_as_length() -> None:
+    rollout = say(HELLO, max_length=4)
+    assert (rollout.token_ids, rollout.text, rollout.finish_reason) == ((2, 3, 4, 5), "Hello world", "length")
+
+
+def test_an_end_token_stays_in_the_tokens_and_out_of_the_text() -> None:
+    rollout = say([b"word"], Ends)
+    assert (rollout.token_ids, rollout.text, rollout.finish_reason) == ((2, EOS), "word", "stop")
+
+
+def test_an_end_token_in_the_last_place_is_a_stop() -> None:
+    assert say([b"word"], Ends, max_length=2).finish_reason == "stop"
+
+
+def test_no_end_token_comes_before_the_least_length() -> None:
+    rollout = say([b"w"], Ends, min_length=5)
+    assert rollout.token_ids == (2, 2, 2, 2, 2, EOS)
+    assert rollout.text == "wwwww"
+
+
+@pytest.mark.parametrize("end", ["o wor", "lo w", " w"])
+def test_an_end_string_may_span_tokens_and_is_cut_from_the_text_only(end: str) -> None:
+    rollout = say(HELLO, end_strings=(end,))
+    assert rollout.token_ids == (2, 3, 4)
+    assert rollout.finish_reason == "stop"
+    assert rollout.text == "Hello world!"[: "Hello world!".index(end)]
+    assert len(rollout.log_probs) == 3
+
+
+@pytest.mark.parametrize("ends", [("!", "ello"), ("ello", "!"), ("llo", "ello"), ("lo", "ello", "zzz")])
+def test_of_several_end_strings_the_first_in_the_text_counts(ends: tuple[str, ...]) -> None:
+    rollout = say(HELLO, end_strings=ends)
+    assert rollout.token_ids == (2, 3)
+    assert rollout.text == "H"
+
+
+def test_an_end_string_that_never_comes_changes_nothing() -> None:
+    assert say(HELLO, end_strings=("wr",)) == say(HELLO)
+
+
+def test_the_prompts_text_is_no_part_of_an_end_string() -> None:
+    rollout = say(HELLO, end_strings=(": He", "prompt"), max_length=5)
+    assert (rollout.text, rollout.finish_reason) == ("Hello world!", "length")
+
+
+def test_an_end_string_that_ends_before_the_least_length_is_text_like_any_other() -> None:
+    """It is said again from the sixth token on, and then ends the rollout."""
+    rollout = say(HELLO, end_strings=("llo",), min_length=4)
+    assert rollout.token_ids == (2, 3, 4, 5, 6, 2, 3)
+    assert rollout.text == "Hello world!He"
+
+
+def test_an_end_string_may_end_exactly_at_the_least_length() -> None:
+    rollout = say(HELLO, end_strings=("llo", "wor"), min_length=3)
+    assert (rollout.token_ids, rollout.text) == ((2, 3, 4), "Hello ")
+
+
+def test_an_end_string_that_was_passed_over_stays_in_the_text() -> None:
+    rollout = say(HELLO, end_strings=("llo",), min_length=4, max_length=5)
+    assert (rollout.text, rollout.finish_reason) == ("Hello world!", "length")
+
+
+def test_characters_of_many_tokens_are_found_whole() -> None:
+    """Four characters of four bytes each, a byte a token."""
+    end = "😀😃😄😁"
+    said = ("ab" + end).encode()
+    rollout = say([bytes([b]) for b in said], end_strings=(end,), max_length=40)
+    assert len(rollout.token_ids) == len(said) == 18
+    assert (rollout.text, rollout.finish_reason) == ("ab", "stop")
+
+
+def test_a_long_rollout_finds_its_end_string() -> None:
+    pieces = [bytes([97 + i % 25]) for i in range(300)]
+    pieces[250:253] = [b"<", b"end", b">"]
+    rollout = say(pieces, end_strings=("<end>",), max_length=400)
+    assert len(rollout.token_ids) == 253
+    assert len(rollout.text) == 250
+
+
+def test_every_prompt_is_prefilled_once_whatever_the_number_of_rollouts() -> None:
+    table = Table(HELLO)
+    prompts = [(i, Prompt(str(i), "", (1,) * (i + 1))) for i in range(5)]
+    rollouts = list(
+        generate(
+            table, Bytes(table.vocabulary), prompts, 7, Controls(max_length=3), seed=1, step=1, wave_size=2
+        )
+    )
+    assert len(rollouts) == 35
+    assert sorted(sum(tokens) for tokens in table.prefilled) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("wave_size", [None, 3])
+def test_a_replica_without_a_prompt_gives_no_rollout(wave_size: int | None) -> None:
+    table = Table(HELLO)
+    none = generate(
+        table, Bytes(table.vocabulary), [], 4, Controls(max_length=3), seed=1, step=1, wave_size=wave_size
+    )
+    assert list(none) == []
