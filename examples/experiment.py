@@ -115,6 +115,11 @@ def _set_up(config: TrainRSConfig | TrainSFTConfig) -> None:
     logger.setLevel(level)
 
 
+def say(what: str) -> None:
+    """Tell what takes a while, on the first rank."""
+    logging.getLogger("rs_aligner").info(what)
+
+
 def layout(config: TrainRSConfig | TrainSFTConfig) -> dict[str, Any]:
     """What the ranks need to know to form their groups."""
     return {
@@ -128,6 +133,7 @@ def layout(config: TrainRSConfig | TrainSFTConfig) -> dict[str, Any]:
 
 def read_tokenizer(config: TrainRSConfig | TrainSFTConfig) -> tuple[Tokenizer, int]:
     """The policy's tokenizer, and the number of positions that the policy was made for."""
+    say("reading the data")
     from rs_aligner.files import hugging_face_part
     from rs_aligner.policy.architecture import read_architecture
     from rs_aligner.policy.tokenizer import Tokenizer
@@ -167,13 +173,10 @@ def read_sft_rows(config: TrainSFTConfig, tokenizer: Tokenizer, positions: int) 
 
 @contextmanager
 def policy_of(
-    config: TrainRSConfig | TrainSFTConfig,
-    tokenizer: Tokenizer,
-    *,
-    clip_grad: float | None,
-    num_optimizer_steps: int,
+    config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, num_optimizer_steps: int
 ) -> Iterator[MegatronPolicy]:
     """Join the ranks' groups and load the policy, to train it for so many optimizer steps at most."""
+    say("loading the policy")
     from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.runtime import start
 
@@ -185,7 +188,7 @@ def policy_of(
             runtime,
             tokenizer,
             precision=config.trainer.precision,
-            clip_grad=clip_grad,
+            clip_grad=config.loop.gradient_clip_val,
             learning_rate=partial(
                 learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps
             ),

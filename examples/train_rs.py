@@ -32,6 +32,7 @@ def train(config: TrainRSConfig) -> None:
     first, files = experiment.rank() == 0, config.model.data.data_prefix
     with RemoteGPTRMClient(config.remote_rm) as client:
         if first:
+            experiment.say("waiting for the judge")
             client.wait_until_ready()
         tokenizer, positions = experiment.read_tokenizer(config)
         longest = config.max_prompt_length(positions)
@@ -43,10 +44,8 @@ def train(config: TrainRSConfig) -> None:
         from rs_aligner.run import Run
         from rs_aligner.trainer import RSTrainer
 
-        steps, clip_grad = num_optimizer_steps(config, len(prompts)), config.trainer.rs.gradient_clip_val
-        with experiment.policy_of(
-            config, tokenizer, clip_grad=clip_grad, num_optimizer_steps=steps
-        ) as policy:
+        steps = num_optimizer_steps(config, len(prompts))
+        with experiment.policy_of(config, tokenizer, steps) as policy:
             judge = client if policy.runtime.is_source else None
             run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
             RSTrainer(config, policy, judge, prompts, validation, run).fit()

@@ -40,12 +40,12 @@ def train(config: TrainSFTConfig) -> None:
     rows = experiment.read_sft_rows(config, tokenizer, positions)
     files, longest = config.model.data.data_prefix.validation, config.max_prompt_length(positions)
     validation = experiment.read_prompts(files, config, tokenizer, longest)
-    steps, clip_grad = num_sft_steps(config, len(rows)), config.trainer.sft.gradient_clip_val
+    steps = num_sft_steps(config, len(rows))
     if first:
         print(
             f"{len(rows):,} rows, at most {steps:,} steps of {config.model.global_batch_size:,}", flush=True
         )
-    with experiment.policy_of(config, tokenizer, clip_grad=clip_grad, num_optimizer_steps=steps) as policy:
+    with experiment.policy_of(config, tokenizer, steps) as policy:
         run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
         mine = judge if policy.runtime.is_source else None
         SFTTrainer(config, policy, mine, rows, validation, run).fit()

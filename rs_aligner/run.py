@@ -13,6 +13,7 @@ metrics and ledger hold beyond it is dropped when a run continues, and made agai
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -57,10 +58,11 @@ class Run:
         self.folder = Path(config.explicit_log_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.final = self.folder / "final"
-        self._started = self._step_began = time.monotonic()
+        self._started = time.monotonic()
+        self._step_began: float | None = None
         self._longest_step = 0.0
         self._metrics: MetricsFile | None = None
-        self.last_checkpoint = max(self._finished(), default=None)
+        self.last_checkpoint = max(self._finished(), key=_step_of, default=None)
         if self.last_checkpoint is not None and not config.resume_if_exists:
             raise ValueError(
                 f"exp_manager.explicit_log_dir={self.folder} has the checkpoint {self.last_checkpoint.name}, "
@@ -82,8 +84,9 @@ class Run:
         if self._metrics is None:
             return
         self._metrics.append(metrics)
+        figures = {key: value for key, value in metrics.items() if key != "step" and math.isfinite(value)}
         for logger in self.loggers:
-            logger.log_metrics({k: v for k, v in metrics.items() if k != "step"}, step=int(metrics["step"]))
+            logger.log_metrics(figures, step=int(metrics["step"]))
 
     def save(self, policy: Saveable, step: int, counters: dict[str, Any]) -> None:
         """Write a checkpoint (every rank must call it), then remove those that need not stay."""
@@ -93,15 +96,18 @@ class Run:
                 shutil.rmtree(superfluous)
 
     def begin_step(self) -> None:
-        """Note the time at which a step begins."""
-        self._step_began = time.monotonic()
+        """Note that a step begins; the one before it ends here, its validation and checkpoint included."""
+        now = time.monotonic()
+        if self._step_began is not None:
+            self._longest_step = max(self._longest_step, now - self._step_began)
+        self._step_began = now
 
     def time_left_for_a_step(self) -> bool:
         """Whether another step is likely to end before `max_time_per_run`; ask it behind a step."""
-        now = time.monotonic()
-        self._longest_step = max(self._longest_step, now - self._step_began)
-        limit = self.config.max_time_per_run
-        return limit is None or now - self._started + MARGIN * self._longest_step < limit
+        assert self._step_began is not None
+        now, limit = time.monotonic(), self.config.max_time_per_run
+        longest = max(self._longest_step, now - self._step_began)
+        return limit is None or now - self._started + MARGIN * longest < limit
 
     def close(self, status: str = "success") -> None:
         """Close files and loggers."""
@@ -125,9 +131,13 @@ class Run:
         sign = 1 if params.mode == "max" else -1
 
         def rank(path: Path) -> tuple[float, int]:
-            figure = figures.get(int(path.name[5:]))
-            return (float("-inf") if figure is None else sign * figure, int(path.name[5:]))
+            figure = figures.get(_step_of(path))
+            return (float("-inf") if figure is None else sign * figure, _step_of(path))
 
         finished = self._finished()
         best = sorted((p for p in finished if rank(p)[0] > float("-inf")), key=rank, reverse=True)
-        return sorted(set(finished) - set(best[: params.save_top_k]) - {max(finished)})
+        return sorted(set(finished) - set(best[: params.save_top_k]) - {max(finished, key=_step_of)})
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[5:])

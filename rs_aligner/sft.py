@@ -31,9 +31,8 @@ Judge = Callable[[list[str], list[str], list[dict[str, Any]]], list[float]]
 
 def num_sft_steps(config: TrainSFTConfig, num_rows: int) -> int:
     """Steps of the whole run: all epochs, or `trainer.sft.max_steps` if that is less."""
-    loop = config.trainer.sft
-    steps = loop.max_epochs * -(-num_rows // config.model.global_batch_size)
-    return steps if loop.max_steps == -1 else min(steps, loop.max_steps)
+    steps = config.loop.max_epochs * -(-num_rows // config.model.global_batch_size)
+    return steps if config.loop.max_steps == -1 else min(steps, config.loop.max_steps)
 
 
 class SFTTrainer:
@@ -59,7 +58,7 @@ class SFTTrainer:
         run: Run,
     ) -> None:
         self.config, self.policy, self.judge, self.run = config, policy, judge, run
-        self.sft, self.loop = config.model.sft, config.trainer.sft
+        self.sft, self.loop = config.model.sft, config.loop
         self.rows = rows
         self.validation = validation[: self.sft.num_val_samples]
         self.sampler = PromptSampler(len(rows), config.model.global_batch_size, seed=config.model.seed)

@@ -108,8 +108,8 @@ class RSTrainer:
             JudgeFailed: the judge scored nothing of a step.
         """
         first = self._resume()
-        if first == 1:
-            self.run.record({"step": 0, **self._validate(0)})
+        if first == 1 and (validation := self._validate(0)):
+            self.run.record({"step": 0, **validation})
         for step in range(first, self.num_steps + 1):
             self.run.begin_step()
             began = time.monotonic()
@@ -207,7 +207,9 @@ class RSTrainer:
 
     def _select(self, groups: Sequence[Group]) -> Selection:
         scores = [group.scores for group in groups]
-        rewards = torch.tensor([[s.reward if isinstance(s, Score) else 0.0 for s in row] for row in scores])
+        rewards = torch.tensor(
+            [[s.reward if isinstance(s, Score) else 0.0 for s in row] for row in scores], dtype=torch.float64
+        )
         scored = torch.tensor([[isinstance(s, Score) for s in row] for row in scores])
         return select(rewards, scored, self.rs.top_n_rollouts, self.rs.min_reward)
 

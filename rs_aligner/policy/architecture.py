@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,10 @@ def read_architecture(folder: Path) -> Architecture:
     family = config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"{path}: model_type {family!r} is not supported; one of {', '.join(FAMILIES)} is")
+    missing = [key for key in _REQUIRED if not isinstance(config.get(key), int)]
+    if missing:
+        raise ValueError(f"{path}: {', '.join(missing)} must be set to a whole number")
+    _refuse(path, "quantization_config", config.get("quantization_config"), (None,))
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     _refuse(path, "rope_type", rope_type, ("default", "llama3"))

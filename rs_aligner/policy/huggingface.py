@@ -134,11 +134,16 @@ def load_weights(folder: Path, model: GPTModel, arch: Architecture, runtime: Run
     """
     read = _Reader(folder)
     for parameter, names, layout in _parameters(model, arch, runtime):
-        part = layout.cut([read(name) for name in names], runtime.tp_rank, runtime.tp_size)
-        if part.shape != parameter.shape:
+        tensors = [read(name) for name in names]
+        try:
+            part = layout.cut(tensors, runtime.tp_rank, runtime.tp_size)
+        except RuntimeError:  # they do not even fit together
+            part = None
+        if part is None or part.shape != parameter.shape:
+            found = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(names, tensors, strict=True))
             raise ValueError(
-                f"{folder}: {', '.join(names)} give {list(part.shape)}, but its config.json asks for "
-                f"{list(parameter.shape)}"
+                f"{folder}: {found} cannot be what its config.json asks for: {list(parameter.shape)} on each "
+                f"of {runtime.tp_size} ranks"
             )
         parameter.copy_(part)
 

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# From nothing to a policy that has learnt from its own best answers, in some minutes on a CPU:
+#   bash scripts/quickstart.sh [--seed N] [--out DIR]
+#
+# Makes a task (additions), trains a small model on it until it is right now and then, serves a judge that
+# knows the answers, lets the model learn from those of its answers that the judge found right, and prints
+# what came of it. Nothing is downloaded but packages. Ctrl-C ends everything that was started.
+set -euo pipefail
+
+seed=0 out=""
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --seed=?*) seed=${1#*=} ;;
+    --out=?*) out=${1#*=} ;;
+    --seed | --out)
+      [ -n "${2:-}" ] || { echo "quickstart: $1 needs a value" >&2; exit 2; }
+      printf -v "${1#--}" %s "$2"
+      shift ;;
+    *) echo "quickstart: $1 is not known; use --seed N and --out DIR" >&2; exit 2 ;;
+  esac
+  shift
+done
+[[ $seed =~ ^[0-9]{1,9}$ ]] || { echo "quickstart: --seed should be a whole number, not '$seed'" >&2; exit 2; }
+[ -z "$out" ] || out=$(realpath -m -- "$out")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=${out:-$PWD/runs/quickstart-$(date +%Y%m%d-%H%M%S)}
+[ ! -e "$out" ] || { echo "quickstart: $out is there already; name another folder with --out" >&2; exit 2; }
+python=$PWD/.venv/bin/python
+export ARITHMETIC=$out PYTHONUNBUFFERED=1  # the configs find the task, and each other, in $ARITHMETIC
+
+# A job is started in a session of its own and waited for, so that no signal of the terminal reaches it, bash
+# sees each at once, and what a job leaves behind can be found by its group.
+job="" server=""
+end() {  # SIGTERM to a job's process; SIGKILL to what is left of its group when that has ended, or after 10 s
+  [ -n "$1" ] || return 0
+  kill -TERM "$1" 2>/dev/null || true
+  for _ in {1..100}; do kill -0 "$1" 2>/dev/null || break; sleep 0.1; done
+  kill -KILL -- "-$1" 2>/dev/null || true
+  wait "$1" 2>/dev/null || true
+}
+leave() {
+  trap '' INT TERM HUP
+  end "$job"
+  end "$server"
+}
+trap leave EXIT
+trap 'echo "quickstart: interrupted, ending what was started" >&2; exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+run() {
+  setsid "$@" </dev/null &
+  job=$!
+  wait "$job"
+  job=""
+}
+say() { echo; echo "== $*"; }
+
+say "[1/5] setting up .venv"
+run bash scripts/setup.sh
+began=$(date +%s)
+
+say "[2/5] making the task in $out/task: 3-digit additions, and a model of random weights"
+run "$python" examples/arithmetic/make_task.py --out "$out/task" --seed "$seed"
+
+say "[3/5] training it on worked additions until it solves a third of others (some seconds to start)"
+run "$python" examples/train_sft.py --config-name arithmetic_sft model.seed="$seed"
+
+free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+port=$("$python" -c "$free_port")
+say "[4/5] starting the judge on port $port, then learning from the model's own right answers"
+setsid "$python" examples/serve_reward.py judge.name=exact_answer inference.port="$port" \
+  </dev/null >"$out/judge.log" 2>&1 &
+server=$!
+run "$python" examples/train_rs.py --config-name arithmetic model.seed="$seed" \
+  remote_rm.reward_model.port="$port" remote_rm.startup_timeout=60
+end "$server"
+server=""
+
+say "[5/5] what came of it"
+run "$python" examples/arithmetic/show_result.py "$out" --seconds $(($(date +%s) - began))

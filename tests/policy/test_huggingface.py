@@ -1,0 +1,120 @@
+"""Hugging Face folders as they come: in one file or several, complete or not, and what is written of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from megatron.core.models.gpt import GPTModel
+from safetensors.torch import load_file, save_file
+
+from rs_aligner.policy import huggingface
+from rs_aligner.policy.architecture import Architecture, read_architecture
+from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.policy.runtime import Runtime
+from tests.tiny import save_tiny
+
+pytestmark = pytest.mark.timeout(120)
+FILE = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny("qwen2", tmp_path / "qwen2")
+
+
+@pytest.fixture
+def arch(folder: Path) -> Architecture:
+    return read_architecture(folder)
+
+
+@pytest.fixture
+def model(arch: Architecture, rt: Runtime) -> GPTModel:
+    return build_model(arch, transformer_config(arch, rt, dtype=torch.float32), rt)
+
+
+def change(folder: Path, tensors: dict[str, torch.Tensor | None]) -> None:
+    """Rewrite the weights with some tensors replaced, or left out (None)."""
+    kept = {**load_file(folder / FILE), **tensors}
+    save_file({name: t for name, t in kept.items() if t is not None}, folder / FILE, {"format": "pt"})
+
+
+def test_weights_in_several_files_are_read_through_their_index(
+    folder: Path, model: GPTModel, arch: Architecture, rt: Runtime
+) -> None:
+    expected = load_file(folder / FILE)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    (folder / FILE).unlink()
+    whole.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    huggingface.load_weights(folder, model, arch, rt)
+    tensors = huggingface.gather_tensors(model, arch, rt)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_missing_tensor_is_named(folder: Path, model: GPTModel, arch: Architecture, rt: Runtime) -> None:
+    name = "model.layers.2.self_attn.k_proj.bias"
+    change(folder, {name: None})
+    with pytest.raises(ValueError, match=f"lacks the tensor {name}") as error:
+        huggingface.load_weights(folder, model, arch, rt)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.embed_tokens.weight", (90, 32)),
+        ("model.norm.weight", (30,)),
+        ("model.layers.0.mlp.down_proj.weight", (32, 70)),
+        ("model.layers.1.mlp.up_proj.weight", (70, 32)),
+        ("model.layers.3.self_attn.q_proj.weight", (30, 32)),
+        ("model.layers.3.self_attn.v_proj.weight", (16, 30)),
+    ],
+)
+def test_a_tensor_of_another_shape_than_the_config_says_is_named(
+    folder: Path, model: GPTModel, arch: Architecture, rt: Runtime, name: str, shape: tuple[int, ...]
+) -> None:
+    change(folder, {name: torch.zeros(shape)})
+    with pytest.raises(ValueError, match=r"config\.json asks for") as error:
+        huggingface.load_weights(folder, model, arch, rt)
+    assert name in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+def test_a_folder_without_safetensors_is_refused(
+    folder: Path, model: GPTModel, arch: Architecture, rt: Runtime
+) -> None:
+    (folder / FILE).rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
+        huggingface.load_weights(folder, model, arch, rt)
+
+
+def test_an_exported_folder_has_everything_but_old_weights(
+    folder: Path, model: GPTModel, arch: Architecture, rt: Runtime, tmp_path: Path
+) -> None:
+    for name in ("tokenizer.json", "chat_template.jinja", "merges.txt", "pytorch_model.bin", "README.md"):
+        (folder / name).write_text("{}")
+    (folder / huggingface.INDEX).write_text(json.dumps({"weight_map": {}}))
+    out = tmp_path / "run" / "final"
+    out.mkdir(parents=True)
+    (out / "old.txt").write_text("of an earlier export")
+    huggingface.save_weights(out, model, arch, rt, folder)
+    assert {path.name for path in out.iterdir()} == {
+        *("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "merges.txt"),
+        FILE,
+    }
+    assert [path.name for path in out.parent.iterdir()] == ["final"]
+
+
+def test_bf16_weights_survive_the_way_through_single_precision(
+    folder: Path, model: GPTModel, arch: Architecture, rt: Runtime
+) -> None:
+    change(folder, {name: tensor.bfloat16() for name, tensor in load_file(folder / FILE).items()})
+    huggingface.load_weights(folder, model, arch, rt)
+    tensors = huggingface.gather_tensors(model, arch, rt)
+    for name, tensor in load_file(folder / FILE).items():
+        assert tensors[name].dtype == torch.float32
+        assert torch.equal(tensors[name].bfloat16(), tensor)
