@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import Protocol
 
 
@@ -46,6 +45,6 @@ def _end_string_at(
     text = tokenizer.continuation(prompt, tokens)
     if not any(end in text for end in end_strings):
         return None
-    known = len(commonprefix([text, tokenizer.continuation(prompt, tokens[:-1])]))
-    places = [text.find(end, max(0, known - len(end) + 1)) for end in end_strings]
+    before = tokenizer.continuation(prompt, tokens[:-1]).rstrip("\ufffd")  # stands for part of a character
+    places = [text.find(end, max(0, len(before) - len(end) + 1)) for end in end_strings]
     return min((place for place in places if place >= 0), default=None)
