@@ -67,6 +67,13 @@ class RemoteRMConfig(Section):
     """Seconds to wait for one answer before its responses count as failed."""
 
 
+class GenerationConfig(Section):
+    """The decoder."""
+
+    kv_cache_bytes: Count | None = None
+    """Most bytes of keys and values on a rank; rollouts that do not fit wait. Null for no bound."""
+
+
 class RSConfig(Section):
     """One step of rejection sampling."""
 
@@ -88,6 +95,7 @@ class RSConfig(Section):
     val_sampling_params: SamplingParams = Field(default_factory=dict, validate_default=True)
     """The same keys for validation. Greedy by default; `end_strings` are those of training unless set."""
     length_params: LengthParams = LengthParams()
+    generation: GenerationConfig = GenerationConfig()
 
     @field_validator("val_sampling_params", mode="before")
     @classmethod

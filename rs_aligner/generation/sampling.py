@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+BLOCK = 64  # tokens of the vocabulary whose probabilities are summed up first
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -84,7 +85,12 @@ def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def choose(logits: torch.Tensor, controls: Controls, uniform: torch.Tensor) -> torch.Tensor:
+def choose(
+    logits: torch.Tensor,
+    controls: Controls,
+    uniform: torch.Tensor,
+    log_probs: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The next token of each row.
 
     Args:
@@ -93,26 +99,50 @@ def choose(logits: torch.Tensor, controls: Controls, uniform: torch.Tensor) -> t
             that tie with the k-th likeliest stay, so top-k may leave more than k; top-p keeps the token
             that reaches p.
         uniform: float64 `[B]` in [0, 1).
+        log_probs: the logits' log-softmax, where it is known already.
 
     Returns:
         int64 `[B]`. A token of probability zero is never chosen.
     """
     if controls.greedy:
         return logits.argmax(-1)
-    logits = logits / controls.temperature
+    if controls.temperature != 1.0:
+        logits, log_probs = logits / controls.temperature, None
     if 0 < controls.top_k < logits.shape[-1]:
         least = logits.topk(controls.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probs = logits.softmax(-1, dtype=torch.float64)
+        logits, log_probs = logits.masked_fill(logits < least, -torch.inf), None
+    probs = logits.softmax(-1) if log_probs is None else log_probs.exp()
     if controls.top_p < 1:
-        ordered, index = probs.sort(dim=-1, descending=True, stable=True)
+        ordered, index = probs.double().sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         dropped = torch.zeros_like(probs, dtype=torch.bool).scatter(-1, index, before >= controls.top_p)
         probs = probs.masked_fill(dropped, 0.0)
-    cumulative = probs.cumsum(-1)
-    target = uniform.unsqueeze(-1) * cumulative[:, -1:]
-    # The first token whose cumulative probability exceeds the target has a probability above zero
-    # unless rounding put the target at the total; then it is the last token that has any.
-    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).squeeze(-1)
-    return torch.minimum(chosen, last)
+    return _invert(probs, uniform)
+
+
+def _invert(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The token at which the cumulative distribution passes `uniform`, for weights that need not add up to 1.
+
+    In two steps, first among blocks of the vocabulary and then within one, so that only sums of blocks are
+    accumulated over the whole vocabulary; both in double precision.
+    """
+    vocab = probs.shape[-1]
+    if vocab % BLOCK:
+        probs = torch.nn.functional.pad(probs, (0, BLOCK - vocab % BLOCK))
+    blocks = probs.unflatten(-1, (-1, BLOCK))
+    ends = blocks.sum(-1).double().cumsum_(-1)
+    target = uniform.unsqueeze(-1) * ends[:, -1:]
+    block = _first_above(ends, target)
+    start = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, BLOCK)).squeeze(1).double().cumsum_(-1)
+    return (block * BLOCK + _first_above(inside, target - start)).squeeze(-1)
+
+
+def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The first place where a row's cumulative weights exceed the target: int64 `[B, 1]`.
+
+    Where rounding puts the target at or above the total, the last place that has any weight.
+    """
+    first = torch.searchsorted(cumulative, target, right=True)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.minimum(first, last)

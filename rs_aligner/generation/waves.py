@@ -1,45 +1,38 @@
 """The decoding loop: waves of prompts in, a stream of finished rollouts out.
 
-A wave is the set of prompts decoded together. Each prompt is prefilled once and its cache forked to
-its rollouts; a rollout that ends leaves at once, and the cache is packed when enough have left. What
-is decoded together depends on the prompts and tokens only, never on the clock.
+A wave is the set of prompts decoded together. Each prompt is prefilled once for all its rollouts; a rollout
+that ends leaves at once, and the cache is packed when enough have left. Where the wave does not fit into the
+cache's budget as a whole, rollouts wait and are admitted, in order, as places become free. What is decoded
+together depends on the prompts, the config and the tokens only, never on the clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from rs_aligner.generation.network import Cache, Network
+from rs_aligner.generation.cache import CohortCache, PromptCache, new_cache
+from rs_aligner.generation.network import Network
 from rs_aligner.generation.sampling import Controls, choose, derive_seed, penalize, uniforms
+from rs_aligner.generation.text import Tokenizer, completes_end_string, response_text
 from rs_aligner.rollout import FinishReason, Prompt, Rollout
 
 PREFILL_TOKENS = 8192  # padded prompt tokens in one prefill pass; bounds its activations
-PACK_BELOW = 0.875  # the cache is packed when a smaller share of its rows is still alive
+PACK_BELOW = 0.875  # a cohort is packed when a smaller share of its rows is still alive
+ADMIT_FROM = 0.25  # rollouts are admitted when this share of the places is free: few large cohorts
 
 
-class Tokenizer(Protocol):
-    """What the loop asks of a tokenizer."""
-
-    eos_ids: tuple[int, ...]
-
-    def continuation(self, prompt: Sequence[int], response: Sequence[int]) -> str:
-        """The text that the response adds to the prompt's, special tokens left out."""
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
-    """A rollout in the making."""
+    """A rollout in the making: which it is, and the most tokens that it may have."""
 
     group: int
     index: int
     seed: int
     prompt: Prompt
-    tokens: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
+    limit: int
 
 
 def generate(
@@ -53,6 +46,8 @@ def generate(
     step: int,
     policy_version: int = 0,
     wave_size: int | None = None,
+    kv_cache_bytes: int | None = None,
+    limits: Mapping[tuple[int, int], int] | None = None,
 ) -> Iterator[Rollout]:
     """Draw `num_rollouts` rollouts for each prompt; each is yielded as soon as it ends.
 
@@ -67,172 +62,259 @@ def generate(
         seed, step: with the prompt's position and the rollout's index they give its seed.
         policy_version: written into the rollouts.
         wave_size: prompts decoded together; all of them by default.
+        kv_cache_bytes: most bytes of keys and values on this rank; None for no bound.
+        limits: most tokens of single rollouts, by (group, index), where that is less than `max_length`.
+
+    Raises:
+        ValueError: a single rollout may not fit into `kv_cache_bytes`.
     """
     wave_size = wave_size or max(1, len(prompts))  # a replica may have no prompt of a short step
     for start in range(0, len(prompts), wave_size):
         rows = [
-            _Row(group, index, derive_seed(seed, step, prompt.position, index), prompt)
+            _Row(
+                group,
+                index,
+                derive_seed(seed, step, prompt.position, index),
+                prompt,
+                min((limits or {}).get((group, index), controls.max_length), controls.max_length),
+            )
             for group, prompt in prompts[start : start + wave_size]
             for index in range(num_rollouts)
         ]
-        for row, reason in _Wave(network, tokenizer, rows, num_rollouts, controls).run():
-            text = _text(tokenizer, row, controls.end_strings if reason == "stop" else ())
+        for row, tokens, log_probs, reason in _Wave(network, tokenizer, rows, controls, kv_cache_bytes).run():
             yield Rollout(
                 group=row.group,
                 index=row.index,
-                token_ids=tuple(row.tokens),
-                text=text,
+                token_ids=tuple(tokens),
+                text=response_text(
+                    tokenizer, row.prompt.token_ids, tokens, controls.end_strings if reason == "stop" else ()
+                ),
                 finish_reason=reason,
                 policy_version=policy_version,
                 seed=row.seed,
-                log_probs=tuple(row.log_probs),
+                log_probs=tuple(log_probs),
             )
 
 
+_Ended = tuple[_Row, list[int], list[float], FinishReason]
+
+
 class _Wave:
-    """Rows that are decoded together, and their cache."""
+    """The rollouts of a wave: waiting, being decoded in cohorts, ended."""
 
     def __init__(
-        self, network: Network, tokenizer: Tokenizer, rows: list[_Row], num_rollouts: int, controls: Controls
+        self,
+        network: Network,
+        tokenizer: Tokenizer,
+        rows: list[_Row],
+        controls: Controls,
+        kv_cache_bytes: int | None,
     ) -> None:
         self.network, self.tokenizer, self.controls = network, tokenizer, controls
-        self.rows: list[_Row | None] = list(rows)
-        self.num_rollouts = num_rollouts
-        self.eos = torch.tensor(tokenizer.eos_ids, dtype=torch.long, device=network.device)
-        self.eos_ids = frozenset(tokenizer.eos_ids)
+        self.waiting = rows
+        self.cohorts: list[_Cohort] = []
+        self.longest = max(len(row.prompt.token_ids) for row in rows)
+        self.places: float = float("inf")
+        if kv_cache_bytes is not None:
+            # A layer that grows exists twice for a moment.
+            usable = kv_cache_bytes * network.num_layers / (network.num_layers + 1)
+            self.places = usable // network.bytes_per_token
+            if self.places < self._places(rows[:1]):
+                needed = self._places(rows[:1]) * network.bytes_per_token
+                raise ValueError(
+                    f"model.rs.generation.kv_cache_bytes={kv_cache_bytes} is too little for a single rollout: "
+                    f"{self.longest} prompt and {controls.max_length} response tokens need "
+                    f"{needed * (network.num_layers + 1) // network.num_layers + 1}"
+                )
+        # A prompt of which some rollouts still wait keeps its prefill, by group.
+        self.kept_prefill: dict[int, tuple[torch.Tensor, PromptCache]] = {}
 
-    def run(self) -> Iterator[tuple[_Row, FinishReason]]:
-        cache, logits = self._prefill()
-        lengths = torch.tensor(
-            [len(row.prompt.token_ids) for row in self.rows if row is not None], device=self.network.device
-        )
-        longest = int(lengths.max())
-        seen = self._seen(logits.shape[0])
-        for place in range(self.controls.max_length):
-            tokens, log_probs = self._choose(logits, place, seen)
-            for i, (token, log_prob) in enumerate(zip(tokens.tolist(), log_probs.tolist(), strict=True)):
-                row = self.rows[i]
-                if row is None:
-                    continue
-                row.tokens.append(token)
-                row.log_probs.append(log_prob)
-                reason = self._ended(row)
-                if reason is not None:
-                    self.rows[i] = None
-                    yield row, reason
-            alive = [i for i, row in enumerate(self.rows) if row is not None]
-            if not alive:
+    def run(self) -> Iterator[_Ended]:
+        while True:
+            self._admit()
+            if not self.cohorts:
                 return
-            if seen is not None:
-                seen[torch.arange(len(tokens), device=seen.device), tokens] = True
-            if len(alive) < PACK_BELOW * len(self.rows):
-                keep = torch.tensor(alive, device=self.network.device)
-                self.rows = [self.rows[i] for i in alive]
-                cache, tokens, lengths = cache.select(keep), tokens[keep], lengths[keep]
-                seen = seen[keep] if seen is not None else None
-            logits = self.network.decode(tokens, lengths, cache, longest + place)
-            lengths = lengths + 1
+            for cohort in self.cohorts:
+                yield from cohort.choose()
+            self.cohorts = [cohort for cohort in self.cohorts if cohort.pack()]
+            if self.cohorts:
+                self._decode()
 
-    def _prefill(self) -> tuple[Cache, torch.Tensor]:
-        """Prefill each prompt once and fork; returns the cache and logits of all rows."""
-        prompts = [row.prompt.token_ids for row in self.rows[:: self.num_rollouts] if row is not None]
-        longest = max(len(prompt) for prompt in prompts)
-        room = longest + self.controls.max_length
-        cache = self.network.new_cache(len(self.rows), room)
-        logits: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-        for chunk in _chunks(order, [len(prompts[i]) for i in order]):
-            lengths = torch.tensor([len(prompts[i]) for i in chunk], device=self.network.device)
-            tokens = torch.zeros(len(chunk), max(len(prompts[i]) for i in chunk), dtype=torch.long)
-            for j, i in enumerate(chunk):
-                tokens[j, : len(prompts[i])] = torch.tensor(prompts[i])
-            part = self.network.new_cache(len(chunk), tokens.shape[1])
-            found = self.network.prefill(tokens.to(self.network.device), lengths, part)
-            for j, i in enumerate(chunk):
-                logits[i] = found[j]
-                rows = slice(i * self.num_rollouts, (i + 1) * self.num_rollouts)
-                cache.keys[:, rows, :, : tokens.shape[1]] = part.keys[:, j : j + 1]
-                cache.values[:, rows, :, : tokens.shape[1]] = part.values[:, j : j + 1]
-        return cache, torch.stack(logits).repeat_interleave(self.num_rollouts, dim=0)
+    def _admit(self) -> None:
+        """Admit as many waiting rollouts as surely fit, if they are many enough or nothing else is going on."""
+        free = self.places - sum(cohort.reserved for cohort in self.cohorts)
+        rows: list[_Row] = []
+        needed = 0
+        for row in self.waiting:
+            needed += self._places([row])
+            if rows and rows[-1].group == row.group:
+                needed -= self.longest  # they share their prompt
+            if needed > free:
+                break
+            rows.append(row)
+        if not rows or (self.cohorts and len(rows) < len(self.waiting) and free < ADMIT_FROM * self.places):
+            return
+        self.waiting = self.waiting[len(rows) :]
+        prompts = list({row.group: row.prompt for row in rows}.items())
+        logits, cache = self._prefill(prompts)
+        counts = [sum(row.group == group for row in rows) for group, _ in prompts]
+        limit = max(row.limit for row in rows)
+        self.cohorts.append(_Cohort(self, rows, logits, new_cache(cache, counts, limit)))
+        self.cohorts[-1].reserved = self._places(rows)
 
-    def _choose(
-        self, logits: torch.Tensor, place: int, seen: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens int64 `[B]` and their log-probabilities float32 `[B]`, the same on every rank."""
+    def _places(self, rows: Sequence[_Row]) -> int:
+        """Most places of keys and values that these rollouts can come to take, however prompts are held."""
+        prompts = len({row.group for row in rows}) * self.longest
+        return prompts + len(rows) * (self.longest + self.controls.max_length)
+
+    def _prefill(self, prompts: Sequence[tuple[int, Prompt]]) -> tuple[torch.Tensor, PromptCache]:
+        """Logits behind the prompts and their cache; each prompt is run once, however its rollouts are admitted."""
+        network = self.network
+        done: dict[int, tuple[torch.Tensor, PromptCache]] = {}
+        for chunk in _chunks([item for item in prompts if item[0] not in self.kept_prefill]):
+            lengths = [len(prompt.token_ids) for _, prompt in chunk]
+            tokens = torch.zeros(len(chunk), max(lengths), dtype=torch.long)
+            for i, (_, prompt) in enumerate(chunk):
+                tokens[i, : lengths[i]] = torch.tensor(prompt.token_ids)
+            logits, cache = network.prefill(tokens.to(network.device), lengths)
+            for i, (group, _) in enumerate(chunk):
+                done[group] = logits[i : i + 1], cache.select([i])
+        done |= self.kept_prefill
+        found = [done[group] for group, _ in prompts]
+        last = prompts[-1][0]
+        unfinished = bool(self.waiting) and self.waiting[0].group == last
+        self.kept_prefill = {last: done[last]} if unfinished else {}
+        return torch.cat([logits for logits, _ in found]), PromptCache.join([cache for _, cache in found])
+
+    def _decode(self) -> None:
+        """One more token for every row of every cohort, in one pass."""
+        cohorts = self.cohorts
+        sizes = [len(cohort.rows) for cohort in cohorts]
+
+        def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            if len(cohorts) == 1:
+                return cohorts[0].cache.attend(layer, query, key, value)
+            parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+            return torch.cat(
+                [c.cache.attend(layer, *part) for c, part in zip(cohorts, parts, strict=True)]
+            )
+
+        logits = self.network.decode(
+            torch.cat([cohort.last for cohort in cohorts]),
+            torch.cat([cohort.positions for cohort in cohorts]),
+            attend,
+        )
+        for cohort, part in zip(cohorts, logits.split(sizes), strict=True):
+            cohort.logits = part
+            cohort.positions = cohort.positions + 1
+            cohort.cache.advance()
+
+
+class _Cohort:
+    """Rollouts that were admitted together, and so are equally long.
+
+    Attributes:
+        rows: those in the cache; some may have ended since it was packed.
+        reserved: most places that they can come to take.
+    """
+
+    def __init__(self, wave: _Wave, rows: list[_Row], prompt_logits: torch.Tensor, cache: CohortCache) -> None:
+        self.network, self.tokenizer, self.controls = wave.network, wave.tokenizer, wave.controls
+        self.wave, self.rows, self.cache = wave, rows, cache
+        self.reserved = 0
+        device = self.network.device
+        self.logits = prompt_logits.index_select(0, torch.tensor(cache.owners, device=device))
+        self.positions = torch.tensor([len(row.prompt.token_ids) for row in rows], device=device)
+        self.tokens = torch.zeros(len(rows), self.controls.max_length, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(len(rows), self.controls.max_length, device=device)
+        self.length = 0
+        self.alive = torch.ones(len(rows), dtype=torch.bool)
+        self.seeds = [row.seed for row in rows]
+        self.limits = torch.tensor([row.limit for row in rows])
+        self.eos = torch.tensor(self.tokenizer.eos_ids, dtype=torch.long, device=device)
+        self.seen = self._seen() if self.controls.repetition_penalty != 1.0 else None
+
+    @property
+    def last(self) -> torch.Tensor:
+        """The newest token of each row."""
+        return self.tokens[:, self.length - 1]
+
+    def choose(self) -> Iterator[_Ended]:
+        """Choose each row's next token; yields the rollouts that end with it."""
+        tokens, log_probs = self._sample()
+        self.tokens[:, self.length] = tokens
+        self.log_probs[:, self.length] = log_probs
+        self.length += 1
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens.unsqueeze(1), True)
+        stopped = (tokens.unsqueeze(1) == self.eos).any(1).cpu()
+        if self.controls.end_strings and self.length >= self.controls.min_length:
+            for i in (self.alive & ~stopped).nonzero().flatten().tolist():
+                stopped[i] = completes_end_string(
+                    self.tokenizer,
+                    self.rows[i].prompt.token_ids,
+                    self.tokens[i, : self.length].tolist(),
+                    self.controls.end_strings,
+                )
+        ended = self.alive & (stopped | (self.limits == self.length))
+        self.alive &= ~ended
+        for i in ended.nonzero().flatten().tolist():
+            reason: FinishReason = "stop" if stopped[i] else "length"
+            tokens_i = self.tokens[i, : self.length].tolist()
+            yield self.rows[i], tokens_i, self.log_probs[i, : self.length].tolist(), reason
+
+    def pack(self) -> bool:
+        """Let go of ended rows where that pays; False if none is left."""
+        keep = self.alive.nonzero().flatten()
+        if len(keep) == 0:
+            return False
+        if len(keep) < PACK_BELOW * len(self.rows):
+            rows = keep.tolist()
+            self.limits = self.limits[keep]
+            keep = keep.to(self.network.device)
+            self.cache.keep(rows)
+            self.rows = [self.rows[i] for i in rows]
+            self.seeds = [self.seeds[i] for i in rows]
+            self.alive = torch.ones(len(rows), dtype=torch.bool)
+            self.tokens, self.log_probs = self.tokens[keep], self.log_probs[keep]
+            self.positions = self.positions[keep]
+            self.seen = self.seen[keep] if self.seen is not None else None
+            self.reserved = self.wave._places(self.rows)
+        return True
+
+    def _sample(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens int64 `[R]` and their log-probabilities float32 `[R]`, the same on every rank."""
+        device = self.network.device
         if self.network.runtime.is_last_stage:
+            logits = self.logits
             log_probs = logits.log_softmax(-1)
-            if seen is not None:
-                logits = penalize(logits, seen, self.controls.repetition_penalty)
-            if place < self.controls.min_length:
+            if self.seen is not None:
+                logits = penalize(logits, self.seen, self.controls.repetition_penalty)
+            if self.length < self.controls.min_length and len(self.eos):
                 logits = logits.index_fill(-1, self.eos, -torch.inf)
-            seeds = [0 if row is None else row.seed for row in self.rows]
-            uniform = torch.from_numpy(uniforms(seeds, [place] * len(seeds))).to(logits.device)
-            tokens = choose(logits, self.controls, uniform)
+            uniform = torch.from_numpy(uniforms(self.seeds, [self.length] * len(self.seeds))).to(device)
+            unchanged = log_probs if logits is self.logits else None
+            tokens = choose(logits, self.controls, uniform, log_probs=unchanged)
             picked = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         else:
-            tokens = torch.zeros(len(self.rows), dtype=torch.long, device=self.network.device)
-            picked = torch.zeros(len(self.rows), device=self.network.device)
+            tokens = torch.zeros(len(self.rows), dtype=torch.long, device=device)
+            picked = torch.zeros(len(self.rows), device=device)
         return self.network.from_last_stage(tokens), self.network.from_last_stage(picked)
 
-    def _seen(self, num_rows: int) -> torch.Tensor | None:
-        if self.controls.repetition_penalty == 1.0:
-            return None
-        seen = torch.zeros(num_rows, self.network.arch.vocab_size, dtype=torch.bool)
+    def _seen(self) -> torch.Tensor:
+        seen = torch.zeros(len(self.rows), self.network.arch.vocab_size, dtype=torch.bool)
         for i, row in enumerate(self.rows):
-            assert row is not None
             seen[i, list(row.prompt.token_ids)] = True
         return seen.to(self.network.device)
 
-    def _ended(self, row: _Row) -> FinishReason | None:
-        if row.tokens[-1] in self.eos_ids:
-            return "stop"
-        if len(row.tokens) >= self.controls.min_length and _has_end_string(
-            self.tokenizer, row, self.controls.end_strings
-        ):
-            return "stop"
-        return "length" if len(row.tokens) == self.controls.max_length else None
 
-
-def _end_string_at(
-    tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int], end_strings: Sequence[str]
-) -> int | None:
-    """Where in the tokens' text the first end string begins that the newest token completes, if any.
-
-    One that an earlier token completed was passed over for `min_length` and is text like any other.
-    """
-    text = tokenizer.continuation(prompt, tokens)
-    if not any(end in text for end in end_strings):
-        return None
-    before = tokenizer.continuation(prompt, tokens[:-1]).rstrip("\ufffd")  # stands for part of a character
-    places = [text.find(end, max(0, len(before) - len(end) + 1)) for end in end_strings]
-    return min((place for place in places if place >= 0), default=None)
-
-
-def _has_end_string(tokenizer: Tokenizer, row: _Row, end_strings: Sequence[str]) -> bool:
-    """Whether the newest token completes an end string, which may span several tokens."""
-    if not end_strings:
-        return False
-    # Decoding the last tokens is enough: one adds a byte at least, but for special tokens and the piece
-    # that stands for a space alone; the margin is for those.
-    reach = max(len(end.encode()) for end in end_strings) + 8
-    before, tail = row.tokens[:-reach], row.tokens[-reach:]
-    context = (*row.prompt.token_ids, *before)[-reach:]
-    return _end_string_at(tokenizer, context, tail, end_strings) is not None
-
-
-def _text(tokenizer: Tokenizer, row: _Row, end_strings: Sequence[str]) -> str:
-    """The response's text, up to the end string that ended it."""
-    place = _end_string_at(tokenizer, row.prompt.token_ids, row.tokens, end_strings)
-    return tokenizer.continuation(row.prompt.token_ids, row.tokens)[:place]
-
-
-def _chunks(order: Sequence[int], widths: Sequence[int]) -> Iterator[list[int]]:
-    """Cut prompts, sorted by length, so that each padded chunk has at most `PREFILL_TOKENS` tokens."""
-    chunk: list[int] = []
-    for i, width in zip(order, widths, strict=True):
-        if chunk and (len(chunk) + 1) * width > PREFILL_TOKENS:
+def _chunks(prompts: Sequence[tuple[int, Prompt]]) -> Iterator[list[tuple[int, Prompt]]]:
+    """Prompts of similar length together, each padded chunk of at most `PREFILL_TOKENS` tokens."""
+    chunk: list[tuple[int, Prompt]] = []
+    for item in sorted(prompts, key=lambda item: (len(item[1].token_ids), item[0])):
+        if chunk and (len(chunk) + 1) * len(item[1].token_ids) > PREFILL_TOKENS:
             yield chunk
             chunk = []
-        chunk.append(i)
+        chunk.append(item)
     if chunk:
         yield chunk

@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,22 @@ class Architecture:
     qkv_bias: bool
     qk_norm: bool
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model, shared weights counted once."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        if self.qkv_bias:
+            attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+        if self.qk_norm:
+            attention += 2 * self.head_dim
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        return self.num_layers * layer + embeddings + self.hidden_size
+
+    def cache_bytes_per_token(self, element: int) -> int:
+        """Keys and values of a token in all layers, with numbers of `element` bytes."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element
+
 
 def read_architecture(folder: Path) -> Architecture:
     """Read `folder/config.json`.
@@ -50,6 +74,10 @@ def read_architecture(folder: Path) -> Architecture:
     family = config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"{path}: model_type {family!r} is not supported; one of {', '.join(FAMILIES)} is")
+    missing = [key for key in _REQUIRED if not isinstance(config.get(key), int)]
+    if missing:
+        raise ValueError(f"{path}: {', '.join(missing)} must be set to a whole number")
+    _refuse(path, "quantization_config", config.get("quantization_config"), (None,))
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     _refuse(path, "rope_type", rope_type, ("default", "llama3"))

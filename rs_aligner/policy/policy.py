@@ -38,6 +38,7 @@ class MegatronPolicy:
         precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
         clip_grad: largest norm of the global gradient; None or 0 does not clip.
         learning_rate: the rate of an optimizer step, by the number of steps made before it.
+        kv_cache_bytes: most bytes of the decoder's cache on this rank; None for no bound.
 
     Attributes:
         version: finished training steps; the trainer counts them.
@@ -54,9 +55,10 @@ class MegatronPolicy:
         precision: str = "auto",
         clip_grad: float | None = 1.0,
         learning_rate: Callable[[int], float],
+        kv_cache_bytes: int | None = None,
     ) -> None:
         self.config, self.runtime, self.tokenizer = config, runtime, tokenizer
-        self.learning_rate = learning_rate
+        self.learning_rate, self.kv_cache_bytes = learning_rate, kv_cache_bytes
         self.version = self.optimizer_steps = 0
         self.source = hugging_face_part(folder)
         self.arch = read_architecture(self.source)
@@ -84,15 +86,6 @@ class MegatronPolicy:
         )
         self.trainer = Trainer(model, model_config, runtime, optimizer)
         self.network = Network(model, self.arch, runtime)
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the whole model, shared weights counted once."""
-        a = self.arch
-        attention = a.hidden_size * a.head_dim * (2 * a.num_heads + 2 * a.num_kv_heads)
-        layer = attention + 3 * a.hidden_size * a.intermediate_size + 2 * a.hidden_size
-        embeddings = a.vocab_size * a.hidden_size * (1 if a.tied_embeddings else 2)
-        return a.num_layers * layer + embeddings + a.hidden_size
 
     def generate(
         self,
@@ -125,6 +118,7 @@ class MegatronPolicy:
             step=step,
             policy_version=self.version,
             wave_size=wave_size,
+            kv_cache_bytes=self.kv_cache_bytes,
         )
 
     def train(self, rows: Sequence[TrainingRow]) -> list[StepStats]:

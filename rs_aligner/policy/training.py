@@ -130,15 +130,17 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         with self.runtime.cuda_stand_in():
-            succeeded, grad_norm, _ = self.optimizer.step()
-        if not succeeded:
-            raise FloatingPointError("the gradient is not finite; the weights were left as they were")
+            _, grad_norm, _ = self.optimizer.step()
         return StepStats(loss, float(grad_norm), learning_rate)
 
     def gradients(
         self, rows: Sequence[TrainingRow], *, micro_batch_size: int, normalization: Normalization = "sequence"
     ) -> float:
-        """Leave the global batch's gradient in the parameters' `main_grad`; return its loss."""
+        """Leave the global batch's gradient in the parameters' `main_grad`; return its loss.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; on every rank, before any weight is touched.
+        """
         multiple = self.runtime.tp_size if self.config.sequence_parallel else 1
         batches = micro_batches(
             rows, micro_batch_size, self.runtime.dp_rank, self.runtime.dp_size, multiple=multiple
@@ -157,9 +159,16 @@ class Trainer:
             forward_only=False,
         )
         mine = self.runtime.is_last_stage and self.runtime.tp_rank == 0
-        total = torch.stack(losses).sum() if mine else torch.zeros((), device=self.runtime.device)
+        loss = torch.stack(losses).sum() if mine else torch.zeros((), device=self.runtime.device)
+        finite = [torch.isfinite(buffer.grad_data.sum()) for buffer in self.ddp.buffers]
+        total = torch.stack([loss, (~torch.stack(finite)).sum().to(loss.dtype)])
         dist.all_reduce(total)
-        return float(total)
+        if not torch.isfinite(total[0]) or total[1] > 0:
+            raise FloatingPointError(
+                f"the loss is {float(total[0])} and the gradient {'not ' if total[1] else ''}finite; the weights "
+                "were left as they were. A lower model.optim.lr or trainer.*.gradient_clip_val may help"
+            )
+        return float(total[0])
 
     def _forward(
         self, batches: Iterator[MicroBatch], model: Any, *, divisor: int, normalization: Normalization

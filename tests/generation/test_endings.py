@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from rs_aligner.generation.network import Cache, Network
+from rs_aligner.generation.cache import PromptCache
+from rs_aligner.generation.network import Attend, Network
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
 from rs_aligner.rollout import Prompt, Rollout
@@ -30,14 +31,13 @@ class Table(Network):
         self.runtime = cast(Any, SimpleNamespace(is_last_stage=True))
         self.prefilled: list[list[int]] = []
 
-    def new_cache(self, rows: int, length: int) -> Cache:
-        return Cache(torch.zeros(1, rows, 1, length, 1), torch.zeros(1, rows, 1, length, 1))
-
-    def prefill(self, tokens: torch.Tensor, lengths: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def prefill(self, tokens: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, PromptCache]:
         self.prefilled += tokens.tolist()
-        return self._after(tokens[torch.arange(len(tokens)), lengths - 1])
+        empty = [torch.zeros(len(tokens), 1, tokens.shape[1], 1)]
+        last = tokens[torch.arange(len(tokens)), torch.tensor(lengths) - 1]
+        return self._after(last), PromptCache(empty, list(empty), lengths)
 
-    def decode(self, tokens: torch.Tensor, lengths: torch.Tensor, cache: Cache, longest: int) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         return self._after(tokens)
 
     def _after(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -193,3 +193,18 @@ def test_the_denominator_counts_the_whole_global_batch() -> None:
     rows = [TrainingRow((1,), (2, 3)), TrainingRow((1, 1), (2, 3, 4))]
     assert denominator(rows, "sequence") == 2
     assert denominator(rows, "token") == 5
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were(folder: Path, rt: Runtime) -> None:
+    arch = read_architecture(folder)
+    config = transformer_config(arch, rt, dtype=torch.float32)
+    model = build_model(arch, config, rt)
+    huggingface.load_weights(folder, model, arch, rt)
+    trainer = Trainer(model, config, rt, OptimizerConfig(optimizer="adam", lr=1e-3, clip_grad=1.0))
+    with torch.no_grad():
+        model.decoder.final_layernorm.weight[0] = torch.nan
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(FloatingPointError, match=r"the loss is nan.*model\.optim\.lr"):
+        trainer.step([TrainingRow((1, 2), (3, 4))], micro_batch_size=1, learning_rate=1e-3)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num()), name

@@ -1,0 +1,396 @@
+"""How fast the decoder is: side by side with what a user would pick instead, and with the limit.
+
+    python benchmarks/generation.py                  all workloads and opponents, about an hour on one core
+    python benchmarks/generation.py --quick          smaller workloads, some minutes
+
+Every side decodes the same prompts with the same weights on one thread; sides alternate within a run, and
+what counts is the ratio of CPU seconds (user and system), medians over the repeats. The opponents:
+
+    hf         Hugging Face `generate(num_return_sequences=16)`
+    hf_forked  the same model, its cache filled once per prompt and repeated for the rollouts, all rows to the end
+    megatron   one pass per rollout index through Megatron's forward with its static cache (the ancestor's order)
+    limit      the matrix products and attention calls that our decoder made, on the same shapes, back to back
+
+Results go to `benchmarks/results/generation.json` beside a table on the screen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import torch
+import transformers
+from torch.nn import functional
+
+from rs_aligner.generation import cache as cache_module
+from rs_aligner.generation.network import Network
+from rs_aligner.generation.sampling import Controls
+from rs_aligner.generation.waves import generate
+from rs_aligner.policy import huggingface, runtime
+from rs_aligner.policy.architecture import read_architecture
+from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.rollout import Prompt
+
+DATA = Path(os.environ.get("RS_ALIGNER_TEST_DATA", "../shared/data"))
+MEDIUM = {
+    "vocab_size": 4096,
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass
+class Workload:
+    """Prompts, rollouts and where they end."""
+
+    name: str
+    folder: Path
+    prompts: list[tuple[int, ...]]
+    num_rollouts: int
+    max_length: int
+    eos: int | None  # None: nothing ends before its length
+    lengths: list[list[int]] | None = None  # [P][N], where each rollout ends; None: all at max_length or at eos
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def length(self, prompt: int, rollout: int) -> int:
+        return self.lengths[prompt][rollout] if self.lengths else self.max_length
+
+
+def workloads(quick: bool, scratch: Path) -> list[Workload]:
+    """The four workloads; `quick` has fewer rollouts and tokens."""
+    rng = random.Random(7)
+    stories = DATA / "stories260k"
+    num_rollouts = 4 if quick else 16
+    found = []
+    if stories.is_dir():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(stories)
+        lines = (DATA / "tinystories" / "prompts_train.jsonl").read_text().splitlines()
+        prompts = [tuple(tokenizer(json.loads(line)["text"])["input_ids"]) for line in lines[:32]]
+        found.append(Workload("a", stories, prompts, num_rollouts, 64 if quick else 256, eos=1))
+    else:
+        print(f"workload a needs {stories}, which is not there: left out", file=sys.stderr)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**MEDIUM)).save_pretrained(scratch)
+
+    def prompts_of(length: int) -> list[tuple[int, ...]]:
+        return [tuple(rng.randrange(3, MEDIUM["vocab_size"]) for _ in range(length)) for _ in range(8)]
+
+    longest = 64 if quick else 256
+    tail = [[min(longest, 8 + int(rng.expovariate(1 / 40))) for _ in range(num_rollouts)] for _ in range(8)]
+    tail[0][0] = longest
+    found += [
+        Workload("b", scratch, prompts_of(128), num_rollouts, 16 if quick else 64, None),
+        Workload("c", scratch, prompts_of(128), num_rollouts, longest, None, tail),
+        Workload("d", scratch, prompts_of(512), num_rollouts, 8 if quick else 32, None),
+    ]
+    return found
+
+
+class NoText:
+    """A tokenizer for models without one."""
+
+    def __init__(self, eos: int | None) -> None:
+        self.eos_ids = () if eos is None else (eos,)
+
+    def continuation(self, prompt: Any, response: Any) -> str:
+        return ""
+
+
+class Ours:
+    """The decoder of this project, on a Megatron policy."""
+
+    def __init__(self, work: Workload, rt: runtime.Runtime) -> None:
+        arch = read_architecture(work.folder)
+        config = transformer_config(arch, rt, dtype=torch.float32)
+        self.model = build_model(arch, config, rt)
+        huggingface.load_weights(work.folder, self.model, arch, rt)
+        self.network, self.work = Network(self.model, arch, rt), work
+
+    def __call__(self) -> int:
+        work = self.work
+        prompts = [(i, Prompt(str(i), "", p, position=i)) for i, p in enumerate(work.prompts)]
+        pairs = ((p, n) for p in range(len(prompts)) for n in range(work.num_rollouts))
+        limits = {pair: work.length(*pair) for pair in pairs}
+        controls = Controls(max_length=work.max_length)
+        stream = generate(
+            self.network, NoText(work.eos), prompts, work.num_rollouts, controls, seed=1, step=1, limits=limits
+        )
+        return sum(len(rollout.token_ids) for rollout in stream)
+
+
+class Limit:
+    """Our decoder's matrix products and attention calls, on the same shapes and weights, back to back."""
+
+    def __init__(self, ours: Ours) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        linear, attention, sdpa = functional.linear, cache_module.attention, functional.scaled_dot_product_attention
+        bmm, softmax = torch.bmm, torch.Tensor.softmax
+
+        def record_linear(x: Any, weight: Any, bias: Any = None) -> Any:
+            self.calls.append(("linear", x.shape, weight))
+            return linear(x, weight, bias)
+
+        def record_attention(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
+            self.calls.append(("attention", q.shape, (*k.shape[:2], k.stride(1) // k.shape[3], k.shape[3]), k.shape[2], mask))
+            return attention(q, k, v, mask)
+
+        def record_sdpa(q: Any, k: Any, v: Any, **options: Any) -> Any:
+            self.calls.append(("sdpa", q.shape, k.shape, options))
+            return sdpa(q, k, v, **options)
+
+        functional.linear, cache_module.attention = record_linear, record_attention
+        functional.scaled_dot_product_attention = record_sdpa
+        try:
+            ours()
+        finally:
+            functional.linear, cache_module.attention = linear, attention
+            functional.scaled_dot_product_attention = sdpa
+        self.buffers: dict[Any, torch.Tensor] = {}
+        self.layers = ours.network.num_layers
+
+    def _buffer(self, key: Any, shape: Any) -> torch.Tensor:
+        size = torch.Size(shape).numel()
+        if key not in self.buffers or self.buffers[key].numel() < size:
+            self.buffers[key] = torch.randn(size)
+        return self.buffers[key][:size].view(*shape)
+
+    @torch.no_grad()
+    def __call__(self) -> int:
+        layer = 0
+        for kind, *call in self.calls:
+            if kind == "linear":
+                shape, weight = call
+                functional.linear(self._buffer("x", shape), weight)
+            elif kind == "attention":
+                shape, room, end, mask = call
+                layer = (layer + 1) % (4 * self.layers)  # each layer's keys are other memory, as in truth
+                keys, values = (self._buffer((which, layer), room)[:, :, :end] for which in "kv")
+                cache_module.attention(self._buffer("q", shape), keys, values, mask)
+            else:
+                q, k, options = call
+                key = self._buffer("pk", k)
+                functional.scaled_dot_product_attention(self._buffer("pq", q), key, key, **options)
+        return 0
+
+
+class _EndAtLength(transformers.StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, ends: torch.Tensor) -> None:
+        self.ends = ends
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return input_ids.shape[1] >= self.ends
+
+
+class HuggingFace:
+    """`generate` with `num_return_sequences`."""
+
+    def __init__(self, work: Workload) -> None:
+        self.work = work
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(work.folder, dtype=torch.float32).eval()
+        self.model.generation_config.eos_token_id = self.model.config.eos_token_id = work.eos
+        width = max(map(len, work.prompts))
+        self.ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in work.prompts])
+        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in work.prompts])
+        pairs = [(p, n) for p in range(len(work.prompts)) for n in range(work.num_rollouts)]
+        self.ends = torch.tensor([width + work.length(*pair) for pair in pairs])
+
+    @torch.no_grad()
+    def __call__(self) -> int:
+        torch.manual_seed(1)
+        work = self.work
+        out = self.model.generate(
+            self.ids,
+            attention_mask=self.mask,
+            do_sample=True,
+            top_k=0,
+            num_return_sequences=work.num_rollouts,
+            max_new_tokens=work.max_length,
+            pad_token_id=0,
+            stopping_criteria=[_EndAtLength(self.ends)] if work.lengths else [],
+        )
+        return _count(out[:, self.ids.shape[1] :], work)
+
+
+class HuggingFaceForked(HuggingFace):
+    """The cache filled once per prompt and repeated for the rollouts; all rows to the end."""
+
+    @torch.no_grad()
+    def __call__(self) -> int:
+        torch.manual_seed(1)
+        work, n = self.work, self.work.num_rollouts
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        out = self.model(self.ids, attention_mask=self.mask, position_ids=positions, logits_to_keep=1)
+        cache = out.past_key_values
+        cache.batch_repeat_interleave(n)
+        logits = out.logits[:, -1].repeat_interleave(n, 0)
+        mask, position = self.mask.repeat_interleave(n, 0), positions[:, -1:].repeat_interleave(n, 0)
+        done = torch.zeros(len(mask), dtype=torch.bool)
+        found = []
+        for place in range(work.max_length):
+            token = torch.multinomial(logits.softmax(-1), 1)
+            found.append(token)
+            done |= (token[:, 0] == work.eos) if work.eos is not None else False
+            if done.all() or place == work.max_length - 1:
+                break
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            position = position + 1
+            logits = self.model(
+                token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+            ).logits[:, -1]
+        return _count(torch.cat(found, 1), work)
+
+
+def _count(tokens: torch.Tensor, work: Workload) -> int:
+    """Tokens up to and with each row's end."""
+    if work.lengths:
+        return sum(map(sum, work.lengths))
+    if work.eos is None:
+        return tokens.numel()
+    ended = (tokens == work.eos).int().cumsum(-1)
+    return int(((ended - (tokens == work.eos).int()) == 0).sum())
+
+
+class MegatronStatic:
+    """The ancestor's order: a full pass for each rollout index through Megatron's forward with its cache."""
+
+    def __init__(self, work: Workload, rt: runtime.Runtime) -> None:
+        from megatron.core.models.gpt import GPTModel
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+
+        self.work = work
+        arch = read_architecture(work.folder)
+        config = transformer_config(arch, rt, dtype=torch.float32)
+        self.model = GPTModel(
+            config,
+            get_gpt_layer_local_spec(normalization="RMSNorm"),
+            vocab_size=arch.vocab_size,
+            max_sequence_length=arch.max_positions,
+            share_embeddings_and_output_weights=arch.tied_embeddings,
+            position_embedding_type="rope",
+            rotary_base=arch.rope_theta,
+        ).eval()
+        huggingface.load_weights(work.folder, self.model, arch, rt)
+
+    @torch.no_grad()
+    def __call__(self) -> int:
+        torch.manual_seed(1)
+        return sum(self._one_pass(n) for n in range(self.work.num_rollouts))
+
+    def _one_pass(self, index: int) -> int:
+        from megatron.core.inference.contexts import StaticInferenceContext
+
+        work = self.work
+        width = max(map(len, work.prompts))
+        tokens = torch.tensor([list(p) + [0] * (width - len(p)) for p in work.prompts])  # padded behind, as it does
+        context = StaticInferenceContext(len(tokens), width + work.max_length)
+        logits = self._forward(tokens, 0, context)
+        done = torch.zeros(len(tokens), dtype=torch.bool)
+        ends = torch.tensor([work.length(p, index) for p in range(len(tokens))])
+        found = []
+        for place in range(work.max_length):
+            token = torch.multinomial(logits.softmax(-1), 1)
+            found.append(token)
+            done |= (place + 1 >= ends) | ((token[:, 0] == work.eos) if work.eos is not None else False)
+            if done.all():
+                break
+            logits = self._forward(token, width + place, context)
+        if work.lengths:
+            return int(ends.sum())
+        return _count(torch.cat(found, 1), work)
+
+    def _forward(self, tokens: torch.Tensor, start: int, context: Any) -> torch.Tensor:
+        positions = torch.arange(start, start + tokens.shape[1]).expand_as(tokens)
+        width = tokens.shape[1]
+        mask = torch.triu(torch.ones(width, width, dtype=torch.bool), 1)[None, None] if width > 1 else None
+        logits = self.model(
+            tokens, positions, mask, inference_context=context, runtime_gather_output=True
+        )
+        context.increment_sequence_len_offset(width)
+        return logits[:, -1]
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure(sides: dict[str, Callable[[], int]], repeats: int) -> dict[str, dict[str, Any]]:
+    """CPU seconds of each side, the sides in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    tokens: dict[str, int] = {}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            began = cpu_seconds()
+            tokens[name] = side()
+            seconds[name].append(cpu_seconds() - began)
+            print(f"    {name:10} {seconds[name][-1]:8.2f} s", file=sys.stderr, flush=True)
+    return {name: {"seconds": seconds[name], "tokens": tokens[name]} for name in sides}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--workloads", default="abcd")
+    parser.add_argument("--against", default="hf,hf_forked,megatron,limit")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="where to write the results as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    import tempfile
+
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch, runtime.start(accelerator="cpu") as rt:
+        for work in workloads(args.quick, Path(scratch)):
+            if work.name not in args.workloads:
+                continue
+            ours = Ours(work, rt)
+            makers: dict[str, Callable[[], Callable[[], int]]] = {
+                "hf": lambda work=work: HuggingFace(work),
+                "hf_forked": lambda work=work: HuggingFaceForked(work),
+                "megatron": lambda work=work: MegatronStatic(work, rt),
+                "limit": lambda ours=ours: Limit(ours),
+            }
+            sides: dict[str, Callable[[], int]] = {"ours": ours}
+            sides |= {name: makers[name]() for name in args.against.split(",") if name}
+            print(f"workload {work.name}", file=sys.stderr, flush=True)
+            results[work.name] = measure(sides, args.repeats)
+    table(results)
+    if args.out:
+        machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"machine": machine, "quick": args.quick, "results": results}, indent=1))
+
+
+def table(results: dict[str, Any]) -> None:
+    """Ratios to our side: how many times faster ours is; for the limit, the share of it that ours reaches."""
+    for name, sides in results.items():
+        ours = median(sides["ours"]["seconds"])
+        cells = [f"ours {ours:7.2f} s, {sides['ours']['tokens']} tokens"]
+        for side, found in sides.items():
+            if side != "ours":
+                ratio = median(x / y for x, y in zip(found["seconds"], sides["ours"]["seconds"], strict=True))
+                cells.append(f"{side} {ratio:.0%}" if side == "limit" else f"{side} {ratio:.2f}x")
+        print(f"{name}: " + "   ".join(cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""How much memory a rank will need, before there is a model: weights, optimizer, and the decoder's cache."""
+
+from __future__ import annotations
+
+from rs_aligner.config import TrainRSConfig
+from rs_aligner.policy.architecture import Architecture
+
+ADAM_BYTES = 8  # two running means in float32
+GRADIENT_BYTES = 4  # gradients are accumulated in float32
+
+
+def training_bytes(arch: Architecture, config: TrainRSConfig, *, bf16: bool) -> int:
+    """Weights, gradients and optimizer state of one rank."""
+    optimizer = ADAM_BYTES + (4 if bf16 else 0)  # bf16 weights have a float32 twin in the optimizer
+    if config.model.optim.distributed:
+        optimizer = -(-optimizer // config.data_parallel_size)
+    each = (2 if bf16 else 4) + GRADIENT_BYTES + optimizer
+    return arch.num_parameters * each // config.model_parallel_size
+
+
+def cache_bytes(
+    arch: Architecture, config: TrainRSConfig, num_prompts: int, longest_prompt: int, *, bf16: bool
+) -> int:
+    """Most bytes that the cache of a wave of `num_prompts` prompts takes on one rank, if it has no budget."""
+    rs = config.model.rs
+    wave = min(-(-num_prompts // config.data_parallel_size), rs.rollout_micro_batch_size or num_prompts)
+    tokens = wave * rs.num_rollouts_per_prompt * (longest_prompt + rs.length_params.max_length)
+    return tokens * arch.cache_bytes_per_token(2 if bf16 else 4) // config.model_parallel_size
+
+
+def memory_plan(
+    arch: Architecture, config: TrainRSConfig, num_prompts: int, longest_prompt: int, *, bf16: bool
+) -> str:
+    """A line for the printed plan."""
+    training = training_bytes(arch, config, bf16=bf16)
+    cache = cache_bytes(arch, config, num_prompts, longest_prompt, bf16=bf16)
+    budget = config.model.rs.generation.kv_cache_bytes
+    shown = f"up to {_gib(cache)}"
+    if budget is not None and budget < cache:
+        shown = f"kept within {_gib(budget)} (all at once would take up to {_gib(cache)})"
+    return (
+        f"memory                  of a rank, beside activations: weights and optimizer {_gib(training)}, "
+        f"cache {shown}; {arch.num_parameters:,} parameters"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
