@@ -7,9 +7,9 @@ Every side decodes the same prompts with the same weights on one thread; sides a
 what counts is the ratio of CPU seconds (user and system), medians over the repeats. The opponents:
 
     hf         Hugging Face `generate(num_return_sequences=16)`
-    hf_forked  the same model, its cache filled once per prompt and repeated for the rollouts, all rows to the end
-    megatron   one pass per rollout index through Megatron's forward with its static cache (the ancestor's order)
-    limit      the matrix products and attention calls that our decoder made, on the same shapes, back to back
+    hf_forked  the same model, its cache filled once per prompt and repeated, all rows to the end
+    megatron   a pass per rollout index through Megatron's forward with its static cache (ancestor's order)
+    limit      the matrix products and attention calls of our decoder, on the same shapes, back to back
 
 Results go to `benchmarks/results/generation.json` beside a table on the screen.
 """
@@ -23,9 +23,8 @@ import platform
 import random
 import resource
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,8 +66,7 @@ class Workload:
     num_rollouts: int
     max_length: int
     eos: int | None  # None: nothing ends before its length
-    lengths: list[list[int]] | None = None  # [P][N], where each rollout ends; None: all at max_length or at eos
-    tokens: dict[str, int] = field(default_factory=dict)
+    lengths: list[list[int]] | None = None  # [P][N], where each rollout ends; None: at max_length or eos
 
     def length(self, prompt: int, rollout: int) -> int:
         return self.lengths[prompt][rollout] if self.lengths else self.max_length
@@ -131,7 +129,14 @@ class Ours:
         limits = {pair: work.length(*pair) for pair in pairs}
         controls = Controls(max_length=work.max_length)
         stream = generate(
-            self.network, NoText(work.eos), prompts, work.num_rollouts, controls, seed=1, step=1, limits=limits
+            self.network,
+            NoText(work.eos),
+            prompts,
+            work.num_rollouts,
+            controls,
+            seed=1,
+            step=1,
+            limits=limits,
         )
         return sum(len(rollout.token_ids) for rollout in stream)
 
@@ -141,28 +146,33 @@ class Limit:
 
     def __init__(self, ours: Ours) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        linear, attention, sdpa = functional.linear, cache_module.attention, functional.scaled_dot_product_attention
-        bmm, softmax = torch.bmm, torch.Tensor.softmax
+        linear, sdpa = functional.linear, functional.scaled_dot_product_attention
+        attention, packed = cache_module.attention, cache_module.packed_attention
 
         def record_linear(x: Any, weight: Any, bias: Any = None) -> Any:
             self.calls.append(("linear", x.shape, weight))
             return linear(x, weight, bias)
 
         def record_attention(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
-            self.calls.append(("attention", q.shape, (*k.shape[:2], k.stride(1) // k.shape[3], k.shape[3]), k.shape[2], mask))
+            room = (*k.shape[:2], k.stride(1) // k.shape[3], k.shape[3])  # places allocated, not only taken
+            self.calls.append(("attention", q.shape, room, k.shape[2], mask))
             return attention(q, k, v, mask)
+
+        def record_packed(q: Any, k: Any, v: Any, scale: float, mask: Any) -> Any:
+            self.calls.append(("packed", q.shape, k.stride(1), k.shape[2], scale, mask))
+            return packed(q, k, v, scale, mask)
 
         def record_sdpa(q: Any, k: Any, v: Any, **options: Any) -> Any:
             self.calls.append(("sdpa", q.shape, k.shape, options))
             return sdpa(q, k, v, **options)
 
-        functional.linear, cache_module.attention = record_linear, record_attention
-        functional.scaled_dot_product_attention = record_sdpa
+        functional.linear, functional.scaled_dot_product_attention = record_linear, record_sdpa
+        cache_module.attention, cache_module.packed_attention = record_attention, record_packed
         try:
             ours()
         finally:
-            functional.linear, cache_module.attention = linear, attention
-            functional.scaled_dot_product_attention = sdpa
+            functional.linear, functional.scaled_dot_product_attention = linear, sdpa
+            cache_module.attention, cache_module.packed_attention = attention, packed
         self.buffers: dict[Any, torch.Tensor] = {}
         self.layers = ours.network.num_layers
 
@@ -179,6 +189,12 @@ class Limit:
             if kind == "linear":
                 shape, weight = call
                 functional.linear(self._buffer("x", shape), weight)
+            elif kind == "packed":
+                shape, room, end, scale, mask = call
+                layer = (layer + 1) % self.layers
+                keys = self._buffer(("k", layer), (shape[0], shape[2], room))[:, :, :end]
+                values = self._buffer(("v", layer), (shape[0], room, shape[2]))[:, :end]
+                cache_module.packed_attention(self._buffer("q", shape), keys, values, scale, mask)
             elif kind == "attention":
                 shape, room, end, mask = call
                 layer = (layer + 1) % (4 * self.layers)  # each layer's keys are other memory, as in truth
@@ -204,7 +220,9 @@ class HuggingFace:
 
     def __init__(self, work: Workload) -> None:
         self.work = work
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(work.folder, dtype=torch.float32).eval()
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            work.folder, dtype=torch.float32
+        ).eval()
         self.model.generation_config.eos_token_id = self.model.config.eos_token_id = work.eos
         width = max(map(len, work.prompts))
         self.ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in work.prompts])
@@ -299,7 +317,7 @@ class MegatronStatic:
 
         work = self.work
         width = max(map(len, work.prompts))
-        tokens = torch.tensor([list(p) + [0] * (width - len(p)) for p in work.prompts])  # padded behind, as it does
+        tokens = torch.tensor([list(p) + [0] * (width - len(p)) for p in work.prompts])  # padded behind
         context = StaticInferenceContext(len(tokens), width + work.max_length)
         logits = self._forward(tokens, 0, context)
         done = torch.zeros(len(tokens), dtype=torch.bool)
@@ -320,9 +338,7 @@ class MegatronStatic:
         positions = torch.arange(start, start + tokens.shape[1]).expand_as(tokens)
         width = tokens.shape[1]
         mask = torch.triu(torch.ones(width, width, dtype=torch.bool), 1)[None, None] if width > 1 else None
-        logits = self.model(
-            tokens, positions, mask, inference_context=context, runtime_gather_output=True
-        )
+        logits = self.model(tokens, positions, mask, inference_context=context, runtime_gather_output=True)
         context.increment_sequence_len_offset(width)
         return logits[:, -1]
 
@@ -346,7 +362,9 @@ def measure(sides: dict[str, Callable[[], int]], repeats: int) -> dict[str, dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workloads", default="abcd")
     parser.add_argument("--against", default="hf,hf_forked,megatron,limit")
@@ -375,9 +393,29 @@ def main() -> None:
             results[work.name] = measure(sides, args.repeats)
     table(results)
     if args.out:
-        machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
+        machine = {
+            "cpu": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+            "threads": 1,
+        }
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"machine": machine, "quick": args.quick, "results": results}, indent=1))
+        args.out.write_text(
+            json.dumps({"machine": machine, "quick": args.quick, "results": results}, indent=1)
+        )
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def table(results: dict[str, Any]) -> None:

@@ -192,7 +192,25 @@ def policy_of(
             learning_rate=partial(
                 learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps
             ),
+            kv_cache_bytes=config.model.rs.generation.kv_cache_bytes
+            if isinstance(config, TrainRSConfig)
+            else None,
         )
+
+
+def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:
+    """A line for the plan: what a rank will need."""
+    import torch
+
+    from rs_aligner.files import hugging_face_part
+    from rs_aligner.policy.architecture import read_architecture
+    from rs_aligner.policy.memory import memory_plan, uses_bf16
+
+    arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
+    on_gpu = config.trainer.accelerator == "gpu" or torch.cuda.is_available()
+    bf16 = uses_bf16(config.trainer.precision, on_gpu and config.trainer.accelerator != "cpu")
+    prompts = min(num_prompts, config.model.rs.num_rollout_samples)
+    return memory_plan(arch, config, prompts, longest, bf16=bf16)
 
 
 def keep_config(config: DictConfig, folder: str) -> None:

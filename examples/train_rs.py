@@ -39,7 +39,8 @@ def train(config: TrainRSConfig) -> None:
         prompts = experiment.read_prompts(files.train, config, tokenizer, longest)
         validation = experiment.read_prompts(files.validation, config, tokenizer, longest)
         if first:
-            print(plan(config, len(prompts), len(validation)), flush=True)
+            print(plan(config, len(prompts), len(validation)))
+            print(experiment.memory(config, len(prompts), max(len(p.token_ids) for p in prompts)), flush=True)
 
         from rs_aligner.run import Run
         from rs_aligner.trainer import RSTrainer

@@ -97,9 +97,7 @@ class CohortCache(ABC):
         return sum(tensor.nbytes for tensors, _ in self.parts for tensor in tensors)
 
     @abstractmethod
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Add a token's key and value to each rollout and attend to all that it has.
 
         Args:
@@ -179,9 +177,7 @@ class PackedCache(CohortCache):
             allowed = torch.arange(self.room, device=self.device) >= self._starts[:, None, None]
             self._mask = _additive(allowed, self.keys[0].dtype)
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         rows, kv_heads, group, dim = query.shape
         keys, values, end = self.keys[layer], self.values[layer], self.length + 1
         keys[:, :, self.length] = key.flatten(1)
@@ -189,10 +185,10 @@ class PackedCache(CohortCache):
         if self._queries is None:  # outside the diagonal it stays zero
             self._queries = query.new_zeros(rows, kv_heads, group, kv_heads, dim)
         self._queries.diagonal(dim1=1, dim2=3).copy_(query.permute(0, 2, 3, 1))
-        scores = torch.bmm(self._queries.flatten(3, 4).flatten(1, 2), keys[:, :, :end]).mul_(dim**-0.5)
-        if self._mask is not None:
-            scores += self._mask[..., :end]
-        mixed = torch.bmm(scores.softmax(-1), values[:, :end]).view(rows, kv_heads, group, kv_heads, dim)
+        packed = self._queries.flatten(3, 4).flatten(1, 2)
+        mask = None if self._mask is None else self._mask[..., :end]
+        mixed = packed_attention(packed, keys[:, :, :end], values[:, :end], dim**-0.5, mask)
+        mixed = mixed.view(rows, kv_heads, group, kv_heads, dim)
         return mixed.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
@@ -214,9 +210,7 @@ class SharedCache(CohortCache):
         """Bytes held, the prompts' included."""
         return super().nbytes + sum(tensor.nbytes for tensor in [*self.prompts.keys, *self.prompts.values])
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         keys, values, end = self.keys[layer], self.values[layer], self.length + 1
         keys[:, :, self.length] = key
         values[:, :, self.length] = value
@@ -285,6 +279,27 @@ def attention(
         scores += mask
     lse = scores.logsumexp(-1)
     return torch.matmul(scores.softmax(-1).to(value.dtype), value), lse
+
+
+def packed_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Softmax attention of rows whose heads are packed.
+
+    Args:
+        query: `[R, heads, width]`, zero outside each head's own part of the width.
+        key: `[R, width, S]`.
+        value: `[R, S, width]`.
+        scale: of the scores.
+        mask: added to the scores, broadcast to `[R, heads, S]`.
+
+    Returns:
+        `[R, heads, width]`, of which each head's own part is its output.
+    """
+    scores = torch.bmm(query, key).mul_(scale)
+    if mask is not None:
+        scores += mask
+    return torch.bmm(scores.softmax(-1), value)
 
 
 def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -9,6 +9,7 @@ hand the hidden state on, and the last one's logits decide.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -114,7 +115,7 @@ class Network:
     def _layer(
         self,
         number: int,
-        layer: torch.nn.Module,
+        layer: Any,  # Megatron's TransformerLayer
         hidden: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
@@ -134,10 +135,12 @@ class Network:
         mixed = mixed.reshape(*hidden.shape[:-1], -1)
         hidden = self._sum(functional.linear(mixed, attention.linear_proj.weight)).add_(hidden)
         gate, up = functional.linear(layer.pre_mlp_layernorm(hidden), mlp.linear_fc1.weight).chunk(2, dim=-1)
-        return self._sum(functional.linear(functional.silu(gate).mul_(up), mlp.linear_fc2.weight)).add_(hidden)
+        return self._sum(functional.linear(functional.silu(gate).mul_(up), mlp.linear_fc2.weight)).add_(
+            hidden
+        )
 
     def _rotary_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines, and sines with the sign that `_rotate` wants: `[positions, 1, 1, dim]` (Su et al., 2021)."""
+        """Cosines and sines `[positions, 1, 1, dim]` (Su et al., 2021); the sign is as `_rotate` wants it."""
         inv_freq = self.model.rotary_pos_emb.inv_freq.to(self.device)
         angles = torch.outer(torch.arange(self.arch.max_positions, device=self.device).float(), inv_freq)
         cos, sin = angles.cos(), angles.sin()

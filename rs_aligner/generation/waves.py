@@ -9,30 +9,18 @@ together depends on the prompts, the config and the tokens only, never on the cl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from rs_aligner.generation.cache import CohortCache, PromptCache, new_cache
+from rs_aligner.generation.cache import PromptCache, new_cache
+from rs_aligner.generation.cohort import Cohort, Ended, RolloutRow
 from rs_aligner.generation.network import Network
-from rs_aligner.generation.sampling import Controls, choose, derive_seed, penalize, uniforms
-from rs_aligner.generation.text import Tokenizer, completes_end_string, response_text
-from rs_aligner.rollout import FinishReason, Prompt, Rollout
+from rs_aligner.generation.sampling import Controls, derive_seed
+from rs_aligner.generation.text import Tokenizer, response_text
+from rs_aligner.rollout import Prompt, Rollout
 
 PREFILL_TOKENS = 8192  # padded prompt tokens in one prefill pass; bounds its activations
-PACK_BELOW = 0.875  # a cohort is packed when a smaller share of its rows is still alive
 ADMIT_FROM = 0.25  # rollouts are admitted when this share of the places is free: few large cohorts
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A rollout in the making: which it is, and the most tokens that it may have."""
-
-    group: int
-    index: int
-    seed: int
-    prompt: Prompt
-    limit: int
 
 
 def generate(
@@ -71,7 +59,7 @@ def generate(
     wave_size = wave_size or max(1, len(prompts))  # a replica may have no prompt of a short step
     for start in range(0, len(prompts), wave_size):
         rows = [
-            _Row(
+            RolloutRow(
                 group,
                 index,
                 derive_seed(seed, step, prompt.position, index),
@@ -96,9 +84,6 @@ def generate(
             )
 
 
-_Ended = tuple[_Row, list[int], list[float], FinishReason]
-
-
 class _Wave:
     """The rollouts of a wave: waiting, being decoded in cohorts, ended."""
 
@@ -106,13 +91,13 @@ class _Wave:
         self,
         network: Network,
         tokenizer: Tokenizer,
-        rows: list[_Row],
+        rows: list[RolloutRow],
         controls: Controls,
         kv_cache_bytes: int | None,
     ) -> None:
         self.network, self.tokenizer, self.controls = network, tokenizer, controls
         self.waiting = rows
-        self.cohorts: list[_Cohort] = []
+        self.cohorts: list[Cohort] = []
         self.longest = max(len(row.prompt.token_ids) for row in rows)
         self.places: float = float("inf")
         if kv_cache_bytes is not None:
@@ -122,14 +107,14 @@ class _Wave:
             if self.places < self._places(rows[:1]):
                 needed = self._places(rows[:1]) * network.bytes_per_token
                 raise ValueError(
-                    f"model.rs.generation.kv_cache_bytes={kv_cache_bytes} is too little for a single rollout: "
+                    f"model.rs.generation.kv_cache_bytes={kv_cache_bytes} is too little for one rollout: "
                     f"{self.longest} prompt and {controls.max_length} response tokens need "
                     f"{needed * (network.num_layers + 1) // network.num_layers + 1}"
                 )
         # A prompt of which some rollouts still wait keeps its prefill, by group.
         self.kept_prefill: dict[int, tuple[torch.Tensor, PromptCache]] = {}
 
-    def run(self) -> Iterator[_Ended]:
+    def run(self) -> Iterator[Ended]:
         while True:
             self._admit()
             if not self.cohorts:
@@ -141,9 +126,11 @@ class _Wave:
                 self._decode()
 
     def _admit(self) -> None:
-        """Admit as many waiting rollouts as surely fit, if they are many enough or nothing else is going on."""
-        free = self.places - sum(cohort.reserved for cohort in self.cohorts)
-        rows: list[_Row] = []
+        """Admit as many waiting rollouts as surely fit, if they are many or nothing else is going on."""
+        if not self.waiting:
+            return
+        free = self.places - sum(self._places(cohort.rows) for cohort in self.cohorts)
+        rows: list[RolloutRow] = []
         needed = 0
         for row in self.waiting:
             needed += self._places([row])
@@ -158,17 +145,16 @@ class _Wave:
         prompts = list({row.group: row.prompt for row in rows}.items())
         logits, cache = self._prefill(prompts)
         counts = [sum(row.group == group for row in rows) for group, _ in prompts]
-        limit = max(row.limit for row in rows)
-        self.cohorts.append(_Cohort(self, rows, logits, new_cache(cache, counts, limit)))
-        self.cohorts[-1].reserved = self._places(rows)
+        cohort_cache = new_cache(cache, counts, max(row.limit for row in rows))
+        self.cohorts.append(Cohort(self.network, self.tokenizer, self.controls, rows, logits, cohort_cache))
 
-    def _places(self, rows: Sequence[_Row]) -> int:
+    def _places(self, rows: Sequence[RolloutRow]) -> int:
         """Most places of keys and values that these rollouts can come to take, however prompts are held."""
         prompts = len({row.group for row in rows}) * self.longest
         return prompts + len(rows) * (self.longest + self.controls.max_length)
 
     def _prefill(self, prompts: Sequence[tuple[int, Prompt]]) -> tuple[torch.Tensor, PromptCache]:
-        """Logits behind the prompts and their cache; each prompt is run once, however its rollouts are admitted."""
+        """Logits behind the prompts, and their cache; no prompt is run twice if its rollouts come apart."""
         network = self.network
         done: dict[int, tuple[torch.Tensor, PromptCache]] = {}
         for chunk in _chunks([item for item in prompts if item[0] not in self.kept_prefill]):
@@ -195,9 +181,7 @@ class _Wave:
             if len(cohorts) == 1:
                 return cohorts[0].cache.attend(layer, query, key, value)
             parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-            return torch.cat(
-                [c.cache.attend(layer, *part) for c, part in zip(cohorts, parts, strict=True)]
-            )
+            return torch.cat([c.cache.attend(layer, *part) for c, part in zip(cohorts, parts, strict=True)])
 
         logits = self.network.decode(
             torch.cat([cohort.last for cohort in cohorts]),
@@ -208,104 +192,6 @@ class _Wave:
             cohort.logits = part
             cohort.positions = cohort.positions + 1
             cohort.cache.advance()
-
-
-class _Cohort:
-    """Rollouts that were admitted together, and so are equally long.
-
-    Attributes:
-        rows: those in the cache; some may have ended since it was packed.
-        reserved: most places that they can come to take.
-    """
-
-    def __init__(self, wave: _Wave, rows: list[_Row], prompt_logits: torch.Tensor, cache: CohortCache) -> None:
-        self.network, self.tokenizer, self.controls = wave.network, wave.tokenizer, wave.controls
-        self.wave, self.rows, self.cache = wave, rows, cache
-        self.reserved = 0
-        device = self.network.device
-        self.logits = prompt_logits.index_select(0, torch.tensor(cache.owners, device=device))
-        self.positions = torch.tensor([len(row.prompt.token_ids) for row in rows], device=device)
-        self.tokens = torch.zeros(len(rows), self.controls.max_length, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(len(rows), self.controls.max_length, device=device)
-        self.length = 0
-        self.alive = torch.ones(len(rows), dtype=torch.bool)
-        self.seeds = [row.seed for row in rows]
-        self.limits = torch.tensor([row.limit for row in rows])
-        self.eos = torch.tensor(self.tokenizer.eos_ids, dtype=torch.long, device=device)
-        self.seen = self._seen() if self.controls.repetition_penalty != 1.0 else None
-
-    @property
-    def last(self) -> torch.Tensor:
-        """The newest token of each row."""
-        return self.tokens[:, self.length - 1]
-
-    def choose(self) -> Iterator[_Ended]:
-        """Choose each row's next token; yields the rollouts that end with it."""
-        tokens, log_probs = self._sample()
-        self.tokens[:, self.length] = tokens
-        self.log_probs[:, self.length] = log_probs
-        self.length += 1
-        if self.seen is not None:
-            self.seen.scatter_(1, tokens.unsqueeze(1), True)
-        stopped = (tokens.unsqueeze(1) == self.eos).any(1).cpu()
-        if self.controls.end_strings and self.length >= self.controls.min_length:
-            for i in (self.alive & ~stopped).nonzero().flatten().tolist():
-                stopped[i] = completes_end_string(
-                    self.tokenizer,
-                    self.rows[i].prompt.token_ids,
-                    self.tokens[i, : self.length].tolist(),
-                    self.controls.end_strings,
-                )
-        ended = self.alive & (stopped | (self.limits == self.length))
-        self.alive &= ~ended
-        for i in ended.nonzero().flatten().tolist():
-            reason: FinishReason = "stop" if stopped[i] else "length"
-            tokens_i = self.tokens[i, : self.length].tolist()
-            yield self.rows[i], tokens_i, self.log_probs[i, : self.length].tolist(), reason
-
-    def pack(self) -> bool:
-        """Let go of ended rows where that pays; False if none is left."""
-        keep = self.alive.nonzero().flatten()
-        if len(keep) == 0:
-            return False
-        if len(keep) < PACK_BELOW * len(self.rows):
-            rows = keep.tolist()
-            self.limits = self.limits[keep]
-            keep = keep.to(self.network.device)
-            self.cache.keep(rows)
-            self.rows = [self.rows[i] for i in rows]
-            self.seeds = [self.seeds[i] for i in rows]
-            self.alive = torch.ones(len(rows), dtype=torch.bool)
-            self.tokens, self.log_probs = self.tokens[keep], self.log_probs[keep]
-            self.positions = self.positions[keep]
-            self.seen = self.seen[keep] if self.seen is not None else None
-            self.reserved = self.wave._places(self.rows)
-        return True
-
-    def _sample(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens int64 `[R]` and their log-probabilities float32 `[R]`, the same on every rank."""
-        device = self.network.device
-        if self.network.runtime.is_last_stage:
-            logits = self.logits
-            log_probs = logits.log_softmax(-1)
-            if self.seen is not None:
-                logits = penalize(logits, self.seen, self.controls.repetition_penalty)
-            if self.length < self.controls.min_length and len(self.eos):
-                logits = logits.index_fill(-1, self.eos, -torch.inf)
-            uniform = torch.from_numpy(uniforms(self.seeds, [self.length] * len(self.seeds))).to(device)
-            unchanged = log_probs if logits is self.logits else None
-            tokens = choose(logits, self.controls, uniform, log_probs=unchanged)
-            picked = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        else:
-            tokens = torch.zeros(len(self.rows), dtype=torch.long, device=device)
-            picked = torch.zeros(len(self.rows), device=device)
-        return self.network.from_last_stage(tokens), self.network.from_last_stage(picked)
-
-    def _seen(self) -> torch.Tensor:
-        seen = torch.zeros(len(self.rows), self.network.arch.vocab_size, dtype=torch.bool)
-        for i, row in enumerate(self.rows):
-            seen[i, list(row.prompt.token_ids)] = True
-        return seen.to(self.network.device)
 
 
 def _chunks(prompts: Sequence[tuple[int, Prompt]]) -> Iterator[list[tuple[int, Prompt]]]:

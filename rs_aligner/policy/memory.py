@@ -9,6 +9,11 @@ ADAM_BYTES = 8  # two running means in float32
 GRADIENT_BYTES = 4  # gradients are accumulated in float32
 
 
+def uses_bf16(precision: str, on_gpu: bool) -> bool:
+    """What `trainer.precision` means: `auto` is bf16 on a GPU."""
+    return precision == "bf16" or (precision == "auto" and on_gpu)
+
+
 def training_bytes(arch: Architecture, config: TrainRSConfig, *, bf16: bool) -> int:
     """Weights, gradients and optimizer state of one rank."""
     optimizer = ADAM_BYTES + (4 if bf16 else 0)  # bf16 weights have a float32 twin in the optimizer

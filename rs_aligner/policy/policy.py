@@ -20,6 +20,7 @@ from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
 from rs_aligner.policy import checkpoint, huggingface
 from rs_aligner.policy.architecture import read_architecture
+from rs_aligner.policy.memory import uses_bf16
 from rs_aligner.policy.model import build_model, transformer_config
 from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.tokenizer import Tokenizer
@@ -62,7 +63,7 @@ class MegatronPolicy:
         self.version = self.optimizer_steps = 0
         self.source = hugging_face_part(folder)
         self.arch = read_architecture(self.source)
-        bf16 = precision == "bf16" or (precision == "auto" and runtime.device.type == "cuda")
+        bf16 = uses_bf16(precision, runtime.device.type == "cuda")
         dtype = torch.bfloat16 if bf16 else torch.float32
         model_config = transformer_config(
             self.arch, runtime, dtype=dtype, sequence_parallel=config.sequence_parallel

@@ -164,9 +164,10 @@ class Trainer:
         total = torch.stack([loss, (~torch.stack(finite)).sum().to(loss.dtype)])
         dist.all_reduce(total)
         if not torch.isfinite(total[0]) or total[1] > 0:
+            gradient = "not finite" if total[1] else "finite"
             raise FloatingPointError(
-                f"the loss is {float(total[0])} and the gradient {'not ' if total[1] else ''}finite; the weights "
-                "were left as they were. A lower model.optim.lr or trainer.*.gradient_clip_val may help"
+                f"the loss is {float(total[0])} and the gradient {gradient}; the weights were left as they "
+                "were. A lower model.optim.lr or gradient_clip_val may help"
             )
         return float(total[0])
 

@@ -112,7 +112,18 @@ def _start(folder: Path) -> Path:
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
 def test_rollouts_scores_and_kept_sets_do_not_depend_on_the_layout(runs: Runs, layout: str) -> None:
-    keys = ("step", "group", "index", "prompt_id", "token_ids", "response", "seed", "reward", "kept", "reason")
+    keys = (
+        "step",
+        "group",
+        "index",
+        "prompt_id",
+        "token_ids",
+        "response",
+        "seed",
+        "reward",
+        "kept",
+        "reason",
+    )
     one, other = runs.ledger("one"), runs.ledger(layout)
     assert len(one) == 2 * 8 * 4
     assert [[row[k] for k in keys] for row in other] == [[row[k] for k in keys] for row in one]
@@ -129,9 +140,7 @@ def test_the_trained_policy_does_not_depend_on_the_layout(runs: Runs, layout: st
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
 def test_the_figures_do_not_depend_on_the_layout(runs: Runs, layout: str) -> None:
-    for one, other in zip(
-        read_metrics(runs.folder / "one"), read_metrics(runs.folder / layout), strict=True
-    ):
+    for one, other in zip(read_metrics(runs.folder / "one"), read_metrics(runs.folder / layout), strict=True):
         assert set(one) == set(other)
         for key in one:
             if not key.startswith("time/"):

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from rs_aligner.generation import waves
+from rs_aligner.generation import cohort, waves
 from rs_aligner.generation.network import Network
 from rs_aligner.generation.sampling import Controls, choose, penalize, uniforms
 from rs_aligner.generation.waves import generate
@@ -104,7 +104,7 @@ def test_packing_the_cache_never_or_always_changes_nothing(
     usual = decode(network, prompts())
     lengths = {len(rollout.token_ids) for rollout in usual}
     assert len(lengths) > 4  # rows end at different times, so there is something to pack
-    monkeypatch.setattr(waves, "PACK_BELOW", pack_below)
+    monkeypatch.setattr(cohort, "PACK_BELOW", pack_below)
     assert_same(decode(network, prompts()), usual)
 
 
