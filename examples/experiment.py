@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from rs_aligner.config import ConfigError, ExpManagerConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -35,16 +36,17 @@ def rank() -> int:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a user can mend ends the process with one clear message and status 2, Ctrl-C with 130."""
+    """What needs no stack trace ends the process with one clear message.
+
+    Status 2 for what a user has to mend first, 1 for a run that cannot go on, 130 for Ctrl-C.
+    """
     try:
         yield
     except (ValueError, ConnectionError) as error:
         sys.exit(_complain(error, 2))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted", 130))
-    except Exception as error:
-        if type(error).__name__ != "JudgeFailed":
-            raise
+    except (JudgeFailed, FloatingPointError) as error:
         sys.exit(_complain(error, 1))
 
 

@@ -22,7 +22,7 @@ from rs_aligner.config import SamplingParams, TrainRSConfig, num_steps
 from rs_aligner.data import PromptSampler
 from rs_aligner.loop import VALIDATION, Policy, is_due, out_of_time, resume, training_metrics
 from rs_aligner.metrics import step_metrics
-from rs_aligner.reward.protocol import Judge
+from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
 from rs_aligner.selection import Selection, select
@@ -192,10 +192,6 @@ class RSTrainer:
             *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
             *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
         )
-
-
-class JudgeFailed(RuntimeError):
-    """The judge scored nothing; the message counts the reasons."""
 
 
 def _check_scored(groups: Sequence[Group], what: str) -> None:

@@ -21,9 +21,10 @@ import pytest
 
 from rs_aligner.config import LengthParams, SamplingParams, TrainRSConfig
 from rs_aligner.ledger import Ledger
+from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
-from rs_aligner.trainer import JudgeFailed, RSTrainer
+from rs_aligner.trainer import RSTrainer
 
 Result = Score | ScoreFailure
 TRAINED_KEYS = {"loss", "grad_norm", "lr"}

@@ -31,6 +31,10 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 TOKEN_BUCKET = 64
 
 
+class JudgeFailed(RuntimeError):
+    """The judge scored nothing; the message counts the reasons."""
+
+
 class Judge(Protocol):
     """Whatever scores rollouts while others are still being generated.
 

@@ -1,0 +1,61 @@
+"""On an NVIDIA GPU: the same loss, gradient and greedy tokens as plain torch. Run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from megatron.core.optimizer import OptimizerConfig
+
+from rs_aligner.generation.network import Network
+from rs_aligner.generation.sampling import Controls
+from rs_aligner.generation.waves import generate
+from rs_aligner.policy import huggingface, runtime
+from rs_aligner.policy.architecture import read_architecture
+from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.policy.training import Trainer
+from tests.policy.layout_program import NoText, prompts, rows
+from tests.tiny import save_tiny
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_gives_what_plain_torch_gives(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = save_tiny("llama", tmp_path)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).cuda()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    with runtime.start(accelerator="gpu", timeout_minutes=1) as rt:
+        arch = read_architecture(folder)
+        config = transformer_config(arch, rt, dtype=dtype)
+        model = build_model(arch, config, rt)
+        huggingface.load_weights(folder, model, arch, rt)
+        optimizer = OptimizerConfig(
+            optimizer="adam", lr=1e-3, bf16=dtype == torch.bfloat16, params_dtype=dtype, clip_grad=1.0
+        )
+        trainer = Trainer(model, config, rt, optimizer)
+        stream = generate(
+            Network(model, arch, rt),
+            NoText(),
+            list(enumerate(prompts())),
+            2,
+            Controls(greedy=True, max_length=12),
+            seed=1,
+            step=1,
+        )
+        for rollout in stream:
+            tokens = torch.tensor([prompts()[rollout.group].token_ids + rollout.token_ids]).cuda()
+            with torch.no_grad():
+                log_probs = reference(tokens).logits.float().log_softmax(-1)[0, :-1]
+            taken = log_probs.gather(-1, tokens[0, 1:, None]).squeeze(-1)[-len(rollout.token_ids) :]
+            assert taken.tolist() == pytest.approx(list(rollout.log_probs), abs=tolerance)
+        before = trainer.gradients(rows(), micro_batch_size=2)
+        for _ in range(5):
+            trainer.step(rows(), micro_batch_size=2, learning_rate=1e-2)
+        assert trainer.gradients(rows(), micro_batch_size=4) < before

@@ -1,0 +1,35 @@
+"""The benchmarks run; what they find is recorded beside them and not judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_the_decoder_is_measured_against_every_opponent(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    command = [sys.executable, "benchmarks/generation.py", "--quick", "--workloads", "c", "--repeats", "1"]
+    done = subprocess.run(
+        [*command, "--out", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=270,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    sides = json.loads(out.read_text())["results"]["c"]
+    assert set(sides) == {"ours", "hf", "hf_forked", "megatron", "limit"}
+    assert len({sides[side]["tokens"] for side in sides if side != "limit"}) == 1
+    assert all(seconds > 0 for side in sides.values() for seconds in side["seconds"])
