@@ -22,7 +22,9 @@ import os
 import platform
 import random
 import resource
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+import psutil
 import torch
 import transformers
 from torch.nn import functional
@@ -361,6 +364,32 @@ def measure(sides: dict[str, Callable[[], int]], repeats: int) -> dict[str, dict
     return {name: {"seconds": seconds[name], "tokens": tokens[name]} for name in sides}
 
 
+def peak(side: Callable[[], int]) -> int:
+    """Bytes that a run takes at its peak beyond what the process had before it."""
+    before = psutil.Process().memory_info().rss
+    side()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def memory(quick: bool, out: Path | None) -> None:
+    """Peak memory at workload c, each side in a process of its own, its model loaded before."""
+    found = {}
+    for side in ("ours", "hf"):
+        command = [sys.executable, __file__, "--workloads", "c", "--peak-of", side, *["--quick"] * quick]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found[side] = json.loads(done.stdout.splitlines()[-1])
+    print(f"c: peak memory  ours {found['ours'] / 2**20:,.0f} MiB, hf {found['hf'] / 2**20:,.0f} MiB, "
+          f"ours / hf {found['ours'] / found['hf']:.2f}")  # fmt: skip
+    if out:
+        write(out, {"machine": machine(), "quick": quick, "peak_bytes_at_c": found})
+
+
+def write(out: Path, found: dict[str, Any]) -> None:
+    """Keep results as JSON."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -369,18 +398,27 @@ def main() -> None:
     parser.add_argument("--workloads", default="abcd")
     parser.add_argument("--against", default="hf,hf_forked,megatron,limit")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", action="store_true", help="peak memory of ours and hf instead, at c")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # one side, in a process of its own
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
     args = parser.parse_args()
+    if args.memory:
+        memory(args.quick, args.out)
+        return
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    import tempfile
-
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch, runtime.start(accelerator="cpu") as rt:
         for work in workloads(args.quick, Path(scratch)):
             if work.name not in args.workloads:
                 continue
+            if args.peak_of == "hf":
+                print(json.dumps(peak(HuggingFace(work))))
+                return
             ours = Ours(work, rt)
+            if args.peak_of == "ours":
+                print(json.dumps(peak(ours)))
+                return
             makers: dict[str, Callable[[], Callable[[], int]]] = {
                 "hf": lambda work=work: HuggingFace(work),
                 "hf_forked": lambda work=work: HuggingFaceForked(work),

@@ -84,14 +84,15 @@ def start_ranks(config: TrainRSConfig | TrainSFTConfig) -> None:
 
 def _launch(num_ranks: int) -> int:
     """Run this very command on `num_ranks` ranks of this node; returns 0, or a failed rank's status."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the rank says what is wrong
     launch = LaunchConfig(
-        1,
-        1,
-        num_ranks,
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
         run_id=str(os.getpid()),
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
@@ -101,6 +102,8 @@ def _launch(num_ranks: int) -> int:
         elastic_launch(launch, sys.executable)("-u", *sys.argv)
     except ChildFailedError as error:
         return max(abs(error.get_first_failure()[1].exitcode), 1)
+    except SignalException as error:  # Ctrl-C or SIGTERM; the ranks have been ended
+        return 128 + error.sigval
     return 0
 
 
