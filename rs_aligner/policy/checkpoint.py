@@ -33,9 +33,15 @@ def _state(trainer: Trainer, is_loading: bool) -> dict[str, Any]:
     return {"model": model, "optimizer": optimizer}
 
 
-def _distributed_optimizers(trainer: Trainer) -> list[DistributedOptimizer]:
+def _distributed_adams(trainer: Trainer) -> list[DistributedOptimizer]:
+    """Megatron's distributed optimizers that have torch's Adam inside (and not Apex's or TE's)."""
     parts = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
-    return [part for part in parts if isinstance(part, DistributedOptimizer)]
+    return [
+        part
+        for part in parts
+        if isinstance(part, DistributedOptimizer)
+        and isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW)
+    ]
 
 
 @contextmanager
@@ -46,7 +52,7 @@ def _adam_of_torch(trainer: Trainer) -> Iterator[None]:
     tensors, where its format does not put it (it comes with the parameter groups); and gives all
     parameters one and the same `step` tensor, which each of them would then count up.
     """
-    parts = _distributed_optimizers(trainer)
+    parts = _distributed_adams(trainer)
     for part in parts:
         for parameter in (p for group in part.optimizer.param_groups for p in group["params"]):
             if not part.optimizer.state[parameter]:

@@ -147,6 +147,20 @@ def test_the_figures_do_not_depend_on_the_layout(runs: Runs, layout: str) -> Non
                 assert other[key] == pytest.approx(one[key], rel=1e-4), key
 
 
+def test_a_checkpoint_can_be_started_from_by_itself(runs: Runs) -> None:
+    checkpoint = runs.folder / "one" / "checkpoints" / "step_000002"
+    runs.train(
+        "again",
+        "exp_manager.create_tensorboard_logger=false",
+        f"pretrained_checkpoint.restore_from_path={checkpoint}",
+        "trainer.rs.max_steps=1",
+    )
+    before, after = read_metrics(runs.folder / "one")[-1], read_metrics(runs.folder / "again")[0]
+    assert after["step"] == 0
+    assert after["validation/reward"] == pytest.approx(before["validation/reward"])
+    transformers.AutoModelForCausalLM.from_pretrained(runs.folder / "again" / "final")
+
+
 def test_a_second_start_continues_in_one_metrics_file_and_all_loggers_agree(runs: Runs) -> None:
     wandb = ["exp_manager.create_wandb_logger=true", "exp_manager.create_tensorboard_logger=true"]
     first = runs.train("twice", "trainer.rs.max_steps=1", *wandb)
