@@ -431,15 +431,7 @@ def main() -> None:
             results[work.name] = measure(sides, args.repeats)
     table(results)
     if args.out:
-        machine = {
-            "cpu": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
-            "threads": 1,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(
-            json.dumps({"machine": machine, "quick": args.quick, "results": results}, indent=1)
-        )
+        write(args.out, {"machine": machine(), "quick": args.quick, "results": results})
 
 
 def machine() -> dict[str, Any]:
