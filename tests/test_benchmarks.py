@@ -30,6 +30,6 @@ def test_the_decoder_is_measured_against_every_opponent(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     sides = json.loads(out.read_text())["results"]["c"]
-    assert set(sides) == {"ours", "hf", "hf_forked", "megatron", "limit"}
+    assert set(sides) == {"ours", "hf", "hf_forked", "megatron", "limit", "torch"}
     assert len({sides[side]["tokens"] for side in sides if side != "limit"}) == 1
     assert all(seconds > 0 for side in sides.values() for seconds in side["seconds"])

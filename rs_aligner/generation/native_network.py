@@ -114,7 +114,6 @@ class Session:
         # Zeros: lanes behind the last row are computed, too, though nobody reads them.
         self._buffers = {name: torch.zeros(tile_shape(size, max_rows)) for name, size in widths.items()}
         threads = torch.get_num_threads()
-        self.sums = torch.zeros((arch.vocab_size // LANES + 1) * LANES)  # of blocks of probabilities
         self._buffers["scores"] = torch.zeros(threads * self.kernels.attend_room(max_pages))
         self._kept: list[torch.Tensor] = []  # vectors in float32, for as long as their addresses are used
         layers = network.model.decoder.layers
