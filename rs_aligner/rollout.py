@@ -71,6 +71,18 @@ class TrainingRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two answers to a prompt, one better than the other: token ids, the prompt's and an ending included."""
+
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Tokens of the longer one."""
+        return max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """A finite reward, with named components where the judge gives them.
 

@@ -16,6 +16,7 @@ from rs_aligner.config.common import (
 )
 from rs_aligner.config.load import load_config, open_overrides, register_resolvers
 from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
+from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.schema import (
     EndpointConfig,
     InferenceConfig,
@@ -25,6 +26,7 @@ from rs_aligner.config.schema import (
     RSLoopConfig,
     ServeRewardConfig,
     SFTConfig,
+    TrainConfig,
     TrainerConfig,
     TrainRSConfig,
     TrainSFTConfig,
@@ -47,7 +49,9 @@ __all__ = [
     "SamplingParams",
     "SchedConfig",
     "ServeRewardConfig",
+    "TrainConfig",
     "TrainRSConfig",
+    "TrainRewardModelConfig",
     "TrainSFTConfig",
     "TrainerConfig",
     "load_config",

@@ -1,6 +1,7 @@
-"""The three config trees: `train_rs.yaml`, `serve_reward.yaml` and `train_sft.yaml`.
+"""Three of the config trees: `train_rs.yaml`, `serve_reward.yaml` and `train_sft.yaml`.
 
-Each root is one command's whole config, with defaults that run in one process on a CPU. Read one
+Each root is one command's whole config, with defaults that run in one process on a CPU. The fourth,
+`train_reward_model.yaml`, is in `reward_model.py`. Read one
 through `load_config`, which also checks what relates several keys; see `check.py`.
 """
 
@@ -15,11 +16,13 @@ from pydantic import Field, ValidationInfo, field_validator
 from rs_aligner.config.base import Count, NotNegative, Port, Positive, Real, Section, Size, Text
 from rs_aligner.config.common import (
     DataConfig,
+    ExpManagerBase,
     ExpManagerConfig,
     JudgeConfig,
     LengthParams,
     LoopConfig,
     ModelBase,
+    PolicyModelBase,
     PretrainedCheckpoint,
     SamplingParams,
     TrainerBase,
@@ -108,17 +111,17 @@ class RSConfig(Section):
         return completed
 
 
-class ModelConfig(ModelBase):
+class ModelConfig(PolicyModelBase):
     """The policy and the step it learns by."""
 
     rs: RSConfig = RSConfig()
 
 
-class _TrainConfig(Section):
-    """What both trainings have in common: the layout, and the room for a prompt."""
+class TrainConfig(Section):
+    """What all trainings have in common: the layout."""
 
     trainer: TrainerBase
-    exp_manager: ExpManagerConfig
+    exp_manager: ExpManagerBase
     pretrained_checkpoint: PretrainedCheckpoint
     model: ModelBase
 
@@ -142,6 +145,13 @@ class _TrainConfig(Section):
     def loop(self) -> LoopConfig:
         """How long to train."""
 
+
+class _SampleConfig(TrainConfig):
+    """What the trainings of a policy have in common: it samples, and needs room for that."""
+
+    exp_manager: ExpManagerConfig
+    model: PolicyModelBase
+
     @property
     @abstractmethod
     def length_params(self) -> LengthParams:
@@ -156,7 +166,7 @@ class _TrainConfig(Section):
         return min(room, self.model.data.seq_length or room)
 
 
-class TrainRSConfig(_TrainConfig):
+class TrainRSConfig(_SampleConfig):
     """Everything that `train_rs.py` reads."""
 
     trainer: TrainerConfig = TrainerConfig()
@@ -196,7 +206,7 @@ class SFTConfig(Section):
     length_params: LengthParams = LengthParams()
 
 
-class SFTModelConfig(ModelBase):
+class SFTModelConfig(PolicyModelBase):
     """The policy and its supervised training."""
 
     data: DataConfig
@@ -204,7 +214,7 @@ class SFTModelConfig(ModelBase):
     sft: SFTConfig = SFTConfig()
 
 
-class TrainSFTConfig(_TrainConfig):
+class TrainSFTConfig(_SampleConfig):
     """Everything that `train_sft.py` reads."""
 
     trainer: SFTTrainerConfig = SFTTrainerConfig()

@@ -10,6 +10,7 @@ import pytest
 from rs_aligner.config import (
     ConfigError,
     ServeRewardConfig,
+    TrainRewardModelConfig,
     TrainRSConfig,
     TrainSFTConfig,
     load_config,
@@ -29,10 +30,14 @@ def problems(tree: dict[str, Any], schema: Any = TrainRSConfig) -> list[str]:
     return list(error.value.problems)
 
 
-@pytest.mark.parametrize("name", ["train_rs", "train_sft"])
+@pytest.mark.parametrize("name", ["train_rs", "train_sft", "train_reward_model"])
 def test_the_yaml_file_and_the_schema_have_the_same_defaults(name, tree):
     smallest = tree()
-    schema: Any = {"train_rs": TrainRSConfig, "train_sft": TrainSFTConfig}[name]
+    schema: Any = {
+        "train_rs": TrainRSConfig,
+        "train_sft": TrainSFTConfig,
+        "train_reward_model": TrainRewardModelConfig,
+    }[name]
     defaults = load_config(smallest, schema).model_dump()
     composed = compose(name, [])
     composed.merge_with(smallest)
@@ -41,11 +46,11 @@ def test_the_yaml_file_and_the_schema_have_the_same_defaults(name, tree):
     for config in (defaults, written):
         del config["model"]["precision"]
         del config["exp_manager"]["wandb_logger_kwargs"]
-        for loop in ("rs", "sft"):
+        for loop in ("rs", "sft", "rm"):
             config["trainer"].get(loop, {}).pop("save_interval", None)
-        if name == "train_sft":
+        if name != "train_rs":
             del config["exp_manager"]["name"], config["model"]["optim"]
-            del config["trainer"]["sft"]["val_check_interval"]
+            del config["trainer"]["sft" if name == "train_sft" else "rm"]["val_check_interval"]
     assert written == defaults
 
 
@@ -356,6 +361,27 @@ def test_a_judge_can_be_set_from_the_command_line_of_the_supervised_training(wor
     assert config.judge.name == "exact_answer"
 
 
-@pytest.mark.parametrize("schema", [TrainRSConfig, TrainSFTConfig, ServeRewardConfig])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.data.data_prefix.train", [], 'a file of {"prompt", "chosen", "rejected"} rows, or a list'),
+        ("trainer.rm.max_steps", 0, "trainer.rm.max_steps is 0: should be at least 1, or -1"),
+        (
+            "exp_manager.checkpoint_callback_params.monitor",
+            "validation/loss",
+            'checkpoint_callback_params.mode is "max": should be min, since validation/loss is monitored',
+        ),
+        ("exp_manager.checkpoint_callback_params.monitor", "val_global_rewards", "'validation/accuracy' or"),
+        ("model.loss_normalization", "token", "model.loss_normalization is not a key; the nearest one is"),
+        ("model.tensor_model_parallel_size", 2, "trainer.devices is 1: 1 x 1 = 1 ranks should be a multiple"),
+        ("model.encoder_seq_length", 1024, "the policy was made for at most 512 positions"),
+    ],
+)
+def test_a_reward_models_training_says_what_would_work(key, value, message, tree):
+    (line,) = problems(tree(**{key: value}), TrainRewardModelConfig)
+    assert message in line
+
+
+@pytest.mark.parametrize("schema", [TrainRSConfig, TrainSFTConfig, TrainRewardModelConfig, ServeRewardConfig])
 def test_every_key_has_a_description(schema):
     assert [key for key, field in _walk(schema) if not _is_section(field) and not field.description] == []
