@@ -28,9 +28,9 @@ def main(raw: DictConfig) -> None:
 
 def train(config: TrainSFTConfig) -> None:
     # What can be wrong comes first, what is slow to import last.
-    from rs_aligner.reward.judges import load_judge
+    from rs_aligner.reward.judges import load_judge, rewards_of
 
-    judge = None if config.judge is None else load_judge(config.judge)
+    judge = None if config.judge is None else rewards_of(load_judge(config.judge))
     first = experiment.rank() == 0
     tokenizer, positions = experiment.read_tokenizer(config)
 

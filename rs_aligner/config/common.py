@@ -246,3 +246,8 @@ class JudgeConfig(Section):
     """A judge that comes with RS Aligner."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the judge."""
+    time_limit: Positive | None = 5
+    """Seconds that `function` may take over a row before the row counts as failed; null for no limit.
+
+    With a limit the function has a process of its own, which is ended when a row takes longer.
+    """

@@ -34,8 +34,9 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.proxy.types import Request
 from pytriton.triton import Triton, TritonConfig
 
-from rs_aligner.reward.judges import JudgeFunction, Metadata, describe, load_judge, score_rows, smoke_test
+from rs_aligner.reward.judges import Metadata, ServedJudge, describe, load_judge, score_rows
 from rs_aligner.reward.protocol import Arrays
+from rs_aligner.rollout import ScoreFailure
 
 if TYPE_CHECKING:
     from rs_aligner.config import ServeRewardConfig
@@ -81,9 +82,6 @@ def serve(cfg: ServeRewardConfig) -> None:
     if not ipaddress.ip_address(address).is_loopback:
         print(f"warning: whoever can reach {host}:{port} can use this judge", flush=True)
     judge = load_judge(cfg.judge)
-    warning = smoke_test(judge)
-    if warning is not None:
-        print(f"warning: {warning}", flush=True)
     decode = None if cfg.tokenizer is None else _load_decoder(cfg.tokenizer)
     scorer = Scorer(judge, cfg.inference.inference_micro_batch_size, decode)
     batcher = DynamicBatcher(max_queue_delay_microseconds=cfg.inference.max_queue_delay_microseconds)
@@ -109,7 +107,7 @@ class Scorer:
         decode: how token ids become text; None refuses them.
     """
 
-    def __init__(self, judge: JudgeFunction, max_rows: int, decode: Decode | None) -> None:
+    def __init__(self, judge: ServedJudge, max_rows: int, decode: Decode | None) -> None:
         self._judge = judge
         self._max_rows = max_rows
         self._decode = decode
@@ -127,11 +125,13 @@ class Scorer:
         prompts = [text for column in columns for text in column[0]]
         responses = [text for column in columns for text in column[1]]
         metadata = [row for column in columns for row in column[2]]
-        rewards, reasons = score_rows(self._judge, prompts, responses, metadata, self._max_rows)
-        self.num_rows += len(reasons)
+        scores = score_rows(self._judge.score_texts, (prompts, responses, metadata), self._max_rows)
+        self.num_rows += len(scores)
+        reasons = [score.reason if isinstance(score, ScoreFailure) else "" for score in scores]
         for reason in filter(None, reasons):
             self.num_failed += 1
             self.last_failure = reason
+        rewards = np.array([np.nan if isinstance(s, ScoreFailure) else s.reward for s in scores], np.float32)
         errors = np.array([reason.encode() for reason in reasons], dtype=object)
         cuts = np.cumsum([len(column[0]) for column in columns])[:-1]
         return [
