@@ -242,7 +242,7 @@ class JudgeConfig(Section):
 
     function: Text | None = None
     """A Python function: path/to/file.py:name or package.module:name."""
-    name: Literal["exact_answer", "sentiment"] | None = None
+    name: Literal["exact_answer", "sentiment", "megatron_reward_model"] | None = None
     """A judge that comes with RS Aligner."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the judge."""

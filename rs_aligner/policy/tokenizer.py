@@ -59,6 +59,11 @@ class Tokenizer:
         before, whole = self.decode(prompt), self.decode((*prompt, *response))
         return whole[len(before) :] if whole.startswith(before) else self.decode(response)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` can work at all."""
+        return self._tokenizer.chat_template is not None
+
     def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
         """The chat as the model wants it, up to where its answer begins.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rs_aligner.reward.judges.base import JudgeFunction, Metadata, ServedJudge, content_hash, score_rows
 from rs_aligner.reward.judges.functions import FunctionJudge, bind, users_judge
 from rs_aligner.reward.judges.limit import LimitedJudge
+from rs_aligner.reward.judges.megatron import MegatronRewardModel
 from rs_aligner.reward.judges.sentiment import sentiment
 from rs_aligner.reward.judges.verifiers import exact_answer
 from rs_aligner.rollout import Score
@@ -22,6 +23,7 @@ _logger = logging.getLogger("rs_aligner")
 BUILT_IN: dict[str, JudgeFunction | type[ServedJudge]] = {
     "exact_answer": exact_answer,
     "sentiment": sentiment,
+    "megatron_reward_model": MegatronRewardModel,
 }
 """Functions, and classes that are made with `judge.kwargs`."""
 
