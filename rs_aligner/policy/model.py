@@ -82,7 +82,8 @@ class ValueHead(torch.nn.Module):
     ) -> tuple[torch.Tensor, None]:
         if self.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        return functional.linear(hidden, self.weight), None
+        # In float32: bf16 has 8 bits for a number, and answers that differ would get the same reward.
+        return functional.linear(hidden.float(), self.weight.float()), None
 
 
 def transformer_config(
