@@ -238,11 +238,29 @@ class InferenceConfig(Section):
     """Rows of one call of the judge at most."""
 
 
+class RewardStandardizationConfig(Section):
+    """Rewards as `(reward - mean) / std`."""
+
+    enable: bool = False
+    """Whether to standardise; the reward itself is then the component `raw`."""
+    mean: Real | None = None
+    """What is taken off every reward."""
+    std: Positive | None = None
+    """What the difference is divided by."""
+
+
+class JudgeModelConfig(Section):
+    """The reward model, and what is made of its rewards."""
+
+    reward_standardization: RewardStandardizationConfig = RewardStandardizationConfig()
+
+
 class ServeRewardConfig(Section):
     """Everything that `serve_reward.py` reads."""
 
     inference: InferenceConfig = InferenceConfig()
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    model: JudgeModelConfig = JudgeModelConfig()
     tokenizer: Text | None = None
     """Hugging Face folder that turns token ids into text, for a text judge that is sent token ids."""
     log_dir: Text | None = None

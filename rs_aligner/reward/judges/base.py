@@ -37,6 +37,10 @@ class BadResult(ValueError):
     """A judge returned something else than one value a row."""
 
 
+class BadSetting(ValueError):
+    """A judge was given settings with which it can score nothing."""
+
+
 @runtime_checkable
 class ServedJudge(Protocol):
     """Scores texts. What calls it never does so from two threads at once."""
