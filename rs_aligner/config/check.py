@@ -35,7 +35,7 @@ _FUNCTION = "path/to/file.py:name or package.module:name"
 def check(config: TrainRSConfig | TrainSFTConfig | ServeRewardConfig) -> list[str]:
     """The problems of a config whose values are each valid, a line each; empty if it can run."""
     if isinstance(config, ServeRewardConfig):
-        return [*_judge("judge", config.judge), *_standardization(config), *_tokenizer(config)]
+        return [*_judge("judge", config.judge), *_standardization(config), *_files_of_server(config)]
     lines = [*_layout(config), *_model(config), *_run_folder(config.exp_manager)]
     lines += _policy(config)
     lines += _files("model.data.data_prefix.train", config.model.data.data_prefix.train)
@@ -245,9 +245,19 @@ def _standardization(config: ServeRewardConfig) -> Iterator[str]:
             _logger.warning("model.reward_standardization.%s has no effect: it is not enabled", name)
 
 
-def _tokenizer(config: ServeRewardConfig) -> Iterator[str]:
-    if config.tokenizer is not None and not Path(config.tokenizer).is_dir():
-        yield problem("tokenizer", config.tokenizer, "should be the policy's Hugging Face folder")
+def _files_of_server(config: ServeRewardConfig) -> Iterator[str]:
+    files = {"inference.token_file": config.inference.token_file, "check_data": config.check_data}
+    for key, file in files.items():
+        if file is not None and not Path(file).is_file():
+            yield problem(key, file, f"there is no such file (relative to {Path.cwd()})")
+    for key, folder in {"tokenizer": config.tokenizer, "check_policy": config.check_policy}.items():
+        if folder is not None and not Path(folder).is_dir():
+            yield problem(key, folder, "should be the policy's Hugging Face folder")
+    for key in ("check_policy", "check_data"):
+        if getattr(config, key) is not None and not config.check:
+            yield problem(
+                key, getattr(config, key), "plays a part in a check only; set check=true, or drop it"
+            )
 
 
 def _model_json(folder: str) -> dict[str, Any]:

@@ -212,7 +212,7 @@ class ModelBase(Section):
         return self.encoder_seq_length or model_positions
 
 
-JudgeName = Literal["exact_answer", "final_answer", "regex", "length", "format", "sentiment"]
+JudgeName = Literal["exact_answer", "final_answer", "regex", "length", "format", "sentiment", "huggingface"]
 
 
 class JudgeSource(Section):

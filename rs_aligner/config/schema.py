@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -236,6 +236,17 @@ class InferenceConfig(Section):
     """How long a request may wait to be merged with others."""
     inference_micro_batch_size: Count = 64
     """Rows of one call of the judge at most."""
+    max_request_bytes: Count = 64 * 1024 * 1024
+    """Bytes of one request at most."""
+    token_file: Text | None = None
+    """File with the access token that clients must have; null takes the variable RS_ALIGNER_JUDGE_TOKEN.
+
+    An address that other machines can reach needs one.
+    """
+    metrics_host: Text = "127.0.0.1"
+    """Address at which `/metrics` is shown; figures only, and no token."""
+    metrics_port: Annotated[Size, Field(le=65535)] | None = 0
+    """Port of `/metrics`; 0 takes a free one, which the server prints; null for no metrics."""
 
 
 class RewardStandardizationConfig(Section):
@@ -265,3 +276,9 @@ class ServeRewardConfig(Section):
     """Hugging Face folder that turns token ids into text, for a text judge that is sent token ids."""
     log_dir: Text | None = None
     """Folder of the server's own log; null prints warnings only."""
+    check: bool = False
+    """Examines the judge and reports, instead of serving it."""
+    check_policy: Text | None = None
+    """Hugging Face folder of a policy whose tokenizer and chat template are compared with the judge's."""
+    check_data: Text | None = None
+    """JSON Lines of {"prompt", "response"} and what the judge reads, to check with; null makes some up."""

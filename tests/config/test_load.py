@@ -366,6 +366,28 @@ def test_a_standardised_reward_needs_its_mean_and_deviation(caplog):
     assert ["mean has no effect" in record.getMessage() for record in caplog.records] == [True]
 
 
+def test_the_files_of_the_server_have_to_be_there(tmp_path):
+    judge = {"name": "length"}
+    gone = str(tmp_path / "gone")
+    lines = problems(
+        {
+            "judge": judge,
+            "inference": {"token_file": gone},
+            "check": True,
+            "check_data": gone,
+            "check_policy": gone,
+        },
+        ServeRewardConfig,
+    )
+    assert [line.partition(" is ")[0] for line in lines] == [
+        "inference.token_file",
+        "check_data",
+        "check_policy",
+    ]
+    (line,) = problems({"judge": judge, "check_policy": str(tmp_path)}, ServeRewardConfig)
+    assert line.endswith("plays a part in a check only; set check=true, or drop it")
+
+
 def test_stopping_at_a_score_needs_a_judge_and_held_out_prompts(tree):
     changed = tree(**{"trainer.sft.stop_at_validation": 0.3})
     assert problems(changed, TrainSFTConfig) == [

@@ -43,7 +43,10 @@ class BadSetting(ValueError):
 
 @runtime_checkable
 class ServedJudge(Protocol):
-    """Scores texts. What calls it never does so from two threads at once."""
+    """Scores texts. What calls it never does so from two threads at once.
+
+    A judge with a tokenizer of its own names its folder in an attribute `tokenizer_folder`, for `check=true`.
+    """
 
     @property
     def fingerprint(self) -> str:

@@ -82,6 +82,7 @@ class StandardisedJudge:
     def __init__(self, judge: ServedJudge, mean: float, std: float) -> None:
         self._judge, self._mean, self._std = judge, mean, std
         self.fingerprint = content_hash("standardised", judge.fingerprint, mean, std)
+        self.tokenizer_folder = getattr(judge, "tokenizer_folder", None)
         if isinstance(judge, TokenJudge):
             self.score_tokens = self._score_tokens
 

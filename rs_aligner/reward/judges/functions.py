@@ -113,7 +113,7 @@ def smoke_test(judge: ServedJudge) -> str | None:
         ValueError: what no rows could mend: a wrong setting, a missing import, an undefined name, a result
             that is not one value a row.
     """
-    rows = [_AnyRow(id="made-up:1"), _AnyRow(id="made-up:2")]
+    rows = [AnyRow(id="made-up:1"), AnyRow(id="made-up:2")]
     try:
         checked_call(judge.score_texts, ["1 + 1 = ", "2 + 2 = "], ["2", "4"], rows)
     except BadSetting as error:
@@ -149,7 +149,7 @@ class _Instance:
             self._judge.close()
 
 
-class _AnyRow(dict[str, Any]):
+class AnyRow(dict[str, Any]):
     """A made-up data row that has an answer under every key, however a judge asks for it."""
 
     def __missing__(self, key: str) -> str:

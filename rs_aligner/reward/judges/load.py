@@ -12,6 +12,7 @@ from rs_aligner.config import JudgeConfig, JudgePart, JudgeSource
 from rs_aligner.reward.judges.base import Metadata, ServedJudge, Value, content_hash, score_rows
 from rs_aligner.reward.judges.combined import WeightedJudge
 from rs_aligner.reward.judges.functions import FunctionJudge, bind, smoke_test, users_judge
+from rs_aligner.reward.judges.huggingface import HuggingFaceJudge
 from rs_aligner.reward.judges.limit import LimitedJudge
 from rs_aligner.reward.judges.rules import format_rules, length, regex
 from rs_aligner.reward.judges.sentiment import sentiment
@@ -27,6 +28,7 @@ BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
     "length": length,
     "format": format_rules,
     "sentiment": sentiment,
+    "huggingface": HuggingFaceJudge,
 }
 """Functions, and classes that are made with `judge.kwargs`."""
 
