@@ -20,6 +20,7 @@ from rs_aligner.config.load import load_config, open_overrides, register_resolve
 from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
 from rs_aligner.config.schema import (
     EndpointConfig,
+    GenerationConfig,
     InferenceConfig,
     ModelConfig,
     RemoteRMConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "DataConfig",
     "EndpointConfig",
     "ExpManagerConfig",
+    "GenerationConfig",
     "InferenceConfig",
     "JudgeConfig",
     "JudgePart",
