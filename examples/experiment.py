@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rs_aligner.config import (
     ConfigError,
+    GenerationConfig,
     TrainConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
@@ -206,10 +207,15 @@ def policy_of(
     from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.runtime import start
 
-    cache = config.model.rs.generation.kv_cache_bytes if isinstance(config, TrainRSConfig) else None
-    folder, how = Path(config.pretrained_checkpoint.restore_from_path), _training(config, num_optimizer_steps)
+    decoder = config.model.rs.generation if isinstance(config, TrainRSConfig) else GenerationConfig()
+    how = {
+        **_training(config, num_optimizer_steps),
+        "kv_cache_bytes": decoder.kv_cache_bytes,
+        "compiled_decoder": decoder.compile,
+    }
+    folder = Path(config.pretrained_checkpoint.restore_from_path)
     with start(**layout(config)) as runtime:
-        yield MegatronPolicy(folder, config.model, runtime, tokenizer, kv_cache_bytes=cache, **how)
+        yield MegatronPolicy(folder, config.model, runtime, tokenizer, **how)
 
 
 @contextmanager
@@ -244,13 +250,13 @@ def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:
 
     from rs_aligner.files import hugging_face_part
     from rs_aligner.policy.architecture import read_architecture
-    from rs_aligner.policy.memory import memory_plan, uses_bf16
+    from rs_aligner.policy.memory import memory_plan
 
     arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
-    on_gpu = config.trainer.accelerator == "gpu" or torch.cuda.is_available()
-    bf16 = uses_bf16(config.trainer.precision, on_gpu and config.trainer.accelerator != "cpu")
+    accelerator = config.trainer.accelerator
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
     prompts = min(num_prompts, config.model.rs.num_rollout_samples)
-    return memory_plan(arch, config, prompts, longest, bf16=bf16)
+    return memory_plan(arch, config, prompts, longest, on_gpu=on_gpu)
 
 
 def keep_config(config: DictConfig, folder: str) -> None:

@@ -9,6 +9,8 @@ from rs_aligner.config.common import (
     DataConfig,
     ExpManagerConfig,
     JudgeConfig,
+    JudgePart,
+    JudgeSource,
     LengthParams,
     OptimConfig,
     SamplingParams,
@@ -19,6 +21,7 @@ from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_p
 from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.schema import (
     EndpointConfig,
+    GenerationConfig,
     InferenceConfig,
     ModelConfig,
     RemoteRMConfig,
@@ -37,8 +40,11 @@ __all__ = [
     "DataConfig",
     "EndpointConfig",
     "ExpManagerConfig",
+    "GenerationConfig",
     "InferenceConfig",
     "JudgeConfig",
+    "JudgePart",
+    "JudgeSource",
     "LengthParams",
     "ModelConfig",
     "OptimConfig",

@@ -13,9 +13,8 @@ import torch
 
 from rs_aligner.config.common import LengthParams, PolicyModelBase, SamplingParams
 from rs_aligner.files import hugging_face_part
-from rs_aligner.generation.network import Network
 from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate
+from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.policy import checkpoint, huggingface
 from rs_aligner.policy.architecture import read_architecture
 from rs_aligner.policy.memory import uses_bf16
@@ -39,6 +38,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         clip_grad: largest norm of the global gradient; None or 0 does not clip.
         learning_rate: the rate of an optimizer step, by the number of steps made before it.
         kv_cache_bytes: most bytes of the decoder's cache on this rank; None for no bound.
+        compiled_decoder: whether the decoder's kernels may be compiled on a CPU.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         clip_grad: float | None = 1.0,
         learning_rate: Callable[[int], float],
         kv_cache_bytes: int | None = None,
+        compiled_decoder: bool = True,
     ) -> None:
         source = hugging_face_part(folder)
         arch = read_architecture(source)
@@ -77,7 +78,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             learning_rate=learning_rate,
         )
         self.config, self.tokenizer, self.kv_cache_bytes = config, tokenizer, kv_cache_bytes
-        self.network = Network(model, arch, runtime)
+        self.network = new_network(model, arch, runtime, compiled=compiled_decoder)
 
     def generate(
         self,

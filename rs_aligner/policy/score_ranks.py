@@ -9,8 +9,10 @@ Left out on purpose: several nodes (serve several judges instead).
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,6 +37,19 @@ class RankSettings:
     accelerator: str
 
 
+def _answer(
+    connection: Connection[Any, Any], score: Callable[[Sequence[Sequence[int]]], list[float]]
+) -> None:
+    """Score until nobody asks any more, then leave.
+
+    At once: there is nothing to save, and taking torch down in good order would take two seconds.
+    """
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            connection.send((None, score(connection.recv())))
+    os._exit(0)
+
+
 def main(connection: Connection[Any, Any]) -> None:
     """Load the model, then answer each list of sequences: `(None, rewards)` or `(what is wrong, None)`.
 
@@ -55,10 +70,7 @@ def main(connection: Connection[Any, Any]) -> None:
             score = SequenceScorer(model, runtime, settings.batch_size)
             score([(0,)])
             connection.send((None, []))
-            while True:
-                connection.send((None, score(connection.recv())))
-    except (EOFError, ConnectionError):
-        return
+            _answer(connection, score)
     except Exception as error:  # the ranks may be out of step now: the judge starts new ones
         with contextlib.suppress(OSError):
             connection.send((f"{type(error).__name__}: {error}", None))

@@ -80,6 +80,7 @@ class MegatronRewardModel:
         from rs_aligner.policy.tokenizer import Tokenizer  # slow
 
         self._tokenizer = Tokenizer(source)
+        self.tokenizer_folder = str(source)
         self.fingerprint = content_hash("megatron_reward_model", precision, batch_size, *_files(place))
         self._batch_size, self._num_copies = batch_size, data_parallel_size
         self._lock, self._closed = threading.Lock(), False
