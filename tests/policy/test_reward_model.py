@@ -17,14 +17,15 @@ import transformers
 
 from rs_aligner.config.common import PolicyModelBase
 from rs_aligner.config.reward_model import PairModelConfig
-from rs_aligner.policy import huggingface
+from rs_aligner.policy import checkpoint, huggingface
 from rs_aligner.policy.architecture import read_architecture
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reward_model import MegatronRewardModel, config_changes, load_reward_model
 from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.scoring import WIDTH, SequenceScorer, batches_of
 from rs_aligner.policy.tokenizer import Tokenizer
-from rs_aligner.rollout import PreferencePair
+from rs_aligner.rollout import PreferencePair, TrainingRow
+from tests.policy.layout_program import new_trainer
 from tests.tiny import FAMILIES, save_tiny, save_tiny_with_tokenizer
 
 pytestmark = pytest.mark.timeout(120)
@@ -60,6 +61,23 @@ def test_transformers_gives_the_same_rewards_in_every_family(
     assert found.num_parameters == sum(parameter.numel() for parameter in saved.parameters())
     again, _ = load_reward_model(tmp_path / "reward", rt, seed=6)  # its own head, not a new one
     assert SequenceScorer(again, rt, 2)(sequences()) == rewards
+
+
+@pytest.mark.parametrize("family", ["llama", "llama3"])
+def test_a_policys_checkpoint_can_be_started_from(rt: Runtime, tmp_path: Path, family: str) -> None:
+    """The trunk is the checkpoint's, also where that has an output layer (llama3); the head is new."""
+    start, saved = save_tiny(family, tmp_path / "policy"), tmp_path / "step_000001"
+    policy = new_trainer(start, rt, distributed=True)
+    policy.step([TrainingRow((1, 2), (3, 4))], micro_batch_size=1, learning_rate=1e-2)
+    checkpoint.save(saved, policy, rt, {}, start)
+    model, _ = load_reward_model(saved, rt, seed=5)
+    trained = dict(policy.ddp.module.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name != "output_layer.weight":
+            assert torch.equal(parameter, trained[name]), name
+    fresh, _ = load_reward_model(start, rt, seed=5)
+    assert torch.equal(model.output_layer.weight, fresh.output_layer.weight)
+    assert SequenceScorer(model, rt, 2)(sequences()) != SequenceScorer(fresh, rt, 2)(sequences())
 
 
 def test_a_reward_does_not_depend_on_what_is_scored_beside_it(rt: Runtime, tmp_path: Path) -> None:
