@@ -68,6 +68,8 @@ def check(cfg: ServeRewardConfig, judge: ServedJudge, say: Callable[[str], None]
         say("  no row has a score: " + "; ".join(_reasons(alone)))
         return False
     say(f"  rewards from {min(scored):.6g} to {max(scored):.6g}, mean {math.fsum(scored) / len(scored):.6g}")
+    if min(scored) == max(scored):
+        say("  <- all the same: what follows would be, too, whatever the judge does; check with other rows")
     for reason in _reasons(alone)[:3]:
         say(f"  without a score: {reason}")
     say("the same rows in other ways, against each row alone:")

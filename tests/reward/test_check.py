@@ -73,6 +73,12 @@ def test_a_judge_that_is_not_the_same_twice_is_found() -> None:
     assert re.search(r"alone again +24 of 24 differ", text)
 
 
+def test_rewards_that_are_all_the_same_are_said_to_prove_little() -> None:
+    passed, text = report(lambda p, r, m: [0.0] * len(r))
+    assert passed
+    assert "<- all the same" in text
+
+
 def test_a_judge_that_scores_nothing_does_not_pass_and_says_why() -> None:
     def broken(prompts: list[str], responses: list[str], metadata: list[Any]) -> list[float]:
         raise RuntimeError("no such model")

@@ -284,3 +284,32 @@ def test_a_port_that_cannot_show_metrics_is_one_clear_message(tmp_path: Path) ->
 
 def shared_memory(pid: int) -> list[str]:
     return [name for name in os.listdir("/dev/shm") if name.startswith(f"pytrtion{pid}-")]
+
+
+def test_a_triton_that_breaks_again_and_again_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import contextlib
+
+    from rs_aligner.config import ServeRewardConfig
+    from rs_aligner.reward import server
+    from rs_aligner.reward.judges.functions import FunctionJudge
+    from rs_aligner.reward.scorer import Scorer
+
+    starts = []
+
+    @contextlib.contextmanager
+    def serving(*_: Any) -> Iterator[None]:
+        starts.append(time.monotonic())
+        yield None
+
+    monkeypatch.setattr(server, "serving", serving)
+    monkeypatch.setattr(server, "_watch", lambda *_: "tritonserver ended by itself")
+    config = ServeRewardConfig.model_validate(
+        {"judge": {"name": "length"}, "inference": {"metrics_port": None}}
+    )
+    scorer = Scorer(FunctionJudge(lambda p, r, m: [0.0] * len(r), "abc"), 64)
+    with contextlib.ExitStack() as stack, pytest.raises(RuntimeError, match=r"the 6th time in 600 s"):
+        server._run(config, "127.0.0.1", scorer, "abc", tmp_path, stack)
+    assert len(starts) == 6
+    assert scorer.statistics.num_restarts == 5

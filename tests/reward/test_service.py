@@ -222,10 +222,9 @@ def test_a_killed_server_fails_what_was_asked_and_takes_its_processes_along(tmp_
 def test_tokens_are_refused_where_no_tokenizer_is_set(tmp_path: Path) -> None:
     with service(tmp_path, free_port(), "judge.name=exact_answer") as running:
         running.wait_until_ready()
-        with RemoteGPTRMClient(remote(running.port, mode="tokens")) as client:
-            result = client.submit(*row()).result(timeout=30)
-        assert isinstance(result, ScoreFailure)
-        assert "tokenizer=<folder" in result.reason
+        tokens = {"tokens": np.ones((1, 3), np.int64), "sequence_lengths": np.array([[3]])}
+        with pytest.raises(TransportError, match="tokenizer=<folder"):
+            TritonConnection("127.0.0.1", running.port, "reward_model").infer(tokens, timeout=20)
 
 
 def shared_memory() -> set[str]:

@@ -65,7 +65,9 @@ class HuggingFaceJudge:
         _check_folder(place)
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         if threads is not None:
             torch.set_num_threads(threads)
         self._torch = torch
