@@ -13,7 +13,7 @@ import pytest
 
 from rs_aligner.config import JudgeConfig
 from rs_aligner.reward.judges import TokenJudge, load_judge
-from rs_aligner.reward.judges.megatron import MegatronRewardModel
+from rs_aligner.reward.judges.megatron import MegatronJudge
 from rs_aligner.rollout import ScoreFailure
 from tests.reward.reward_models import (
     PROMPTS,
@@ -39,12 +39,12 @@ def expected(folder: Path) -> list[float]:
 
 
 @pytest.fixture
-def judge(folder: Path) -> Iterator[Callable[..., MegatronRewardModel]]:
+def judge(folder: Path) -> Iterator[Callable[..., MegatronJudge]]:
     """Makes judges, and closes them."""
-    made: list[MegatronRewardModel] = []
+    made: list[MegatronJudge] = []
 
-    def make(**settings: Any) -> MegatronRewardModel:
-        made.append(MegatronRewardModel(str(folder), **{**ON_CPU, **settings}))
+    def make(**settings: Any) -> MegatronJudge:
+        made.append(MegatronJudge(str(folder), **{**ON_CPU, **settings}))
         return made[-1]
 
     yield make
@@ -53,14 +53,14 @@ def judge(folder: Path) -> Iterator[Callable[..., MegatronRewardModel]]:
         assert one._ranks.processes == []
 
 
-def scored(judge: MegatronRewardModel, rows: slice = slice(None)) -> list[Any]:
+def scored(judge: MegatronJudge, rows: slice = slice(None)) -> list[Any]:
     prompts, responses = PROMPTS[rows], RESPONSES[rows]
     return list(judge.score_texts(prompts, responses, [{} for _ in prompts]))
 
 
 @pytest.mark.slow
 def test_texts_and_tokens_get_the_rewards_that_transformers_gives(
-    judge: Callable[..., MegatronRewardModel], folder: Path, expected: list[float]
+    judge: Callable[..., MegatronJudge], folder: Path, expected: list[float]
 ) -> None:
     one = judge(batch_size=2)
     assert isinstance(one, TokenJudge)
@@ -80,7 +80,7 @@ def test_texts_and_tokens_get_the_rewards_that_transformers_gives(
 
 @pytest.mark.slow
 def test_a_row_that_cannot_be_scored_fails_alone(
-    judge: Callable[..., MegatronRewardModel], expected: list[float]
+    judge: Callable[..., MegatronJudge], expected: list[float]
 ) -> None:
     one = judge()
     found = one.score_texts([PROMPTS[0], "x" * 300], [RESPONSES[0], "y"], [{}, {}])
@@ -96,7 +96,7 @@ def test_a_row_that_cannot_be_scored_fails_alone(
 
 @pytest.mark.slow
 def test_rewards_do_not_depend_on_the_layout_and_a_rank_that_dies_is_started_again(
-    judge: Callable[..., MegatronRewardModel], expected: list[float]
+    judge: Callable[..., MegatronJudge], expected: list[float]
 ) -> None:
     copies = judge(data_parallel_size=2, batch_size=1)
     assert len(copies._ranks.processes) == 2
@@ -114,6 +114,28 @@ def test_rewards_do_not_depend_on_the_layout_and_a_rank_that_dies_is_started_aga
         split.close()
     with pytest.raises(ChildProcessError, match="closed"):
         scored(split)
+
+
+@pytest.mark.slow
+def test_ranks_that_cannot_be_started_again_are_not_tried_for_every_row(
+    judge: Callable[..., MegatronJudge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, tried = judge(), []
+
+    def start() -> None:
+        tried.append("start")
+        raise ChildProcessError("no GPU")
+
+    one._ranks.processes[0].kill()
+    one._ranks.processes[0].wait(timeout=10)
+    monkeypatch.setattr(one._ranks, "start", start)
+    for _ in range(3):
+        with pytest.raises(ChildProcessError, match="cannot be started again: no GPU"):
+            scored(one)
+    assert tried == ["start"]
+    monkeypatch.undo()
+    one._not_before = 0.0  # the pause is over
+    assert len(scored(one)) == len(PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -139,17 +161,17 @@ def test_a_language_model_or_a_classifier_of_two_labels_is_no_reward_model(
 ) -> None:
     save_tiny_with_tokenizer(tmp_path / "policy")
     with pytest.raises(ValueError, match="policy is no reward model"):
-        MegatronRewardModel(str(tmp_path / "policy"))
+        MegatronJudge(str(tmp_path / "policy"))
     config = json.loads((folder / "config.json").read_text())
     del config["id2label"]
     (tmp_path / "policy" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="a classifier of 2 labels is no reward model"):
-        MegatronRewardModel(str(tmp_path / "policy"))
+        MegatronJudge(str(tmp_path / "policy"))
 
 
 @pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_one_message(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be served: .*=3 does not divide the model's num_"):
-        MegatronRewardModel(str(folder), tensor_model_parallel_size=3, **ON_CPU)
+        MegatronJudge(str(folder), tensor_model_parallel_size=3, **ON_CPU)
     with pytest.raises(ValueError, match=r"not ready after 0.1 s \(start_timeout\)"):
-        MegatronRewardModel(str(folder), start_timeout=0.1, **ON_CPU)
+        MegatronJudge(str(folder), start_timeout=0.1, **ON_CPU)

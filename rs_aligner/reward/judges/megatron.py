@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from rs_aligner.rollout import ScoreFailure
 _logger = logging.getLogger("rs_aligner")
 _PRECISIONS = ("auto", "bf16", "fp32")
 _ACCELERATORS = ("auto", "cpu", "gpu")
+PAUSE_SECONDS = 30.0  # before ranks that could not be started are tried again
 
 
-class MegatronRewardModel:
+class MegatronJudge:
     """A served reward model.
 
     Args:
@@ -84,6 +86,7 @@ class MegatronRewardModel:
         self.fingerprint = content_hash("megatron_reward_model", precision, batch_size, *_files(place))
         self._batch_size, self._num_copies = batch_size, data_parallel_size
         self._lock, self._closed = threading.Lock(), False
+        self._not_before, self._why_not = 0.0, ""
         self._ranks = Ranks(
             RankSettings(
                 folder=str(place),
@@ -168,8 +171,19 @@ class MegatronRewardModel:
         if self._closed:
             raise ChildProcessError("the judge was closed")
         if not self._ranks.are_running:
-            self._ranks.start()
+            self._start_again()
         return self._ranks.score(batches)
+
+    def _start_again(self) -> None:
+        """Start the ranks, unless that has just failed: rows of a call that fails come again one by one."""
+        if time.monotonic() < self._not_before:
+            raise ChildProcessError(self._why_not)
+        try:
+            self._ranks.start()
+        except ChildProcessError as error:
+            self._not_before = time.monotonic() + PAUSE_SECONDS
+            self._why_not = f"the ranks of the reward model cannot be started again: {error}"
+            raise ChildProcessError(self._why_not) from None
 
 
 def _problem(sequence: Sequence[int], arch: Architecture) -> str | None:
