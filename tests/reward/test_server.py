@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import re
 import socket
 import threading
@@ -18,6 +17,7 @@ import pytest
 
 from tests.reward.rows import free_port
 from tests.reward.service import Service, service
+from tests.reward.test_service import shared_memory
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
@@ -280,10 +280,6 @@ def test_a_port_that_cannot_show_metrics_is_one_clear_message(tmp_path: Path) ->
         ) as running:
             assert running.process.wait(timeout=30) == 2
             assert f"cannot show metrics at 127.0.0.1:{port}" in running.output
-
-
-def shared_memory(pid: int) -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if name.startswith(f"pytrtion{pid}-")]
 
 
 def test_a_triton_that_breaks_again_and_again_ends_the_server(

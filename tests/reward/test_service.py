@@ -163,10 +163,10 @@ def test_a_signal_ends_the_server_after_what_is_in_flight_and_nothing_stays(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     (tmp_path / "length.py").write_text(JUDGE)
-    before = shared_memory()
     with service(tmp_path, free_port(), "judge.function=length.py:judge") as running:
         running.wait_until_ready()
         family = running.processes()
+        assert shared_memory(running.process.pid)
         assert any("tritonserver" in process.name() for process in family)
         with RemoteGPTRMClient(remote(running.port, max_wait_seconds=0)) as client:
             future = client.submit(*row("sleep 2"))
@@ -180,7 +180,7 @@ def test_a_signal_ends_the_server_after_what_is_in_flight_and_nothing_stays(
         assert alive == []
         assert "Traceback" not in running.output
         assert list(running.scratch.iterdir()) == []
-    assert shared_memory() <= before
+        assert shared_memory(running.process.pid) == []
 
 
 @pytest.mark.slow
@@ -227,6 +227,6 @@ def test_tokens_are_refused_where_no_tokenizer_is_set(tmp_path: Path) -> None:
             TritonConnection("127.0.0.1", running.port, "reward_model").infer(tokens, timeout=20)
 
 
-def shared_memory() -> set[str]:
-    """Names of Triton's shared memory regions."""
-    return {name for name in os.listdir("/dev/shm") if "pytrtion" in name or "triton" in name}
+def shared_memory(pid: int) -> list[str]:
+    """Names of the shared memory regions of a server's Triton."""
+    return [name for name in os.listdir("/dev/shm") if name.startswith(f"pytrtion{pid}-")]
