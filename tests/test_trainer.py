@@ -142,9 +142,12 @@ class FakeJudge:
     def __init__(self, score: Callable[[Prompt, Rollout], Result], events: list[str], delay: float) -> None:
         self.score, self.events, self.delay = score, events, delay
         self.waiting: list[tuple[Future[Result], Result]] = []
+        self.unreachable_from: int | None = None
 
     def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Result]:
         self.events.append("submit")
+        if self.unreachable_from is not None and rollout.policy_version >= self.unreachable_from - 1:
+            raise ConnectionError("no judge is ready at http://nowhere")
         future: Future[Result] = Future()
         self.waiting.append((future, self.score(prompt, rollout)))
         return future
@@ -185,6 +188,7 @@ class Fixture:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.events: list[str] = []
+        self.errors: list[BaseException] = []
         self.logger = FakeLogger()
         self.prompts = [Prompt(f"p{i}", f"text {i}", (100 + i,)) for i in range(6)]
         self.validation = [Prompt(f"v{i}", f"held out {i}", (200 + i,), position=i) for i in range(4)]
@@ -200,9 +204,11 @@ class Fixture:
         time_limit: str | None = None,
         delay: float = 0.0,
         before_train: Callable[[], None] = lambda: None,
+        remote_rm: dict[str, Any] | None = None,
+        unreachable: tuple[int, int] | None = None,
         **rs: Any,
     ) -> list[FakePolicy]:
-        """Train; returns the replicas' policies."""
+        """Train; returns the replicas' policies. `unreachable`: which replica's judge, from which step on."""
         config = TrainRSConfig.model_validate(
             {
                 "trainer": {
@@ -215,6 +221,7 @@ class Fixture:
                 },
                 "exp_manager": {"explicit_log_dir": str(self.folder), "max_time_per_run": time_limit},
                 "pretrained_checkpoint": {"restore_from_path": "unused"},
+                "remote_rm": remote_rm or {},
                 "model": {
                     "global_batch_size": 4,
                     "data": {"data_prefix": {"train": "unused"}},
@@ -224,11 +231,13 @@ class Fixture:
         )
         exchange = Exchange(replicas)
         policies = [FakePolicy(self.events, 4, exchange, replica) for replica in range(replicas)]
-        errors: list[BaseException] = []
+        errors = self.errors = []
 
         def fit(policy: FakePolicy) -> None:
             policy.before_train = before_train
             judge = FakeJudge(score, self.events, delay)
+            if unreachable is not None and unreachable[0] == policy.replica:
+                judge.unreachable_from = unreachable[1]
             first = policy.replica == 0
             run = Run(config.exp_manager, is_writer=first, loggers=[self.logger] if first else [])
             trainer = RSTrainer(config, policy, judge, self.prompts, self.validation, run)
@@ -400,6 +409,88 @@ def test_a_judge_that_scores_nothing_ends_the_run_with_the_reasons(
         )
     assert f"{total // 4} x timed out, {3 * total // 4} x refused" in str(error.value)
     assert "train" not in run.events
+
+
+def from_step(step: int, what: Callable[[Prompt, Rollout], Result]) -> Callable[[Prompt, Rollout], Result]:
+    """`by_tokens` before this step, `what` from it on (validation excluded)."""
+
+    def score(prompt: Prompt, rollout: Rollout) -> Result:
+        is_training = prompt.id.startswith("p")
+        return (
+            what(prompt, rollout)
+            if is_training and rollout.policy_version >= step - 1
+            else by_tokens(prompt, rollout)
+        )
+
+    return score
+
+
+def three_of_four_fail(prompt: Prompt, rollout: Rollout) -> Result:
+    return ScoreFailure("refused") if rollout.index else Score(1.0)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_judge_that_fails_too_much_stops_the_run_saved_and_it_goes_on_as_if_nothing_had_been(
+    run: Fixture, other: Fixture, step: int, replicas: int
+) -> None:
+    """Checkpoints come every third step: those in between are saved because of the failure alone."""
+    settings: dict[str, Any] = {"steps": 4, "interval": 3, "replicas": replicas}
+    with pytest.raises(JudgeFailed) as error:
+        run.start(from_step(step, three_of_four_fail), **settings)
+    total = 6 if step % 2 == 0 else 12  # six prompts are four and two
+    assert (
+        f"step {step}: {total} of {total * 4 // 3} rollouts have no score, more than "
+        f"remote_rm.max_failed_fraction = 0.5 of them: {total} x refused" in str(error.value)
+    )
+    assert run.events.count("train") == replicas * (step - 1)
+    failed = run.ledger.read(step)
+    assert [row.failure for row in failed if row.index] == ["refused"] * total
+    assert all(not row.kept and row.reason == "the step was not trained" for row in failed)
+    if step > 1:
+        assert run.checkpoints()[-1] == f"step_{step - 1:06d}"
+    again = run.start(**settings)
+    through = other.start(**settings)
+    assert [policy.weights for policy in again] == [policy.weights for policy in through]
+    assert [run.ledger.read(s) for s in run.ledger.steps()] == [other.ledger.read(s) for s in (1, 2, 3, 4)]
+    assert figures(run.rows) == figures(other.rows)
+
+
+def test_up_to_max_failed_fraction_the_failed_are_rejected_and_no_more(run: Fixture) -> None:
+    run.start(three_of_four_fail, steps=1, interval=None, remote_rm={"max_failed_fraction": 0.75})
+    assert run.rows[-1]["rollouts/failed"] == 12
+
+
+def test_on_failure_abort_stops_at_one_failure(run: Fixture) -> None:
+    def one_fails(prompt: Prompt, rollout: Rollout) -> Result:
+        return ScoreFailure("refused") if (prompt.id, rollout.index) == ("p0", 0) else Score(1.0)
+
+    with pytest.raises(
+        JudgeFailed, match=r"1 of \d+ rollouts have no score, and remote_rm.on_failure is abort"
+    ):
+        run.start(one_fails, steps=2, interval=None, remote_rm={"on_failure": "abort"})
+
+
+def test_a_validation_that_is_not_scored_stops_the_run_behind_the_step_that_was_trained(run: Fixture) -> None:
+    def no_validation_later(prompt: Prompt, rollout: Rollout) -> Result:
+        held_out = prompt.id.startswith("v")
+        return ScoreFailure("gone") if held_out and rollout.policy_version else by_tokens(prompt, rollout)
+
+    with pytest.raises(JudgeFailed, match="validation: the judge scored none of 4 rollouts: 4 x gone"):
+        run.start(no_validation_later, steps=4, interval=2, save_interval=4)
+    assert run.checkpoints() == ["step_000002"]
+    assert "validation/reward" not in run.rows[-1]
+    (policy,) = run.start(steps=4, interval=2)
+    assert [step for step, _, _ in policy.asked if step] == [3, 4]
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_a_rank_that_cannot_reach_the_judge_ends_all_ranks_with_its_error(run: Fixture, replica: int) -> None:
+    with pytest.raises(JudgeFailed, match="step 2: no judge is ready at"):
+        run.start(steps=3, interval=None, replicas=2, unreachable=(replica, 2))
+    assert len(run.errors) == 2
+    assert str(run.errors[0]) == str(run.errors[1])
+    assert run.events.count("train") == 2
 
 
 # Replicas, and when things happen
