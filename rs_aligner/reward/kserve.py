@@ -29,8 +29,18 @@ def pack_request(inputs: Arrays, request_id: str = "") -> tuple[bytes, int]:
         inputs: arrays by name, `[B, ...]` of numbers, or of `bytes` as objects.
         request_id: comes back with the answer, if the server is Triton.
     """
+    tensors, data = pack_tensors(inputs)
+    request: dict[str, Any] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
+    if request_id:
+        request["id"] = request_id
+    header = json.dumps(request).encode()
+    return header + data, len(header)
+
+
+def pack_tensors(arrays: Arrays) -> tuple[list[dict[str, Any]], bytes]:
+    """What JSON says of each array, and all of their bytes."""
     tensors, parts = [], []
-    for name, array in inputs.items():
+    for name, array in arrays.items():
         data = _pack(array)
         tensors.append(
             {
@@ -41,11 +51,7 @@ def pack_request(inputs: Arrays, request_id: str = "") -> tuple[bytes, int]:
             }
         )
         parts.append(data)
-    request: dict[str, Any] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
-    if request_id:
-        request["id"] = request_id
-    header = json.dumps(request).encode()
-    return b"".join([header, *parts]), len(header)
+    return tensors, b"".join(parts)
 
 
 def unpack_answer(body: bytes, header_length: int | None, model: str = "", request_id: str = "") -> Arrays:

@@ -117,7 +117,9 @@ class Trial:
         try:
             answer = connection.infer(self.request([row], ids, mode), self._cfg.request_timeout)
         except TransportError as error:
-            if error.kind == "refused" and not is_transient(error):
+            # Our server looks at the token itself; what it raises, Triton calls an error of its own (500).
+            about_token = "access token" in str(error)
+            if error.kind == "refused" and (about_token or not is_transient(error)):
                 raise JudgeUnreachable(explained(endpoint, error)) from error
             if error.kind == "refused" and row is made_up and "fingerprint" not in offer.outputs:
                 return ""  # a judge of which nothing is known may well break on a row that was made up
