@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rs_aligner.config import ConfigError, ExpManagerConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.config import (
+    ConfigError,
+    ExpManagerConfig,
+    GenerationConfig,
+    TrainRSConfig,
+    TrainSFTConfig,
+)
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.schedule import learning_rate
 
@@ -188,6 +194,7 @@ def policy_of(
     from rs_aligner.policy.runtime import start
 
     optim = config.model.optim
+    decoder = config.model.rs.generation if isinstance(config, TrainRSConfig) else GenerationConfig()
     with start(**layout(config)) as runtime:
         yield MegatronPolicy(
             Path(config.pretrained_checkpoint.restore_from_path),
@@ -199,9 +206,8 @@ def policy_of(
             learning_rate=partial(
                 learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps
             ),
-            kv_cache_bytes=config.model.rs.generation.kv_cache_bytes
-            if isinstance(config, TrainRSConfig)
-            else None,
+            kv_cache_bytes=decoder.kv_cache_bytes,
+            compiled_decoder=decoder.compile,
         )
 
 
@@ -211,13 +217,13 @@ def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:
 
     from rs_aligner.files import hugging_face_part
     from rs_aligner.policy.architecture import read_architecture
-    from rs_aligner.policy.memory import memory_plan, uses_bf16
+    from rs_aligner.policy.memory import memory_plan
 
     arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
-    on_gpu = config.trainer.accelerator == "gpu" or torch.cuda.is_available()
-    bf16 = uses_bf16(config.trainer.precision, on_gpu and config.trainer.accelerator != "cpu")
+    accelerator = config.trainer.accelerator
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
     prompts = min(num_prompts, config.model.rs.num_rollout_samples)
-    return memory_plan(arch, config, prompts, longest, bf16=bf16)
+    return memory_plan(arch, config, prompts, longest, on_gpu=on_gpu)
 
 
 def keep_config(config: DictConfig, folder: str) -> None:

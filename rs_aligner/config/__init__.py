@@ -18,6 +18,7 @@ from rs_aligner.config.load import load_config, open_overrides, register_resolve
 from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
 from rs_aligner.config.remote import EndpointConfig, RemoteRMConfig
 from rs_aligner.config.schema import (
+    GenerationConfig,
     InferenceConfig,
     ModelConfig,
     RSConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "DataConfig",
     "EndpointConfig",
     "ExpManagerConfig",
+    "GenerationConfig",
     "InferenceConfig",
     "JudgeConfig",
     "LengthParams",

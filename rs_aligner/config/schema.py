@@ -42,6 +42,8 @@ class GenerationConfig(Section):
 
     kv_cache_bytes: Count | None = None
     """Most bytes of keys and values on a rank; rollouts that do not fit wait. Null for no bound."""
+    compile: bool = True
+    """On a CPU: compiles the decoder's kernels for it (a second, once). False, or no C compiler: torch."""
 
 
 class RSConfig(Section):

@@ -1,23 +1,18 @@
-"""Keys and values of the rollouts in the making: each prompt's once, each rollout's own behind it.
+"""Keys and values of the rollouts in the making, for torch: each prompt's once, each rollout's own behind it.
 
 A cohort is a set of rollouts that were admitted together, so their own parts are equally long and need no
-mask. There are two kinds. In a `SharedCache` the rollouts of a prompt attend to one copy of it, all in one
-product, and the two partial attentions are merged by their log-sum-exps. A `PackedCache` is for models so
-small that the work for each head costs more than the numbers in it: the prompt is copied in front of each
-rollout's own part, and all heads of a rollout go through one product. `benchmarks/generation.py` measured
-where each is faster.
+mask. The rollouts of a prompt attend to one copy of it, all in one product, and the two partial attentions
+are merged by their log-sum-exps.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-PACKED_UP_TO = 128  # widest keys of a token, over all heads of a rank, that are packed
-ROOM = 32  # places that a cohort has at first beyond its prompts; they double when they are taken
+ROOM = 32  # places that each rollout of a cohort has at first; they double when they are taken
 
 
 @dataclass(slots=True)
@@ -63,40 +58,35 @@ class PromptCache:
         return PromptCache(keys, values, lengths)
 
 
-def new_cache(prompts: PromptCache, counts: Sequence[int], limit: int) -> CohortCache:
-    """The kind of cache that suits the model.
+class CohortCache:
+    """The cache of rollouts that were admitted together; their own part is `[R, kv_heads, S, dim]`, by layer.
 
     Args:
         prompts: the cache of the cohort's prompts.
         counts: how many rollouts each prompt has; they stand in prompt order.
         limit: most tokens that a rollout may have.
-    """
-    _, kv_heads, _, dim = prompts.keys[0].shape
-    kind = PackedCache if kv_heads * dim <= PACKED_UP_TO else SharedCache
-    return kind(prompts, counts, limit)
-
-
-class CohortCache(ABC):
-    """The cache of rollouts that were admitted together.
 
     Attributes:
         owners: the number of each rollout's prompt.
         length: places taken, the same for all.
     """
 
-    def __init__(self, counts: Sequence[int], taken: int, limit: int, device: torch.device) -> None:
+    def __init__(self, prompts: PromptCache, counts: Sequence[int], limit: int) -> None:
+        like = prompts.keys[0]
+        self.prompts, self.device = prompts, like.device
         self.owners = [p for p, count in enumerate(counts) for _ in range(count)]
-        self.length, self.limit = taken, taken + limit
-        self.room = min(self.limit, taken + ROOM)
-        self.device = device
-        self.parts: list[tuple[list[torch.Tensor], int]] = []  # by layer, and which axis the places are
+        self.length, self.limit, self.room = 0, limit, min(limit, ROOM)
+        shape = (len(self.owners), like.shape[1], self.room, like.shape[3])
+        self.keys = [like.new_empty(shape) for _ in prompts.keys]
+        self.values = [like.new_empty(shape) for _ in prompts.keys]
+        self._arrange()
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(tensor.nbytes for tensors, _ in self.parts for tensor in tensors)
+        """Bytes held, the prompts' included."""
+        held = (self.keys, self.values, self.prompts.keys, self.prompts.values)
+        return sum(tensor.nbytes for tensors in held for tensor in tensors)
 
-    @abstractmethod
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Add a token's key and value to each rollout and attend to all that it has.
 
@@ -109,10 +99,13 @@ class CohortCache(ABC):
         Returns:
             `[R, kv_heads, group, dim]`.
         """
-
-    @abstractmethod
-    def _arrange(self, kept: torch.Tensor | None) -> None:
-        """Bring up to date what depends on rows and room; `kept`: int64, the rows that stay, None for all."""
+        keys, values, end = self.keys[layer], self.values[layer], self.length + 1
+        keys[:, :, self.length] = key
+        values[:, :, self.length] = value
+        own, own_lse = attention(query, keys[:, :, :end], values[:, :, :end])
+        prompt, prompt_lse = self._attend_to_prompts(layer, query)
+        share = torch.sigmoid(prompt_lse - own_lse).unsqueeze(-1).to(own.dtype)
+        return torch.lerp(own, prompt, share)
 
     def advance(self) -> None:
         """Make the place just filled a lasting one, and room for the next."""
@@ -129,97 +122,16 @@ class CohortCache(ABC):
         """Copy the places taken to tensors of the new size, a layer at a time."""
         if self.length == self.room:
             self.room = min(self.limit, 2 * self.room)
-        for tensors, axis in self.parts:
+        for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                taken = old.narrow(axis, 0, self.length)
+                taken = old[:, :, : self.length]
                 if kept is not None:
                     taken = taken.index_select(0, kept)
-                shape = list(taken.shape)
-                shape[axis] = self.room
-                tensors[layer] = old.new_empty(shape)
-                tensors[layer].narrow(axis, 0, self.length).copy_(taken)
-        self._arrange(kept)
+                tensors[layer] = old.new_empty(*taken.shape[:2], self.room, taken.shape[3])
+                tensors[layer][:, :, : self.length] = taken
+        self._arrange()
 
-
-class PackedCache(CohortCache):
-    """Prompts copied, heads packed: keys `[R, kv_heads * dim, S]`, values `[R, S, kv_heads * dim]`.
-
-    A rollout's queries form a block-diagonal matrix, so one product gives the scores of all its heads; the
-    zeros cost less than a product for each head. Prompts end at the same place; the shorter ones have
-    masked places in front of them.
-    """
-
-    def __init__(self, prompts: PromptCache, counts: Sequence[int], limit: int) -> None:
-        like, longest = prompts.keys[0], max(prompts.lengths)
-        super().__init__(counts, longest, limit, like.device)
-        rows, width = len(self.owners), like.shape[1] * like.shape[3]
-        self.keys = [like.new_zeros(rows, width, self.room) for _ in prompts.keys]
-        self.values = [like.new_zeros(rows, self.room, width) for _ in prompts.keys]
-        self.parts = [(self.keys, 2), (self.values, 1)]
-        starts = [longest - prompts.lengths[owner] for owner in self.owners]
-        for layer, (prompt_keys, prompt_values) in enumerate(zip(prompts.keys, prompts.values, strict=True)):
-            packed_keys = prompt_keys.transpose(2, 3).flatten(1, 2)  # [P, width, T]
-            packed_values = prompt_values.transpose(1, 2).flatten(2, 3)  # [P, T, width]
-            for row, (owner, start) in enumerate(zip(self.owners, starts, strict=True)):
-                taken = prompts.lengths[owner]
-                self.keys[layer][row, :, start:longest] = packed_keys[owner, :, :taken]
-                self.values[layer][row, start:longest] = packed_values[owner, :taken]
-        self._starts = torch.tensor(starts, device=self.device)
-        self._queries: torch.Tensor | None = None
-        self._arrange(None)
-
-    def _arrange(self, kept: torch.Tensor | None) -> None:
-        self._queries = None
-        if kept is not None:
-            self._starts = self._starts[kept]
-        self._mask = None
-        if self._starts.any():
-            allowed = torch.arange(self.room, device=self.device) >= self._starts[:, None, None]
-            self._mask = _additive(allowed, self.keys[0].dtype)
-
-    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        rows, kv_heads, group, dim = query.shape
-        keys, values, end = self.keys[layer], self.values[layer], self.length + 1
-        keys[:, :, self.length] = key.flatten(1)
-        values[:, self.length] = value.flatten(1)
-        if self._queries is None:  # outside the diagonal it stays zero
-            self._queries = query.new_zeros(rows, kv_heads, group, kv_heads, dim)
-        self._queries.diagonal(dim1=1, dim2=3).copy_(query.permute(0, 2, 3, 1))
-        packed = self._queries.flatten(3, 4).flatten(1, 2)
-        mask = None if self._mask is None else self._mask[..., :end]
-        mixed = packed_attention(packed, keys[:, :, :end], values[:, :end], dim**-0.5, mask)
-        mixed = mixed.view(rows, kv_heads, group, kv_heads, dim)
-        return mixed.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
-
-
-class SharedCache(CohortCache):
-    """Prompts shared: the rollouts' own keys and values are `[R, kv_heads, S, dim]`, by layer."""
-
-    def __init__(self, prompts: PromptCache, counts: Sequence[int], limit: int) -> None:
-        like = prompts.keys[0]
-        super().__init__(counts, 0, limit, like.device)
-        self.prompts = prompts
-        shape = (len(self.owners), like.shape[1], self.room, like.shape[3])
-        self.keys = [like.new_empty(shape) for _ in prompts.keys]
-        self.values = [like.new_empty(shape) for _ in prompts.keys]
-        self.parts = [(self.keys, 2), (self.values, 2)]
-        self._arrange(None)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held, the prompts' included."""
-        return super().nbytes + sum(tensor.nbytes for tensor in [*self.prompts.keys, *self.prompts.values])
-
-    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        keys, values, end = self.keys[layer], self.values[layer], self.length + 1
-        keys[:, :, self.length] = key
-        values[:, :, self.length] = value
-        own, own_lse = attention(query, keys[:, :, :end], values[:, :, :end])
-        prompt, prompt_lse = self._attend_to_prompts(layer, query)
-        share = torch.sigmoid(prompt_lse - own_lse).unsqueeze(-1).to(own.dtype)
-        return torch.lerp(own, prompt, share)
-
-    def _arrange(self, kept: torch.Tensor | None) -> None:
+    def _arrange(self) -> None:
         """Plan how rollouts and their prompts' places map to each other, and which places are padding."""
         alive = sorted(set(self.owners))
         if len(alive) < len(self.prompts.lengths):
@@ -279,27 +191,6 @@ def attention(
         scores += mask
     lse = scores.logsumexp(-1)
     return torch.matmul(scores.softmax(-1).to(value.dtype), value), lse
-
-
-def packed_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Softmax attention of rows whose heads are packed.
-
-    Args:
-        query: `[R, heads, width]`, zero outside each head's own part of the width.
-        key: `[R, width, S]`.
-        value: `[R, S, width]`.
-        scale: of the scores.
-        mask: added to the scores, broadcast to `[R, heads, S]`.
-
-    Returns:
-        `[R, heads, width]`, of which each head's own part is its output.
-    """
-    scores = torch.bmm(query, key).mul_(scale)
-    if mask is not None:
-        scores += mask
-    return torch.bmm(scores.softmax(-1), value)
 
 
 def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

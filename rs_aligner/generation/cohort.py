@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
 from rs_aligner.generation.cache import CohortCache
 from rs_aligner.generation.network import Network
+from rs_aligner.generation.rows import Ended, RolloutRow
 from rs_aligner.generation.sampling import Controls, choose, penalize, uniforms
-from rs_aligner.generation.text import Tokenizer, completes_end_string
-from rs_aligner.rollout import FinishReason, Prompt
+from rs_aligner.generation.text import EndStrings, Tokenizer
+from rs_aligner.rollout import FinishReason
 
 PACK_BELOW = 0.875  # a cohort is packed when a smaller share of its rows is still alive
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutRow:
-    """A rollout in the making: which it is, and the most tokens that it may have."""
-
-    group: int
-    index: int
-    seed: int
-    prompt: Prompt
-    limit: int
-
-
-Ended = tuple[RolloutRow, list[int], list[float], FinishReason]
 
 
 class Cohort:
@@ -43,12 +29,13 @@ class Cohort:
         self,
         network: Network,
         tokenizer: Tokenizer,
+        end_strings: EndStrings,
         controls: Controls,
         rows: list[RolloutRow],
         prompt_logits: torch.Tensor,
         cache: CohortCache,
     ) -> None:
-        self.network, self.tokenizer, self.controls = network, tokenizer, controls
+        self.network, self.end_strings, self.controls = network, end_strings, controls
         self.rows, self.cache = rows, cache
         device = self.network.device
         self.logits = prompt_logits.index_select(0, torch.tensor(cache.owners, device=device))
@@ -59,7 +46,7 @@ class Cohort:
         self.alive = torch.ones(len(rows), dtype=torch.bool)
         self.seeds = [row.seed for row in rows]
         self.limits = torch.tensor([row.limit for row in rows])
-        self.eos = torch.tensor(self.tokenizer.eos_ids, dtype=torch.long, device=device)
+        self.eos = torch.tensor(tokenizer.eos_ids, dtype=torch.long, device=device)
         self.seen = self._seen() if self.controls.repetition_penalty != 1.0 else None
 
     @property
@@ -77,13 +64,11 @@ class Cohort:
             self.seen.scatter_(1, tokens.unsqueeze(1), True)
         stopped = (tokens.unsqueeze(1) == self.eos).any(1).cpu()
         if self.controls.end_strings and self.length >= self.controls.min_length:
+            newest = tokens.tolist()
             for i in (self.alive & ~stopped).nonzero().flatten().tolist():
-                stopped[i] = completes_end_string(
-                    self.tokenizer,
-                    self.rows[i].prompt.token_ids,
-                    self.tokens[i, : self.length].tolist(),
-                    self.controls.end_strings,
-                )
+                if self.end_strings.may_complete(newest[i]):
+                    so_far = self.tokens[i, : self.length].tolist()
+                    stopped[i] = self.end_strings.completed(self.rows[i].prompt.token_ids, so_far)
         ended = self.alive & (stopped | (self.limits == self.length))
         self.alive &= ~ended
         for i in ended.nonzero().flatten().tolist():

@@ -44,7 +44,8 @@ class Network:
         self.tp_group = parallel_state.get_tensor_model_parallel_group()
         self.pp_group = parallel_state.get_pipeline_model_parallel_group()
         self.pp_ranks = dist.get_process_group_ranks(self.pp_group)
-        self._cos, self._sin = self._rotary_tables()
+        cos, sin = rotary_tables(model, arch)
+        self._cos, self._sin = (table[:, None, None].to(self.device, self.dtype) for table in (cos, sin))
 
     @property
     def bytes_per_token(self) -> int:
@@ -139,14 +140,6 @@ class Network:
             hidden
         )
 
-    def _rotary_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines `[positions, 1, 1, dim]` (Su et al., 2021); the sign is as `_rotate` wants it."""
-        inv_freq = self.model.rotary_pos_emb.inv_freq.to(self.device)
-        angles = torch.outer(torch.arange(self.arch.max_positions, device=self.device).float(), inv_freq)
-        cos, sin = angles.cos(), angles.sin()
-        tables = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-        return tables[0][:, None, None].to(self.dtype), tables[1][:, None, None].to(self.dtype)
-
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         weight = self.model.embedding.word_embeddings.weight
         if self.runtime.tp_size == 1:
@@ -174,6 +167,14 @@ class Network:
         if self.runtime.tp_size > 1:
             dist.all_reduce(partial, group=self.tp_group)
         return partial
+
+
+def rotary_tables(model: GPTModel, arch: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, float32 `[positions, dim]` (Su et al., 2021); the sign is as `_rotate` wants it."""
+    inv_freq = model.rotary_pos_emb.inv_freq
+    angles = torch.outer(torch.arange(arch.max_positions, device=inv_freq.device).float(), inv_freq)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

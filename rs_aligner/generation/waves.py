@@ -1,30 +1,63 @@
-"""The decoding loop: waves of prompts in, a stream of finished rollouts out.
+"""What the decoder is asked for: waves of prompts in, a stream of finished rollouts out.
 
-A wave is the set of prompts decoded together. Each prompt is prefilled once for all its rollouts; a rollout
-that ends leaves at once, and the cache is packed when enough have left. Where the wave does not fit into the
-cache's budget as a whole, rollouts wait and are admitted, in order, as places become free. What is decoded
-together depends on the prompts, the config and the tokens only, never on the clock.
+A wave is the set of prompts decoded together. How that is done is the business of `paged` (a CPU, on compiled
+kernels) and `cohorts` (torch, on anything). What is decoded together depends on the prompts, the config and
+the tokens only, never on the clock.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
+from megatron.core.models.gpt import GPTModel
 
-from rs_aligner.generation.cache import PromptCache, new_cache
-from rs_aligner.generation.cohort import Cohort, Ended, RolloutRow
+from rs_aligner.generation.cohorts import CohortWave
+from rs_aligner.generation.native import NoKernels, load_kernels
+from rs_aligner.generation.native_network import NativeNetwork
 from rs_aligner.generation.network import Network
+from rs_aligner.generation.paged import PagedWave
+from rs_aligner.generation.rows import RolloutRow
 from rs_aligner.generation.sampling import Controls, derive_seed
 from rs_aligner.generation.text import Tokenizer, response_text
+from rs_aligner.policy.architecture import Architecture
+from rs_aligner.policy.runtime import Runtime
 from rs_aligner.rollout import Prompt, Rollout
 
-PREFILL_TOKENS = 8192  # padded prompt tokens in one prefill pass; bounds its activations
-ADMIT_FROM = 0.25  # rollouts are admitted when this share of the places is free: few large cohorts
+_logger = logging.getLogger("rs_aligner")
+
+
+def new_network(
+    model: GPTModel, arch: Architecture, runtime: Runtime, *, compiled: bool = True
+) -> Network | NativeNetwork:
+    """The fastest forward pass for this model here; logs which, and why not another. Every rank must call it.
+
+    Args:
+        model: this rank's part of the policy.
+        arch: its architecture.
+        runtime: this rank's place.
+        compiled: whether kernels may be compiled on a CPU.
+    """
+    kernels, chosen = None, "torch"
+    if runtime.device.type == "cpu" and compiled:
+        try:
+            kernels = load_kernels(arch.head_dim, arch.num_heads // arch.num_kv_heads)
+            took = f"compiled in {kernels.seconds:.1f} s" if kernels.seconds else "compiled before"
+            chosen = f"kernels for this CPU, {took} by {kernels.compiler}"
+        except NoKernels as error:
+            chosen = f"torch, which is slower, since {error}"
+    if runtime.maximum({"missing": float(kernels is None)})["missing"]:  # ranks must not differ
+        chosen = chosen if kernels is None else "torch, which is slower, since another rank has no kernels"
+        kernels = None
+    if runtime.rank == 0:
+        _logger.info("decoder: %s", chosen)
+    if kernels is None:
+        return Network(model, arch, runtime)
+    return NativeNetwork(model, arch, runtime, kernels)
 
 
 def generate(
-    network: Network,
+    network: Network | NativeNetwork,
     tokenizer: Tokenizer,
     prompts: Sequence[tuple[int, Prompt]],
     num_rollouts: int,
@@ -69,7 +102,12 @@ def generate(
             for group, prompt in prompts[start : start + wave_size]
             for index in range(num_rollouts)
         ]
-        for row, tokens, log_probs, reason in _Wave(network, tokenizer, rows, controls, kv_cache_bytes).run():
+        wave: PagedWave | CohortWave
+        if isinstance(network, NativeNetwork):
+            wave = PagedWave(network, tokenizer, rows, controls, kv_cache_bytes)
+        else:
+            wave = CohortWave(network, tokenizer, rows, controls, kv_cache_bytes)
+        for row, tokens, log_probs, reason in wave.run():
             yield Rollout(
                 group=row.group,
                 index=row.index,
@@ -82,125 +120,3 @@ def generate(
                 seed=row.seed,
                 log_probs=tuple(log_probs),
             )
-
-
-class _Wave:
-    """The rollouts of a wave: waiting, being decoded in cohorts, ended."""
-
-    def __init__(
-        self,
-        network: Network,
-        tokenizer: Tokenizer,
-        rows: list[RolloutRow],
-        controls: Controls,
-        kv_cache_bytes: int | None,
-    ) -> None:
-        self.network, self.tokenizer, self.controls = network, tokenizer, controls
-        self.waiting = rows
-        self.cohorts: list[Cohort] = []
-        self.longest = max(len(row.prompt.token_ids) for row in rows)
-        self.places: float = float("inf")
-        if kv_cache_bytes is not None:
-            # A layer that grows exists twice for a moment.
-            usable = kv_cache_bytes * network.num_layers / (network.num_layers + 1)
-            self.places = usable // network.bytes_per_token
-            if self.places < self._places(rows[:1]):
-                needed = self._places(rows[:1]) * network.bytes_per_token
-                raise ValueError(
-                    f"model.rs.generation.kv_cache_bytes={kv_cache_bytes} is too little for one rollout: "
-                    f"{self.longest} prompt and {controls.max_length} response tokens need "
-                    f"{needed * (network.num_layers + 1) // network.num_layers + 1}"
-                )
-        # A prompt of which some rollouts still wait keeps its prefill, by group.
-        self.kept_prefill: dict[int, tuple[torch.Tensor, PromptCache]] = {}
-
-    def run(self) -> Iterator[Ended]:
-        while True:
-            self._admit()
-            if not self.cohorts:
-                return
-            for cohort in self.cohorts:
-                yield from cohort.choose()
-            self.cohorts = [cohort for cohort in self.cohorts if cohort.pack()]
-            if self.cohorts:
-                self._decode()
-
-    def _admit(self) -> None:
-        """Admit as many waiting rollouts as surely fit, if they are many or nothing else is going on."""
-        if not self.waiting:
-            return
-        free = self.places - sum(self._places(cohort.rows) for cohort in self.cohorts)
-        rows: list[RolloutRow] = []
-        needed = 0
-        for row in self.waiting:
-            needed += self._places([row])
-            if rows and rows[-1].group == row.group:
-                needed -= self.longest  # they share their prompt
-            if needed > free:
-                break
-            rows.append(row)
-        if not rows or (self.cohorts and len(rows) < len(self.waiting) and free < ADMIT_FROM * self.places):
-            return
-        self.waiting = self.waiting[len(rows) :]
-        prompts = list({row.group: row.prompt for row in rows}.items())
-        logits, cache = self._prefill(prompts)
-        counts = [sum(row.group == group for row in rows) for group, _ in prompts]
-        cohort_cache = new_cache(cache, counts, max(row.limit for row in rows))
-        self.cohorts.append(Cohort(self.network, self.tokenizer, self.controls, rows, logits, cohort_cache))
-
-    def _places(self, rows: Sequence[RolloutRow]) -> int:
-        """Most places of keys and values that these rollouts can come to take, however prompts are held."""
-        prompts = len({row.group for row in rows}) * self.longest
-        return prompts + len(rows) * (self.longest + self.controls.max_length)
-
-    def _prefill(self, prompts: Sequence[tuple[int, Prompt]]) -> tuple[torch.Tensor, PromptCache]:
-        """Logits behind the prompts, and their cache; no prompt is run twice if its rollouts come apart."""
-        network = self.network
-        done: dict[int, tuple[torch.Tensor, PromptCache]] = {}
-        for chunk in _chunks([item for item in prompts if item[0] not in self.kept_prefill]):
-            lengths = [len(prompt.token_ids) for _, prompt in chunk]
-            tokens = torch.zeros(len(chunk), max(lengths), dtype=torch.long)
-            for i, (_, prompt) in enumerate(chunk):
-                tokens[i, : lengths[i]] = torch.tensor(prompt.token_ids)
-            logits, cache = network.prefill(tokens.to(network.device), lengths)
-            for i, (group, _) in enumerate(chunk):
-                done[group] = logits[i : i + 1], cache.select([i])
-        done |= self.kept_prefill
-        found = [done[group] for group, _ in prompts]
-        last = prompts[-1][0]
-        unfinished = bool(self.waiting) and self.waiting[0].group == last
-        self.kept_prefill = {last: done[last]} if unfinished else {}
-        return torch.cat([logits for logits, _ in found]), PromptCache.join([cache for _, cache in found])
-
-    def _decode(self) -> None:
-        """One more token for every row of every cohort, in one pass."""
-        cohorts = self.cohorts
-        sizes = [len(cohort.rows) for cohort in cohorts]
-
-        def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            if len(cohorts) == 1:
-                return cohorts[0].cache.attend(layer, query, key, value)
-            parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-            return torch.cat([c.cache.attend(layer, *part) for c, part in zip(cohorts, parts, strict=True)])
-
-        logits = self.network.decode(
-            torch.cat([cohort.last for cohort in cohorts]),
-            torch.cat([cohort.positions for cohort in cohorts]),
-            attend,
-        )
-        for cohort, part in zip(cohorts, logits.split(sizes), strict=True):
-            cohort.logits = part
-            cohort.positions = cohort.positions + 1
-            cohort.cache.advance()
-
-
-def _chunks(prompts: Sequence[tuple[int, Prompt]]) -> Iterator[list[tuple[int, Prompt]]]:
-    """Prompts of similar length together, each padded chunk of at most `PREFILL_TOKENS` tokens."""
-    chunk: list[tuple[int, Prompt]] = []
-    for item in sorted(prompts, key=lambda item: (len(item[1].token_ids), item[0])):
-        if chunk and (len(chunk) + 1) * len(item[1].token_ids) > PREFILL_TOKENS:
-            yield chunk
-            chunk = []
-        chunk.append(item)
-    if chunk:
-        yield chunk

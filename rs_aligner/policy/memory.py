@@ -24,21 +24,26 @@ def training_bytes(arch: Architecture, config: TrainRSConfig, *, bf16: bool) -> 
 
 
 def cache_bytes(
-    arch: Architecture, config: TrainRSConfig, num_prompts: int, longest_prompt: int, *, bf16: bool
+    arch: Architecture, config: TrainRSConfig, num_prompts: int, longest_prompt: int, *, element: int
 ) -> int:
-    """Most bytes that the cache of a wave of `num_prompts` prompts takes on one rank, if it has no budget."""
+    """Most bytes that the cache of a wave of `num_prompts` prompts takes on one rank, if it has no budget.
+
+    A prompt is kept once; what rounding up to pages adds is left out. A number takes `element` bytes.
+    """
     rs = config.model.rs
     wave = min(-(-num_prompts // config.data_parallel_size), rs.rollout_micro_batch_size or num_prompts)
-    tokens = wave * rs.num_rollouts_per_prompt * (longest_prompt + rs.length_params.max_length)
-    return tokens * arch.cache_bytes_per_token(2 if bf16 else 4) // config.model_parallel_size
+    tokens = wave * (longest_prompt + rs.num_rollouts_per_prompt * rs.length_params.max_length)
+    return tokens * arch.cache_bytes_per_token(element) // config.model_parallel_size
 
 
 def memory_plan(
-    arch: Architecture, config: TrainRSConfig, num_prompts: int, longest_prompt: int, *, bf16: bool
+    arch: Architecture, config: TrainRSConfig, num_prompts: int, longest_prompt: int, *, on_gpu: bool
 ) -> str:
     """A line for the printed plan."""
+    bf16 = uses_bf16(config.trainer.precision, on_gpu)
     training = training_bytes(arch, config, bf16=bf16)
-    cache = cache_bytes(arch, config, num_prompts, longest_prompt, bf16=bf16)
+    element = 2 if bf16 and on_gpu else 4  # the kernels for a CPU keep float32
+    cache = cache_bytes(arch, config, num_prompts, longest_prompt, element=element)
     budget = config.model.rs.generation.kv_cache_bytes
     shown = f"up to {_gib(cache)}"
     if budget is not None and budget < cache:

@@ -15,9 +15,8 @@ from megatron.core.optimizer import OptimizerConfig
 
 from rs_aligner.config.common import LengthParams, ModelBase, SamplingParams
 from rs_aligner.files import hugging_face_part
-from rs_aligner.generation.network import Network
 from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate
+from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.policy import checkpoint, huggingface
 from rs_aligner.policy.architecture import read_architecture
 from rs_aligner.policy.memory import uses_bf16
@@ -40,6 +39,7 @@ class MegatronPolicy:
         clip_grad: largest norm of the global gradient; None or 0 does not clip.
         learning_rate: the rate of an optimizer step, by the number of steps made before it.
         kv_cache_bytes: most bytes of the decoder's cache on this rank; None for no bound.
+        compiled_decoder: whether the decoder's kernels may be compiled on a CPU.
 
     Attributes:
         version: finished training steps; the trainer counts them.
@@ -57,6 +57,7 @@ class MegatronPolicy:
         clip_grad: float | None = 1.0,
         learning_rate: Callable[[int], float],
         kv_cache_bytes: int | None = None,
+        compiled_decoder: bool = True,
     ) -> None:
         self.config, self.runtime, self.tokenizer = config, runtime, tokenizer
         self.learning_rate, self.kv_cache_bytes = learning_rate, kv_cache_bytes
@@ -86,7 +87,7 @@ class MegatronPolicy:
             use_distributed_optimizer=config.optim.distributed,
         )
         self.trainer = Trainer(model, model_config, runtime, optimizer)
-        self.network = Network(model, self.arch, runtime)
+        self.network = new_network(model, self.arch, runtime, compiled=compiled_decoder)
 
     def generate(
         self,

@@ -9,9 +9,8 @@ import torch
 import transformers
 from megatron.core.optimizer import OptimizerConfig
 
-from rs_aligner.generation.network import Network
 from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate
+from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.policy import huggingface, runtime
 from rs_aligner.policy.architecture import read_architecture
 from rs_aligner.policy.model import build_model, transformer_config
@@ -41,7 +40,7 @@ def test_a_gpu_gives_what_plain_torch_gives(tmp_path: Path, dtype: torch.dtype) 
         )
         trainer = Trainer(model, config, rt, optimizer)
         stream = generate(
-            Network(model, arch, rt),
+            new_network(model, arch, rt),
             NoText(),
             list(enumerate(prompts())),
             2,

@@ -16,9 +16,8 @@ import torch
 import torch.distributed as dist
 from megatron.core.optimizer import OptimizerConfig
 
-from rs_aligner.generation.network import Network
 from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate
+from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.policy import checkpoint, huggingface, runtime
 from rs_aligner.policy.architecture import read_architecture
 from rs_aligner.policy.model import build_model, transformer_config
@@ -92,7 +91,7 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
     found["greedy"] = {
         (r.group, r.index): (r.token_ids, r.log_probs)
         for r in generate(
-            Network(trainer.ddp.module, arch, rt),
+            new_network(trainer.ddp.module, arch, rt),
             NoText(),
             list(enumerate(prompts())),
             1,
@@ -104,7 +103,7 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
     found["sampled"] = {
         (r.group, r.index): r.token_ids
         for r in generate(
-            Network(trainer.ddp.module, arch, rt),
+            new_network(trainer.ddp.module, arch, rt),
             NoText(),
             list(enumerate(prompts())),
             3,

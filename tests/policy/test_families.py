@@ -12,9 +12,8 @@ import transformers
 from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file
 
-from rs_aligner.generation.network import Network
 from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate
+from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.policy import huggingface
 from rs_aligner.policy.architecture import read_architecture
 from rs_aligner.policy.model import build_model, transformer_config
@@ -81,7 +80,7 @@ def test_greedy_decoding_gives_the_tokens_of_the_full_forward(
     rng = random.Random(4)
     prompts = [tuple(rng.randrange(96) for _ in range(n)) for n in (1, 9, 30)]
     batch = [(i, Prompt(str(i), "", prompt)) for i, prompt in enumerate(prompts)]
-    network = Network(model, read_architecture(folder), rt)
+    network = new_network(model, read_architecture(folder), rt)
     controls = Controls(greedy=True, max_length=NEW_TOKENS)
     for rollout in generate(network, NoText(), batch, 1, controls, seed=1, step=1):
         tokens = list(prompts[rollout.group])

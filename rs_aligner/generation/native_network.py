@@ -1,0 +1,249 @@
+"""The policy's forward pass on the CPU kernels, over pages of keys and values.
+
+Like `network.Network` it reads the training model's own weights and runs the same operations in the same
+order; activations are float32 whatever the weights are. A token's numbers do not depend on what else is in
+the batch, to the last bit, so a rollout is the same in every wave (`kernels.c`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+
+from rs_aligner.generation.native import (
+    LANES,
+    MAX_SHARING,
+    Batch,
+    Kernels,
+    Layer,
+    Model,
+    address,
+    tile_shape,
+)
+from rs_aligner.generation.network import rotary_tables
+from rs_aligner.generation.pages import PagePool
+from rs_aligner.policy.architecture import Architecture
+from rs_aligner.policy.runtime import Runtime
+
+
+class TokenBatch:
+    """Tokens that go through the model together: any number of any rows, a row's own in order.
+
+    Args:
+        positions: int32 `[R]`, each token's place in its sequence; may be changed in place.
+        pages: int32 `[R, M]`, its sequence's pages.
+        owners: int `[R]`: neighbours with the same one share pages.
+        common: int `[R]`, how many, full ones from the start; among neighbours of an owner it does not fall.
+    """
+
+    def __init__(
+        self, positions: np.ndarray, pages: np.ndarray, owners: np.ndarray, common: np.ndarray
+    ) -> None:
+        new = np.flatnonzero(np.diff(owners, prepend=owners[:1] - 1))
+        runs = zip(new, [*new[1:], len(owners)], strict=True)
+        items = np.concatenate([np.arange(start, end, MAX_SHARING) for start, end in runs])
+        begin = np.append(items, len(owners)).astype(np.int32)
+        self.positions = positions
+        self._held = (np.ascontiguousarray(pages), begin, common[items].astype(np.int32))
+        self.native = Batch(len(owners), len(items), address(positions), *map(address, self._held))
+
+
+class NativeNetwork:
+    """The policy on the CPU kernels.
+
+    Args:
+        model: this rank's part of the policy (Megatron's `GPTModel`), on a CPU.
+        arch: its architecture.
+        runtime: this rank's place.
+        kernels: made for the architecture's heads.
+    """
+
+    def __init__(self, model: GPTModel, arch: Architecture, runtime: Runtime, kernels: Kernels) -> None:
+        self.model, self.arch, self.runtime, self.kernels = model, arch, runtime, kernels
+        self.num_layers = len(model.decoder.layers)
+        self.num_kv_heads = arch.num_kv_heads // runtime.tp_size
+        self.tp_group = parallel_state.get_tensor_model_parallel_group()
+        self.pp_group = parallel_state.get_pipeline_model_parallel_group()
+        self.pp_ranks = dist.get_process_group_ranks(self.pp_group)
+        self.cos, self.sin = (table.contiguous() for table in rotary_tables(model, arch))
+
+    @property
+    def bytes_per_page(self) -> int:
+        """What a page takes in this rank's cache, all layers together."""
+        return 2 * 4 * self.num_layers * self.num_kv_heads * self.arch.head_dim * LANES
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What a token of a row takes in this rank's cache."""
+        return self.bytes_per_page // LANES
+
+
+class Session:
+    """The weights as they are now, working memory, and a cache: what a wave needs.
+
+    Args:
+        network: the policy.
+        max_rows: most tokens of a run.
+        num_pages: pages of the cache.
+        max_pages: most pages of a sequence.
+    """
+
+    def __init__(self, network: NativeNetwork, max_rows: int, num_pages: int, max_pages: int) -> None:
+        self.network, self.arch, self.runtime = network, network.arch, network.runtime
+        self.kernels = network.kernels
+        arch, heads, width = network.arch, network.num_kv_heads, network.arch.hidden_size
+        dim, group = arch.head_dim, arch.num_heads // arch.num_kv_heads
+        self.pool = PagePool(network.num_layers, heads * dim, num_pages)
+        mlp_width = arch.intermediate_size // self.runtime.tp_size
+        vocab = arch.vocab_size // self.runtime.tp_size if self.runtime.is_last_stage else 0
+        widths = {
+            **dict.fromkeys(("hidden", "partial", "normed", "wanted"), width),
+            "qkv": heads * (group + 2) * dim,
+            "queries": heads * group * dim,
+            "mixed": heads * group * dim,
+            "gate_up": 2 * mlp_width,
+            "active": mlp_width,
+            "logits": vocab,
+        }
+        # Zeros: lanes behind the last row are computed, too, though nobody reads them.
+        self._buffers = {name: torch.zeros(tile_shape(size, max_rows)) for name, size in widths.items()}
+        threads = torch.get_num_threads()
+        self.sums = torch.zeros((arch.vocab_size // LANES + 1) * LANES)  # of blocks of probabilities
+        self._buffers["scores"] = torch.zeros(threads * self.kernels.attend_room(max_pages))
+        self._kept: list[torch.Tensor] = []  # vectors in float32, for as long as their addresses are used
+        layers = network.model.decoder.layers
+        self._half = layers[0].mlp.linear_fc1.weight.dtype == torch.bfloat16
+        self._final_norm = (
+            self._as_float(network.model.decoder.final_layernorm.weight)
+            if self.runtime.is_last_stage
+            else None
+        )
+        self._layers = (Layer * len(layers))(*(self._layer(number, one) for number, one in enumerate(layers)))
+        used = ("hidden", "partial", "normed", "qkv", "queries", "mixed", "gate_up", "active", "scores")
+        self._model = Model(
+            *(
+                width,
+                heads,
+                mlp_width,
+                max_pages,
+                self._half,
+                threads,
+                self.runtime.tp_size == 1,
+                arch.norm_eps,
+            ),
+            *(address(network.cos), address(network.sin)),
+            *(address(self._buffers[name]) for name in used),
+        )
+
+    @torch.no_grad()
+    def run(self, tokens: np.ndarray, batch: TokenBatch, wanted: np.ndarray | None = None) -> torch.Tensor:
+        """Run tokens; their keys and values go into their pages.
+
+        Args:
+            tokens: int32 `[R]`.
+            batch: where they stand.
+            wanted: int32 `[W]`, the tokens whose logits are wanted; None for all.
+
+        Returns:
+            float32 logits behind the tokens, in tiles: `tile_shape(V, W)` (on the last pipeline stage; else
+            empty). They are overwritten by the next run.
+        """
+        rows, stage = len(tokens), self.runtime.pp_rank
+        network, hidden = self.network, self._buffer("hidden", rows)
+        if self.runtime.is_first_stage:
+            self._embed(tokens, hidden)
+        else:
+            dist.recv(hidden, network.pp_ranks[stage - 1], group=network.pp_group)
+        self._run_layers(batch, hidden, rows)
+        if not self.runtime.is_last_stage:
+            dist.send(hidden, network.pp_ranks[stage + 1], group=network.pp_group)
+            return torch.empty(0)
+        if wanted is not None:
+            rows = len(wanted)
+            found = self._buffer("wanted", rows)
+            self.kernels.take(address(hidden), address(wanted), address(found), self.arch.hidden_size, rows)
+            hidden = found
+        return self._logits(hidden, rows)
+
+    def from_last_stage(self, array: np.ndarray) -> np.ndarray:
+        """The last stage's array, on every stage (same shape and type everywhere)."""
+        if self.runtime.pp_size > 1:
+            dist.broadcast(torch.from_numpy(array), self.network.pp_ranks[-1], group=self.network.pp_group)
+        return array
+
+    def _run_layers(self, batch: TokenBatch, hidden: torch.Tensor, rows: int) -> None:
+        halves = 2 * self.network.num_layers
+        what = (self._layers, ctypes.byref(self._model), ctypes.byref(batch.native))
+        if self.runtime.tp_size == 1:
+            self.kernels.run(*what, 0, halves)
+            return
+        partial = self._buffer("partial", rows)
+        for half in range(halves):
+            self.kernels.run(*what, half, half + 1)
+            hidden += self._sum(partial)
+
+    def _embed(self, tokens: np.ndarray, hidden: torch.Tensor) -> None:
+        weight = self.network.model.embedding.word_embeddings.weight
+        count, width = weight.shape
+        self.kernels.embed(
+            *(address(weight), self._half, address(tokens), self.runtime.tp_rank * count, count),
+            *(address(hidden), width, len(tokens)),
+        )
+        self._sum(hidden)
+
+    def _logits(self, hidden: torch.Tensor, rows: int) -> torch.Tensor:
+        model, width = self.network.model, self.arch.hidden_size
+        shares = self.arch.tied_embeddings and self.runtime.is_first_stage
+        weight = model.embedding.word_embeddings.weight if shares else model.output_layer.weight
+        normed, logits = self._buffer("normed", rows), self._buffer("logits", rows)
+        norm = address(self._final_norm)
+        self.kernels.norm(address(hidden), norm, address(normed), width, rows, self.arch.norm_eps)
+        self.kernels.linear(
+            *(address(weight), self._half, None, len(weight), width, address(normed), address(logits)),
+            *(rows, 0, self._model.threads),
+        )
+        if self.runtime.tp_size == 1:
+            return logits
+        parts = [torch.empty_like(logits) for _ in range(self.runtime.tp_size)]
+        dist.all_gather(parts, logits, group=self.network.tp_group)
+        return torch.cat(parts, dim=1)
+
+    def _layer(self, number: int, layer: Any) -> Layer:  # Megatron's TransformerLayer
+        attention, mlp = layer.self_attention, layer.mlp
+        norms = (
+            (attention.q_layernorm.weight, attention.k_layernorm.weight)
+            if self.arch.qk_norm
+            else (None, None)
+        )
+        small = [self._as_float(vector) for vector in (attention.linear_qkv.bias, *norms)]
+        return Layer(
+            address(self._as_float(layer.input_layernorm.weight)),
+            *(address(attention.linear_qkv.weight), *map(address, small)),
+            *(address(attention.linear_proj.weight), address(self._as_float(layer.pre_mlp_layernorm.weight))),
+            *(address(mlp.linear_fc1.weight), address(mlp.linear_fc2.weight)),
+            *(address(self.pool.keys[number]), address(self.pool.values[number])),
+        )
+
+    def _as_float(self, vector: torch.Tensor | None) -> torch.Tensor | None:
+        """A norm's weights or a bias in float32: the few numbers that are copied where weights are bf16."""
+        if vector is None or vector.dtype == torch.float32:
+            return vector
+        self._kept.append(vector.detach().float())
+        return self._kept[-1]
+
+    def _sum(self, partial: torch.Tensor) -> torch.Tensor:
+        """Add up what the tensor-parallel ranks each computed of a sum."""
+        if self.runtime.tp_size > 1:
+            dist.all_reduce(partial, group=self.network.tp_group)
+        return partial
+
+    def _buffer(self, name: str, rows: int) -> torch.Tensor:
+        """The part of a buffer that is used for so many rows."""
+        whole = self._buffers[name]
+        return whole[: tile_shape(0, rows)[0]]
