@@ -17,6 +17,7 @@ from rs_aligner.config.base import problem
 from rs_aligner.config.common import (
     ExpManagerConfig,
     JudgeConfig,
+    JudgeSource,
     LengthParams,
     ModelBase,
     SamplingParams,
@@ -35,7 +36,7 @@ _FUNCTION = "path/to/file.py:name or package.module:name"
 def check(config: TrainRSConfig | TrainSFTConfig | ServeRewardConfig) -> list[str]:
     """The problems of a config whose values are each valid, a line each; empty if it can run."""
     if isinstance(config, ServeRewardConfig):
-        return [*_judge("judge", config.judge), *_tokenizer(config)]
+        return [*_judge("judge", config.judge), *_standardization(config), *_files_of_server(config)]
     lines = [*_layout(config), *_model(config), *_run_folder(config.exp_manager)]
     lines += _policy(config)
     lines += _files("model.data.data_prefix.train", config.model.data.data_prefix.train)
@@ -218,13 +219,18 @@ def _warn_of_equal_rollouts(rs: RSConfig) -> None:
             _logger.warning("model.rs.%s is %d, but greedy rollouts of a prompt are all equal", name, number)
 
 
-def _judge(key: str, judge: JudgeConfig) -> Iterator[str]:
-    if (judge.function is None) == (judge.name is None):
-        state = "neither is set" if judge.name is None else "both are set"
+def _judge(key: str, judge: JudgeSource) -> Iterator[str]:
+    parts = judge.parts if isinstance(judge, JudgeConfig) else {}
+    asked = {"function": judge.function, "name": judge.name, "parts": parts or None}
+    named = [name for name, value in asked.items() if value is not None]
+    if len(named) != 1:
         yield (
-            f"{key}.function and {key}.name: {state}; set one, e.g. {key}.name=exact_answer, "
-            f"or {key}.function to {_FUNCTION}"
+            f"{key}: {' and '.join(named) or 'nothing'} is set; set one of {key}.name, e.g. to exact_answer, "
+            f"{key}.function, to {_FUNCTION}"
+            + (f", and {key}.parts, a judge by each name" if isinstance(judge, JudgeConfig) else "")
         )
+    for name, part in parts.items():
+        yield from _judge(f"{key}.parts.{name}", part)
     if judge.function is None:
         return
     where, colon, name = judge.function.rpartition(":")
@@ -234,9 +240,28 @@ def _judge(key: str, judge: JudgeConfig) -> Iterator[str]:
         yield problem(f"{key}.function", judge.function, f"there is no such file (relative to {Path.cwd()})")
 
 
-def _tokenizer(config: ServeRewardConfig) -> Iterator[str]:
-    if config.tokenizer is not None and not Path(config.tokenizer).is_dir():
-        yield problem("tokenizer", config.tokenizer, "should be the policy's Hugging Face folder")
+def _standardization(config: ServeRewardConfig) -> Iterator[str]:
+    standard = config.model.reward_standardization
+    for name, value in (("mean", standard.mean), ("std", standard.std)):
+        if standard.enable and value is None:
+            yield f"model.reward_standardization.{name} must be set: reward_standardization is enabled"
+        if not standard.enable and value is not None:
+            _logger.warning("model.reward_standardization.%s has no effect: it is not enabled", name)
+
+
+def _files_of_server(config: ServeRewardConfig) -> Iterator[str]:
+    files = {"inference.token_file": config.inference.token_file, "check_data": config.check_data}
+    for key, file in files.items():
+        if file is not None and not Path(file).is_file():
+            yield problem(key, file, f"there is no such file (relative to {Path.cwd()})")
+    for key, folder in {"tokenizer": config.tokenizer, "check_policy": config.check_policy}.items():
+        if folder is not None and not Path(folder).is_dir():
+            yield problem(key, folder, "should be the policy's Hugging Face folder")
+    for key in ("check_policy", "check_data"):
+        if getattr(config, key) is not None and not config.check:
+            yield problem(
+                key, getattr(config, key), "plays a part in a check only; set check=true, or drop it"
+            )
 
 
 def _model_json(folder: str) -> dict[str, Any]:

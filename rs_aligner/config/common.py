@@ -17,6 +17,7 @@ from rs_aligner.config.base import (
     NotNegative,
     Positive,
     Precision,
+    Real,
     Seconds,
     Section,
     Size,
@@ -211,17 +212,34 @@ class ModelBase(Section):
         return self.encoder_seq_length or model_positions
 
 
-class JudgeConfig(Section):
+JudgeName = Literal["exact_answer", "final_answer", "regex", "length", "format", "sentiment", "huggingface"]
+
+
+class JudgeSource(Section):
     """What gives a response its score; exactly one of `function` and `name`."""
 
     function: Text | None = None
-    """A Python function: path/to/file.py:name or package.module:name."""
-    name: Literal["exact_answer", "sentiment"] | None = None
+    """A Python function or class: path/to/file.py:name or package.module:name."""
+    name: JudgeName | None = None
     """A judge that comes with RS Aligner."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the judge."""
     time_limit: Positive | None = 5
-    """Seconds that `function` may take over a row before the row counts as failed; null for no limit.
+    """Seconds that `function` or `regex` may take over a row, or the row has failed; null for no limit.
 
-    With a limit the function has a process of its own, which is ended when a row takes longer.
+    With a limit it has a process of its own, which is ended when a row takes longer.
     """
+
+
+class JudgePart(JudgeSource):
+    """One of the judges whose weighted sum is the reward."""
+
+    weight: Real = 1.0
+    """What its reward is multiplied by."""
+
+
+class JudgeConfig(JudgeSource):
+    """What gives a response its score; exactly one of `function`, `name` and `parts`."""
+
+    parts: dict[str, JudgePart] = Field(default_factory=dict)
+    """Judges whose weighted sum is the reward, by the names of their components."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from rs_aligner.config.base import Count, Port, Real, Section, Size, Text
+from rs_aligner.config.base import Count, Port, Positive, Real, Section, Size, Text
 from rs_aligner.config.common import (
     DataConfig,
     ExpManagerConfig,
@@ -208,6 +208,34 @@ class InferenceConfig(Section):
     """How long a request may wait to be merged with others."""
     inference_micro_batch_size: Count = 64
     """Rows of one call of the judge at most."""
+    max_request_bytes: Count = 64 * 1024 * 1024
+    """Bytes of one request at most."""
+    token_file: Text | None = None
+    """File with the access token that clients must have; null takes the variable RS_ALIGNER_JUDGE_TOKEN.
+
+    An address that other machines can reach needs one.
+    """
+    metrics_host: Text = "127.0.0.1"
+    """Address at which `/metrics` is shown; figures only, and no token."""
+    metrics_port: Annotated[Size, Field(le=65535)] | None = 0
+    """Port of `/metrics`; 0 takes a free one, which the server prints; null for no metrics."""
+
+
+class RewardStandardizationConfig(Section):
+    """Rewards as `(reward - mean) / std`."""
+
+    enable: bool = False
+    """Whether to standardise; the reward itself is then the component `raw`."""
+    mean: Real | None = None
+    """What is taken off every reward."""
+    std: Positive | None = None
+    """What the difference is divided by."""
+
+
+class JudgeModelConfig(Section):
+    """The reward model, and what is made of its rewards."""
+
+    reward_standardization: RewardStandardizationConfig = RewardStandardizationConfig()
 
 
 class ServeRewardConfig(Section):
@@ -215,7 +243,14 @@ class ServeRewardConfig(Section):
 
     inference: InferenceConfig = InferenceConfig()
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    model: JudgeModelConfig = JudgeModelConfig()
     tokenizer: Text | None = None
     """Hugging Face folder that turns token ids into text, for a text judge that is sent token ids."""
     log_dir: Text | None = None
     """Folder of the server's own log; null prints warnings only."""
+    check: bool = False
+    """Examines the judge and reports, instead of serving it."""
+    check_policy: Text | None = None
+    """Hugging Face folder of a policy whose tokenizer and chat template are compared with the judge's."""
+    check_data: Text | None = None
+    """JSON Lines of {"prompt", "response"} and what the judge reads, to check with; null makes some up."""

@@ -49,6 +49,13 @@ def test_the_yaml_file_and_the_schema_have_the_same_defaults(name, tree):
     assert written == defaults
 
 
+def test_the_yaml_file_of_the_server_and_the_schema_have_the_same_defaults():
+    written = load_config(compose("serve_reward", ["judge.name=length"]), ServeRewardConfig)
+    assert written == load_config({"judge": {"name": "length"}}, ServeRewardConfig)
+    in_file = set(compose("serve_reward", []))
+    assert in_file == set(ServeRewardConfig.model_fields)
+
+
 def test_the_defaults_are_those_of_the_method(tree):
     config = load_config(tree(), TrainRSConfig)
     assert (config.world_size, config.model_parallel_size, config.data_parallel_size) == (1, 1, 1)
@@ -313,10 +320,9 @@ def test_an_unknown_override_reaches_the_check(workplace):
 def test_a_judge_is_either_a_function_or_a_name(tmp_path):
     config = load_config(compose("serve_reward", ["judge.name=exact_answer"]), ServeRewardConfig)
     assert (config.inference.host, config.inference.port) == ("127.0.0.1", 5555)
-    assert "neither is set" in problems({}, ServeRewardConfig)[0]
-    assert (
-        "both are set" in problems({"judge": {"name": "sentiment", "function": "a:b"}}, ServeRewardConfig)[0]
-    )
+    assert problems({}, ServeRewardConfig)[0].startswith("judge: nothing is set; set one of judge.name")
+    both = {"judge": {"name": "sentiment", "function": "a:b"}}
+    assert problems(both, ServeRewardConfig)[0].startswith("judge: function and name is set; set one of")
     for wrong in ("judge.py", ":f", "judge:", "judge:a b"):
         assert (
             "should be path/to/file.py:name" in problems({"judge": {"function": wrong}}, ServeRewardConfig)[0]
@@ -329,6 +335,57 @@ def test_a_judge_is_either_a_function_or_a_name(tmp_path):
         "Hugging Face folder"
         in problems({"judge": {"name": "sentiment"}, "tokenizer": f"{tmp_path}/none"}, ServeRewardConfig)[0]
     )
+
+
+def test_the_parts_of_a_weighted_judge_are_checked_like_judges():
+    overrides = ["judge.parts={right: {name: final_answer, weight: 2}, short: {name: length}}"]
+    config = load_config(compose("serve_reward", overrides), ServeRewardConfig)
+    assert (config.judge.parts["right"].weight, config.judge.parts["short"].weight) == (2.0, 1.0)
+    wrong = {"judge": {"parts": {"a": {"weight": 1}, "b": {"function": "x"}}}}
+    first, second = problems(wrong, ServeRewardConfig)
+    assert first.startswith("judge.parts.a: nothing is set; set one of judge.parts.a.name")
+    assert second.startswith('judge.parts.b.function is "x": should be path/to/file.py:name')
+    assert (
+        "judge.parts.a.nam is not a key"
+        in problems({"judge": {"parts": {"a": {"nam": "length"}}}}, ServeRewardConfig)[0]
+    )
+
+
+def test_a_standardised_reward_needs_its_mean_and_deviation(caplog):
+    def tree(**standard):
+        return {"judge": {"name": "length"}, "model": {"reward_standardization": standard}}
+
+    assert problems(tree(enable=True, mean=1.0), ServeRewardConfig) == [
+        "model.reward_standardization.std must be set: reward_standardization is enabled"
+    ]
+    assert "should be greater than 0" in problems(tree(enable=True, mean=1.0, std=0), ServeRewardConfig)[0]
+    with caplog.at_level(logging.WARNING, logger="rs_aligner"):
+        load_config(tree(enable=True, mean=1.0, std=2.0), ServeRewardConfig)
+        assert not caplog.records
+        load_config(tree(mean=1.0), ServeRewardConfig)
+    assert ["mean has no effect" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_the_files_of_the_server_have_to_be_there(tmp_path):
+    judge = {"name": "length"}
+    gone = str(tmp_path / "gone")
+    lines = problems(
+        {
+            "judge": judge,
+            "inference": {"token_file": gone},
+            "check": True,
+            "check_data": gone,
+            "check_policy": gone,
+        },
+        ServeRewardConfig,
+    )
+    assert [line.partition(" is ")[0] for line in lines] == [
+        "inference.token_file",
+        "check_data",
+        "check_policy",
+    ]
+    (line,) = problems({"judge": judge, "check_policy": str(tmp_path)}, ServeRewardConfig)
+    assert line.endswith("plays a part in a check only; set check=true, or drop it")
 
 
 def test_stopping_at_a_score_needs_a_judge_and_held_out_prompts(tree):
@@ -397,7 +454,10 @@ def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):
         ({"endpoints": ["a:1"], "reward_model": {"port": 2}}, "remote_rm.reward_model.port is 2"),
         ({"in_process": True}, "remote_rm.judge must be set"),
         ({"judge": {"name": "exact_answer"}}, "a server brings its own judge"),
-        ({"in_process": True, "judge": {}}, "remote_rm.judge.function and remote_rm.judge.name: neither"),
+        (
+            {"in_process": True, "judge": {}},
+            "remote_rm.judge: nothing is set; set one of remote_rm.judge.name",
+        ),
         (
             {"in_process": True, "judge": {"name": "exact_answer"}, "endpoints": ["a:1"]},
             "leave remote_rm.endpoints empty",

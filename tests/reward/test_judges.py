@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import psutil
 import pytest
 
 from rs_aligner.config import JudgeConfig
 from rs_aligner.reward.judges import BUILT_IN, ServedJudge, TokenJudge, load_judge, rewards_of, score_rows
+from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.judges.functions import FunctionJudge, smoke_test
-from rs_aligner.reward.judges.verifiers import exact_answer
 from rs_aligner.rollout import Score, ScoreFailure
-
-
-@pytest.mark.parametrize(
-    ("response", "reference", "reward"),
-    [
-        ("42", "42", 1.0),
-        ("43", "42", 0.0),
-        ("", "42", 0.0),
-        ("  42\n", "42", 1.0),
-        ("so it is 42", "42", 0.0),
-        ("6 * 7 = 42\n#### 42", "There are 6.\n#### 42", 1.0),
-        ("#### 41\n#### 42", "42", 1.0),
-        ("#### 42\n#### 41", "42", 0.0),
-        ("1,234.50", "1234.5", 1.0),
-        ("-7.0", "-7", 1.0),
-        ("042", "42", 1.0),
-        ("42", 42, 1.0),
-        ("12345678901234567891", "12345678901234567890", 0.0),
-        ("nan", "nan?", 0.0),
-        ("inf", "1e999", 0.0),
-        ("4_2", "42", 0.0),
-        ("New   York", "New York", 1.0),
-        ("new york", "New York", 0.0),
-    ],
-)
-def test_exact_answer_compares_final_answers(response: str, reference: object, reward: float) -> None:
-    assert exact_answer([""], [response], [{"answer": reference}]) == [reward]
 
 
 def test_exact_answer_reads_the_key_it_is_told_and_names_a_row_that_lacks_it() -> None:
@@ -52,14 +25,6 @@ def test_exact_answer_reads_the_key_it_is_told_and_names_a_row_that_lacks_it() -
     for row in ({"id": "row-7", "answer": "1"}, {"id": "row-7", "target": None}):
         with pytest.raises(ValueError, match=r"row-7.*'target'.*judge\.kwargs\.answer_key"):
             judge.score_texts([""], ["1"], [row])
-
-
-def test_exact_answer_finds_the_answers_of_gsm8k_right(test_data: Path) -> None:
-    rows = [json.loads(line) for line in (test_data / "gsm8k" / "test.jsonl").read_text().splitlines()]
-    answers = [row["answer"] for row in rows]
-    assert exact_answer(answers, answers, rows) == [1.0] * len(rows)
-    wrong = [answer + "1" for answer in answers]
-    assert exact_answer(wrong, wrong, rows) == [0.0] * len(rows)
 
 
 def test_sentiment_prefers_the_happy_story() -> None:
@@ -261,3 +226,118 @@ def test_a_judge_never_sees_more_rows_than_allowed() -> None:
 
     score_rows(judge, ([""] * 10, [""] * 10, [{}] * 10), max_rows=4)
     assert sizes == [4, 4, 2]
+
+
+def test_a_judge_without_its_settings_or_with_wrong_ones_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"judge\.name: regex .*missing a required .*'pattern'"):
+        load_judge(JudgeConfig(name="regex"))
+    for name, kwargs, message in (
+        ("regex", {"pattern": "("}, r"judge\.kwargs\.pattern is '\('.*unterminated"),
+        ("length", {"unit": "bytes"}, r"judge\.kwargs\.unit is 'bytes': should be one of words"),
+        ("length", {"at_least": 3, "at_most": 2}, r"judge\.kwargs\.at_most is 2: should be at least"),
+        ("format", {}, r"judge\.kwargs: set what the format demands"),
+        ("final_answer", {"match": "loose"}, r"judge\.kwargs\.match is 'loose'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_judge(JudgeConfig(name=name, kwargs=kwargs, time_limit=None))
+
+
+def judged(name: str, *responses: str, **kwargs: Any) -> list[Score | ScoreFailure]:
+    n = len(responses)
+    judge = load_judge(JudgeConfig(name=name, kwargs=kwargs, time_limit=None))
+    return score_rows(judge.score_texts, ([""] * n, list(responses), [{}] * n), max_rows=n)
+
+
+def test_a_regular_expression_is_found_or_matches_the_whole() -> None:
+    assert judged("regex", "say 42", "no", pattern=r"\d+") == [Score(1.0), Score(0.0)]
+    assert judged("regex", "4\n2", "say 42", pattern=r"\d.\d", full=True) == [Score(1.0), Score(0.0)]
+    assert judged("regex", "YES", pattern="yes", ignore_case=True) == [Score(1.0)]
+
+
+def test_a_length_is_counted_in_words_characters_or_lines() -> None:
+    responses = ["", "one two", "one two three"]
+    assert [
+        s.reward for s in judged("length", *responses, at_least=1, at_most=2) if isinstance(s, Score)
+    ] == [
+        0.0,
+        1.0,
+        0.0,
+    ]
+    assert judged("length", "abc", "abcd", at_most=3, unit="characters") == [Score(1.0), Score(0.0)]
+    assert judged("length", "a\n\nb\n", at_least=2, at_most=2, unit="lines") == [Score(1.0)]
+
+
+def test_a_format_is_met_when_all_its_demands_are_and_each_is_a_component() -> None:
+    tags = {"tags": ["think", "answer"], "ends_with": "</answer>"}
+    good = "<think>a</think> <answer>4</answer>\n"
+    for response, met in (
+        (good, 1.0),
+        (good + good, 0.0),
+        ("<answer>4</answer><think>a</think>", 0.0),
+        ("<think>a <answer>4</think></answer>", 0.0),
+        ("<think>a</think><answer>4", 0.0),
+    ):
+        (score,) = judged("format", response, **tags)
+        assert isinstance(score, Score)
+        assert (score.reward, score.components["tags"]) == (met, met), response
+    assert judged("format", '{"a": 1}', "{", is_json=True) == [
+        Score(1.0, {"is_json": 1.0}),
+        Score(0.0, {"is_json": 0.0}),
+    ]
+    assert judged("format", "I am an AI", "Yes.", starts_with="Yes", without=["an AI"]) == [
+        Score(0.0, {"starts_with": 0.0, "without": 0.0}),
+        Score(1.0, {"starts_with": 1.0, "without": 1.0}),
+    ]
+
+
+def parts(**parts: dict[str, Any]) -> ServedJudge:
+    return load_judge(JudgeConfig.model_validate({"parts": parts}))
+
+
+def test_a_weighted_sum_returns_every_component() -> None:
+    judge = parts(
+        right={"name": "final_answer", "weight": 2.0},
+        form={"name": "format", "weight": -0.5, "kwargs": {"ends_with": "."}},
+    )
+    rows = ([""] * 3, ["It is 4.", "4", "5."], [{"answer": "4"}] * 3)
+    assert score_rows(judge.score_texts, rows, max_rows=3) == [
+        Score(1.5, {"right": 1.0, "form": 1.0, "form/ends_with": 1.0}),
+        Score(2.0, {"right": 1.0, "form": 0.0, "form/ends_with": 0.0}),
+        Score(-0.5, {"right": 0.0, "form": 1.0, "form/ends_with": 1.0}),
+    ]
+    assert not isinstance(judge, TokenJudge)
+
+
+def test_a_row_that_a_part_cannot_score_has_no_score_and_says_which_part() -> None:
+    judge = parts(right={"name": "final_answer"}, short={"name": "length", "kwargs": {"at_most": 3}})
+    rows = (["", ""], ["4", "4"], [{}, {"answer": "4"}])
+    failed, scored = score_rows(judge.score_texts, rows, max_rows=2)
+    assert isinstance(failed, ScoreFailure)
+    assert failed.reason.startswith("right: the judge raised ValueError: row (no id) has no 'answer'")
+    assert scored == Score(2.0, {"right": 1.0, "short": 1.0})
+
+
+def test_a_part_that_cannot_be_loaded_is_named_and_the_others_are_closed(tmp_path: Path) -> None:
+    path = write_judge(tmp_path, "def judge(p, r, m): return [0.0] * len(p)\n")
+    with pytest.raises(ValueError, match=r"judge\.parts\.bad: .*missing a required .*'pattern'"):
+        parts(good={"function": f"{path}:judge"}, bad={"name": "regex"})
+    assert not [p for p in psutil.Process().children() if "judges.limit" in " ".join(p.cmdline())]
+
+
+def test_weights_and_parts_change_the_fingerprint() -> None:
+    def fingerprint(weight: float, name: str) -> str:
+        return parts(a={"name": name, "weight": weight}, b={"name": "length"}).fingerprint
+
+    assert fingerprint(1.0, "exact_answer") == fingerprint(1.0, "exact_answer")
+    found = {fingerprint(w, n) for w in (1.0, 2.0) for n in ("exact_answer", "final_answer")}
+    assert len(found) == 4
+
+
+def test_a_standardised_reward_keeps_the_raw_one_beside_it() -> None:
+    judge = StandardisedJudge(load_judge(JudgeConfig(name="length", kwargs={"at_most": 1})), 0.5, 0.25)
+    rows = (["", ""], ["a", "a b"], [{}, {}])
+    assert score_rows(judge.score_texts, rows, max_rows=2) == [
+        Score(2.0, {"raw": 1.0}),
+        Score(-2.0, {"raw": 0.0}),
+    ]
+    assert judge.fingerprint != load_judge(JudgeConfig(name="length", kwargs={"at_most": 1})).fingerprint

@@ -68,7 +68,9 @@ def test_the_ready_line_tells_the_address_and_little_else_is_printed(served: Ser
 def test_only_loopback_is_listened_to(served: Service) -> None:
     connections = [c for process in served.processes() for c in process.net_connections("inet")]
     listening = {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
-    assert listening == {("127.0.0.1", served.port)}
+    assert {ip for ip, _ in listening} == {"127.0.0.1"}
+    assert served.port in {port for _, port in listening}
+    assert len(listening) == 3  # the judge, its figures, and Triton's
 
 
 def test_text_mode_scores_each_row_with_its_metadata(served: Service) -> None:
@@ -111,7 +113,10 @@ def test_a_plain_client_of_nemo_aligners_contract_gets_rewards(served: Service) 
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"prompts": np.array([[b"x"]], dtype=object)}, "ValueError: a request needs prompts and responses"),
+        (
+            {"prompts": np.array([[b"x"]], dtype=object)},
+            "RequestError: a request needs prompts and responses",
+        ),
         ({"tokens": np.ones((1, 3), np.int64), "sequence_lengths": np.array([[4]])}, r"must be in \[0, 3\]"),
         ({"tokens": np.ones((1, 3), np.int32), "sequence_lengths": np.array([[3]])}, "INT32"),
     ],
@@ -216,23 +221,12 @@ def test_a_killed_server_fails_what_was_asked_and_takes_its_processes_along(tmp_
 
 
 @pytest.mark.slow
-def test_a_server_whose_triton_dies_ends_with_an_error(tmp_path: Path) -> None:
-    with service(tmp_path, free_port(), "judge.name=exact_answer") as running:
-        running.wait_until_ready()
-        (triton,) = [process for process in running.processes() if process.name() == "tritonserver"]
-        triton.kill()
-        assert running.process.wait(timeout=40) == 1
-        assert "tritonserver ended by itself" in running.output
-
-
-@pytest.mark.slow
 def test_tokens_are_refused_where_no_tokenizer_is_set(tmp_path: Path) -> None:
     with service(tmp_path, free_port(), "judge.name=exact_answer") as running:
         running.wait_until_ready()
-        with RemoteGPTRMClient(remote(running.port, mode="tokens")) as client:
-            result = client.submit(*row()).result(timeout=30)
-        assert isinstance(result, ScoreFailure)
-        assert "tokenizer=<folder" in result.reason
+        tokens = {"tokens": np.ones((1, 3), np.int64), "sequence_lengths": np.array([[3]])}
+        with pytest.raises(TransportError, match="tokenizer=<folder"):
+            TritonConnection("127.0.0.1", running.port, "reward_model").infer(tokens, timeout=20)
 
 
 def shared_memory() -> set[str]:

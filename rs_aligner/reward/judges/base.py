@@ -37,9 +37,16 @@ class BadResult(ValueError):
     """A judge returned something else than one value a row."""
 
 
+class BadSetting(ValueError):
+    """A judge was given settings with which it can score nothing."""
+
+
 @runtime_checkable
 class ServedJudge(Protocol):
-    """Scores texts. What calls it never does so from two threads at once."""
+    """Scores texts. What calls it never does so from two threads at once.
+
+    A judge with a tokenizer of its own names its folder in an attribute `tokenizer_folder`, for `check=true`.
+    """
 
     @property
     def fingerprint(self) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from rs_aligner.reward.judges.base import (
     BadResult,
+    BadSetting,
     JudgeFunction,
     Metadata,
     ServedJudge,
@@ -109,12 +110,14 @@ def smoke_test(judge: ServedJudge) -> str | None:
         errors prove nothing.
 
     Raises:
-        ValueError: what no rows could mend: a missing import, an undefined name, a result that is not one
-            value a row.
+        ValueError: what no rows could mend: a wrong setting, a missing import, an undefined name, a result
+            that is not one value a row.
     """
-    rows = [_AnyRow(id="made-up:1"), _AnyRow(id="made-up:2")]
+    rows = [AnyRow(id="made-up:1"), AnyRow(id="made-up:2")]
     try:
         checked_call(judge.score_texts, ["1 + 1 = ", "2 + 2 = "], ["2", "4"], rows)
+    except BadSetting as error:
+        raise ValueError(str(error)) from None
     except (BadResult, ImportError, NameError) as error:
         raise ValueError(f"the judge is broken: {describe(error)}") from error
     except Exception as error:
@@ -146,7 +149,7 @@ class _Instance:
             self._judge.close()
 
 
-class _AnyRow(dict[str, Any]):
+class AnyRow(dict[str, Any]):
     """A made-up data row that has an answer under every key, however a judge asks for it."""
 
     def __missing__(self, key: str) -> str:

@@ -1,7 +1,7 @@
 """A time limit for judges that are Python code, which may loop for ever on some text.
 
 A thread cannot be stopped, and a signal does not reach code that waits in C. So the judge lives in a process
-of its own (this module, run with `-m`), and a row that takes too long costs that process its life: its rows
+of its own, and a row that takes too long costs that process its life: its rows
 are then tried one by one in a new one, so that only the guilty row fails. The process goes with the one that
 started it, however that ends.
 """
@@ -108,10 +108,10 @@ class LimitedJudge:
     def _start(self) -> tuple[str, str | None]:
         """Start the process and wait until the judge is loaded; its fingerprint and warning."""
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(os.getpid())]
+        code = f"from {__name__} import main; main({theirs.fileno()}, {os.getpid()})"
         self._process = self._starter.submit(
             subprocess.Popen,
-            command,
+            [sys.executable, "-P", "-c", code],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -153,15 +153,14 @@ def _serve(connection: Connection[Any, Any]) -> None:
         connection.send(score_rows(judge.score_texts, columns, max_rows=len(columns[0])))
 
 
-def _main(descriptor: int, parent: int) -> None:
-    # Ctrl-C reaches the whole terminal, but what is in flight is to be finished: the parent decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def main(descriptor: int, parent: int) -> None:
+    """What the process runs; it ends with its parent."""
+    # Ctrl-C reaches the whole terminal, and Slurm's SIGTERM the whole step, but what is in flight is to be
+    # finished: the parent decides.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return  # it died before the line above
     with contextlib.suppress(EOFError, OSError):  # nobody asks any more
         _serve(Connection(descriptor))
-
-
-if __name__ == "__main__":
-    _main(int(sys.argv[1]), int(sys.argv[2]))

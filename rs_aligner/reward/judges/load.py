@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from rs_aligner.reward.judges.base import JudgeFunction, Metadata, ServedJudge, content_hash, score_rows
-from rs_aligner.reward.judges.functions import FunctionJudge, bind, users_judge
+from rs_aligner.config import JudgeConfig, JudgePart, JudgeSource
+from rs_aligner.reward.judges.base import Metadata, ServedJudge, Value, content_hash, score_rows
+from rs_aligner.reward.judges.combined import WeightedJudge
+from rs_aligner.reward.judges.functions import FunctionJudge, bind, smoke_test, users_judge
+from rs_aligner.reward.judges.huggingface import HuggingFaceJudge
 from rs_aligner.reward.judges.limit import LimitedJudge
+from rs_aligner.reward.judges.rules import format_rules, length, regex
 from rs_aligner.reward.judges.sentiment import sentiment
-from rs_aligner.reward.judges.verifiers import exact_answer
+from rs_aligner.reward.judges.verifiers import exact_answer, final_answer
 from rs_aligner.rollout import Score
-
-if TYPE_CHECKING:
-    from rs_aligner.config import JudgeConfig
 
 _logger = logging.getLogger("rs_aligner")
 
-BUILT_IN: dict[str, JudgeFunction | type[ServedJudge]] = {
+BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
     "exact_answer": exact_answer,
+    "final_answer": final_answer,
+    "regex": regex,
+    "length": length,
+    "format": format_rules,
     "sentiment": sentiment,
+    "huggingface": HuggingFaceJudge,
 }
 """Functions, and classes that are made with `judge.kwargs`."""
 
+# A user's regular expression may take for ever, like a user's function.
+_LIMITED = {"regex": "rs_aligner.reward.judges.rules:regex"}
 
-def load_judge(cfg: JudgeConfig) -> ServedJudge:
+
+def load_judge(cfg: JudgeSource) -> ServedJudge:
     """Find the judge that the config names, with its settings.
 
     Args:
-        cfg: exactly one of `function` (`path/to/file.py:name` or `package.module:name`) and `name` (a
-            built-in judge), and `kwargs`, its further keyword arguments.
+        cfg: exactly one of `function` (`path/to/file.py:name` or `package.module:name`), `name` (a built-in
+            judge) and `parts`; `kwargs` are its further keyword arguments.
 
     Returns:
         The judge, to be closed by the caller.
@@ -40,20 +50,23 @@ def load_judge(cfg: JudgeConfig) -> ServedJudge:
         ValueError: no such file, module or function, something that cannot be called as a judge, settings
             that it does not take, or a judge that is broken whatever the rows.
     """
-    if (cfg.function is None) == (cfg.name is None):
+    parts = cfg.parts if isinstance(cfg, JudgeConfig) else {}
+    if sum((cfg.function is not None, cfg.name is not None, bool(parts))) != 1:
         raise ValueError(
-            "set exactly one of judge.function (path/to/file.py:name or package.module:name) and "
-            f"judge.name (one of {', '.join(BUILT_IN)})"
+            "set exactly one of judge.function (path/to/file.py:name or package.module:name), "
+            f"judge.name (one of {', '.join(BUILT_IN)}) and judge.parts"
         )
-    if cfg.function is not None and cfg.time_limit is not None:
+    if parts:
+        return _weighted(parts)
+    if cfg.name is not None:
+        return _built_in(cfg.name, cfg.kwargs, cfg.time_limit)
+    assert cfg.function is not None
+    if cfg.time_limit is not None:
         return LimitedJudge(cfg.function, cfg.kwargs, cfg.time_limit)
-    if cfg.function is not None:
-        judge, warning = users_judge(cfg.function, cfg.kwargs)
-        if warning is not None:
-            _logger.warning("%s", warning)
-        return judge
-    assert cfg.name is not None
-    return _built_in(cfg.name, cfg.kwargs)
+    judge, warning = users_judge(cfg.function, cfg.kwargs)
+    if warning is not None:
+        _logger.warning("%s", warning)
+    return judge
 
 
 def rewards_of(judge: ServedJudge) -> Callable[[list[str], list[str], list[Metadata]], list[float]]:
@@ -66,14 +79,29 @@ def rewards_of(judge: ServedJudge) -> Callable[[list[str], list[str], list[Metad
     return rewards
 
 
-def _built_in(name: str, kwargs: dict[str, Any]) -> ServedJudge:
+def _built_in(name: str, kwargs: dict[str, Any], time_limit: float | None) -> ServedJudge:
     found = BUILT_IN[name]
     if isinstance(found, type):
         try:
-            return found(**kwargs)
+            inspect.signature(found).bind(**kwargs)
         except TypeError as error:
             raise ValueError(f"judge.kwargs: {name} does not take them: {error}") from None
-    judge = bind("judge.name", name, found, kwargs)
-    if name == "sentiment":
-        judge([], [], [])  # is its package there?
-    return FunctionJudge(judge, content_hash(name, kwargs))
+        return found(**kwargs)
+    function = bind("judge.name", name, found, kwargs)
+    if name in _LIMITED and time_limit is not None:
+        return LimitedJudge(_LIMITED[name], kwargs, time_limit)
+    judge = FunctionJudge(function, content_hash(name, kwargs))
+    smoke_test(judge)
+    return judge
+
+
+def _weighted(parts: Mapping[str, JudgePart]) -> ServedJudge:
+    loaded: dict[str, tuple[float, ServedJudge]] = {}
+    try:
+        for name, part in parts.items():
+            loaded[name] = part.weight, load_judge(part)
+    except ValueError as error:
+        for _, judge in loaded.values():
+            judge.close()
+        raise ValueError(f"judge.parts.{name}: {error}") from None
+    return WeightedJudge(loaded)

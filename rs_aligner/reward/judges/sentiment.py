@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from rs_aligner.reward.judges.base import Metadata
+from rs_aligner.reward.judges.base import BadSetting, Metadata
 
 
 def sentiment(prompts: list[str], responses: list[str], metadata: list[Metadata]) -> list[float]:
@@ -14,7 +14,7 @@ def sentiment(prompts: list[str], responses: list[str], metadata: list[Metadata]
     Source: Hutto and Gilbert, "VADER: a parsimonious rule-based model for sentiment analysis" (2014).
 
     Raises:
-        ValueError: the optional package is not installed.
+        BadSetting: the optional package is not installed.
     """
     analyzer = _vader()
     return [analyzer.polarity_scores(response)["compound"] for response in responses]
@@ -26,7 +26,7 @@ def _vader() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
-        raise ValueError(
+        raise BadSetting(
             "judge.name: 'sentiment' needs the vaderSentiment package; install rs-aligner[sentiment]"
         ) from None
     return SentimentIntensityAnalyzer()
