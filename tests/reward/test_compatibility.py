@@ -1,4 +1,4 @@
-"""Our client and real servers that are not ours: NeMo-Aligner's contract, wrong names, ports, tokens, judges.
+"""Our client and real servers: NeMo-Aligner's contract, our own, and wrong names, ports, tokens and judges.
 
 A client of that contract against our own server is tested in `test_service`.
 """
@@ -18,6 +18,7 @@ from rs_aligner.config import EndpointConfig, RemoteRMConfig
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
 from rs_aligner.rollout import Score, ScoreFailure
 from tests.reward.rows import free_port, row
+from tests.reward.service import Service, service
 from tests.reward.triton_judge import FINGERPRINT, TritonJudge, triton_judge, truth_of_tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
@@ -139,3 +140,46 @@ def test_servers_that_are_not_the_same_judge_are_refused_at_the_start(
         RemoteGPTRMClient(remote(ours.port, other.port)).wait_until_ready()
     for part in (f"127.0.0.1:{ours.port}", f"127.0.0.1:{other.port}", "beef", FINGERPRINT):
         assert part in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Our own server, behind a token."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "token").write_text(TOKEN)
+    (folder / "mine.py").write_text(
+        "def judge(prompts, responses, metadata):\n"
+        "    return [{'reward': len(r), 'vowels': sum(c in 'aeiou' for c in r)} for r in responses]\n"
+    )
+    overrides = ["judge.function=mine.py:judge", f"inference.token_file={folder / 'token'}"]
+    with service(folder, free_port(), *overrides) as running:
+        running.wait_until_ready()
+        yield running
+
+
+def test_our_server_sends_components_and_a_fingerprint(served: Service, token_file: str) -> None:
+    with RemoteGPTRMClient(remote(served.port, token_file=token_file)) as client:
+        found = client.submit(*row("banana")).result(timeout=30)
+        fingerprint = client.fingerprint
+    assert found == Score(6.0, {"vowels": 3.0})
+    assert isinstance(found, Score)
+    assert fingerprint
+    assert found.judge == fingerprint
+
+
+@pytest.mark.parametrize("token", ["guessed", None])
+def test_our_server_without_its_token_is_one_message_at_the_start(
+    served: Service, tmp_path: Path, token: str | None
+) -> None:
+    settings: dict[str, Any] = {}
+    if token is not None:
+        (tmp_path / "token").write_text(token)
+        settings["token_file"] = str(tmp_path / "token")
+    began = time.monotonic()
+    with pytest.raises(
+        JudgeUnreachable, match=r"access token is (wrong|missing).*remote_rm\.token_file"
+    ) as caught:
+        RemoteGPTRMClient(remote(served.port, **settings)).wait_until_ready()
+    assert f"127.0.0.1:{served.port}" in str(caught.value)
+    assert "guessed" not in str(caught.value)
+    assert time.monotonic() - began < 3
