@@ -55,7 +55,9 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(_complain(error, 2))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted", 130))
-    except (JudgeFailed, FloatingPointError) as error:
+    except JudgeFailed as error:  # of every rank; one says so
+        sys.exit(_complain(error, 1) if rank() == 0 else 1)
+    except FloatingPointError as error:
         sys.exit(_complain(error, 1))
 
 

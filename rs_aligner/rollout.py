@@ -86,12 +86,18 @@ class PreferencePair:
 class Score:
     """A finite reward, with named components where the judge gives them.
 
+    Attributes:
+        reward: higher is better.
+        components: named parts of the reward.
+        judge: the judge's fingerprint, where it has one. Two scores are equal whoever gave them.
+
     Raises:
         ValueError: the reward or a component is NaN or infinite.
     """
 
     reward: float
     components: dict[str, float] = field(default_factory=dict)
+    judge: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name, value in {"reward": self.reward, **self.components}.items():

@@ -22,6 +22,7 @@ from rs_aligner.config.common import (
     ModelBase,
     SamplingParams,
 )
+from rs_aligner.config.remote import check_remote
 from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.schema import RSConfig, ServeRewardConfig, TrainConfig, TrainRSConfig, TrainSFTConfig
 from rs_aligner.files import hugging_face_part
@@ -175,6 +176,9 @@ def _rs(config: TrainRSConfig) -> Iterator[str]:
     yield from _sampling("model.rs.val_sampling_params", rs.val_sampling_params)
     yield from _length_order("model.rs.length_params", rs.length_params)
     _warn_of_equal_rollouts(rs)
+    yield from check_remote(config.remote_rm)
+    if config.remote_rm.judge is not None:
+        yield from _judge("remote_rm.judge", config.remote_rm.judge)
     pad, longest = config.remote_rm.pad_to_length, model.encoder_seq_length
     if pad is not None and longest is not None and pad < longest:
         key = "remote_rm.pad_to_length"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -95,6 +95,8 @@ def _walk(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
 
 
 def _sections(field: FieldInfo) -> list[type[Section]]:
+    if get_origin(field.annotation) is tuple:  # a list of sections has no keys of its own
+        return []
     parts = (field.annotation, *get_args(field.annotation))
     return [part for part in parts if isinstance(part, type) and issubclass(part, Section)]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from rs_aligner.config.base import Count, NotNegative, Port, Positive, Real, Section, Size, Text
+from rs_aligner.config.base import Count, Port, Positive, Real, Section, Size, Text
 from rs_aligner.config.common import (
     DataConfig,
     ExpManagerBase,
@@ -27,6 +27,7 @@ from rs_aligner.config.common import (
     SamplingParams,
     TrainerBase,
 )
+from rs_aligner.config.remote import RemoteRMConfig
 
 
 class RSLoopConfig(LoopConfig):
@@ -37,37 +38,6 @@ class TrainerConfig(TrainerBase):
     """Where and how long to train."""
 
     rs: RSLoopConfig = RSLoopConfig()
-
-
-class EndpointConfig(Section):
-    """Where the judge listens."""
-
-    name: Text = "reward_model"
-    """The model's name on the server."""
-    ip: Text = "localhost"
-    """Host name or address."""
-    port: Port = 5555
-    """The port of its HTTP service."""
-
-
-class RemoteRMConfig(Section):
-    """The judge as the trainer sees it."""
-
-    reward_model: EndpointConfig = EndpointConfig()
-    mode: Literal["auto", "text", "tokens"] = "auto"
-    """Sends texts, or token ids as NeMo-Aligner does; `auto` sends texts if the server takes them."""
-    pad_to_length: Count | None = None
-    """Token mode: pads every request to this many tokens; null to the longest row of the request."""
-    max_batch_size: Count = 64
-    """Responses in one request at most."""
-    max_wait_seconds: NotNegative = 0.05
-    """How long an unfilled request waits for more responses."""
-    max_in_flight: Count = 4
-    """Requests under way at once."""
-    startup_timeout: Positive = 10
-    """Seconds to wait for the judge to become ready before the run gives up."""
-    request_timeout: Positive = 60
-    """Seconds to wait for one answer before its responses count as failed."""
 
 
 class GenerationConfig(Section):
