@@ -10,6 +10,7 @@ what counts is the ratio of CPU seconds (user and system), medians over the repe
     hf_forked  the same model, its cache filled once per prompt and repeated, all rows to the end
     megatron   a pass per rollout index through Megatron's forward with its static cache (ancestor's order)
     limit      the matrix products and attention calls of our decoder, on the same shapes, back to back
+    torch      our decoder without its compiled kernels
 
 Results go to `benchmarks/results/generation.json` beside a table on the screen.
 """
@@ -17,6 +18,7 @@ Results go to `benchmarks/results/generation.json` beside a table on the screen.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -35,12 +37,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import psutil
 import torch
 import transformers
-from torch.nn import functional
 
-from rs_aligner.generation import cache as cache_module
-from rs_aligner.generation.network import Network
+from rs_aligner.generation import native
+from rs_aligner.generation.native_network import NativeNetwork, Session, TokenBatch
 from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate
+from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.policy import huggingface, runtime
 from rs_aligner.policy.architecture import read_architecture
 from rs_aligner.policy.model import build_model, transformer_config
@@ -118,12 +119,12 @@ class NoText:
 class Ours:
     """The decoder of this project, on a Megatron policy."""
 
-    def __init__(self, work: Workload, rt: runtime.Runtime) -> None:
+    def __init__(self, work: Workload, rt: runtime.Runtime, *, compiled: bool = True) -> None:
         arch = read_architecture(work.folder)
         config = transformer_config(arch, rt, dtype=torch.float32)
         self.model = build_model(arch, config, rt)
         huggingface.load_weights(work.folder, self.model, arch, rt)
-        self.network, self.work = Network(self.model, arch, rt), work
+        self.network, self.work = new_network(self.model, arch, rt, compiled=compiled), work
 
     def __call__(self) -> int:
         work = self.work
@@ -145,68 +146,42 @@ class Ours:
 
 
 class Limit:
-    """Our decoder's matrix products and attention calls, on the same shapes and weights, back to back."""
+    """Our decoder's products and attention calls, on the same shapes, weights and pages, back to back."""
 
     def __init__(self, ours: Ours) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        linear, sdpa = functional.linear, functional.scaled_dot_product_attention
-        attention, packed = cache_module.attention, cache_module.packed_attention
+        network = ours.network
+        assert isinstance(network, NativeNetwork), "the limit is that of the kernels"
+        heads = network.arch.num_heads // network.arch.num_kv_heads
+        library, _, _ = native.build(Path(__file__).with_name("limit.c"), network.arch.head_dim, heads)
+        self.run = ctypes.CDLL(str(library)).limit_run
+        self.run.restype = None
+        self.calls: list[tuple[Session, native.Batch, int, Any]] = []
+        run = Session.run
 
-        def record_linear(x: Any, weight: Any, bias: Any = None) -> Any:
-            self.calls.append(("linear", x.shape, weight))
-            return linear(x, weight, bias)
+        def record(session: Session, tokens: Any, batch: TokenBatch, wanted: Any = None) -> Any:
+            found = run(session, tokens, batch, wanted)
+            positions = batch.positions.copy()
+            given = native.Batch.from_buffer_copy(batch.native)
+            given.positions = native.address(positions)
+            count = len(tokens) if wanted is None else len(wanted)
+            self.calls.append((session, given, count, (batch, positions)))  # the last keep memory alive
+            return found
 
-        def record_attention(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
-            room = (*k.shape[:2], k.stride(1) // k.shape[3], k.shape[3])  # places allocated, not only taken
-            self.calls.append(("attention", q.shape, room, k.shape[2], mask))
-            return attention(q, k, v, mask)
-
-        def record_packed(q: Any, k: Any, v: Any, scale: float, mask: Any) -> Any:
-            self.calls.append(("packed", q.shape, k.stride(1), k.shape[2], scale, mask))
-            return packed(q, k, v, scale, mask)
-
-        def record_sdpa(q: Any, k: Any, v: Any, **options: Any) -> Any:
-            self.calls.append(("sdpa", q.shape, k.shape, options))
-            return sdpa(q, k, v, **options)
-
-        functional.linear, functional.scaled_dot_product_attention = record_linear, record_sdpa
-        cache_module.attention, cache_module.packed_attention = record_attention, record_packed
+        Session.run = record  # type: ignore[method-assign]
         try:
             ours()
         finally:
-            functional.linear, functional.scaled_dot_product_attention = linear, sdpa
-            cache_module.attention, cache_module.packed_attention = attention, packed
-        self.buffers: dict[Any, torch.Tensor] = {}
-        self.layers = ours.network.num_layers
+            Session.run = run  # type: ignore[method-assign]
 
-    def _buffer(self, key: Any, shape: Any) -> torch.Tensor:
-        size = torch.Size(shape).numel()
-        if key not in self.buffers or self.buffers[key].numel() < size:
-            self.buffers[key] = torch.randn(size)
-        return self.buffers[key][:size].view(*shape)
-
-    @torch.no_grad()
     def __call__(self) -> int:
-        layer = 0
-        for kind, *call in self.calls:
-            if kind == "linear":
-                shape, weight = call
-                functional.linear(self._buffer("x", shape), weight)
-            elif kind == "packed":
-                shape, room, end, scale, mask = call
-                layer = (layer + 1) % self.layers
-                keys = self._buffer(("k", layer), (shape[0], shape[2], room))[:, :, :end]
-                values = self._buffer(("v", layer), (shape[0], room, shape[2]))[:, :end]
-                cache_module.packed_attention(self._buffer("q", shape), keys, values, scale, mask)
-            elif kind == "attention":
-                shape, room, end, mask = call
-                layer = (layer + 1) % (4 * self.layers)  # each layer's keys are other memory, as in truth
-                keys, values = (self._buffer((which, layer), room)[:, :, :end] for which in "kv")
-                cache_module.attention(self._buffer("q", shape), keys, values, mask)
-            else:
-                q, k, options = call
-                key = self._buffer("pk", k)
-                functional.scaled_dot_product_attention(self._buffer("pq", q), key, key, **options)
+        long, pointer = ctypes.c_long, ctypes.c_void_p
+        for session, batch, wanted, _ in self.calls:
+            head = session.network.model.embedding.word_embeddings.weight
+            self.run(
+                *(session._layers, long(len(session._layers)), ctypes.byref(session._model)),
+                *(ctypes.byref(batch), pointer(native.address(head)), long(len(head))),
+                *(pointer(native.address(session._buffers["logits"])), long(wanted)),
+            )
         return 0
 
 
@@ -396,7 +371,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workloads", default="abcd")
-    parser.add_argument("--against", default="hf,hf_forked,megatron,limit")
+    parser.add_argument("--against", default="hf,hf_forked,megatron,limit,torch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="peak memory of ours and hf instead, at c")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # one side, in a process of its own
@@ -424,6 +399,7 @@ def main() -> None:
                 "hf_forked": lambda work=work: HuggingFaceForked(work),
                 "megatron": lambda work=work: MegatronStatic(work, rt),
                 "limit": lambda ours=ours: Limit(ours),
+                "torch": lambda work=work: Ours(work, rt, compiled=False),
             }
             sides: dict[str, Callable[[], int]] = {"ours": ours}
             sides |= {name: makers[name]() for name in args.against.split(",") if name}

@@ -90,6 +90,14 @@ INLINE vec exp_vec(vec x) {
     return times_power(p, n);
 }
 
+/* The greatest lane, in every lane. */
+INLINE vec greatest(vec x) {
+    const ivec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    _Pragma("GCC unroll 4") for (int half = LANES / 2; half; half /= 2)
+        x = max_vec(x, __builtin_shuffle(x, lanes ^ half));
+    return x;
+}
+
 /* Each lane of the result is the sum over the lanes of one vector. */
 INLINE vec sum_each(vec *x) {
     const ivec even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}, odd = even + 1;
@@ -386,10 +394,9 @@ static float soften(float *scores, long length) {
     place[num_pages - 1] = first_places(length - (num_pages - 1) * LANES, place[num_pages - 1], splat(-INFINITY));
     vec most = place[0];
     for (long p = 1; p < num_pages; p++) most = max_vec(place[p], most);
-    float top = most[0];
-    EACH(lane, LANES) top = most[lane] > top ? most[lane] : top;
+    most = greatest(most);
     vec sum = (vec){0};
-    for (long p = 0; p < num_pages; p++) sum += place[p] = exp_vec(place[p] - top);
+    for (long p = 0; p < num_pages; p++) sum += place[p] = exp_vec(place[p] - most);
     return 1.0f / sum_vec(sum);
 }
 
@@ -425,21 +432,24 @@ static void attend_item(const Attention *a, long first, int rows, long common) {
     const int32_t *shared = a->pages + first * a->max_pages;
     for (long begin = 0; begin < a->kv_heads; begin += HEADS) {
         const int heads = a->kv_heads - begin < HEADS ? a->kv_heads - begin : HEADS;
-        const float *query[HEADS][MAX_SHARING * GROUP];
-        float *score[HEADS][MAX_SHARING * GROUP];
-        vec sums[HEADS][MAX_SHARING * GROUP * SUMS];
+        /* By head and query; dense, since parts a power of two apart would share places of the near cache. */
+        const float *query[HEADS * MAX_SHARING * GROUP];
+        float *score[HEADS * MAX_SHARING * GROUP], share[HEADS * MAX_SHARING * GROUP];
+        vec sums[HEADS * MAX_SHARING * GROUP * SUMS];
         for (int h = 0; h < heads; h++)
-            for (int i = 0; i < n; i++) {
-                query[h][i] = a->q + (((first + i / GROUP) * a->kv_heads + begin + h) * GROUP + i % GROUP) * HEAD_DIM;
-                score[h][i] = a->scores + (h * n + i) * room;
-            }
+            for (int row = 0; row < rows; row++)
+                for (int g = 0; g < GROUP; g++) {
+                    const int i = h * n + row * GROUP + g;
+                    query[i] = a->q + (((first + row) * a->kv_heads + begin + h) * GROUP + g) * HEAD_DIM;
+                    score[i] = a->scores + i * room;
+                }
         for (long p = 0; p < common; p++)
             for (int h = 0; h < heads; h++) {
                 const float *page[1] = {a->keys + shared[p] * stride + (begin + h) * PAGE};
                 int i = 0;
-                for (; i + 8 <= n; i += 8) score_pages(8, 1, query[h] + i, page, score[h] + i, p * LANES);
-                for (; i + 2 <= n; i += 2) score_pages(2, 1, query[h] + i, page, score[h] + i, p * LANES);
-                for (; i < n; i++) score_pages(1, 1, query[h] + i, page, score[h] + i, p * LANES);
+                for (; i + 8 <= n; i += 8) score_pages(8, 1, query + h * n + i, page, score + h * n + i, p * LANES);
+                for (; i + 2 <= n; i += 2) score_pages(2, 1, query + h * n + i, page, score + h * n + i, p * LANES);
+                for (; i < n; i++) score_pages(1, 1, query + h * n + i, page, score + h * n + i, p * LANES);
             }
         for (int row = 0; row < rows; row++) {
             const int32_t *own = a->pages + (first + row) * a->max_pages;
@@ -451,34 +461,33 @@ static void attend_item(const Attention *a, long first, int rows, long common) {
                     EACH(j, 4) page[j] = a->keys + own[p + j] * stride + (begin + h) * PAGE;
                     int i = row * GROUP;
                     for (; i + 2 <= (row + 1) * GROUP; i += 2)
-                        score_pages(2, 4, query[h] + i, page, score[h] + i, p * LANES);
+                        score_pages(2, 4, query + h * n + i, page, score + h * n + i, p * LANES);
                     for (; i < (row + 1) * GROUP; i++)
-                        score_pages(1, 4, query[h] + i, page, score[h] + i, p * LANES);
+                        score_pages(1, 4, query + h * n + i, page, score + h * n + i, p * LANES);
                 }
             for (; p < num_pages; p++)
                 for (int h = 0; h < heads; h++) {
                     const float *page[1] = {a->keys + own[p] * stride + (begin + h) * PAGE};
                     int i = row * GROUP;
                     for (; i + 2 <= (row + 1) * GROUP; i += 2)
-                        score_pages(2, 1, query[h] + i, page, score[h] + i, p * LANES);
+                        score_pages(2, 1, query + h * n + i, page, score + h * n + i, p * LANES);
                     for (; i < (row + 1) * GROUP; i++)
-                        score_pages(1, 1, query[h] + i, page, score[h] + i, p * LANES);
+                        score_pages(1, 1, query + h * n + i, page, score + h * n + i, p * LANES);
                 }
         }
-        float share[HEADS][MAX_SHARING * GROUP];
-        for (int h = 0; h < heads; h++) {
-            for (int i = 0; i < n; i++) share[h][i] = soften(score[h][i], a->positions[first + i / GROUP] + 1);
-            memset(sums[h], 0, sizeof(vec) * n * SUMS);
-        }
+        for (int h = 0; h < heads; h++)
+            for (int i = 0; i < n; i++)
+                share[h * n + i] = soften(score[h * n + i], a->positions[first + i / GROUP] + 1);
+        memset(sums, 0, sizeof(vec) * heads * n * SUMS);
         for (long p = 0; p < common; p += RUN)
             for (int h = 0; h < heads; h++) {
                 const float *values = a->values + (begin + h) * PAGE;
                 const long end = common - p < RUN ? common : p + RUN;
                 int i = 0;
                 for (; i + 2 <= n; i += 2)
-                    mix_pages(2, values, stride, shared, p, end, end * LANES, score[h] + i, sums[h] + i * SUMS);
+                    mix_pages(2, values, stride, shared, p, end, end * LANES, score + h * n + i, sums + (h * n + i) * SUMS);
                 for (; i < n; i++)
-                    mix_pages(1, values, stride, shared, p, end, end * LANES, score[h] + i, sums[h] + i * SUMS);
+                    mix_pages(1, values, stride, shared, p, end, end * LANES, score + h * n + i, sums + (h * n + i) * SUMS);
             }
         for (int row = 0; row < rows; row++) {
             const int32_t *own = a->pages + (first + row) * a->max_pages;
@@ -489,16 +498,16 @@ static void attend_item(const Attention *a, long first, int rows, long common) {
                     const long end = num_pages - p < RUN ? num_pages : p + RUN;
                     int i = row * GROUP;
                     for (; i + 2 <= (row + 1) * GROUP; i += 2)
-                        mix_pages(2, values, stride, own, p, end, length, score[h] + i, sums[h] + i * SUMS);
+                        mix_pages(2, values, stride, own, p, end, length, score + h * n + i, sums + (h * n + i) * SUMS);
                     for (; i < (row + 1) * GROUP; i++)
-                        mix_pages(1, values, stride, own, p, end, length, score[h] + i, sums[h] + i * SUMS);
+                        mix_pages(1, values, stride, own, p, end, length, score + h * n + i, sums + (h * n + i) * SUMS);
                 }
         }
         for (int row = 0; row < rows; row++) {
             const long r = first + row, i = row * GROUP;
             float *out = a->out + r / TILE * features * TILE + r % TILE;
             for (int h = 0; h < heads; h++)
-                put_outputs(GROUP, sums[h] + i * SUMS, share[h] + i, out + (begin + h) * GROUP * HEAD_DIM * TILE);
+                put_outputs(GROUP, sums + (h * n + i) * SUMS, share + h * n + i, out + (begin + h) * GROUP * HEAD_DIM * TILE);
         }
     }
 }
@@ -515,8 +524,12 @@ static void attend(const float *q, float *out, const float *keys, const float *v
     for (int part = 0; part < threads; part++) {
         const Attention a = {q, keys, values, out, scores + part * rs_attend_room(max_pages),
                              pages, positions, max_pages, kv_heads};
-        for (long i = items * part / threads; i < items * (part + 1) / threads; i++)
-            attend_item(&a, begin[i], begin[i + 1] - begin[i], common[i]);
+        for (long i = items * part / threads; i < items * (part + 1) / threads; i++) {
+            /* Where little is shared, fewer rows at once keep their scores near. */
+            const int most = common[i] < 4 ? 2 : MAX_SHARING;
+            for (long first = begin[i]; first < begin[i + 1]; first += most)
+                attend_item(&a, first, begin[i + 1] - first < most ? begin[i + 1] - first : most, common[i]);
+        }
     }
 }
 

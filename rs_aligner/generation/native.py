@@ -114,6 +114,22 @@ def load_kernels(head_dim: int, group: int) -> Kernels:
     Raises:
         NoKernels: no compiler, or it failed.
     """
+    library, compiler, seconds = build(SOURCE, head_dim, group)
+    try:
+        return Kernels(library, compiler, seconds)
+    except OSError as error:
+        raise NoKernels(f"{library} cannot be loaded: {error}") from error
+
+
+def build(source: Path, head_dim: int, group: int) -> tuple[Path, str, float]:
+    """Compile a C file, unless that was done before; it may include `kernels.c`.
+
+    Returns:
+        The library, the compiler with its version, and the seconds that it took, 0 if it was there.
+
+    Raises:
+        NoKernels: as `load_kernels`.
+    """
     if head_dim % 2 or not 2 <= head_dim <= 256 or group > 16:
         raise NoKernels(f"there are no kernels for {group} query heads of {head_dim} numbers to a key's")
     names = [os.environ.get("CC", ""), "cc", "gcc"]
@@ -121,27 +137,26 @@ def load_kernels(head_dim: int, group: int) -> Kernels:
     if compiler is None:
         raise NoKernels("there is no C compiler (cc or gcc, or what CC names)")
     version = _run([compiler, "--version"]).splitlines()[0]
-    what = [*FLAGS, f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"]
-    parts = [SOURCE.read_text(), *what, compiler, version, _processor()]
+    what = [*FLAGS, f"-I{SOURCE.parent}", f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"]
+    parts = [source.read_text(), SOURCE.read_text(), *what, compiler, version, _processor()]
     library = _folder() / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
-    seconds = 0.0
-    if not library.exists():
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:  # other ranks may be at it, too
-            _run([compiler, *what, "-o", f"{scratch}/kernels.so", str(SOURCE), "-lm"])
-            os.replace(f"{scratch}/kernels.so", library)
-        seconds = time.monotonic() - began
-    try:
-        return Kernels(library, version, seconds)
-    except OSError as error:
-        raise NoKernels(f"{library} cannot be loaded: {error}") from error
+    if library.exists():
+        return library, version, 0.0
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:  # other ranks may be at it, too
+        _run([compiler, *what, "-o", f"{scratch}/kernels.so", str(source), "-lm"])
+        os.replace(f"{scratch}/kernels.so", library)
+    return library, version, time.monotonic() - began
 
 
 def address(array: np.ndarray | torch.Tensor | None) -> int | None:
     """Where an array's first number lies."""
     if array is None:
         return None
-    return array.data_ptr() if isinstance(array, torch.Tensor) else array.ctypes.data
+    if isinstance(array, torch.Tensor):
+        return array.data_ptr()
+    place: int = array.__array_interface__["data"][0]  # as .ctypes.data, which is slower
+    return place
 
 
 def tile_shape(width: int, rows: int) -> tuple[int, int, int]:

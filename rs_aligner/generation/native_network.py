@@ -119,29 +119,28 @@ class Session:
         self._kept: list[torch.Tensor] = []  # vectors in float32, for as long as their addresses are used
         layers = network.model.decoder.layers
         self._half = layers[0].mlp.linear_fc1.weight.dtype == torch.bfloat16
-        self._final_norm = (
-            self._as_float(network.model.decoder.final_layernorm.weight)
-            if self.runtime.is_last_stage
-            else None
-        )
+        if self.runtime.is_first_stage:
+            self._embedding = network.model.embedding.word_embeddings.weight
+        if self.runtime.is_last_stage:
+            shares = arch.tied_embeddings and self.runtime.is_first_stage
+            self._head = self._embedding if shares else network.model.output_layer.weight
+            self._final_norm = self._as_float(network.model.decoder.final_layernorm.weight)
         self._layers = (Layer * len(layers))(*(self._layer(number, one) for number, one in enumerate(layers)))
         used = ("hidden", "partial", "normed", "qkv", "queries", "mixed", "gate_up", "active", "scores")
         self._model = Model(
-            *(
-                width,
-                heads,
-                mlp_width,
-                max_pages,
-                self._half,
-                threads,
-                self.runtime.tp_size == 1,
-                arch.norm_eps,
-            ),
-            *(address(network.cos), address(network.sin)),
-            *(address(self._buffers[name]) for name in used),
+            width=width,
+            kv_heads=heads,
+            mlp_width=mlp_width,
+            max_pages=max_pages,
+            half=self._half,
+            threads=threads,
+            sum=self.runtime.tp_size == 1,
+            eps=arch.norm_eps,
+            cos=address(network.cos),
+            sin=address(network.sin),
+            **{name: address(self._buffers[name]) for name in used},
         )
 
-    @torch.no_grad()
     def run(self, tokens: np.ndarray, batch: TokenBatch, wanted: np.ndarray | None = None) -> torch.Tensor:
         """Run tokens; their keys and values go into their pages.
 
@@ -189,23 +188,20 @@ class Session:
             hidden += self._sum(partial)
 
     def _embed(self, tokens: np.ndarray, hidden: torch.Tensor) -> None:
-        weight = self.network.model.embedding.word_embeddings.weight
-        count, width = weight.shape
+        count, width = self._embedding.shape
         self.kernels.embed(
-            *(address(weight), self._half, address(tokens), self.runtime.tp_rank * count, count),
+            *(address(self._embedding), self._half, address(tokens), self.runtime.tp_rank * count, count),
             *(address(hidden), width, len(tokens)),
         )
         self._sum(hidden)
 
     def _logits(self, hidden: torch.Tensor, rows: int) -> torch.Tensor:
-        model, width = self.network.model, self.arch.hidden_size
-        shares = self.arch.tied_embeddings and self.runtime.is_first_stage
-        weight = model.embedding.word_embeddings.weight if shares else model.output_layer.weight
-        normed, logits = self._buffer("normed", rows), self._buffer("logits", rows)
+        count, width = self._head.shape
+        normed, logits = self._buffers["normed"], self._buffer("logits", rows)
         norm = address(self._final_norm)
         self.kernels.norm(address(hidden), norm, address(normed), width, rows, self.arch.norm_eps)
         self.kernels.linear(
-            *(address(weight), self._half, None, len(weight), width, address(normed), address(logits)),
+            *(address(self._head), self._half, None, count, width, address(normed), address(logits)),
             *(rows, 0, self._model.threads),
         )
         if self.runtime.tp_size == 1:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from rs_aligner.config import JudgeConfig
-from rs_aligner.reward.judges import load_judge, score_rows
+from rs_aligner.reward.judges import TokenJudge, load_judge, score_rows
 from rs_aligner.reward.judges.limit import LimitedJudge
 from rs_aligner.rollout import Score, ScoreFailure
 
@@ -102,10 +103,45 @@ def test_a_row_that_takes_its_process_along_fails_alone(make: Make, bad: str, re
     assert len(children()) == 1
 
 
-def test_a_process_that_was_killed_while_it_waited_is_started_again(make: Make) -> None:
+def test_a_process_that_was_killed_while_it_waited_is_started_again_and_no_row_fails(make: Make) -> None:
     judge = make()
-    children()[0].kill()
-    assert score(judge, "a", "ab") == [Score(1.0, {"twice": 2.0}), Score(2.0, {"twice": 4.0})]
+    (process,) = children()
+    process.kill()
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert score(judge, "a") == [Score(1.0, {"twice": 2.0})]
+
+
+def test_a_judge_whose_code_has_changed_is_not_started_again(make: Make, tmp_path: Path) -> None:
+    judge = make()
+    (tmp_path / "judge.py").write_text(JUDGE + "# other\n")
+    (process,) = children()
+    process.kill()
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    (failure,) = score(judge, "a")
+    assert isinstance(failure, ScoreFailure)
+    assert failure.reason.endswith("its code is not what it was when the server started")
+
+
+def test_a_class_that_takes_token_ids_does_so_there_too(tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text(
+        "class Judge:\n"
+        "    def score_texts(self, p, responses, m): return [0.0] * len(p)\n"
+        "    def score_tokens(self, tokens, lengths):\n"
+        "        while tokens[0, 0] == 9: pass\n"
+        "        return lengths.tolist()\n"
+    )
+    judge = load_judge(JudgeConfig(function=f"{tmp_path}/judge.py:Judge", time_limit=1))
+    try:
+        assert isinstance(judge, TokenJudge)
+        tokens = np.array([[9, 1], [1, 1], [1, 1]], dtype=np.int64)
+        values = judge.score_tokens(tokens, np.array([2, 1, 2]))
+        assert list(values[1:]) == [Score(1.0), Score(2.0)]
+        assert isinstance(values[0], ScoreFailure)
+    finally:
+        judge.close()
+    assert children() == []
 
 
 @pytest.mark.slow

@@ -19,15 +19,26 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from rs_aligner.reward.judges.base import Metadata, score_rows
+from rs_aligner.reward.judges.base import Metadata, TokenJudge, Tokens, score_rows
 from rs_aligner.reward.judges.functions import users_judge
 from rs_aligner.rollout import Score, ScoreFailure
 
 _logger = logging.getLogger("rs_aligner")
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What the process says of the judge when it has loaded it, or why it has not."""
+
+    error: str = ""
+    fingerprint: str = ""
+    takes_tokens: bool = False
+    warning: str | None = None
 
 
 class LimitedJudge:
@@ -51,20 +62,19 @@ class LimitedJudge:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[Any, Any] | None = None
         self._rows_at_once = sys.maxsize
-        self.fingerprint, warning = self._start()
-        if warning is not None:
-            _logger.warning("%s", warning)
+        self.fingerprint = ""
+        offered = self._start()
+        self.fingerprint = offered.fingerprint
+        if offered.takes_tokens:
+            self.score_tokens = self._score_tokens
+        if offered.warning is not None:
+            _logger.warning("%s", offered.warning)
 
     def score_texts(
         self, prompts: list[str], responses: list[str], metadata: list[Metadata]
     ) -> Sequence[Score | ScoreFailure]:
         """Scores; a row that takes too long, or its process with it, is a failure."""
-        scores: list[Score | ScoreFailure] = []
-        with self._lock:
-            while len(scores) < len(prompts):
-                rows = slice(len(scores), min(len(scores) + self._rows_at_once, len(prompts)))
-                scores += self._chunk(prompts[rows], responses[rows], metadata[rows])
-        return scores
+        return self._score("score_texts", prompts, responses, metadata)
 
     def close(self) -> None:
         """End the process, whatever it does."""
@@ -74,27 +84,42 @@ class LimitedJudge:
             self._process.wait()
         self._starter.shutdown()
 
-    def _chunk(self, *columns: list[Any]) -> list[Score | ScoreFailure]:
+    def _score_tokens(self, tokens: Tokens, lengths: Tokens) -> Sequence[Score | ScoreFailure]:
+        return self._score("score_tokens", tokens, lengths)
+
+    def _score(self, method: str, *columns: Any) -> list[Score | ScoreFailure]:
+        scores: list[Score | ScoreFailure] = []
+        num_rows = len(columns[0])
+        with self._lock:
+            while len(scores) < num_rows:
+                rows = slice(len(scores), min(len(scores) + self._rows_at_once, num_rows))
+                scores += self._chunk(method, *(column[rows] for column in columns))
+        return scores
+
+    def _chunk(self, method: str, *columns: Any) -> list[Score | ScoreFailure]:
         """Rows together if they take no longer than one may, else one by one."""
         num_rows = len(columns[0])
         try:
-            return self._ask(columns)
+            return self._ask(method, columns)
         except (TimeoutError, ChildProcessError) as error:
             if num_rows == 1 or self._closed:
                 return [ScoreFailure(str(error))] * num_rows
-        alone = [score for i in range(num_rows) for score in self._chunk(*(c[i : i + 1] for c in columns))]
+        one_by_one = ([column[i : i + 1] for column in columns] for i in range(num_rows))
+        alone = [score for row in one_by_one for score in self._chunk(method, *row)]
         if not any(isinstance(score, ScoreFailure) for score in alone):
             self._rows_at_once = max(1, num_rows // 2)  # no row is slow, they only were too many
         return alone
 
-    def _ask(self, columns: Sequence[list[Any]]) -> list[Score | ScoreFailure]:
+    def _ask(self, method: str, columns: Sequence[Any]) -> list[Score | ScoreFailure]:
         if self._closed:
             raise ChildProcessError("the judge was closed")
         try:
+            if self._process is not None and self._process.poll() is not None:
+                self._end()  # it died while it waited, and no row is to blame
             if self._connection is None:
                 self._start()
             assert self._connection is not None
-            self._connection.send(columns)
+            self._connection.send((method, columns))
             if self._connection.poll(self._limit):
                 answer: list[Score | ScoreFailure] = self._connection.recv()
                 return answer
@@ -105,8 +130,8 @@ class LimitedJudge:
         self._end()
         raise TimeoutError(f"the judge took more than {self._limit:g} s over this row (judge.time_limit)")
 
-    def _start(self) -> tuple[str, str | None]:
-        """Start the process and wait until the judge is loaded; its fingerprint and warning."""
+    def _start(self) -> _Offer:
+        """Start the process and wait until the judge is loaded."""
         ours, theirs = socket.socketpair()
         code = f"from {__name__} import main; main({theirs.fileno()}, {os.getpid()})"
         self._process = self._starter.submit(
@@ -120,13 +145,15 @@ class LimitedJudge:
         self._connection = Connection(ours.detach())
         try:
             self._connection.send((self._spec, self._kwargs))
-            error, fingerprint, warning = self._connection.recv()
+            offer: _Offer = self._connection.recv()
         except (EOFError, OSError):
-            error = f"its process died while it was loaded ({self._end()})"
-        if error is not None:
+            offer = _Offer(error=f"its process died while it was loaded ({self._end()})")
+        if self.fingerprint and not offer.error and offer.fingerprint != self.fingerprint:
+            offer = _Offer(error="its code is not what it was when the server started")
+        if offer.error:
             self._end()
-            raise ValueError(error)
-        return fingerprint, warning
+            raise ValueError(offer.error)
+        return offer
 
     def _end(self) -> str:
         """End the process; how it ended."""
@@ -145,12 +172,13 @@ def _serve(connection: Connection[Any, Any]) -> None:
     try:
         judge, warning = users_judge(spec, kwargs)
     except Exception as error:
-        connection.send((str(error), "", None))
+        connection.send(_Offer(error=str(error)))
         return
-    connection.send((None, judge.fingerprint, warning))
+    takes_tokens = isinstance(judge, TokenJudge)
+    connection.send(_Offer(fingerprint=judge.fingerprint, takes_tokens=takes_tokens, warning=warning))
     while True:
-        columns = connection.recv()
-        connection.send(score_rows(judge.score_texts, columns, max_rows=len(columns[0])))
+        method, columns = connection.recv()
+        connection.send(score_rows(getattr(judge, method), columns, max_rows=len(columns[0])))
 
 
 def main(descriptor: int, parent: int) -> None:

@@ -47,17 +47,17 @@ _CODES = re.compile(r"\b(?:USD?|EUR|GBP|JPY|INR|AUD|CAD|CHF|US|Rs)\.?\s?[$]?\s?(
 
 _START = re.compile(
     r"(?<![A-Za-z_^\d])(?<!\d[.,])"
-    rf"(?:{UNREADABLE}|\d{{1,3}}(?: \d{{3}})+(?![\d,'])(?:\.\d+)?|\.?\d(?:[.,']?\d)*)"
+    rf"(?:{UNREADABLE}|\d{{1,3}}(?: \d{{3}})+(?![\d,'])(?:\.\d+)?|\.?\d(?:[.,'_]?\d)*)"
 )
 _PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _GROUPED = re.compile(
-    r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+)(?:\.\d+)?"
+    r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?: \d{3})+|\d{1,3}(?:['_]\d{3})+)(?:\.\d+)?"
 )
 _EUROPEAN = re.compile(r"\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|\d{1,3}\.\d{3},\d{1,2}|\d+,\d{1,2}|0,\d+")
 # White space is one space, and a new line ends what belongs together.
 _EXPONENT = re.compile(r"[eE]([-+]?\d{1,3})(?![\w.])")
 _TEN_TO = re.compile(r" ?[x\u00d7*] ?10 ?\^ ?(-?\d{1,3})(?!\d)")
-_MIXED = re.compile(r"(?: |-| and )(\d{1,6}) ?/ ?(\d{1,6})(?![\d/.,]*\d)")
+_MIXED = re.compile(r"(?: | and )(\d{1,6}) ?/ ?(\d{1,6})(?![\d/.,]*\d)")
 _DENOMINATOR = re.compile(r" ?[/\u2044] ?(\d[\d,]*(?:\.\d+)?)(?!\d)")
 _CENTS = re.compile(r" ?(?:dollars?)?,? ?(?:and )?(\d{1,2}) ?(?:cents?\b|¢)")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3, "m": 6, "b": 9}
@@ -85,6 +85,8 @@ _COMPOUND = re.compile(
     re.IGNORECASE,
 )
 _CHOICE = re.compile(rf"[ %]*[A-Za-z]*,? ?\bor\b ?(?:[a-z]+ )?-?[{_CURRENCY}]?", re.IGNORECASE)
+_BETWEEN = re.compile(rf"\bbetween -?[{_CURRENCY}]?$", re.IGNORECASE)
+_AND = re.compile(rf"[ %]*[A-Za-z]*,? ?\b(?:and|or)\b ?-?[{_CURRENCY}]?", re.IGNORECASE)
 _SIGN = re.compile(
     rf"(?P<sign>[-+±]|\b(?:minus|negative))(?P<gap> ?)[{_CURRENCY}(]* ?$|[{_CURRENCY}] ?(?P<inner>[-+±])$",
     re.IGNORECASE,
@@ -148,13 +150,20 @@ def find_numbers(text: str, *, in_prose: bool) -> list[Number]:
     position = 0
     while match := _START.search(text, position):
         number = _read(text, match, in_prose)
-        if numbers and _CHOICE.fullmatch(text, numbers[-1].end, number.start):
+        if numbers and _is_choice(text, numbers[-1], number):
             before = numbers.pop()
             if before.value != number.value:
                 number = Number(None, number.percent, before.start, number.end)
         numbers.append(number)
         position = number.end
     return numbers
+
+
+def _is_choice(text: str, first: Number, second: Number) -> bool:
+    """Whether two numbers are offered to choose from: 17 or 18, between 17 and 18."""
+    if _BETWEEN.search(text[max(0, first.start - _BEFORE) : first.start]):
+        return _AND.fullmatch(text, first.end, second.start) is not None
+    return _CHOICE.fullmatch(text, first.end, second.start) is not None
 
 
 def _read(text: str, match: re.Match[str], in_prose: bool) -> Number:
@@ -213,7 +222,7 @@ def _digits(text: str) -> Fraction | None:
     if _PLAIN.fullmatch(text):
         return Fraction(text)
     if _GROUPED.fullmatch(text):
-        return Fraction(re.sub("[, ']", "", text))
+        return Fraction(re.sub("[, '_]", "", text))
     if _EUROPEAN.fullmatch(text):
         return Fraction(text.replace(".", "").replace(",", "."))
     return None
