@@ -48,7 +48,7 @@ def run(
     folder, port = tmp_path_factory.mktemp("rs"), free_port()
     kwargs = f"judge.kwargs={{folder: {reward_model / 'final'}, threads: 1}}"
     with service(folder, port, "judge.name=megatron_reward_model", kwargs) as judge:
-        judge.wait_until_ready(timeout=120)
+        judge.wait_until_ready(timeout=240)
         done = run_script(
             "train_rs.py",
             "--config-name=stories",

@@ -24,7 +24,7 @@ from tests.reward.reward_models import (
 from tests.reward.rows import free_port
 from tests.reward.service import service
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_two_ranks_serve_and_end_with_the_server(
     kwargs = f"judge.kwargs={{folder: {folder}, {layout}: 2, accelerator: cpu, threads: 1}}"
     port = free_port()
     with service(tmp_path, port, "judge.name=megatron_reward_model", kwargs) as running:
-        running.wait_until_ready(timeout=120)
+        running.wait_until_ready(timeout=240)
         family = running.processes()
         ranks = [process for process in family if "score_ranks" in " ".join(process.cmdline())]
         assert len(ranks) == 2
@@ -66,7 +66,7 @@ def test_two_ranks_serve_and_end_with_the_server(
 def test_ranks_leave_when_the_server_is_killed(folder: Path, tmp_path: Path) -> None:
     kwargs = f"judge.kwargs={{folder: {folder}, accelerator: cpu, threads: 1}}"
     with service(tmp_path, free_port(), "judge.name=megatron_reward_model", kwargs) as running:
-        running.wait_until_ready(timeout=120)
+        running.wait_until_ready(timeout=240)
         (rank,) = [p for p in running.processes() if "score_ranks" in " ".join(p.cmdline())]
         running.process.kill()
         deadline = time.monotonic() + 20
