@@ -2,6 +2,7 @@
 
 Reads conf/serve_reward.yaml and the overrides, checks them, and serves until Ctrl-C or SIGTERM. Exits with
 status 2 and the reason if the config, the judge or the address cannot be used, and 1 if the server breaks.
+With check=true it examines the judge instead and ends, with status 1 if the judge does not pass.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from rs_aligner.config import ServeRewardConfig, load_config, open_overrides
 def main(cfg: DictConfig) -> None:
     try:
         config = load_config(cfg, ServeRewardConfig)
-        from rs_aligner.reward.server import serve  # slow, so only once the config is known to be right
+        # Slow, so only once the config is known to be right.
+        from rs_aligner.reward.server import examine, serve
 
+        if config.check:
+            sys.exit(0 if examine(config) else 1)
         serve(config)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 

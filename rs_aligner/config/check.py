@@ -15,13 +15,16 @@ from typing import Any
 
 from rs_aligner.config.base import problem
 from rs_aligner.config.common import (
-    ExpManagerConfig,
+    ExpManagerBase,
     JudgeConfig,
+    JudgeSource,
     LengthParams,
     ModelBase,
     SamplingParams,
 )
-from rs_aligner.config.schema import RSConfig, ServeRewardConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.config.remote import check_remote
+from rs_aligner.config.reward_model import TrainRewardModelConfig
+from rs_aligner.config.schema import RSConfig, ServeRewardConfig, TrainConfig, TrainRSConfig, TrainSFTConfig
 from rs_aligner.files import hugging_face_part
 
 _logger = logging.getLogger("rs_aligner")
@@ -31,15 +34,22 @@ _MEGATRON_FILES = ("metadata.json", "latest_checkpointed_iteration.txt")
 _FUNCTION = "path/to/file.py:name or package.module:name"
 
 
-def check(config: TrainRSConfig | TrainSFTConfig | ServeRewardConfig) -> list[str]:
+def check(config: TrainConfig | ServeRewardConfig) -> list[str]:
     """The problems of a config whose values are each valid, a line each; empty if it can run."""
     if isinstance(config, ServeRewardConfig):
-        return [*_judge("judge", config.judge), *_tokenizer(config)]
+        return [*_judge("judge", config.judge), *_standardization(config), *_files_of_server(config)]
     lines = [*_layout(config), *_model(config), *_run_folder(config.exp_manager)]
     lines += _policy(config)
     lines += _files("model.data.data_prefix.train", config.model.data.data_prefix.train)
     lines += _files("model.data.data_prefix.validation", config.model.data.data_prefix.validation)
-    return lines + list(_rs(config) if isinstance(config, TrainRSConfig) else _sft(config))
+    match config:
+        case TrainRSConfig():
+            lines += _rs(config)
+        case TrainSFTConfig():
+            lines += _sft(config)
+        case TrainRewardModelConfig():
+            lines += _pairs(config)
+    return lines
 
 
 def model_positions(folder: str) -> int | None:
@@ -48,7 +58,7 @@ def model_positions(folder: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _layout(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
+def _layout(config: TrainConfig) -> Iterator[str]:
     model, world = config.model, config.world_size
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
     if world % (tp * pp):
@@ -71,7 +81,7 @@ def _layout(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
         )
 
 
-def _model(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
+def _model(config: TrainConfig) -> Iterator[str]:
     model: ModelBase = config.model
     if model.sequence_parallel and model.tensor_model_parallel_size == 1:
         yield problem(
@@ -89,7 +99,7 @@ def _model(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
         )
 
 
-def _run_folder(manager: ExpManagerConfig) -> Iterator[str]:
+def _run_folder(manager: ExpManagerBase) -> Iterator[str]:
     if Path(manager.explicit_log_dir).exists() and not Path(manager.explicit_log_dir).is_dir():
         yield problem("exp_manager.explicit_log_dir", manager.explicit_log_dir, "is a file; name a folder")
     params = manager.checkpoint_callback_params
@@ -98,7 +108,7 @@ def _run_folder(manager: ExpManagerConfig) -> Iterator[str]:
         yield problem(key, params.save_top_k, "should be -1 (keep all), 0 (only the newest) or more")
 
 
-def _policy(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
+def _policy(config: TrainConfig) -> Iterator[str]:
     key, path = "pretrained_checkpoint.restore_from_path", config.pretrained_checkpoint.restore_from_path
     wanted = "name a Hugging Face folder (with config.json) or a Megatron checkpoint folder"
     folder = Path(path)
@@ -112,7 +122,7 @@ def _policy(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
         yield from _fits_policy(config, _model_json(path))
 
 
-def _fits_policy(config: TrainRSConfig | TrainSFTConfig, made: dict[str, Any]) -> Iterator[str]:
+def _fits_policy(config: TrainConfig, made: dict[str, Any]) -> Iterator[str]:
     """Sizes against the policy's own config.json, as far as it tells them."""
     model = config.model
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
@@ -131,6 +141,8 @@ def _fits_policy(config: TrainRSConfig | TrainSFTConfig, made: dict[str, Any]) -
     if model.encoder_seq_length is not None and model.encoder_seq_length > positions:
         key = "model.encoder_seq_length"
         yield problem(key, model.encoder_seq_length, f"the policy was made for at most {positions} positions")
+    if not isinstance(config, TrainRSConfig | TrainSFTConfig):
+        return  # nothing is sampled
     section = "model.rs" if isinstance(config, TrainRSConfig) else "model.sft"
     lengths = config.length_params
     room = model.sequence_length(positions)
@@ -164,6 +176,9 @@ def _rs(config: TrainRSConfig) -> Iterator[str]:
     yield from _sampling("model.rs.val_sampling_params", rs.val_sampling_params)
     yield from _length_order("model.rs.length_params", rs.length_params)
     _warn_of_equal_rollouts(rs)
+    yield from check_remote(config.remote_rm)
+    if config.remote_rm.judge is not None:
+        yield from _judge("remote_rm.judge", config.remote_rm.judge)
     pad, longest = config.remote_rm.pad_to_length, model.encoder_seq_length
     if pad is not None and longest is not None and pad < longest:
         key = "remote_rm.pad_to_length"
@@ -187,6 +202,18 @@ def _sft(config: TrainSFTConfig) -> Iterator[str]:
     if stop is not None and (config.judge is None or config.trainer.sft.val_check_interval is None):
         missing = "judge" if config.judge is None else "trainer.sft.val_check_interval"
         yield problem("trainer.sft.stop_at_validation", stop, f"needs {missing}, for a held-out score")
+
+
+def _pairs(config: TrainRewardModelConfig) -> Iterator[str]:
+    if not config.model.data.data_prefix.train:
+        rows = '{"prompt", "chosen", "rejected"}'
+        yield f"model.data.data_prefix.train must be set: a file of {rows} rows, or a list"
+    yield from _steps("trainer.rm.max_steps", config.trainer.rm.max_steps)
+    params = config.exp_manager.checkpoint_callback_params
+    better = "max" if params.monitor == "validation/accuracy" else "min"
+    if params.mode != better:
+        key = "exp_manager.checkpoint_callback_params.mode"
+        yield problem(key, params.mode, f"should be {better}, since {params.monitor} is monitored")
 
 
 def _steps(key: str, max_steps: int) -> Iterator[str]:
@@ -214,13 +241,18 @@ def _warn_of_equal_rollouts(rs: RSConfig) -> None:
             _logger.warning("model.rs.%s is %d, but greedy rollouts of a prompt are all equal", name, number)
 
 
-def _judge(key: str, judge: JudgeConfig) -> Iterator[str]:
-    if (judge.function is None) == (judge.name is None):
-        state = "neither is set" if judge.name is None else "both are set"
+def _judge(key: str, judge: JudgeSource) -> Iterator[str]:
+    parts = judge.parts if isinstance(judge, JudgeConfig) else {}
+    asked = {"function": judge.function, "name": judge.name, "parts": parts or None}
+    named = [name for name, value in asked.items() if value is not None]
+    if len(named) != 1:
         yield (
-            f"{key}.function and {key}.name: {state}; set one, e.g. {key}.name=exact_answer, "
-            f"or {key}.function to {_FUNCTION}"
+            f"{key}: {' and '.join(named) or 'nothing'} is set; set one of {key}.name, e.g. to exact_answer, "
+            f"{key}.function, to {_FUNCTION}"
+            + (f", and {key}.parts, a judge by each name" if isinstance(judge, JudgeConfig) else "")
         )
+    for name, part in parts.items():
+        yield from _judge(f"{key}.parts.{name}", part)
     if judge.function is None:
         return
     where, colon, name = judge.function.rpartition(":")
@@ -230,9 +262,28 @@ def _judge(key: str, judge: JudgeConfig) -> Iterator[str]:
         yield problem(f"{key}.function", judge.function, f"there is no such file (relative to {Path.cwd()})")
 
 
-def _tokenizer(config: ServeRewardConfig) -> Iterator[str]:
-    if config.tokenizer is not None and not Path(config.tokenizer).is_dir():
-        yield problem("tokenizer", config.tokenizer, "should be the policy's Hugging Face folder")
+def _standardization(config: ServeRewardConfig) -> Iterator[str]:
+    standard = config.model.reward_standardization
+    for name, value in (("mean", standard.mean), ("std", standard.std)):
+        if standard.enable and value is None:
+            yield f"model.reward_standardization.{name} must be set: reward_standardization is enabled"
+        if not standard.enable and value is not None:
+            _logger.warning("model.reward_standardization.%s has no effect: it is not enabled", name)
+
+
+def _files_of_server(config: ServeRewardConfig) -> Iterator[str]:
+    files = {"inference.token_file": config.inference.token_file, "check_data": config.check_data}
+    for key, file in files.items():
+        if file is not None and not Path(file).is_file():
+            yield problem(key, file, f"there is no such file (relative to {Path.cwd()})")
+    for key, folder in {"tokenizer": config.tokenizer, "check_policy": config.check_policy}.items():
+        if folder is not None and not Path(folder).is_dir():
+            yield problem(key, folder, "should be the policy's Hugging Face folder")
+    for key in ("check_policy", "check_data"):
+        if getattr(config, key) is not None and not config.check:
+            yield problem(
+                key, getattr(config, key), "plays a part in a check only; set check=true, or drop it"
+            )
 
 
 def _model_json(folder: str) -> dict[str, Any]:

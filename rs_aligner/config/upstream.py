@@ -175,14 +175,15 @@ _NO_REWARD_MODEL = "serving a reward model is not there yet"
 
 SERVE_REWARD = Upstream(
     used=frozenset(
-        _under("inference", "port model_name max_queue_delay_microseconds inference_micro_batch_size")
+        [
+            *_under("inference", "port model_name max_queue_delay_microseconds inference_micro_batch_size"),
+            *_under("model.reward_standardization", "enable mean std"),
+        ]
     ),
     no_effect={
         "inference.strip_sequence_length_to_multiple": "columns are never cut, the lengths tell",
         "inference.micro_batch_size": "set inference.inference_micro_batch_size",
         "model.forward_micro_batch_size": _NO_REWARD_MODEL,
-        "model.reward_standardization.mean": _NO_REWARD_MODEL,
-        "model.reward_standardization.std": _NO_REWARD_MODEL,
         **dict.fromkeys(_under("trainer", "num_nodes devices accelerator logger precision"), _ONE_PROCESS),
         **dict.fromkeys(_under("model", "sequence_parallel precision"), _ONE_PROCESS),
         "model.tensor_model_parallel_size": _ONE_PROCESS,
@@ -194,9 +195,6 @@ SERVE_REWARD = Upstream(
         "rm_model_file": Refusal(
             "serving a reward model is not there yet; set judge.name=exact_answer, judge.name=sentiment "
             "or judge.function=path/to/file.py:name"
-        ),
-        "model.reward_standardization.enable": Refusal(
-            "there is no reward model to standardise yet; scale the scores in your judge.function"
         ),
     },
 )

@@ -65,10 +65,10 @@ class Service:
 
 
 @contextlib.contextmanager
-def service(folder: Path, port: int, *overrides: str) -> Iterator[Service]:
+def service(folder: Path, port: int, *overrides: str, scratch: Path | None = None) -> Iterator[Service]:
     """Start a server on `port`, its output in `folder`; at the end it is stopped, whatever happens."""
     log = folder / "serve_reward.log"
-    scratch = Path(tempfile.mkdtemp(prefix="rs_"))  # short: sockets lie below it
+    scratch = scratch or Path(tempfile.mkdtemp(prefix="rs_"))  # short: sockets lie below it
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
     # Like the background job of a shell script: SIGINT is ignored unless the server sees to it.
     shell = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]

@@ -1,0 +1,34 @@
+"""The judges that a server (or, for a small run, the trainer itself) can serve.
+
+`base` says what a judge is and how its rows are scored, `load` finds the one that the config names. The
+rest are judges, a file for each kind. To add one, write a function or a class as `base` describes and name
+it: users in `judge.function`, this project in `load.BUILT_IN`.
+"""
+
+from rs_aligner.reward.judges.base import (
+    BadResult,
+    JudgeFunction,
+    Metadata,
+    ServedJudge,
+    TokenJudge,
+    Value,
+    content_hash,
+    describe,
+    score_rows,
+)
+from rs_aligner.reward.judges.load import BUILT_IN, load_judge, rewards_of
+
+__all__ = [
+    "BUILT_IN",
+    "BadResult",
+    "JudgeFunction",
+    "Metadata",
+    "ServedJudge",
+    "TokenJudge",
+    "Value",
+    "content_hash",
+    "describe",
+    "load_judge",
+    "rewards_of",
+    "score_rows",
+]

@@ -1,0 +1,109 @@
+"""From the config's `judge` to the judge itself: what comes with RS Aligner, and what users bring."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rs_aligner.config import JudgeConfig, JudgePart, JudgeSource
+from rs_aligner.reward.judges.base import Metadata, ServedJudge, Value, content_hash, score_rows
+from rs_aligner.reward.judges.combined import WeightedJudge
+from rs_aligner.reward.judges.functions import FunctionJudge, bind, smoke_test, users_judge
+from rs_aligner.reward.judges.huggingface import HuggingFaceJudge
+from rs_aligner.reward.judges.limit import LimitedJudge
+from rs_aligner.reward.judges.megatron import MegatronJudge
+from rs_aligner.reward.judges.rules import format_rules, length, regex
+from rs_aligner.reward.judges.sentiment import sentiment
+from rs_aligner.reward.judges.verifiers import exact_answer, final_answer
+from rs_aligner.rollout import Score
+
+_logger = logging.getLogger("rs_aligner")
+
+BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
+    "exact_answer": exact_answer,
+    "final_answer": final_answer,
+    "regex": regex,
+    "length": length,
+    "format": format_rules,
+    "sentiment": sentiment,
+    "huggingface": HuggingFaceJudge,
+    "megatron_reward_model": MegatronJudge,
+}
+"""Functions, and classes that are made with `judge.kwargs`."""
+
+# A user's regular expression may take for ever, like a user's function.
+_LIMITED = {"regex": "rs_aligner.reward.judges.rules:regex"}
+
+
+def load_judge(cfg: JudgeSource) -> ServedJudge:
+    """Find the judge that the config names, with its settings.
+
+    Args:
+        cfg: exactly one of `function` (`path/to/file.py:name` or `package.module:name`), `name` (a built-in
+            judge) and `parts`; `kwargs` are its further keyword arguments.
+
+    Returns:
+        The judge, to be closed by the caller.
+
+    Raises:
+        ValueError: no such file, module or function, something that cannot be called as a judge, settings
+            that it does not take, or a judge that is broken whatever the rows.
+    """
+    parts = cfg.parts if isinstance(cfg, JudgeConfig) else {}
+    if sum((cfg.function is not None, cfg.name is not None, bool(parts))) != 1:
+        raise ValueError(
+            "set exactly one of judge.function (path/to/file.py:name or package.module:name), "
+            f"judge.name (one of {', '.join(BUILT_IN)}) and judge.parts"
+        )
+    if parts:
+        return _weighted(parts)
+    if cfg.name is not None:
+        return _built_in(cfg.name, cfg.kwargs, cfg.time_limit)
+    assert cfg.function is not None
+    if cfg.time_limit is not None:
+        return LimitedJudge(cfg.function, cfg.kwargs, cfg.time_limit)
+    judge, warning = users_judge(cfg.function, cfg.kwargs)
+    if warning is not None:
+        _logger.warning("%s", warning)
+    return judge
+
+
+def rewards_of(judge: ServedJudge) -> Callable[[list[str], list[str], list[Metadata]], list[float]]:
+    """A judge as a plain function of texts, NaN where there is no score."""
+
+    def rewards(prompts: list[str], responses: list[str], metadata: list[Metadata]) -> list[float]:
+        scores = score_rows(judge.score_texts, (prompts, responses, metadata), max_rows=64)
+        return [score.reward if isinstance(score, Score) else math.nan for score in scores]
+
+    return rewards
+
+
+def _built_in(name: str, kwargs: dict[str, Any], time_limit: float | None) -> ServedJudge:
+    found = BUILT_IN[name]
+    if isinstance(found, type):
+        try:
+            inspect.signature(found).bind(**kwargs)
+        except TypeError as error:
+            raise ValueError(f"judge.kwargs: {name} does not take them: {error}") from None
+        return found(**kwargs)
+    function = bind("judge.name", name, found, kwargs)
+    if name in _LIMITED and time_limit is not None:
+        return LimitedJudge(_LIMITED[name], kwargs, time_limit)
+    judge = FunctionJudge(function, content_hash(name, kwargs))
+    smoke_test(judge)
+    return judge
+
+
+def _weighted(parts: Mapping[str, JudgePart]) -> ServedJudge:
+    loaded: dict[str, tuple[float, ServedJudge]] = {}
+    try:
+        for name, part in parts.items():
+            loaded[name] = part.weight, load_judge(part)
+    except ValueError as error:
+        for _, judge in loaded.values():
+            judge.close()
+        raise ValueError(f"judge.parts.{name}: {error}") from None
+    return WeightedJudge(loaded)
