@@ -127,6 +127,7 @@ class RemoteGPTRMClient:
             self._closed = True
             futures += self._in_flight
             conversations = list(self._conversations)
+        self._pool.stop()
         for future in futures:
             _resolve(future, CLOSED)
         for connection in conversations:
@@ -185,11 +186,8 @@ class RemoteGPTRMClient:
             try:
                 return self._ask_once(endpoint, batch)
             except (TransportError, BadAnswer) as error:
-                reason, hopeless, delay = (
-                    explained(endpoint, error),
-                    not is_transient(error),
-                    patience.failed(),
-                )
+                reason, hopeless = explained(endpoint, error), not is_transient(error)
+                delay = patience.failed()
                 halve = is_worth_halving(error, patience.failures, last=delay is None)
             if halve and len(batch) > 1:
                 half = len(batch) // 2

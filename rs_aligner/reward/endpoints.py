@@ -189,11 +189,16 @@ class EndpointPool:
         """Wait, unless the pool is closed meanwhile."""
         self._closed.wait(seconds)
 
-    def close(self) -> None:
-        """Let nobody in any more, nobody wait, and end the threads. May be called twice."""
+    def stop(self) -> None:
+        """Let nobody in any more, and nobody wait: what fails from now on fails because it ends."""
         self._closed.set()
         with self._changed:
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop, and end the threads. May be called twice."""
+        self.stop()
+        with self._changed:
             threads = list(self._threads)
         for thread in threads:
             thread.join(timeout=1.0)
@@ -222,10 +227,18 @@ class EndpointPool:
                         endpoint.hopeless = problem
                         self._changed.notify_all()
                 round_ += 1
-                delay = POLL_SECONDS if self._starting_until is not None else jittered(round_)
+                delay = self._delay(round_)
         finally:
             with self._changed:
                 self._threads.discard(threading.current_thread())
+
+    def _delay(self, round_: int) -> float:
+        """Seconds until the next trial; at the start, the last one has time to learn what is wrong."""
+        until = self._starting_until
+        if until is None:
+            return jittered(round_)
+        left = until - time.monotonic()
+        return POLL_SECONDS if left > 2 * POLL_SECONDS else max(left, 0.0) + 2 * _GRACE
 
     def _problem(self, endpoint: Endpoint) -> Exception | None:
         """Try a server out, and let it in if there is no problem."""

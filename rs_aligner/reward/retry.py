@@ -53,7 +53,9 @@ def is_worth_halving(error: AskError, failures: int, *, last: bool) -> bool:
     """
     if isinstance(error, BadAnswer) or error.status in UNAUTHORIZED:
         return False
-    if error.kind == "timeout" or not is_transient(error):
+    if error.kind == "timeout":
+        return not last  # each part may take as long again
+    if not is_transient(error):
         return True
     return error.kind == "refused" and (last or failures >= _HALVE_AFTER)
 

@@ -89,6 +89,38 @@ def test_a_batch_that_the_server_refuses_is_halved_so_that_no_row_costs_the_othe
     assert judge.batches == [8, 4, 2, 2, 4, 2, 2]
 
 
+def test_a_row_that_takes_for_ever_does_not_cost_the_others_their_scores() -> None:
+    """The stand-in sees numbers of rows only: batches of more than two hang."""
+
+    def answer(num_rows: int) -> Answer:
+        time.sleep(1.5 if num_rows > 2 else 0)
+        return ones(num_rows)
+
+    with (
+        fake_judge(answer) as judge,
+        RemoteGPTRMClient(
+            config(judge.port, max_batch_size=8, max_wait_seconds=5, request_timeout=0.5, on_failure="drop")
+        ) as client,
+    ):
+        assert results(client, 8) == [Score(1.0)] * 8
+
+
+def test_closing_in_mid_request_is_no_outage(caplog: pytest.LogCaptureFixture) -> None:
+    gate = threading.Event()
+
+    def held(num_rows: int) -> Answer:
+        gate.wait(20)
+        return ones(num_rows)
+
+    with caplog.at_level(logging.WARNING, "rs_aligner"), fake_judge(held) as judge:
+        with RemoteGPTRMClient(config(judge.port)) as client:
+            client.submit(*row())
+            while not judge.batches:
+                time.sleep(0.01)
+        gate.set()
+    assert caplog.text == ""
+
+
 def test_a_batch_with_a_wrong_number_of_answers_is_never_halved_into_fitting_it() -> None:
     with (
         fake_judge(lambda n: rewards([1.0, 2.0])) as judge,

@@ -50,7 +50,7 @@ def judge_threads() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def short_outages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rs_aligner.reward.retry.SHORT_OUTAGE", 0.5)
+    monkeypatch.setattr("rs_aligner.reward.retry.SHORT_OUTAGE", 3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -149,8 +149,8 @@ def test_a_bad_answer_fails_its_rows_with_the_reason(answer: Answer, reason: str
         fake_judge(lambda _: answer) as judge,
         RemoteGPTRMClient(config(judge.port, max_batch_size=3)) as client,
     ):
-        (text,) = reasons(submit(client, 3))
-    assert reason in text
+        texts = reasons(submit(client, 3))
+    assert all(reason in text for text in texts)
 
 
 def test_a_judge_that_does_not_answer_in_time_fails_its_rows_and_the_next_may_succeed() -> None:
