@@ -18,6 +18,9 @@ from rs_aligner.rollout import Score, ScoreFailure
 
 Result = Score | ScoreFailure
 
+# The oldest rows, in batches, among which neighbours are looked for: more costs time and finds little.
+_WINDOW = 8
+
 
 @dataclass(slots=True, eq=False)
 class Waiting:
@@ -108,8 +111,9 @@ class RowQueue:
         if len(self._rows) <= self._batch_size:
             batch, self._rows = self._rows, []
             return batch
-        length = self._rows[0].length
-        batch = nsmallest(self._batch_size, self._rows, key=lambda waiting: abs(waiting.length - length))
+        length, window = self._rows[0].length, _WINDOW * self._batch_size
+        oldest = self._rows[:window]
+        batch = nsmallest(self._batch_size, oldest, key=lambda waiting: abs(waiting.length - length))
         taken = set(map(id, batch))
-        self._rows = [waiting for waiting in self._rows if id(waiting) not in taken]
+        self._rows[:window] = [waiting for waiting in oldest if id(waiting) not in taken]
         return batch

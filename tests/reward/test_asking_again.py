@@ -60,7 +60,9 @@ def test_what_may_pass_by_itself_is_asked_again(broken: Answer) -> None:
     answers = [broken, broken]
     with (
         fake_judge(lambda n: answers.pop() if answers else ones(n)) as judge,
-        RemoteGPTRMClient(config(judge.port, on_failure="drop", max_attempts=3)) as client,
+        RemoteGPTRMClient(
+            config(judge.port, on_failure="drop", max_attempts=3, max_wait_seconds=5)
+        ) as client,
     ):
         assert results(client, 2) == [Score(1.0)] * 2
     assert judge.batches == [2, 2, 2]
