@@ -32,7 +32,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["rs_aligner", "rs_aligner.*"]),
-    package_data={"rs_aligner": ["py.typed", "generation/kernels.c"]},
+    package_data={"rs_aligner": ["py.typed", "generation/kernels/*"]},
     install_requires=[
         "einops>=0.8",
         "hydra-core>=1.3",

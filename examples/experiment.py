@@ -19,18 +19,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from rs_aligner.config import (
     ConfigError,
-    ExpManagerConfig,
     GenerationConfig,
+    TrainConfig,
+    TrainRewardModelConfig,
     TrainRSConfig,
     TrainSFTConfig,
 )
+from rs_aligner.config.common import ExpManagerBase
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.schedule import learning_rate
 
 if TYPE_CHECKING:
     from rs_aligner.policy.policy import MegatronPolicy
+    from rs_aligner.policy.reward_model import MegatronRewardModel
     from rs_aligner.policy.tokenizer import Tokenizer
-    from rs_aligner.rollout import Prompt, TrainingRow
+    from rs_aligner.rollout import PreferencePair, Prompt, TrainingRow
 
 RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 
@@ -52,7 +55,9 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(_complain(error, 2))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted", 130))
-    except (JudgeFailed, FloatingPointError) as error:
+    except JudgeFailed as error:  # of every rank; one says so
+        sys.exit(_complain(error, 1) if rank() == 0 else 1)
+    except FloatingPointError as error:
         sys.exit(_complain(error, 1))
 
 
@@ -61,7 +66,7 @@ def _complain(error: Any, status: int) -> int:
     return status
 
 
-def start_ranks(config: TrainRSConfig | TrainSFTConfig) -> None:
+def start_ranks(config: TrainConfig) -> None:
     """See to it that there are as many ranks as configured.
 
     Under `torchrun` or `srun` they are there already; started alone on one node with several devices,
@@ -113,7 +118,7 @@ def _launch(num_ranks: int) -> int:
     return 0
 
 
-def _set_up(config: TrainRSConfig | TrainSFTConfig) -> None:
+def _set_up(config: TrainConfig) -> None:
     """Threads, logging and warnings of this rank; before torch is imported."""
     threads = config.trainer.threads or max(1, (os.cpu_count() or 1) // config.trainer.devices)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -131,7 +136,7 @@ def say(what: str) -> None:
     logging.getLogger("rs_aligner").info(what)
 
 
-def layout(config: TrainRSConfig | TrainSFTConfig) -> dict[str, Any]:
+def layout(config: TrainConfig) -> dict[str, Any]:
     """What the ranks need to know to form their groups."""
     return {
         "tensor_parallel_size": config.model.tensor_model_parallel_size,
@@ -142,7 +147,7 @@ def layout(config: TrainRSConfig | TrainSFTConfig) -> dict[str, Any]:
     }
 
 
-def read_tokenizer(config: TrainRSConfig | TrainSFTConfig) -> tuple[Tokenizer, int]:
+def read_tokenizer(config: TrainConfig) -> tuple[Tokenizer, int]:
     """The policy's tokenizer, and the number of positions that the policy was made for."""
     say("reading the data")
     from rs_aligner.files import hugging_face_part
@@ -171,15 +176,28 @@ def read_sft_rows(config: TrainSFTConfig, tokenizer: Tokenizer, positions: int) 
     """The rows to learn, as `model.data` says; longer ones are left out."""
     from rs_aligner.data import load_sft_rows
 
+    how = _reading(config, positions)
+    return load_sft_rows(config.model.data.data_prefix.train, tokenizer, **how).rows
+
+
+def read_pairs(
+    files: tuple[str, ...], config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
+) -> tuple[PreferencePair, ...]:
+    """The pairs of files, which may be none, as `model.data` says; longer ones are left out."""
+    from rs_aligner.data import load_pairs
+
+    return load_pairs(files, tokenizer, **_reading(config, positions)).pairs if files else ()
+
+
+def _reading(config: TrainConfig, positions: int) -> dict[str, Any]:
+    """How rows with answers are read."""
     data = config.model.data
-    return load_sft_rows(
-        data.data_prefix.train,
-        tokenizer,
-        template=data.prompt_template,
-        add_bos=data.add_bos,
-        max_length=config.model.sequence_length(positions),
-        max_prompt_length=data.seq_length,
-    ).rows
+    return {
+        "template": data.prompt_template,
+        "add_bos": data.add_bos,
+        "max_length": config.model.sequence_length(positions),
+        "max_prompt_length": data.seq_length,
+    }
 
 
 @contextmanager
@@ -191,22 +209,41 @@ def policy_of(
     from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.runtime import start
 
-    optim = config.model.optim
     decoder = config.model.rs.generation if isinstance(config, TrainRSConfig) else GenerationConfig()
+    how = {
+        **_training(config, num_optimizer_steps),
+        "kv_cache_bytes": decoder.kv_cache_bytes,
+        "compiled_decoder": decoder.compile,
+    }
+    folder = Path(config.pretrained_checkpoint.restore_from_path)
     with start(**layout(config)) as runtime:
-        yield MegatronPolicy(
-            Path(config.pretrained_checkpoint.restore_from_path),
-            config.model,
-            runtime,
-            tokenizer,
-            precision=config.trainer.precision,
-            clip_grad=config.loop.gradient_clip_val,
-            learning_rate=partial(
-                learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps
-            ),
-            kv_cache_bytes=decoder.kv_cache_bytes,
-            compiled_decoder=decoder.compile,
-        )
+        yield MegatronPolicy(folder, config.model, runtime, tokenizer, **how)
+
+
+@contextmanager
+def reward_model_of(
+    config: TrainRewardModelConfig, tokenizer: Tokenizer, num_optimizer_steps: int
+) -> Iterator[MegatronRewardModel]:
+    """Join the ranks' groups and load the model, to train it for so many optimizer steps at most."""
+    say("loading the model")
+    from rs_aligner.policy.reward_model import MegatronRewardModel
+    from rs_aligner.policy.runtime import start
+
+    folder, how = Path(config.pretrained_checkpoint.restore_from_path), _training(config, num_optimizer_steps)
+    with start(**layout(config)) as runtime:
+        yield MegatronRewardModel(folder, config.model, runtime, tokenizer, **how)
+
+
+def _training(config: TrainConfig, num_optimizer_steps: int) -> dict[str, Any]:
+    """How to train whatever is trained."""
+    optim = config.model.optim
+    return {
+        "precision": config.trainer.precision,
+        "clip_grad": config.loop.gradient_clip_val,
+        "learning_rate": partial(
+            learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps
+        ),
+    }
 
 
 def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:
@@ -231,7 +268,7 @@ def keep_config(config: DictConfig, folder: str) -> None:
         OmegaConf.save(config, Path(folder) / "config.yaml", resolve=True)
 
 
-def loggers(config: ExpManagerConfig) -> list[Any]:
+def loggers(config: ExpManagerBase) -> list[Any]:
     """TensorBoard's and W&B's loggers, set up by NeMo's experiment manager, on the first rank.
 
     Its checkpoint, resume and time features stay off, and it has `logs/` to itself: whatever files lie

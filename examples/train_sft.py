@@ -34,13 +34,14 @@ def train(config: TrainSFTConfig) -> None:
     first = experiment.rank() == 0
     tokenizer, positions = experiment.read_tokenizer(config)
 
+    from rs_aligner.epochs import num_epoch_steps
     from rs_aligner.run import Run
-    from rs_aligner.sft import SFTTrainer, num_sft_steps
+    from rs_aligner.sft import SFTTrainer
 
     rows = experiment.read_sft_rows(config, tokenizer, positions)
     files, longest = config.model.data.data_prefix.validation, config.max_prompt_length(positions)
     validation = experiment.read_prompts(files, config, tokenizer, longest)
-    steps = num_sft_steps(config, len(rows))
+    steps = num_epoch_steps(config, len(rows))
     if first:
         print(
             f"{len(rows):,} rows, at most {steps:,} steps of {config.model.global_batch_size:,}", flush=True

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CHECKPOINT_PART = "huggingface"  # the subfolder of a checkpoint with config and tokenizer
+SETTINGS = "rs_aligner"  # the key of a reward model's config.json under which its own settings are
 
 
 def write_whole(path: Path, lines: Iterable[bytes]) -> None:

@@ -44,6 +44,7 @@ class LedgerRow:
         policy_version: training steps of the policy that sampled it.
         reward: the score; None where the judge failed.
         components: named parts of the score, where the judge gave them.
+        judge: fingerprint of the judge that gave it; empty where it offers none.
         failure: why there is no score; None where there is one.
         kept: whether it was trained on.
         reason: why, or why not.
@@ -63,6 +64,7 @@ class LedgerRow:
     policy_version: int
     reward: float | None
     components: dict[str, float]
+    judge: str
     failure: str | None
     kept: bool
     reason: str
@@ -73,7 +75,7 @@ class LedgerRow:
         """The judge's answer as the rest of the package knows it."""
         if self.reward is None:
             return ScoreFailure(self.failure or "no reason recorded")
-        return Score(self.reward, self.components)
+        return Score(self.reward, self.components, self.judge)
 
 
 class Ledger:
@@ -146,6 +148,7 @@ def _rows(step: int, groups: list[Group], selection: Selection) -> Iterator[Ledg
                 policy_version=rollout.policy_version,
                 reward=score.reward if isinstance(score, Score) else None,
                 components=score.components if isinstance(score, Score) else {},
+                judge=score.judge if isinstance(score, Score) else "",
                 failure=failure,
                 kept=kept,
                 reason=reason,

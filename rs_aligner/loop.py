@@ -1,4 +1,4 @@
-"""What the two trainers' loops share: what they ask of a policy, how they continue, and when they stop early.
+"""What the trainers' loops share: what they ask of a policy, how they continue, and when they stop early.
 
 Left out on purpose: the loops themselves. Each trainer's `fit` reads top to bottom.
 """
@@ -62,7 +62,19 @@ class Policy(Protocol):
     def export(self, folder: Path) -> None: ...
 
 
-def resume(run: Run, policy: Policy, sampler: PromptSampler) -> dict[str, Any]:
+class Loadable(Protocol):
+    """What can continue from a checkpoint."""
+
+    def load(self, folder: Path) -> dict[str, Any]: ...
+
+
+class Collective(Protocol):
+    """What can compare its ranks."""
+
+    def maximum(self, values: dict[str, float]) -> dict[str, float]: ...
+
+
+def resume(run: Run, policy: Loadable, sampler: PromptSampler) -> dict[str, Any]:
     """Continue from the newest checkpoint, if there is one.
 
     Returns:
@@ -81,7 +93,7 @@ def is_due(step: int, interval: int | None) -> bool:
     return interval is not None and step % interval == 0
 
 
-def out_of_time(run: Run, policy: Policy) -> bool:
+def out_of_time(run: Run, policy: Collective) -> bool:
     """Whether `exp_manager.max_time_per_run` leaves no time for another step; the same on every rank."""
     out = policy.maximum({"out": float(not run.time_left_for_a_step())})["out"] > 0
     if out:

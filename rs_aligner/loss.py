@@ -117,3 +117,35 @@ def masked_nll(
         return nll_BT.sum() / denominator
     num_tokens_B = mask.sum(dim=1).clamp(min=1)
     return (nll_BT.sum(dim=1) / num_tokens_B).sum() / denominator
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, mask: Tensor, denominator: float | Tensor) -> Tensor:
+    """This micro-batch's share of the global batch's mean negative log-likelihood of its preferences.
+
+    `-(1 / D) * sum_b log sigmoid(chosen_b - rejected_b)`: the chance that the chosen answer is preferred is
+    taken to be the logistic function of the difference of the rewards. Source: Bradley and Terry, "Rank
+    analysis of incomplete block designs" (1952); as the loss of a reward model: Ouyang et al., "Training
+    language models to follow instructions with human feedback" (2022), equation 1.
+
+    The shares of all micro-batches and data-parallel ranks add up to the loss of the global batch.
+
+    Args:
+        chosen: float `[B]`, rewards of the better answers.
+        rejected: float `[B]`, those of the worse ones.
+        mask: bool `[B]`, False at places that fill up a micro-batch; they add zero, whatever stands there.
+        denominator: pairs of the whole global batch (not of this micro-batch), above zero.
+
+    Raises:
+        ValueError: a `denominator` not above zero, or shapes that do not fit.
+    """
+    if not denominator > 0:
+        raise ValueError(f"denominator must be above zero, not {denominator}")
+    if chosen.dim() != 1 or not chosen.shape == rejected.shape == mask.shape:
+        raise ValueError(
+            "chosen, rejected and mask must all be [B], "
+            f"not {list(chosen.shape)}, {list(rejected.shape)} and {list(mask.shape)}"
+        )
+    dtype = torch.promote_types(chosen.dtype, torch.float32)
+    # The difference is set to zero before the logarithm: NaN times zero would be NaN in the gradient.
+    margins = torch.where(mask, chosen.to(dtype) - rejected.to(dtype), 0.0)
+    return torch.where(mask, -torch.nn.functional.logsigmoid(margins), 0.0).sum() / denominator

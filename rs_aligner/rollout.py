@@ -71,8 +71,25 @@ class TrainingRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two answers to a prompt, one better than the other: token ids, the prompt's and an ending included."""
+
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Tokens of the longer one."""
+        return max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """A finite reward, with named components where the judge gives them.
+
+    Attributes:
+        reward: higher is better.
+        components: named parts of the reward.
+        judge: the judge's fingerprint, where it has one. Two scores are equal whoever gave them.
 
     Raises:
         ValueError: the reward or a component is NaN or infinite.
@@ -80,6 +97,7 @@ class Score:
 
     reward: float
     components: dict[str, float] = field(default_factory=dict)
+    judge: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name, value in {"reward": self.reward, **self.components}.items():

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rs_aligner.config import ExpManagerConfig
+from rs_aligner.config.common import ExpManagerBase
 from rs_aligner.ledger import Ledger
 from rs_aligner.metrics import MetricsFile, read_rows
 
@@ -53,7 +53,7 @@ class Run:
         ValueError: `resume_if_exists` is false and the folder has a checkpoint.
     """
 
-    def __init__(self, config: ExpManagerConfig, *, is_writer: bool, loggers: Sequence[Logger] = ()) -> None:
+    def __init__(self, config: ExpManagerBase, *, is_writer: bool, loggers: Sequence[Logger] = ()) -> None:
         self.config, self.is_writer, self.loggers = config, is_writer, loggers
         self.folder = Path(config.explicit_log_dir)
         self.checkpoints = self.folder / "checkpoints"
@@ -126,7 +126,7 @@ class Run:
         if params.save_top_k < 0:
             return []
         figures = {
-            int(row["step"]): row.get("validation/reward") for row in read_rows(self.folder / "metrics.jsonl")
+            int(row["step"]): row.get(params.figure) for row in read_rows(self.folder / "metrics.jsonl")
         }
         sign = 1 if params.mode == "max" else -1
 

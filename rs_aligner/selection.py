@@ -10,10 +10,13 @@ return the same `Selection` and come with a mask of the places that exist.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from rs_aligner.rollout import Group
 
 KEPT = "kept"
 NOT_IN_TOP = "not in the top n"
@@ -97,6 +100,13 @@ def select(rewards: Tensor, scored: Tensor, num_select: int, min_reward: float |
         for row in zip(keep_PN.tolist(), good_enough_PN.tolist(), scored.tolist(), strict=True)
     )
     return Selection(keep=keep_PN, reasons=reasons)
+
+
+def nothing_kept(groups: Sequence[Group], reason: str) -> Selection:
+    """The selection of a step of which nothing is trained, all for the same reason."""
+    sizes = [len(group.rollouts) for group in groups]
+    keep_PN = torch.zeros(len(sizes), max(sizes, default=0), dtype=torch.bool)
+    return Selection(keep=keep_PN, reasons=tuple((reason,) * size for size in sizes))
 
 
 def _checked(rewards: Tensor, scored: Tensor | None) -> Tensor:

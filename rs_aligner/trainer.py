@@ -13,19 +13,20 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
 
 from rs_aligner.config import SamplingParams, TrainRSConfig, num_steps
 from rs_aligner.data import PromptSampler
+from rs_aligner.failures import judge_failure
 from rs_aligner.loop import VALIDATION, Policy, is_due, out_of_time, resume, training_metrics
 from rs_aligner.metrics import step_metrics
 from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
-from rs_aligner.selection import Selection, select
+from rs_aligner.selection import Selection, nothing_kept, select
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -62,7 +63,8 @@ class RSTrainer:
         """Train to the end, or until the time is up; then save and export.
 
         Raises:
-            JudgeFailed: the judge scored nothing of a step.
+            JudgeFailed: the judge scored too little of a step; every rank raises it. Nothing of the step is
+                trained, what was done before is saved, and the run continues there when it is started again.
         """
         first = self._resume()
         if first == 1 and (validation := self._validate(0)):
@@ -70,10 +72,13 @@ class RSTrainer:
         for step in range(first, self.num_steps + 1):
             self.run.begin_step()
             began = time.monotonic()
+            before = self._counters(step - 1)
             prompts = self._next_prompts()
-            groups, waited = self._rollouts(
+            groups, waited, failure = self._rollouts(
                 prompts, self.rs.num_rollouts_per_prompt, self.rs.sampling_params, step, f"step {step}"
             )
+            if failure is not None:
+                self._stop_before(step, before, groups, failure)
             generated = time.monotonic()
             selection = self._select(groups)
             stats = self.policy.train(_training_rows(groups, selection))
@@ -99,18 +104,24 @@ class RSTrainer:
             }
             self._say(metrics)
             last = step == self.num_steps or out_of_time(self.run, self.policy)
+            unscored: JudgeFailed | None = None
             if is_due(step, self.loop.val_check_interval) or last:
-                metrics |= self._validate(step)
+                try:
+                    metrics |= self._validate(step)
+                except JudgeFailed as error:
+                    unscored = error
             self.run.record(metrics)
-            if is_due(step, self.loop.save_interval or self.loop.val_check_interval) or last:
-                self.run.save(self.policy, step, {"step": step, "sampler": self.sampler.state_dict()})
+            if is_due(step, self.loop.save_interval or self.loop.val_check_interval) or last or unscored:
+                self._save(self._counters(step))
+            if unscored is not None:
+                raise unscored
             if last:
                 break
         self.policy.export(self.run.final)
 
     def _resume(self) -> int:
         """Continue from the newest checkpoint, if there is one; returns the step to begin with."""
-        done = resume(self.run, self.policy, self.sampler)["step"]
+        done = self._saved = resume(self.run, self.policy, self.sampler)["step"]
         if done >= self.num_steps:
             _logger.info(
                 "nothing left to do: the run has %d steps; see trainer.rs.max_epochs", self.num_steps
@@ -118,17 +129,38 @@ class RSTrainer:
         self.ledger = self.run.open(done)
         return max(done, 0) + 1
 
+    def _counters(self, step: int) -> dict[str, Any]:
+        """Where the run is behind a step, as a checkpoint has it."""
+        return {"step": step, "sampler": self.sampler.state_dict()}
+
+    def _save(self, counters: dict[str, Any]) -> None:
+        self._saved = counters["step"]
+        self.run.save(self.policy, self._saved, counters)
+
+    def _stop_before(self, step: int, before: dict[str, Any], groups: list[Group], failure: str) -> NoReturn:
+        """End a run whose judge failed in this step: write it down, untrained, and save what was done."""
+        if self.ledger is not None:
+            self.ledger.append(step, groups, nothing_kept(groups, "the step was not trained"))
+        if step - 1 > max(self._saved, 0):
+            self._save(before)
+        raise JudgeFailed(f"{failure}; nothing of it was trained, start the run again to go on")
+
     def _next_prompts(self) -> list[Prompt]:
         return [replace(self.prompts[draw.index], position=draw.position) for draw in next(self.sampler)]
 
     def _rollouts(
         self, prompts: Sequence[Prompt], num_rollouts: int, sampling: SamplingParams, step: int, what: str
-    ) -> tuple[list[Group], float]:
-        """Sample and score; the whole step's groups on every rank, and the seconds spent waiting for scores.
+    ) -> tuple[list[Group], float, str | None]:
+        """Sample and score; the same on every rank.
 
         Rollouts go to the judge as they end, while others are still being generated.
+
+        Returns:
+            The whole step's groups, the seconds spent waiting for scores, and why the judge failed too much
+            to go on, None if it did not.
         """
-        mine: list[tuple[Rollout, Future[Score | ScoreFailure] | None]] = []
+        mine: list[tuple[Rollout, Score | ScoreFailure | Future[Score | ScoreFailure]]] = []
+        problem: str | None = None
         stream = self.policy.generate(
             prompts,
             num_rollouts,
@@ -141,21 +173,30 @@ class RSTrainer:
         for rollout in tqdm(
             stream, what, len(prompts) * num_rollouts, leave=False, disable=hidden, unit=" rollouts"
         ):
-            score = self.judge.submit(prompts[rollout.group], rollout) if self.judge is not None else None
-            mine.append((rollout, score))
+            if self.judge is None:
+                continue
+            if problem is not None:  # the others wait for this rank, so it samples to the end
+                mine.append((rollout, ScoreFailure(problem)))
+                continue
+            try:
+                mine.append((rollout, self.judge.submit(prompts[rollout.group], rollout)))
+            except (ValueError, OSError, RuntimeError) as error:  # no judge, or not the one that was meant
+                problem = str(error)
+                mine.append((rollout, ScoreFailure(problem)))
         waiting = time.monotonic()
         if self.judge is not None:
             self.judge.flush()
-        scored = [(rollout, score.result()) for rollout, score in mine if score is not None]
+        scored = [(rollout, s.result() if isinstance(s, Future) else s) for rollout, s in mine]
         waited = time.monotonic() - waiting
-        everyone = [pair for replica in self.policy.gather(scored) for pair in replica]
+        gathered = self.policy.gather((scored, problem))
+        everyone = [pair for replica, _ in gathered for pair in replica]
         everyone.sort(key=lambda pair: (pair[0].group, pair[0].index))
         groups = [Group(prompt, [], []) for prompt in prompts]
         for rollout, result in everyone:
             groups[rollout.group].rollouts.append(rollout)
             groups[rollout.group].scores.append(result)
-        _check_scored(groups, what)
-        return groups, waited
+        failure = next((f"{what}: {text}" for _, text in gathered if text is not None), None)
+        return groups, waited, failure or judge_failure(groups, self.config.remote_rm, what)
 
     def _select(self, groups: Sequence[Group]) -> Selection:
         scores = [group.scores for group in groups]
@@ -169,13 +210,15 @@ class RSTrainer:
         """Sample answers to the held-out prompts; nothing of them is trained on."""
         if not self.validation or self.loop.val_check_interval is None:
             return {}
-        groups, _ = self._rollouts(
+        groups, _, failure = self._rollouts(
             self.validation,
             self.rs.num_val_rollouts_per_prompt,
             self.rs.val_sampling_params,
             VALIDATION,
             "validation",
         )
+        if failure is not None:
+            raise JudgeFailed(failure)
         rewards = [score.reward for group in groups for score in group.scores if isinstance(score, Score)]
         lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
         metrics = {"validation/reward": fmean(rewards), "validation/response_length/mean": fmean(lengths)}
@@ -192,19 +235,6 @@ class RSTrainer:
             *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
             *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
         )
-
-
-def _check_scored(groups: Sequence[Group], what: str) -> None:
-    failures = [score.reason for group in groups for score in group.scores if isinstance(score, ScoreFailure)]
-    total = sum(len(group.scores) for group in groups)
-    if not failures:
-        return
-    reasons = ", ".join(f"{failures.count(r)} x {r}" for r in dict.fromkeys(failures))
-    if len(failures) == total:
-        raise JudgeFailed(f"{what}: the judge scored none of {total} rollouts: {reasons}")
-    _logger.warning(
-        "%s: %d of %d rollouts have no score and are rejected: %s", what, len(failures), total, reasons
-    )
 
 
 def _training_rows(groups: Sequence[Group], selection: Selection) -> list[TrainingRow]:

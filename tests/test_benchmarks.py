@@ -30,6 +30,27 @@ def test_the_decoder_is_measured_against_every_opponent(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     sides = json.loads(out.read_text())["results"]["c"]
-    assert set(sides) == {"ours", "hf", "hf_forked", "megatron", "limit"}
+    assert set(sides) == {"ours", "hf", "hf_forked", "megatron", "limit", "torch"}
     assert len({sides[side]["tokens"] for side in sides if side != "limit"}) == 1
     assert all(seconds > 0 for side in sides.values() for seconds in side["seconds"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_the_judges_client_is_measured_against_its_server(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/judge.py", "--quick", "--out", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=190,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    results = json.loads(out.read_text())["results"]
+    assert set(results) == {"cost", "memory", "overlap", "throughput"}
+    assert results["memory"]["bounded"]["most"] <= 512 + 4 * 64  # waiting, and under way
+    assert results["throughput"]["ratio"] > 1

@@ -1,32 +1,20 @@
-"""The loop, with fakes for policy and judge: who is kept and trained, what is written, what a restart does.
-
-The fake policy's weights are a digest of all rows it was trained on, in order, so two runs that end with the
-same weights have trained on the same rows.
-"""
+"""The loop, with fakes for policy and judge: who is kept and trained, what is written, what restarts do."""
 
 from __future__ import annotations
 
-import json
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 
-from rs_aligner.config import LengthParams, SamplingParams, TrainRSConfig
-from rs_aligner.ledger import Ledger
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
-from rs_aligner.trainer import RSTrainer
+from tests.fake_run import FakeRun, Result, by_tokens, figures
 
-Result = Score | ScoreFailure
 TRAINED_KEYS = {"loss", "grad_norm", "lr"}
 VALIDATION_KEYS = {"validation/reward", "validation/response_length/mean"}
 STEP_KEYS = {
@@ -38,250 +26,21 @@ STEP_KEYS = {
 }
 
 
-def digest(*parts: Any) -> str:
-    return sha256(repr(parts).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class FakeStats:
-    loss: float
-    grad_norm: float
-    learning_rate: float
-
-
-class Exchange:
-    """What replicas in threads of one process gather through."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._barrier = threading.Barrier(size, timeout=20)
-        self._items: list[Any] = [None] * size
-
-    def gather(self, replica: int, item: Any) -> list[Any]:
-        self._items[replica] = item
-        self._barrier.wait()
-        found = list(self._items)
-        self._barrier.wait()
-        return found
-
-
-class FakePolicy:
-    """Answers depend on the weights, the step, the prompt's position and the rollout's index only."""
-
-    def __init__(self, events: list[str], batch_size: int, exchange: Exchange, replica: int) -> None:
-        self.events, self.batch_size, self.exchange, self.replica = events, batch_size, exchange, replica
-        self.version, self.weights = 0, "initial"
-        self.trained: list[list[TrainingRow]] = []
-        self.asked: list[tuple[int, list[int], SamplingParams]] = []
-        self.before_train: Callable[[], None] = lambda: None
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_rollouts: int,
-        sampling: SamplingParams,
-        lengths: LengthParams,
-        *,
-        step: int,
-        wave_size: int | None,
-    ) -> Iterator[Rollout]:
-        self.asked.append((step, [prompt.position for prompt in prompts], sampling))
-        mine = list(enumerate(prompts))[self.replica :: self.exchange.size]
-        for index in reversed(range(num_rollouts)):  # rollouts end in any order
-            for group, prompt in mine:
-                drawn = digest(self.weights, step, prompt.position, index)
-                tokens = tuple(int(c, 16) for c in drawn[: 1 + int(drawn[-1], 16) % 7])
-                self.events.append("rollout")
-                yield Rollout(
-                    *(group, index, tokens, drawn[:8], "length" if len(tokens) == 7 else "stop"),
-                    policy_version=self.version,
-                    seed=int(drawn[:6], 16),
-                    log_probs=tuple(-1.0 for _ in tokens),
-                )
-        self.events.append("generated")
-
-    def train(self, rows: Sequence[TrainingRow]) -> list[FakeStats]:
-        self.before_train()
-        self.events.append("train")
-        self.trained.append(list(rows))
-        stats = []
-        for start in range(0, len(rows), self.batch_size):
-            self.weights = digest(self.weights, rows[start : start + self.batch_size])
-            figure = int(self.weights[:4], 16) / 1000
-            stats.append(FakeStats(figure, figure / 2, 0.1 * (start + 1)))
-        return stats
-
-    def gather(self, item: Any) -> list[Any]:
-        return self.exchange.gather(self.replica, item)
-
-    def maximum(self, values: dict[str, float]) -> dict[str, float]:
-        everyone = self.gather(values)
-        return {key: max(one[key] for one in everyone) for key in values}
-
-    def save(self, folder: Path, counters: dict[str, Any]) -> None:
-        self.events.append("save")
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {"version": self.version, "weights": self.weights, "counters": counters}
-        (folder / "state.json").write_text(json.dumps(state))
-
-    def load(self, folder: Path) -> dict[str, Any]:
-        state = json.loads((folder / "state.json").read_text())
-        self.version, self.weights = state["version"], state["weights"]
-        counters: dict[str, Any] = state["counters"]
-        return counters
-
-    def export(self, folder: Path) -> None:
-        self.events.append("export")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "weights").write_text(self.weights)
-
-
-class FakeJudge:
-    """Answers nothing before `flush`, so that a trainer that waits for a score too early waits for ever."""
-
-    def __init__(self, score: Callable[[Prompt, Rollout], Result], events: list[str], delay: float) -> None:
-        self.score, self.events, self.delay = score, events, delay
-        self.waiting: list[tuple[Future[Result], Result]] = []
-
-    def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Result]:
-        self.events.append("submit")
-        future: Future[Result] = Future()
-        self.waiting.append((future, self.score(prompt, rollout)))
-        return future
-
-    def flush(self) -> None:
-        self.events.append("flush")
-        time.sleep(self.delay)
-        for future, result in reversed(self.waiting):
-            future.set_result(result)
-        self.waiting = []
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> FakeJudge:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class FakeLogger:
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, dict[str, float]]] = []
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.rows.append((step, metrics))
-
-    def finalize(self, status: str) -> None: ...
-
-
-def by_tokens(prompt: Prompt, rollout: Rollout) -> Result:
-    """A reward that differs from rollout to rollout."""
-    return Score(int(digest(rollout.token_ids, rollout.text)[:6], 16) / 1e6)
-
-
-class Fixture:
-    """Starts of one run, each with a fresh policy and judge, as after a crash."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.events: list[str] = []
-        self.logger = FakeLogger()
-        self.prompts = [Prompt(f"p{i}", f"text {i}", (100 + i,)) for i in range(6)]
-        self.validation = [Prompt(f"v{i}", f"held out {i}", (200 + i,), position=i) for i in range(4)]
-
-    def start(
-        self,
-        score: Callable[[Prompt, Rollout], Result] = by_tokens,
-        *,
-        steps: int = 2,
-        interval: int | None = 2,
-        save_interval: int | None = None,
-        replicas: int = 1,
-        time_limit: str | None = None,
-        delay: float = 0.0,
-        before_train: Callable[[], None] = lambda: None,
-        **rs: Any,
-    ) -> list[FakePolicy]:
-        """Train; returns the replicas' policies."""
-        config = TrainRSConfig.model_validate(
-            {
-                "trainer": {
-                    "rs": {
-                        "max_epochs": 5,
-                        "max_steps": steps,
-                        "val_check_interval": interval,
-                        "save_interval": save_interval,
-                    }
-                },
-                "exp_manager": {"explicit_log_dir": str(self.folder), "max_time_per_run": time_limit},
-                "pretrained_checkpoint": {"restore_from_path": "unused"},
-                "model": {
-                    "global_batch_size": 4,
-                    "data": {"data_prefix": {"train": "unused"}},
-                    "rs": {"num_rollout_samples": 4, "num_rollouts_per_prompt": 4, **rs},
-                },
-            }
-        )
-        exchange = Exchange(replicas)
-        policies = [FakePolicy(self.events, 4, exchange, replica) for replica in range(replicas)]
-        errors: list[BaseException] = []
-
-        def fit(policy: FakePolicy) -> None:
-            policy.before_train = before_train
-            judge = FakeJudge(score, self.events, delay)
-            first = policy.replica == 0
-            run = Run(config.exp_manager, is_writer=first, loggers=[self.logger] if first else [])
-            trainer = RSTrainer(config, policy, judge, self.prompts, self.validation, run)
-            try:
-                trainer.fit()
-            except Exception as error:
-                errors.append(error)
-            finally:
-                run.close()
-
-        others = [threading.Thread(target=fit, args=(policy,), daemon=True) for policy in policies[1:]]
-        for thread in others:
-            thread.start()
-        fit(policies[0])
-        for thread in others:
-            thread.join(timeout=30)
-            assert not thread.is_alive()
-        if errors:
-            raise errors[0]
-        return policies
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-
-    @property
-    def ledger(self) -> Ledger:
-        return Ledger(self.folder / "rollouts")
-
-    def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in (self.folder / "checkpoints").iterdir())
+@pytest.fixture
+def run(tmp_path: Path) -> FakeRun:
+    return FakeRun(tmp_path / "run")
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Fixture:
-    return Fixture(tmp_path / "run")
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Fixture:
-    return Fixture(tmp_path / "other")
-
-
-def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without what the clock decides."""
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+def other(tmp_path: Path) -> FakeRun:
+    return FakeRun(tmp_path / "other")
 
 
 # Who is kept, and what is trained on
 
 
 @pytest.mark.parametrize("top_n", [1, 2, 3, 4])
-def test_the_kept_are_at_least_as_good_as_all_and_equal_when_all_are_kept(run: Fixture, top_n: int) -> None:
+def test_the_kept_are_at_least_as_good_as_all_and_equal_when_all_are_kept(run: FakeRun, top_n: int) -> None:
     run.start(steps=4, top_n_rollouts=top_n)
     for row in run.rows[1:]:
         if top_n == 4:
@@ -291,7 +50,7 @@ def test_the_kept_are_at_least_as_good_as_all_and_equal_when_all_are_kept(run: F
         assert row["reward/best_of_n"] >= row["reward/kept_mean"] - 1e-9
 
 
-def test_two_prompts_with_the_same_text_are_two_groups(run: Fixture) -> None:
+def test_two_prompts_with_the_same_text_are_two_groups(run: FakeRun) -> None:
     run.prompts = [Prompt("same", "same text", (5, 6)) for _ in range(4)]
     (policy,) = run.start(steps=1, top_n_rollouts=1)
     rows = run.ledger.read(1)
@@ -303,7 +62,7 @@ def test_two_prompts_with_the_same_text_are_two_groups(run: Fixture) -> None:
     assert len(policy.trained[0]) == 4
 
 
-def test_kept_rows_train_in_the_order_of_prompts_and_rollouts(run: Fixture) -> None:
+def test_kept_rows_train_in_the_order_of_prompts_and_rollouts(run: FakeRun) -> None:
     (policy,) = run.start(steps=3, top_n_rollouts=2)
     ids = {prompt.id: prompt.token_ids for prompt in run.prompts}
     for step in (1, 2, 3):
@@ -314,7 +73,7 @@ def test_kept_rows_train_in_the_order_of_prompts_and_rollouts(run: Fixture) -> N
 
 
 def test_a_step_that_keeps_nothing_makes_no_optimizer_step_and_says_so(
-    run: Fixture, caplog: pytest.LogCaptureFixture
+    run: FakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "rs_aligner"):
         (policy,) = run.start(steps=1, min_reward=1e9)
@@ -326,14 +85,14 @@ def test_a_step_that_keeps_nothing_makes_no_optimizer_step_and_says_so(
     assert not {*TRAINED_KEYS, "reward/kept_mean"} & set(row)
 
 
-def test_min_reward_rejects_what_scores_below_it_and_the_ledger_says_why(run: Fixture) -> None:
+def test_min_reward_rejects_what_scores_below_it_and_the_ledger_says_why(run: FakeRun) -> None:
     run.start(lambda prompt, rollout: Score(float(rollout.index)), steps=1, top_n_rollouts=3, min_reward=2.0)
     for row in run.ledger.read(1):
         assert row.kept == (row.index >= 2)
         assert row.reason == ("kept" if row.index >= 2 else "below min_reward")
 
 
-def test_rewards_are_compared_as_the_judge_gave_them(run: Fixture) -> None:
+def test_rewards_are_compared_as_the_judge_gave_them(run: FakeRun) -> None:
     """Single precision would make these a tie, which the lower index wins, and 1e39 infinite."""
 
     def score(prompt: Prompt, rollout: Rollout) -> Result:
@@ -354,7 +113,7 @@ def failing(prompt: Prompt, rollout: Rollout) -> Result:
 
 
 def test_a_failure_is_rejected_and_counted_and_never_a_number(
-    run: Fixture, caplog: pytest.LogCaptureFixture
+    run: FakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING", "rs_aligner"):
         run.start(failing, steps=1, interval=None, top_n_rollouts=3)
@@ -372,7 +131,7 @@ def test_a_failure_is_rejected_and_counted_and_never_a_number(
     assert "8 of 16 rollouts have no score and are rejected: 8 x timed out" in caplog.text
 
 
-def test_a_group_without_any_score_keeps_nothing_and_the_others_train(run: Fixture) -> None:
+def test_a_group_without_any_score_keeps_nothing_and_the_others_train(run: FakeRun) -> None:
     (policy,) = run.start(
         lambda prompt, rollout: ScoreFailure("refused") if prompt.id == "p0" else Score(1.0), steps=2
     )
@@ -382,14 +141,14 @@ def test_a_group_without_any_score_keeps_nothing_and_the_others_train(run: Fixtu
     assert sum(map(len, policy.trained)) == 5
 
 
-def test_validation_leaves_failures_out_of_its_mean(run: Fixture) -> None:
+def test_validation_leaves_failures_out_of_its_mean(run: FakeRun) -> None:
     run.start(failing, steps=1, num_val_rollouts_per_prompt=2)
     assert [row["validation/reward"] for row in run.rows] == [-1.0, -1.0]
 
 
 @pytest.mark.parametrize("interval", [None, 1])
 def test_a_judge_that_scores_nothing_ends_the_run_with_the_reasons(
-    run: Fixture, interval: int | None
+    run: FakeRun, interval: int | None
 ) -> None:
     what = "validation" if interval else "step 1"
     total = 4 if interval else 16
@@ -402,12 +161,94 @@ def test_a_judge_that_scores_nothing_ends_the_run_with_the_reasons(
     assert "train" not in run.events
 
 
+def from_step(step: int, what: Callable[[Prompt, Rollout], Result]) -> Callable[[Prompt, Rollout], Result]:
+    """`by_tokens` before this step, `what` from it on (validation excluded)."""
+
+    def score(prompt: Prompt, rollout: Rollout) -> Result:
+        is_training = prompt.id.startswith("p")
+        return (
+            what(prompt, rollout)
+            if is_training and rollout.policy_version >= step - 1
+            else by_tokens(prompt, rollout)
+        )
+
+    return score
+
+
+def three_of_four_fail(prompt: Prompt, rollout: Rollout) -> Result:
+    return ScoreFailure("refused") if rollout.index else Score(1.0)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_judge_that_fails_too_much_stops_the_run_saved_and_it_goes_on_as_if_nothing_had_been(
+    run: FakeRun, other: FakeRun, step: int, replicas: int
+) -> None:
+    """Checkpoints come every third step: those in between are saved because of the failure alone."""
+    settings: dict[str, Any] = {"steps": 4, "interval": 3, "replicas": replicas}
+    with pytest.raises(JudgeFailed) as error:
+        run.start(from_step(step, three_of_four_fail), **settings)
+    total = 6 if step % 2 == 0 else 12  # six prompts are four and two
+    assert (
+        f"step {step}: {total} of {total * 4 // 3} rollouts have no score, more than "
+        f"remote_rm.max_failed_fraction = 0.5 of them: {total} x refused" in str(error.value)
+    )
+    assert run.events.count("train") == replicas * (step - 1)
+    failed = run.ledger.read(step)
+    assert [row.failure for row in failed if row.index] == ["refused"] * total
+    assert all(not row.kept and row.reason == "the step was not trained" for row in failed)
+    if step > 1:
+        assert run.checkpoints()[-1] == f"step_{step - 1:06d}"
+    again = run.start(**settings)
+    through = other.start(**settings)
+    assert [policy.weights for policy in again] == [policy.weights for policy in through]
+    assert [run.ledger.read(s) for s in run.ledger.steps()] == [other.ledger.read(s) for s in (1, 2, 3, 4)]
+    assert figures(run.rows) == figures(other.rows)
+
+
+def test_up_to_max_failed_fraction_the_failed_are_rejected_and_no_more(run: FakeRun) -> None:
+    run.start(three_of_four_fail, steps=1, interval=None, remote_rm={"max_failed_fraction": 0.75})
+    assert run.rows[-1]["rollouts/failed"] == 12
+
+
+def test_on_failure_abort_stops_at_one_failure(run: FakeRun) -> None:
+    def one_fails(prompt: Prompt, rollout: Rollout) -> Result:
+        return ScoreFailure("refused") if (prompt.id, rollout.index) == ("p0", 0) else Score(1.0)
+
+    with pytest.raises(
+        JudgeFailed, match=r"1 of \d+ rollouts have no score, and remote_rm.on_failure is abort"
+    ):
+        run.start(one_fails, steps=2, interval=None, remote_rm={"on_failure": "abort"})
+
+
+def test_a_validation_that_is_not_scored_stops_the_run_behind_the_step_that_was_trained(run: FakeRun) -> None:
+    def no_validation_later(prompt: Prompt, rollout: Rollout) -> Result:
+        held_out = prompt.id.startswith("v")
+        return ScoreFailure("gone") if held_out and rollout.policy_version else by_tokens(prompt, rollout)
+
+    with pytest.raises(JudgeFailed, match="validation: the judge scored none of 4 rollouts: 4 x gone"):
+        run.start(no_validation_later, steps=4, interval=2, save_interval=4)
+    assert run.checkpoints() == ["step_000002"]
+    assert "validation/reward" not in run.rows[-1]
+    (policy,) = run.start(steps=4, interval=2)
+    assert [step for step, _, _ in policy.asked if step] == [3, 4]
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_a_rank_that_cannot_reach_the_judge_ends_all_ranks_with_its_error(run: FakeRun, replica: int) -> None:
+    with pytest.raises(JudgeFailed, match="step 2: no judge is ready at"):
+        run.start(steps=3, interval=None, replicas=2, unreachable=(replica, 2))
+    assert len(run.errors) == 2
+    assert str(run.errors[0]) == str(run.errors[1])
+    assert run.events.count("train") == 2
+
+
 # Replicas, and when things happen
 
 
 @pytest.mark.parametrize("replicas", [2, 3])
 def test_every_replica_trains_on_the_same_rows_as_one_alone(
-    run: Fixture, other: Fixture, replicas: int
+    run: FakeRun, other: FakeRun, replicas: int
 ) -> None:
     """Three replicas get unequal shares of four prompts, and of the two that end an epoch."""
     many = run.start(steps=3, replicas=replicas, top_n_rollouts=2)
@@ -419,14 +260,14 @@ def test_every_replica_trains_on_the_same_rows_as_one_alone(
     assert [run.ledger.read(s) for s in (1, 2, 3)] == [other.ledger.read(s) for s in (1, 2, 3)]
 
 
-def test_replicas_agree_on_failures_too(run: Fixture, other: Fixture) -> None:
+def test_replicas_agree_on_failures_too(run: FakeRun, other: FakeRun) -> None:
     many = run.start(failing, steps=2, replicas=2, top_n_rollouts=2)
     (alone,) = other.start(failing, steps=2, top_n_rollouts=2)
     assert [policy.trained for policy in many] == [alone.trained, alone.trained]
 
 
 def test_rollouts_go_to_the_judge_while_others_are_generated_and_scores_are_awaited_after(
-    run: Fixture,
+    run: FakeRun,
 ) -> None:
     run.start(steps=1, interval=None, delay=0.05)
     assert run.events[:32] == ["rollout", "submit"] * 16
@@ -439,7 +280,7 @@ def test_rollouts_go_to_the_judge_while_others_are_generated_and_scores_are_awai
     )
 
 
-def test_validation_comes_before_the_first_step_at_intervals_and_after_the_last(run: Fixture) -> None:
+def test_validation_comes_before_the_first_step_at_intervals_and_after_the_last(run: FakeRun) -> None:
     run.start(steps=5, interval=2)
     rows = run.rows
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
@@ -447,7 +288,7 @@ def test_validation_comes_before_the_first_step_at_intervals_and_after_the_last(
     assert set(rows[0]) == {"step", *VALIDATION_KEYS}
 
 
-def test_validation_draws_the_same_way_each_time_and_is_never_trained_on(run: Fixture) -> None:
+def test_validation_draws_the_same_way_each_time_and_is_never_trained_on(run: FakeRun) -> None:
     (policy,) = run.start(steps=4, interval=2, num_val_samples=3, num_val_rollouts_per_prompt=2)
     held_out = [asked for asked in policy.asked if asked[0] == 0]
     assert len(held_out) == 3
@@ -458,7 +299,7 @@ def test_validation_draws_the_same_way_each_time_and_is_never_trained_on(run: Fi
     assert {row.prompt_id[0] for step in (1, 2, 3, 4) for row in run.ledger.read(step)} == {"p"}
 
 
-def test_the_validation_figure_is_the_mean_over_the_held_out_rollouts(run: Fixture) -> None:
+def test_the_validation_figure_is_the_mean_over_the_held_out_rollouts(run: FakeRun) -> None:
     run.start(
         lambda prompt, rollout: Score(10.0 * int(prompt.id[1:]) + rollout.index),
         steps=1,
@@ -468,7 +309,7 @@ def test_the_validation_figure_is_the_mean_over_the_held_out_rollouts(run: Fixtu
 
 
 @pytest.mark.parametrize("without", ["interval", "prompts"])
-def test_without_validation_there_is_no_row_of_step_0(run: Fixture, without: str) -> None:
+def test_without_validation_there_is_no_row_of_step_0(run: FakeRun, without: str) -> None:
     if without == "prompts":
         run.validation = []
     run.start(steps=2, interval=None if without == "interval" else 1)
@@ -477,7 +318,7 @@ def test_without_validation_there_is_no_row_of_step_0(run: Fixture, without: str
     assert [step for step, _ in run.logger.rows] == [1, 2]
 
 
-def test_every_prompt_comes_once_an_epoch_with_its_place_in_the_epochs_order(run: Fixture) -> None:
+def test_every_prompt_comes_once_an_epoch_with_its_place_in_the_epochs_order(run: FakeRun) -> None:
     (policy,) = run.start(steps=4, interval=None)
     assert [(step, positions) for step, positions, _ in policy.asked] == [
         (1, [0, 1, 2, 3]),
@@ -494,7 +335,7 @@ def test_every_prompt_comes_once_an_epoch_with_its_place_in_the_epochs_order(run
 # What is written
 
 
-def test_the_keys_of_a_row_are_those_of_the_contract(run: Fixture) -> None:
+def test_the_keys_of_a_row_are_those_of_the_contract(run: FakeRun) -> None:
     run.start(steps=3, interval=2)
     keys = [set(row) for row in run.rows]
     trained = STEP_KEYS | TRAINED_KEYS
@@ -506,7 +347,7 @@ def test_the_keys_of_a_row_are_those_of_the_contract(run: Fixture) -> None:
     ]
 
 
-def test_the_figures_are_those_of_the_ledger_and_of_the_optimizer_steps(run: Fixture) -> None:
+def test_the_figures_are_those_of_the_ledger_and_of_the_optimizer_steps(run: FakeRun) -> None:
     (policy,) = run.start(steps=3, interval=2, top_n_rollouts=2)
     for step, row in enumerate(run.rows[1:], start=1):
         lines = run.ledger.read(step)
@@ -522,7 +363,7 @@ def test_the_figures_are_those_of_the_ledger_and_of_the_optimizer_steps(run: Fix
         assert row["grad_norm"] == pytest.approx(row["loss"] / 2)
 
 
-def test_the_ledger_holds_every_rollout_also_the_rejected(run: Fixture) -> None:
+def test_the_ledger_holds_every_rollout_also_the_rejected(run: FakeRun) -> None:
     run.start(steps=2)
     lines = run.ledger.read(1)
     assert [(line.group, line.index) for line in lines] == [(g, n) for g in range(4) for n in range(4)]
@@ -531,7 +372,7 @@ def test_the_ledger_holds_every_rollout_also_the_rejected(run: Fixture) -> None:
     assert all(line.token_ids and len(line.log_probs) == len(line.token_ids) for line in lines)
 
 
-def test_loggers_get_the_figures_of_the_metrics_file(run: Fixture) -> None:
+def test_loggers_get_the_figures_of_the_metrics_file(run: FakeRun) -> None:
     run.start(steps=2)
     assert [{"step": step, **row} for step, row in run.logger.rows] == run.rows
 
@@ -539,7 +380,7 @@ def test_loggers_get_the_figures_of_the_metrics_file(run: Fixture) -> None:
 # Restarts
 
 
-def test_a_run_continues_behind_its_checkpoint_as_if_it_had_not_stopped(run: Fixture, other: Fixture) -> None:
+def test_a_run_continues_behind_its_checkpoint_as_if_it_had_not_stopped(run: FakeRun, other: FakeRun) -> None:
     run.start(steps=2)
     (policy,) = run.start(steps=5)
     (through,) = other.start(steps=5)
@@ -553,7 +394,7 @@ def test_a_run_continues_behind_its_checkpoint_as_if_it_had_not_stopped(run: Fix
 
 @pytest.mark.parametrize("died_in", [1, 2, 3, 4, 5])
 def test_a_run_that_died_trains_its_lost_steps_again_with_one_row_each(
-    run: Fixture, other: Fixture, died_in: int
+    run: FakeRun, other: FakeRun, died_in: int
 ) -> None:
     steps_left = died_in
 
@@ -573,7 +414,7 @@ def test_a_run_that_died_trains_its_lost_steps_again_with_one_row_each(
 
 
 def test_a_finished_run_started_again_trains_nothing_and_keeps_its_rows(
-    run: Fixture, caplog: pytest.LogCaptureFixture
+    run: FakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     (first,) = run.start(steps=3)
     metrics = (run.folder / "metrics.jsonl").read_bytes()
@@ -589,7 +430,7 @@ def test_a_finished_run_started_again_trains_nothing_and_keeps_its_rows(
 
 @pytest.mark.parametrize(("interval", "save_interval", "saves"), [(2, None, 3), (None, 1, 5), (3, 4, 2)])
 def test_checkpoints_come_every_save_interval_and_at_the_end(
-    run: Fixture, interval: int | None, save_interval: int | None, saves: int
+    run: FakeRun, interval: int | None, save_interval: int | None, saves: int
 ) -> None:
     run.start(steps=5, interval=interval, save_interval=save_interval)
     assert run.events.count("save") == saves
@@ -608,7 +449,7 @@ class Clock:
 
 
 def test_the_time_limit_saves_and_stops_before_it_is_over(
-    run: Fixture, other: Fixture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: FakeRun, other: FakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
     monkeypatch.setattr("rs_aligner.run.time", clock)
@@ -628,7 +469,7 @@ def test_the_time_limit_saves_and_stops_before_it_is_over(
     assert policy.weights == through.weights
 
 
-def test_one_rank_that_is_out_of_time_stops_all(run: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_rank_that_is_out_of_time_stops_all(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     main = threading.current_thread()
 
     def time_left(self: Run) -> bool:

@@ -18,16 +18,17 @@ from rs_aligner.config.common import (
 )
 from rs_aligner.config.load import load_config, open_overrides, register_resolvers
 from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
+from rs_aligner.config.remote import EndpointConfig, RemoteRMConfig
+from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.schema import (
-    EndpointConfig,
     GenerationConfig,
     InferenceConfig,
     ModelConfig,
-    RemoteRMConfig,
     RSConfig,
     RSLoopConfig,
     ServeRewardConfig,
     SFTConfig,
+    TrainConfig,
     TrainerConfig,
     TrainRSConfig,
     TrainSFTConfig,
@@ -53,7 +54,9 @@ __all__ = [
     "SamplingParams",
     "SchedConfig",
     "ServeRewardConfig",
+    "TrainConfig",
     "TrainRSConfig",
+    "TrainRewardModelConfig",
     "TrainSFTConfig",
     "TrainerConfig",
     "load_config",

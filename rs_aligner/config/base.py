@@ -129,6 +129,8 @@ Positive = Annotated[float, _Number, Field(gt=0)]
 NotNegative = Annotated[float, _Number, Field(ge=0)]
 Fraction = Annotated[float, _Number, Field(gt=0, le=1)]
 """A share: above 0 and at most 1."""
+Share = Annotated[float, _Number, Field(ge=0, le=1)]
+"""A share that may be nothing: from 0 to 1."""
 Beta = Annotated[float, _Number, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)]

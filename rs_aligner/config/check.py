@@ -15,14 +15,16 @@ from typing import Any
 
 from rs_aligner.config.base import problem
 from rs_aligner.config.common import (
-    ExpManagerConfig,
+    ExpManagerBase,
     JudgeConfig,
     JudgeSource,
     LengthParams,
     ModelBase,
     SamplingParams,
 )
-from rs_aligner.config.schema import RSConfig, ServeRewardConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.config.remote import check_remote
+from rs_aligner.config.reward_model import TrainRewardModelConfig
+from rs_aligner.config.schema import RSConfig, ServeRewardConfig, TrainConfig, TrainRSConfig, TrainSFTConfig
 from rs_aligner.files import hugging_face_part
 
 _logger = logging.getLogger("rs_aligner")
@@ -32,7 +34,7 @@ _MEGATRON_FILES = ("metadata.json", "latest_checkpointed_iteration.txt")
 _FUNCTION = "path/to/file.py:name or package.module:name"
 
 
-def check(config: TrainRSConfig | TrainSFTConfig | ServeRewardConfig) -> list[str]:
+def check(config: TrainConfig | ServeRewardConfig) -> list[str]:
     """The problems of a config whose values are each valid, a line each; empty if it can run."""
     if isinstance(config, ServeRewardConfig):
         return [*_judge("judge", config.judge), *_standardization(config), *_files_of_server(config)]
@@ -40,7 +42,14 @@ def check(config: TrainRSConfig | TrainSFTConfig | ServeRewardConfig) -> list[st
     lines += _policy(config)
     lines += _files("model.data.data_prefix.train", config.model.data.data_prefix.train)
     lines += _files("model.data.data_prefix.validation", config.model.data.data_prefix.validation)
-    return lines + list(_rs(config) if isinstance(config, TrainRSConfig) else _sft(config))
+    match config:
+        case TrainRSConfig():
+            lines += _rs(config)
+        case TrainSFTConfig():
+            lines += _sft(config)
+        case TrainRewardModelConfig():
+            lines += _pairs(config)
+    return lines
 
 
 def model_positions(folder: str) -> int | None:
@@ -49,7 +58,7 @@ def model_positions(folder: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _layout(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
+def _layout(config: TrainConfig) -> Iterator[str]:
     model, world = config.model, config.world_size
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
     if world % (tp * pp):
@@ -72,7 +81,7 @@ def _layout(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
         )
 
 
-def _model(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
+def _model(config: TrainConfig) -> Iterator[str]:
     model: ModelBase = config.model
     if model.sequence_parallel and model.tensor_model_parallel_size == 1:
         yield problem(
@@ -90,7 +99,7 @@ def _model(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
         )
 
 
-def _run_folder(manager: ExpManagerConfig) -> Iterator[str]:
+def _run_folder(manager: ExpManagerBase) -> Iterator[str]:
     if Path(manager.explicit_log_dir).exists() and not Path(manager.explicit_log_dir).is_dir():
         yield problem("exp_manager.explicit_log_dir", manager.explicit_log_dir, "is a file; name a folder")
     params = manager.checkpoint_callback_params
@@ -99,7 +108,7 @@ def _run_folder(manager: ExpManagerConfig) -> Iterator[str]:
         yield problem(key, params.save_top_k, "should be -1 (keep all), 0 (only the newest) or more")
 
 
-def _policy(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
+def _policy(config: TrainConfig) -> Iterator[str]:
     key, path = "pretrained_checkpoint.restore_from_path", config.pretrained_checkpoint.restore_from_path
     wanted = "name a Hugging Face folder (with config.json) or a Megatron checkpoint folder"
     folder = Path(path)
@@ -113,7 +122,7 @@ def _policy(config: TrainRSConfig | TrainSFTConfig) -> Iterator[str]:
         yield from _fits_policy(config, _model_json(path))
 
 
-def _fits_policy(config: TrainRSConfig | TrainSFTConfig, made: dict[str, Any]) -> Iterator[str]:
+def _fits_policy(config: TrainConfig, made: dict[str, Any]) -> Iterator[str]:
     """Sizes against the policy's own config.json, as far as it tells them."""
     model = config.model
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
@@ -132,6 +141,8 @@ def _fits_policy(config: TrainRSConfig | TrainSFTConfig, made: dict[str, Any]) -
     if model.encoder_seq_length is not None and model.encoder_seq_length > positions:
         key = "model.encoder_seq_length"
         yield problem(key, model.encoder_seq_length, f"the policy was made for at most {positions} positions")
+    if not isinstance(config, TrainRSConfig | TrainSFTConfig):
+        return  # nothing is sampled
     section = "model.rs" if isinstance(config, TrainRSConfig) else "model.sft"
     lengths = config.length_params
     room = model.sequence_length(positions)
@@ -165,6 +176,9 @@ def _rs(config: TrainRSConfig) -> Iterator[str]:
     yield from _sampling("model.rs.val_sampling_params", rs.val_sampling_params)
     yield from _length_order("model.rs.length_params", rs.length_params)
     _warn_of_equal_rollouts(rs)
+    yield from check_remote(config.remote_rm)
+    if config.remote_rm.judge is not None:
+        yield from _judge("remote_rm.judge", config.remote_rm.judge)
     pad, longest = config.remote_rm.pad_to_length, model.encoder_seq_length
     if pad is not None and longest is not None and pad < longest:
         key = "remote_rm.pad_to_length"
@@ -188,6 +202,18 @@ def _sft(config: TrainSFTConfig) -> Iterator[str]:
     if stop is not None and (config.judge is None or config.trainer.sft.val_check_interval is None):
         missing = "judge" if config.judge is None else "trainer.sft.val_check_interval"
         yield problem("trainer.sft.stop_at_validation", stop, f"needs {missing}, for a held-out score")
+
+
+def _pairs(config: TrainRewardModelConfig) -> Iterator[str]:
+    if not config.model.data.data_prefix.train:
+        rows = '{"prompt", "chosen", "rejected"}'
+        yield f"model.data.data_prefix.train must be set: a file of {rows} rows, or a list"
+    yield from _steps("trainer.rm.max_steps", config.trainer.rm.max_steps)
+    params = config.exp_manager.checkpoint_callback_params
+    better = "max" if params.monitor == "validation/accuracy" else "min"
+    if params.mode != better:
+        key = "exp_manager.checkpoint_callback_params.mode"
+        yield problem(key, params.mode, f"should be {better}, since {params.monitor} is monitored")
 
 
 def _steps(key: str, max_steps: int) -> Iterator[str]:

@@ -60,18 +60,33 @@ class LoopConfig(Section):
     """Largest norm of the global gradient; null or 0 does not clip."""
 
 
-class CheckpointCallbackParams(Section):
+class CheckpointParamsBase(Section):
     """Which checkpoints stay besides the newest."""
 
-    monitor: Literal["val_global_rewards", "validation/reward"] = "val_global_rewards"
-    """The figure that ranks checkpoints: both names mean `validation/reward` of `metrics.jsonl`."""
     save_top_k: Whole = 1
     """How many of the best to keep besides the newest; 0 for none, -1 for all."""
     mode: Literal["max", "min"] = "max"
     """Whether a larger or a smaller figure is better."""
 
+    @property
+    def figure(self) -> str:
+        """The key of `metrics.jsonl` that ranks checkpoints."""
+        raise NotImplementedError
 
-class ExpManagerConfig(Section):
+
+class CheckpointCallbackParams(CheckpointParamsBase):
+    """Which checkpoints of a policy stay besides the newest."""
+
+    monitor: Literal["val_global_rewards", "validation/reward"] = "val_global_rewards"
+    """The figure that ranks checkpoints: both names mean `validation/reward` of `metrics.jsonl`."""
+
+    @property
+    def figure(self) -> str:
+        """The key of `metrics.jsonl` that ranks checkpoints."""
+        return "validation/reward"
+
+
+class ExpManagerBase(Section):
     """The run's folder, its loggers and its time limit."""
 
     explicit_log_dir: Text
@@ -91,6 +106,12 @@ class ExpManagerConfig(Section):
 
     Seconds once read.
     """
+    checkpoint_callback_params: CheckpointParamsBase
+
+
+class ExpManagerConfig(ExpManagerBase):
+    """The run's folder, its loggers and its time limit."""
+
     checkpoint_callback_params: CheckpointCallbackParams = CheckpointCallbackParams()
 
 
@@ -184,7 +205,7 @@ class DataConfig(Section):
 
 
 class ModelBase(Section):
-    """The policy: batch sizes, lengths, parallel layout, optimizer."""
+    """A model to be trained: batch sizes, lengths, parallel layout, optimizer."""
 
     micro_batch_size: Count = 1
     """Rows that pass through the model together on one data-parallel rank."""
@@ -202,8 +223,6 @@ class ModelBase(Section):
     """Seed of the order of the data, of sampling and of new weights."""
     precision: Precision | None = None
     """The same as `trainer.precision`, under its other name."""
-    loss_normalization: Literal["sequence", "token"] = "sequence"
-    """What counts the same in a batch: every response, or every token of a response."""
     optim: OptimConfig = OptimConfig()
     data: DataConfig
 
@@ -212,7 +231,23 @@ class ModelBase(Section):
         return self.encoder_seq_length or model_positions
 
 
-JudgeName = Literal["exact_answer", "final_answer", "regex", "length", "format", "sentiment", "huggingface"]
+class PolicyModelBase(ModelBase):
+    """The policy, which learns the responses of rows."""
+
+    loss_normalization: Literal["sequence", "token"] = "sequence"
+    """What counts the same in a batch: every response, or every token of a response."""
+
+
+JudgeName = Literal[
+    "exact_answer",
+    "final_answer",
+    "regex",
+    "length",
+    "format",
+    "sentiment",
+    "huggingface",
+    "megatron_reward_model",
+]
 
 
 class JudgeSource(Section):

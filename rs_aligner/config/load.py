@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,10 +18,11 @@ from pydantic.fields import FieldInfo
 
 from rs_aligner.config.base import ConfigError, Section, problem
 from rs_aligner.config.check import check
+from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.schema import ServeRewardConfig, TrainRSConfig, TrainSFTConfig
 from rs_aligner.config.upstream import SERVE_REWARD, TRAIN_RS
 
-Config = TypeVar("Config", TrainRSConfig, ServeRewardConfig, TrainSFTConfig)
+Config = TypeVar("Config", TrainRSConfig, ServeRewardConfig, TrainSFTConfig, TrainRewardModelConfig)
 
 _UPSTREAM = {TrainRSConfig: TRAIN_RS, ServeRewardConfig: SERVE_REWARD}
 _PLAIN_OVERRIDE = re.compile(r"^(?!hydra\.)\+?[A-Za-z_][\w.]*=")
@@ -94,6 +95,8 @@ def _walk(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
 
 
 def _sections(field: FieldInfo) -> list[type[Section]]:
+    if get_origin(field.annotation) is tuple:  # a list of sections has no keys of its own
+        return []
     parts = (field.annotation, *get_args(field.annotation))
     return [part for part in parts if isinstance(part, type) and issubclass(part, Section)]
 

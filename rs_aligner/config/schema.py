@@ -1,6 +1,7 @@
-"""The three config trees: `train_rs.yaml`, `serve_reward.yaml` and `train_sft.yaml`.
+"""Three of the config trees: `train_rs.yaml`, `serve_reward.yaml` and `train_sft.yaml`.
 
-Each root is one command's whole config, with defaults that run in one process on a CPU. Read one
+Each root is one command's whole config, with defaults that run in one process on a CPU. The fourth,
+`train_reward_model.yaml`, is in `reward_model.py`. Read one
 through `load_config`, which also checks what relates several keys; see `check.py`.
 """
 
@@ -8,22 +9,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from rs_aligner.config.base import Count, NotNegative, Port, Positive, Real, Section, Size, Text
+from rs_aligner.config.base import Count, Port, Positive, Real, Section, Size, Text
 from rs_aligner.config.common import (
     DataConfig,
+    ExpManagerBase,
     ExpManagerConfig,
     JudgeConfig,
     LengthParams,
     LoopConfig,
     ModelBase,
+    PolicyModelBase,
     PretrainedCheckpoint,
     SamplingParams,
     TrainerBase,
 )
+from rs_aligner.config.remote import RemoteRMConfig
 
 
 class RSLoopConfig(LoopConfig):
@@ -34,37 +38,6 @@ class TrainerConfig(TrainerBase):
     """Where and how long to train."""
 
     rs: RSLoopConfig = RSLoopConfig()
-
-
-class EndpointConfig(Section):
-    """Where the judge listens."""
-
-    name: Text = "reward_model"
-    """The model's name on the server."""
-    ip: Text = "localhost"
-    """Host name or address."""
-    port: Port = 5555
-    """The port of its HTTP service."""
-
-
-class RemoteRMConfig(Section):
-    """The judge as the trainer sees it."""
-
-    reward_model: EndpointConfig = EndpointConfig()
-    mode: Literal["auto", "text", "tokens"] = "auto"
-    """Sends texts, or token ids as NeMo-Aligner does; `auto` sends texts if the server takes them."""
-    pad_to_length: Count | None = None
-    """Token mode: pads every request to this many tokens; null to the longest row of the request."""
-    max_batch_size: Count = 64
-    """Responses in one request at most."""
-    max_wait_seconds: NotNegative = 0.05
-    """How long an unfilled request waits for more responses."""
-    max_in_flight: Count = 4
-    """Requests under way at once."""
-    startup_timeout: Positive = 10
-    """Seconds to wait for the judge to become ready before the run gives up."""
-    request_timeout: Positive = 60
-    """Seconds to wait for one answer before its responses count as failed."""
 
 
 class GenerationConfig(Section):
@@ -110,17 +83,17 @@ class RSConfig(Section):
         return completed
 
 
-class ModelConfig(ModelBase):
+class ModelConfig(PolicyModelBase):
     """The policy and the step it learns by."""
 
     rs: RSConfig = RSConfig()
 
 
-class _TrainConfig(Section):
-    """What both trainings have in common: the layout, and the room for a prompt."""
+class TrainConfig(Section):
+    """What all trainings have in common: the layout."""
 
     trainer: TrainerBase
-    exp_manager: ExpManagerConfig
+    exp_manager: ExpManagerBase
     pretrained_checkpoint: PretrainedCheckpoint
     model: ModelBase
 
@@ -144,6 +117,13 @@ class _TrainConfig(Section):
     def loop(self) -> LoopConfig:
         """How long to train."""
 
+
+class _SampleConfig(TrainConfig):
+    """What the trainings of a policy have in common: it samples, and needs room for that."""
+
+    exp_manager: ExpManagerConfig
+    model: PolicyModelBase
+
     @property
     @abstractmethod
     def length_params(self) -> LengthParams:
@@ -158,7 +138,7 @@ class _TrainConfig(Section):
         return min(room, self.model.data.seq_length or room)
 
 
-class TrainRSConfig(_TrainConfig):
+class TrainRSConfig(_SampleConfig):
     """Everything that `train_rs.py` reads."""
 
     trainer: TrainerConfig = TrainerConfig()
@@ -198,7 +178,7 @@ class SFTConfig(Section):
     length_params: LengthParams = LengthParams()
 
 
-class SFTModelConfig(ModelBase):
+class SFTModelConfig(PolicyModelBase):
     """The policy and its supervised training."""
 
     data: DataConfig
@@ -206,7 +186,7 @@ class SFTModelConfig(ModelBase):
     sft: SFTConfig = SFTConfig()
 
 
-class TrainSFTConfig(_TrainConfig):
+class TrainSFTConfig(_SampleConfig):
     """Everything that `train_sft.py` reads."""
 
     trainer: SFTTrainerConfig = SFTTrainerConfig()

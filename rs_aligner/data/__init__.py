@@ -3,6 +3,7 @@
 Left out on purpose: index files, packing and streaming; the prompts of a run fit in memory.
 """
 
+from rs_aligner.data.pairs import PairSet, load_pairs
 from rs_aligner.data.prompts import PromptSet, load_prompts
 from rs_aligner.data.rows import Tokenizer
 from rs_aligner.data.sampler import Draw, PromptSampler
@@ -10,10 +11,12 @@ from rs_aligner.data.sft import SFTSet, load_sft_rows
 
 __all__ = [
     "Draw",
+    "PairSet",
     "PromptSampler",
     "PromptSet",
     "SFTSet",
     "Tokenizer",
+    "load_pairs",
     "load_prompts",
     "load_sft_rows",
 ]

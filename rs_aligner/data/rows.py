@@ -145,6 +145,26 @@ def tokenize(
     return tuple(ids)
 
 
+def tokenize_response(
+    where: str,
+    prompt: str,
+    prompt_ids: tuple[int, ...],
+    response: str,
+    tokenizer: Tokenizer,
+    is_chat: bool,
+    add_bos: bool | None,
+) -> tuple[int, ...]:
+    """Token ids of a response, closed by the first end token.
+
+    It is tokenized behind its prompt where that leaves the prompt's tokens as they are, else by itself.
+    """
+    both_ids = tokenize(where, prompt + response, tokenizer, is_chat, add_bos)
+    response_ids = both_ids[len(prompt_ids) :]
+    if both_ids[: len(prompt_ids)] != prompt_ids:
+        response_ids = tokenize(where, response, tokenizer, False, False)
+    return response_ids + tokenizer.eos_ids[:1]
+
+
 def account(files: Sequence[str], what: str, num_kept: int, num_too_long: int, longest: int) -> None:
     """Says what was left out, and refuses to go on with nothing."""
     names = ", ".join(files) or "no files"

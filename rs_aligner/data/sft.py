@@ -15,6 +15,7 @@ from rs_aligner.data.rows import (
     read_rows,
     shown_keys,
     tokenize,
+    tokenize_response,
 )
 from rs_aligner.rollout import TrainingRow
 
@@ -39,8 +40,7 @@ def load_sft_rows(
     """Reads files of prompts with their responses.
 
     A row is `{"prompt", "response"}`, a chat whose last message is the assistant's answer, or, with a
-    template, any row with a `response`. The response is tokenized behind its prompt where that leaves
-    the prompt's tokens as they are, else by itself.
+    template, any row with a `response`.
 
     Args:
         files: JSON Lines files.
@@ -59,11 +59,7 @@ def load_sft_rows(
         prompt_row, response = _split_response(where, row, template)
         text, is_chat = prompt_text(where, prompt_row, tokenizer, template, "prompt")
         prompt_ids = tokenize(where, text, tokenizer, is_chat, add_bos)
-        both_ids = tokenize(where, text + response, tokenizer, is_chat, add_bos)
-        response_ids = both_ids[len(prompt_ids) :]
-        if both_ids[: len(prompt_ids)] != prompt_ids:
-            response_ids = tokenize(where, response, tokenizer, False, False)
-        response_ids += tokenizer.eos_ids[:1]
+        response_ids = tokenize_response(where, text, prompt_ids, response, tokenizer, is_chat, add_bos)
         is_too_long = max_prompt_length is not None and len(prompt_ids) > max_prompt_length
         if is_too_long or len(prompt_ids) + len(response_ids) > max_length:
             num_too_long += 1

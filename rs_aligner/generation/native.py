@@ -1,6 +1,6 @@
 """The decoder's kernels for a CPU: compiled for this machine when they are first needed, then kept.
 
-`kernels.c` is plain C, so this takes a second and any C compiler. What is compiled depends on the processor,
+`kernels/` is plain C, so this takes a second and any C compiler. What is compiled depends on the processor,
 the compiler and the shape of the model's heads, and is kept under that name in the user's cache folder
 (`XDG_CACHE_HOME`, else `~/.cache`). Without a compiler the decoder runs on torch, as it does on a GPU.
 
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCE = Path(__file__).with_name("kernels") / "kernels.c"
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-fopenmp")
 COMPILE_SECONDS = 120
 LANES = 16  # tokens in a page, and rows in a vector
@@ -88,7 +88,7 @@ class NoKernels(RuntimeError):
 
 
 class Kernels:
-    """The functions of `kernels.c`, called with addresses. They check nothing.
+    """The functions of `kernels/`, called with addresses. They check nothing.
 
     Attributes:
         seconds: what compiling took; 0 if they were kept from before.
@@ -138,7 +138,8 @@ def build(source: Path, head_dim: int, group: int) -> tuple[Path, str, float]:
         raise NoKernels("there is no C compiler (cc or gcc, or what CC names)")
     version = _run([compiler, "--version"]).splitlines()[0]
     what = [*FLAGS, f"-I{SOURCE.parent}", f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"]
-    parts = [source.read_text(), SOURCE.read_text(), *what, compiler, version, _processor()]
+    sources = [source, *sorted(SOURCE.parent.iterdir())]
+    parts = [*(path.read_text() for path in sources), *what, compiler, version, _processor()]
     library = _folder() / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if library.exists():
         return library, version, 0.0

@@ -7,17 +7,19 @@ run once; its rollouts share its pages. Rollouts that surely fit are admitted in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
-from rs_aligner.generation.native import LANES, address, tile_shape
+from rs_aligner.generation.choosing import Chooser
+from rs_aligner.generation.native import LANES, tile_shape
 from rs_aligner.generation.native_network import NativeNetwork, Session, TokenBatch
 from rs_aligner.generation.pages import pages_of
 from rs_aligner.generation.rows import Ended, RolloutRow
-from rs_aligner.generation.sampling import Controls, choose, penalize, uniforms
+from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.text import EndStrings, Tokenizer
 from rs_aligner.rollout import FinishReason, Prompt
 
@@ -96,11 +98,10 @@ class PagedWave:
         kv_cache_bytes: int | None,
     ) -> None:
         self.network, self.controls, self.waiting = network, controls, rows
-        self.eos = np.array(tokenizer.eos_ids, dtype=np.int32)
         self.end_strings = EndStrings(tokenizer, controls.end_strings)
         self.prompts: dict[int, _PromptPages] = {}
         prompts = {row.group: row.prompt for row in rows}
-        self.rollouts = {group: sum(row.group == group for row in rows) for group in prompts}
+        self.rollouts = Counter(row.group for row in rows)
         self.together = _rows_kept_near(rows, network.bytes_per_page)
         self.max_pages = max(pages_of(len(row.prompt.token_ids) + row.limit) for row in rows)
         num_pages = sum(map(_own_pages, rows)) + sum(map(_prompt_pages, prompts.values()))
@@ -115,10 +116,13 @@ class PagedWave:
                 )
             num_pages = min(num_pages, kv_cache_bytes // network.bytes_per_page)
         longest_run = min(PREFILL_TOKENS, sum(len(prompt.token_ids) for prompt in prompts.values()))
-        self.session = Session(network, max(self.together, longest_run), num_pages, self.max_pages)
+        rows_at_once, logits_at_once = (max(self.together, n) for n in (longest_run, len(prompts)))
+        self.session = Session(network, rows_at_once, logits_at_once, num_pages, self.max_pages)
         self.pool = self.session.pool
         self.is_end = np.zeros(network.arch.vocab_size, dtype=bool)
-        self.is_end[self.eos] = True
+        eos = np.array(tokenizer.eos_ids, dtype=np.int32)
+        self.is_end[eos] = True
+        self.chooser = Chooser(self.session, controls, eos)
         self.alive = self._join([])
         self.batch: TokenBatch | None = None  # of those alive, until they change
 
@@ -234,7 +238,7 @@ class PagedWave:
 
     def _choose(self, alive: _Alive, logits: torch.Tensor) -> Iterator[Ended]:
         """Choose each rollout's next token; yields those that end with it, and notes which go on."""
-        tokens, log_probs = self._sample(alive, logits)
+        tokens, log_probs = self.chooser.choose(logits, alive.seeds, alive.lengths, alive.seen)
         places = np.arange(len(alive))
         alive.tokens[places, alive.lengths] = tokens
         alive.log_probs[places, alive.lengths] = log_probs
@@ -268,39 +272,6 @@ class PagedWave:
         if not prompt.rollouts:
             self.pool.give_back(prompt.pages)
             del self.prompts[group]
-
-    def _sample(self, alive: _Alive, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 `[R]` and their log-probabilities float32 `[R]`, the same on every rank."""
-        count, controls = len(alive), self.controls
-        tokens, picked = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.float32)
-        if self.network.runtime.is_last_stage:
-            if controls.repetition_penalty != 1.0 or (
-                not controls.greedy and (controls.top_k or controls.top_p < 1)
-            ):
-                tokens, picked = self._filtered(alive, logits)
-            else:
-                self.network.kernels.choose(
-                    *(address(logits), logits.shape[1], count, address(alive.seeds), address(alive.lengths)),
-                    *(1.0 / controls.temperature, controls.greedy, address(self.eos), len(self.eos)),
-                    *(controls.min_length, address(self.session.sums), address(tokens), address(picked)),
-                )
-        return self.session.from_last_stage(tokens), self.session.from_last_stage(picked)
-
-    def _filtered(self, alive: _Alive, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """The same with controls that the kernel does not know."""
-        count, vocab = len(alive), logits.shape[1]
-        rows = torch.empty(count, vocab)
-        self.network.kernels.rows(address(logits), address(rows), vocab, count)
-        log_probs = rows.log_softmax(-1)
-        if alive.seen.size:
-            rows = penalize(rows, torch.from_numpy(alive.seen), self.controls.repetition_penalty)
-        short = np.flatnonzero(alive.lengths < self.controls.min_length)
-        if len(short) and len(self.eos):
-            rows[np.ix_(short, self.eos)] = -torch.inf
-        uniform = torch.from_numpy(uniforms(alive.seeds.tolist(), alive.lengths.tolist()))
-        tokens = choose(rows, self.controls, uniform)
-        picked = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return tokens.numpy().astype(np.int32), picked.numpy()
 
 
 def _rows_kept_near(rows: Sequence[RolloutRow], bytes_per_page: int) -> int:

@@ -2,7 +2,8 @@
 
 Supported are Llama (2, 3), Mistral without a sliding window, Qwen2 and Qwen3: RMSNorm, SwiGLU,
 rotary positions, grouped queries; with biases on queries, keys and values (Qwen2), or norms on
-queries and keys (Qwen3). Whatever a config asks for beyond that is refused, never ignored.
+queries and keys (Qwen3). A `*ForSequenceClassification` model with one label is a reward model: the same
+trunk with a value head. Whatever a config asks for beyond that is refused, never ignored.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Architecture:
     tied_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
+    value_head: bool = False
+    """Whether a linear head of one output, `score.weight`, stands in the place of the output layer."""
 
     @property
     def num_parameters(self) -> int:
@@ -52,8 +55,9 @@ class Architecture:
         if self.qk_norm:
             attention += 2 * self.head_dim
         layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
-        return self.num_layers * layer + embeddings + self.hidden_size
+        embeddings = self.vocab_size * self.hidden_size
+        head = self.hidden_size if self.value_head else 0 if self.tied_embeddings else embeddings
+        return self.num_layers * layer + embeddings + head + self.hidden_size
 
     def cache_bytes_per_token(self, element: int) -> int:
         """Keys and values of a token in all layers, with numbers of `element` bytes."""
@@ -95,6 +99,7 @@ def read_architecture(folder: Path) -> Architecture:
             path, "original_max_position_embeddings", rope.get("original_max_position_embeddings"), (8192,)
         )
     heads = config["num_attention_heads"]
+    value_head = _has_value_head(path, config)
     return Architecture(
         family=family,
         vocab_size=config["vocab_size"],
@@ -108,10 +113,20 @@ def read_architecture(folder: Path) -> Architecture:
         norm_eps=config.get("rms_norm_eps", 1e-6),
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
         rope_scaling_factor=float(rope["factor"]) if rope_type == "llama3" else None,
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)) and not value_head,
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
+        value_head=value_head,
     )
+
+
+def _has_value_head(path: Path, config: dict[str, Any]) -> bool:
+    if not any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
+        return False
+    labels = config.get("num_labels") or len(config.get("id2label") or ("LABEL_0", "LABEL_1"))
+    if labels != 1:
+        raise ValueError(f"{path}: a classifier of {labels} labels is no reward model; one with 1 label is")
+    return True
 
 
 def _refuse(path: Path, key: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -7,7 +7,7 @@ folder's name is for people; what a run continues from is read from inside.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,21 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from rs_aligner.files import CHECKPOINT_PART
 from rs_aligner.policy import huggingface
 from rs_aligner.policy.runtime import Runtime
-from rs_aligner.policy.training import Trainer
+from rs_aligner.policy.training import BaseTrainer
 
 # The one format of Megatron's distributed optimizer that loads in another tensor-, pipeline- or
 # data-parallel layout than it was saved in.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+_HEAD = "output_layer.weight"
 
 
-def _state(trainer: Trainer, is_loading: bool) -> dict[str, Any]:
+def _state(trainer: BaseTrainer, is_loading: bool) -> dict[str, Any]:
     model = trainer.ddp.module.sharded_state_dict()
     optimizer = trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA)
     return {"model": model, "optimizer": optimizer}
 
 
-def _distributed_adams(trainer: Trainer) -> list[DistributedOptimizer]:
+def _distributed_adams(trainer: BaseTrainer) -> list[DistributedOptimizer]:
     """Megatron's distributed optimizers that have torch's Adam inside (and not Apex's or TE's)."""
     parts = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
     return [
@@ -45,7 +46,7 @@ def _distributed_adams(trainer: Trainer) -> list[DistributedOptimizer]:
 
 
 @contextmanager
-def _adam_of_torch(trainer: Trainer) -> Iterator[None]:
+def _adam_of_torch(trainer: BaseTrainer) -> Iterator[None]:
     """Bridge three gaps between Megatron's distributed optimizer and torch's Adam while loading.
 
     Megatron reads Adam's `step` before there is any state; expects it among each parameter's loaded
@@ -77,11 +78,18 @@ def _adam_of_torch(trainer: Trainer) -> Iterator[None]:
                 state["step"] = state["step"].clone()
 
 
-def save(folder: Path, trainer: Trainer, runtime: Runtime, counters: dict[str, Any], source: Path) -> None:
+def save(
+    folder: Path,
+    trainer: BaseTrainer,
+    runtime: Runtime,
+    counters: dict[str, Any],
+    source: Path,
+    changes: Mapping[str, Any] | None = None,
+) -> None:
     """Write a checkpoint; every rank must call it with the same plain `counters`.
 
     The config and tokenizer of `source`, a Hugging Face folder, go with it, so that it can be used
-    without the folder that the run started from.
+    without the folder that the run started from. `changes` are keys of its `config.json` to be set.
     """
     partial = folder.with_name(folder.name + ".partial")
     if runtime.rank == 0:
@@ -92,13 +100,13 @@ def save(folder: Path, trainer: Trainer, runtime: Runtime, counters: dict[str, A
         dist_checkpointing.save({**_state(trainer, False), "counters": counters}, str(partial))
     runtime.barrier()
     if runtime.rank == 0:
-        huggingface.copy_all_but_weights(source, partial / CHECKPOINT_PART)
+        huggingface.copy_all_but_weights(source, partial / CHECKPOINT_PART, changes)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     runtime.barrier()
 
 
-def load(folder: Path, trainer: Trainer, runtime: Runtime) -> dict[str, Any]:
+def load(folder: Path, trainer: BaseTrainer, runtime: Runtime) -> dict[str, Any]:
     """Load a checkpoint into model and optimizer; returns the counters it was saved with."""
     with runtime.cuda_stand_in(), torch.no_grad(), _adam_of_torch(trainer):
         state = dist_checkpointing.load(_state(trainer, True), str(folder))
@@ -108,8 +116,13 @@ def load(folder: Path, trainer: Trainer, runtime: Runtime) -> dict[str, Any]:
     return counters
 
 
-def load_weights(folder: Path, model: GPTModel, runtime: Runtime) -> None:
-    """Load only the weights of a checkpoint."""
+def load_weights(folder: Path, model: GPTModel, runtime: Runtime, *, with_head: bool = True) -> None:
+    """Load only the weights of a checkpoint; without its output layer, if the model has another head."""
     with runtime.cuda_stand_in(), torch.no_grad():
-        state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
-        model.load_state_dict(state["model"])
+        wanted = model.sharded_state_dict()
+        if not with_head:
+            wanted.pop(_HEAD, None)
+        state = dist_checkpointing.load({"model": wanted}, str(folder))["model"]
+        if not with_head and _HEAD in (own := model.state_dict()):
+            state[_HEAD] = own[_HEAD]
+        model.load_state_dict(state)

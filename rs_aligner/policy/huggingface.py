@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from rs_aligner.policy.runtime import Runtime
 
 Tensors = Sequence[torch.Tensor]
 INDEX = "model.safetensors.index.json"
+SCORE = "score.weight"  # the value head of a reward model
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,11 @@ def _parameters(
         "mlp.linear_fc1.weight": ((f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"), _GATED),
         "mlp.linear_fc2.weight": ((f"{mlp}.down_proj.weight",), _COLUMNS),
     }
+    unembedding = "model.embed_tokens.weight" if arch.tied_embeddings else "lm_head.weight"
     outside = {
         "embedding.word_embeddings.weight": ("model.embed_tokens.weight", _ROWS),
         "decoder.final_layernorm.weight": ("model.norm.weight", _REPLICATED),
-        "output_layer.weight": (
-            "model.embed_tokens.weight" if arch.tied_embeddings else "lm_head.weight",
-            _ROWS,
-        ),
+        "output_layer.weight": (SCORE, _REPLICATED) if arch.value_head else (unembedding, _ROWS),
     }
     first_layer = runtime.pp_rank * (arch.num_layers // runtime.pp_size)
     for name, parameter in model.named_parameters():
@@ -126,14 +126,21 @@ class _Reader:
 
 
 @torch.no_grad()
-def load_weights(folder: Path, model: GPTModel, arch: Architecture, runtime: Runtime) -> None:
+def load_weights(
+    folder: Path, model: GPTModel, arch: Architecture, runtime: Runtime, *, leave: Collection[str] = ()
+) -> None:
     """Copy a Hugging Face folder's weights into this rank's part of the model.
+
+    Args:
+        leave: Hugging Face names of tensors that stay as they are.
 
     Raises:
         ValueError: a tensor is missing or has another shape than the config says.
     """
     read = _Reader(folder)
     for parameter, names, layout in _parameters(model, arch, runtime):
+        if leave and not set(names).isdisjoint(leave):
+            continue
         tensors = [read(name) for name in names]
         try:
             part = layout.cut(tensors, runtime.tp_rank, runtime.tp_size)
@@ -149,15 +156,23 @@ def load_weights(folder: Path, model: GPTModel, arch: Architecture, runtime: Run
 
 
 @torch.no_grad()
-def save_weights(folder: Path, model: GPTModel, arch: Architecture, runtime: Runtime, source: Path) -> None:
-    """Write the policy as a Hugging Face folder: weights here, config and tokenizer copied from `source`.
+def save_weights(
+    folder: Path,
+    model: GPTModel,
+    arch: Architecture,
+    runtime: Runtime,
+    source: Path,
+    changes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model as a Hugging Face folder: weights here, config and tokenizer copied from `source`.
 
-    Every rank must call it. The folder appears whole, under its name, or not at all.
+    Every rank must call it. The folder appears whole, under its name, or not at all. `changes` are keys
+    of `config.json` to be set.
     """
     partial = folder.with_name(folder.name + ".partial")
     if runtime.rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
-        copy_all_but_weights(source, partial)
+        copy_all_but_weights(source, partial, changes)
     runtime.barrier()
     tensors = gather_tensors(model, arch, runtime)
     if arch.tied_embeddings and not runtime.is_first_stage:
@@ -174,13 +189,16 @@ def save_weights(folder: Path, model: GPTModel, arch: Architecture, runtime: Run
     runtime.barrier()
 
 
-def copy_all_but_weights(source: Path, folder: Path) -> None:
-    """Copy config, tokenizer and chat template of a Hugging Face folder."""
+def copy_all_but_weights(source: Path, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
+    """Copy config, tokenizer and chat template of a Hugging Face folder, with changes to the config."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         wanted = path.suffix in (".json", ".jinja", ".model") or path.name in ("merges.txt", "vocab.txt")
         if wanted and path.name != INDEX:
             shutil.copyfile(path, folder / path.name)
+    if changes:
+        config = {**json.loads((source / "config.json").read_text()), **changes}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def gather_tensors(

@@ -1,8 +1,9 @@
-"""The Megatron model of a Llama-family architecture: `GPTModel` with two modules of our own.
+"""The Megatron model of a Llama-family architecture: `GPTModel` with modules of our own.
 
 Megatron's local layer spec needs no further package. Its attention materialises the scores and
 its norm refuses sequence parallelism, so both are replaced: attention by torch's fused kernel
-(flash attention on a GPU), the norm by one that marks its weight as sequence-parallel.
+(flash attention on a GPU), the norm by one that marks its weight as sequence-parallel. A reward
+model has a value head in the place of the output layer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch.nn import functional
@@ -52,6 +54,36 @@ class FusedAttention(torch.nn.Module):
             q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
         )
         return out.permute(2, 0, 1, 3).flatten(2)
+
+
+class ValueHead(torch.nn.Module):
+    """One number for each position, `[S, B, 1]`: a linear map without bias, whole on every rank.
+
+    Called as Megatron calls an output layer. Every tensor-parallel rank computes all of it from the
+    same hidden states, so each has the whole gradient and nothing needs to be summed.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.sequence_parallel = config.sequence_parallel
+        self.weight = torch.nn.Parameter(torch.zeros(1, config.hidden_size, dtype=config.params_dtype))
+
+    def initialise(self, seed: int) -> None:
+        """Draw new weights, the same on every rank: normal with variance 1 / (width + 1).
+
+        Source: Stiennon et al., "Learning to summarize from human feedback" (2020), appendix B.1.
+        """
+        numbers = torch.randn(self.weight.shape, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            self.weight.copy_(numbers / (self.weight.shape[1] + 1) ** 0.5)
+
+    def forward(
+        self, hidden: torch.Tensor, weight: None = None, runtime_gather_output: bool | None = None
+    ) -> tuple[torch.Tensor, None]:
+        if self.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        # In float32: bf16 has 8 bits for a number, and answers that differ would get the same reward.
+        return functional.linear(hidden.float(), self.weight.float()), None
 
 
 def transformer_config(
@@ -141,4 +173,6 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
             rope_scaling=arch.rope_scaling_factor is not None,
             rope_scaling_factor=arch.rope_scaling_factor or 8.0,
         )
+    if arch.value_head and runtime.is_last_stage:
+        model.output_layer = ValueHead(config)
     return model.to(runtime.device)

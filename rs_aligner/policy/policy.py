@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from megatron.core.optimizer import OptimizerConfig
 
-from rs_aligner.config.common import LengthParams, ModelBase, SamplingParams
+from rs_aligner.config.common import LengthParams, PolicyModelBase, SamplingParams
 from rs_aligner.files import hugging_face_part
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate, new_network
@@ -23,11 +21,12 @@ from rs_aligner.policy.memory import uses_bf16
 from rs_aligner.policy.model import build_model, transformer_config
 from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.tokenizer import Tokenizer
-from rs_aligner.policy.training import StepStats, Trainer
+from rs_aligner.policy.trainable import Trainable
+from rs_aligner.policy.training import StepStats, Trainer, adam
 from rs_aligner.rollout import Prompt, Rollout, TrainingRow
 
 
-class MegatronPolicy:
+class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
     """A Llama-family model on Megatron, with its optimizer and decoder.
 
     Args:
@@ -40,16 +39,12 @@ class MegatronPolicy:
         learning_rate: the rate of an optimizer step, by the number of steps made before it.
         kv_cache_bytes: most bytes of the decoder's cache on this rank; None for no bound.
         compiled_decoder: whether the decoder's kernels may be compiled on a CPU.
-
-    Attributes:
-        version: finished training steps; the trainer counts them.
-        optimizer_steps: finished optimizer steps.
     """
 
     def __init__(
         self,
         folder: Path,
-        config: ModelBase,
+        config: PolicyModelBase,
         runtime: Runtime,
         tokenizer: Tokenizer,
         *,
@@ -59,35 +54,31 @@ class MegatronPolicy:
         kv_cache_bytes: int | None = None,
         compiled_decoder: bool = True,
     ) -> None:
-        self.config, self.runtime, self.tokenizer = config, runtime, tokenizer
-        self.learning_rate, self.kv_cache_bytes = learning_rate, kv_cache_bytes
-        self.version = self.optimizer_steps = 0
-        self.source = hugging_face_part(folder)
-        self.arch = read_architecture(self.source)
+        source = hugging_face_part(folder)
+        arch = read_architecture(source)
+        if arch.value_head:
+            raise ValueError(f"{folder} is a reward model: it has a value head and cannot generate text")
         bf16 = uses_bf16(precision, runtime.device.type == "cuda")
         dtype = torch.bfloat16 if bf16 else torch.float32
         model_config = transformer_config(
-            self.arch, runtime, dtype=dtype, sequence_parallel=config.sequence_parallel
+            arch, runtime, dtype=dtype, sequence_parallel=config.sequence_parallel
         )
-        model = build_model(self.arch, model_config, runtime)
-        if self.source == folder:
-            huggingface.load_weights(folder, model, self.arch, runtime)
+        model = build_model(arch, model_config, runtime)
+        if source == folder:
+            huggingface.load_weights(folder, model, arch, runtime)
         else:
             checkpoint.load_weights(folder, model, runtime)
-        optimizer = OptimizerConfig(
-            optimizer="adam",
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            adam_beta1=config.optim.betas[0],
-            adam_beta2=config.optim.betas[1],
-            adam_eps=config.optim.eps,
-            clip_grad=clip_grad or 0.0,
-            bf16=bf16,
-            params_dtype=dtype,
-            use_distributed_optimizer=config.optim.distributed,
+        optimizer = adam(config.optim, dtype=dtype, clip_grad=clip_grad)
+        super().__init__(
+            model,
+            arch,
+            Trainer(model, model_config, runtime, optimizer),
+            source,
+            batch_size=config.global_batch_size,
+            learning_rate=learning_rate,
         )
-        self.trainer = Trainer(model, model_config, runtime, optimizer)
-        self.network = new_network(model, self.arch, runtime, compiled=compiled_decoder)
+        self.config, self.tokenizer, self.kv_cache_bytes = config, tokenizer, kv_cache_bytes
+        self.network = new_network(model, arch, runtime, compiled=compiled_decoder)
 
     def generate(
         self,
@@ -123,48 +114,14 @@ class MegatronPolicy:
             kv_cache_bytes=self.kv_cache_bytes,
         )
 
-    def train(self, rows: Sequence[TrainingRow]) -> list[StepStats]:
-        """Pass once over the rows, in batches of `global_batch_size`, an optimizer step each.
-
-        The rows are the same on every rank. A short last batch has its own true denominator.
-        """
-        stats = []
-        size = self.config.global_batch_size
-        for start in range(0, len(rows), size):
-            stats.append(
-                self.trainer.step(
-                    rows[start : start + size],
-                    micro_batch_size=self.config.micro_batch_size,
-                    learning_rate=self.learning_rate(self.optimizer_steps),
-                    normalization=self.config.loss_normalization,
-                )
-            )
-            self.optimizer_steps += 1
-        return stats
-
-    def gather(self, item: Any) -> list[Any]:
-        """The items of the replicas' sources, in data-parallel order, on every rank."""
-        return self.runtime.gather(item)
-
-    def maximum(self, values: dict[str, float]) -> dict[str, float]:
-        """Per key the largest value over all ranks."""
-        return self.runtime.maximum(values)
-
-    def save(self, folder: Path, counters: dict[str, Any]) -> None:
-        """Write a checkpoint that `load` continues from exactly. Every rank must call it."""
-        state = {"version": self.version, "optimizer_steps": self.optimizer_steps, "counters": counters}
-        checkpoint.save(folder, self.trainer, self.runtime, state, self.source)
-
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Continue from a checkpoint; returns the counters that it was saved with."""
-        state = checkpoint.load(folder, self.trainer, self.runtime)
-        self.version, self.optimizer_steps = state["version"], state["optimizer_steps"]
-        counters: dict[str, Any] = state["counters"]
-        return counters
-
-    def export(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder. Every rank must call it."""
-        huggingface.save_weights(folder, self.network.model, self.arch, self.runtime, self.source)
+    def step(self, rows: Sequence[TrainingRow], learning_rate: float) -> StepStats:
+        """One optimizer step on a global batch of rows."""
+        return self.trainer.step(
+            rows,
+            micro_batch_size=self.config.micro_batch_size,
+            learning_rate=learning_rate,
+            normalization=self.config.loss_normalization,
+        )
 
 
 def _controls(sampling: SamplingParams, lengths: LengthParams) -> Controls:

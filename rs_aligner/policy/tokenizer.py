@@ -16,6 +16,8 @@ class Tokenizer:
     Attributes:
         bos_id: the begin token, if there is one.
         eos_ids: every token that ends a response (a model may have several).
+        pad_id: a token that can fill rows up, since it ends no response: the padding token, else the begin
+            token; None if there is no such token.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,6 +36,8 @@ class Tokenizer:
         self.eos_ids = _end_tokens(folder, self._tokenizer.eos_token_id)
         if not self.eos_ids:
             raise ValueError(f"{folder}: no end token; set eos_token_id in generation_config.json")
+        fillers = (self._tokenizer.pad_token_id, self.bos_id)
+        self.pad_id = next((i for i in fillers if i is not None and i not in self.eos_ids), None)
 
     def encode(self, text: str) -> list[int]:
         """Token ids; a begin token leads if that is the tokenizer's own rule."""
@@ -54,6 +58,11 @@ class Tokenizer:
         """
         before, whole = self.decode(prompt), self.decode((*prompt, *response))
         return whole[len(before) :] if whole.startswith(before) else self.decode(response)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` can work at all."""
+        return self._tokenizer.chat_template is not None
 
     def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
         """The chat as the model wants it, up to where its answer begins.

@@ -1,106 +1,96 @@
-"""Asks a remote judge for scores while the policy is still generating.
+"""Asks a judge for scores while the policy is still generating.
 
-Rollouts are handed in one by one and wait until a batch is full or the oldest has waited long enough. A few
-sender threads post batches, so that many small requests never run the service over, and results come back
-through futures. A request that fails fails its rows, with the reason; what to do about it (try again, ask
-another server) is decided by whoever reads the future, and belongs in `_score` once it comes.
+Rollouts are handed in one by one and wait until a batch is full or the oldest has waited long enough
+(`queue`). A few sender threads for each server ask for batches, so that many small requests never run a
+service over, and results come back through futures. Every answer is checked (`protocol`). What fails is asked
+again, another server first (`endpoints`), as long as there is hope and patience (`retry`); what then has no
+score gets a failure with its reason. Whether a run goes on with so many failures is for the trainer to say.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
-from collections import deque
+import uuid
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rs_aligner.reward.protocol import Arrays, Mode, Row, parse_rewards, text_request, token_request
+from rs_aligner.reward.endpoints import Connection, Endpoint, EndpointPool
+from rs_aligner.reward.protocol import BadAnswer, parse_answer
+from rs_aligner.reward.queue import Result, RowQueue, Waiting
+from rs_aligner.reward.retry import Patience, is_transient, is_worth_halving
+from rs_aligner.reward.token import read_token
 from rs_aligner.reward.transport import TransportError, TritonConnection
-from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.reward.trial import JudgeUnreachable, Trial, explained
+from rs_aligner.rollout import Prompt, Rollout, ScoreFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from rs_aligner.config import RemoteRMConfig
+    from rs_aligner.reward.in_process import LocalJudge
 
-Result = Score | ScoreFailure
+__all__ = ["JudgeUnreachable", "RemoteGPTRMClient"]
 
-# Rows may wait for this many rounds of requests in flight; then `submit` makes the generator wait.
-QUEUE_ROUNDS = 16
-POLL_SECONDS = 0.2
 CLOSED = ScoreFailure("the client was closed before the judge answered")
-
-
-class JudgeUnreachable(ConnectionError):
-    """No judge answers at the configured address; the message says what to change."""
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A row that is not sent yet."""
-
-    row: Row
-    due: float
-    future: Future[Result] = field(default_factory=Future)
+PROBE_SECONDS = 5.0  # for a server that was left out to say that it is ready
 
 
 class RemoteGPTRMClient:
-    """A judge behind Triton's HTTP endpoint; a `protocol.Judge`.
+    """A judge behind the HTTP endpoints of one or more Triton servers; a `protocol.Judge`.
 
-    Works with this project's server and with NeMo-Aligner's. Thread-safe. To be closed at the end, best as
-    a context manager. Nothing is sent and no thread started before the judge is ready.
+    Works with this project's server and with NeMo-Aligner's, and with `remote_rm.in_process` without any.
+    Thread-safe. To be closed at the end, best as a context manager. Nothing is sent and no thread started
+    before it is asked for something.
 
     Args:
         cfg: the `remote_rm` part of the config.
+
+    Raises:
+        ValueError: the access token cannot be read, or the judge of this process cannot be used.
     """
 
     def __init__(self, cfg: RemoteRMConfig) -> None:
         self._cfg = cfg
-        self._build: Callable[[Sequence[Row]], Arrays] | None = None
-        self._ready_lock = threading.Lock()
+        token = read_token("remote_rm.token_file", cfg.token_file)
+        self._trial = Trial(cfg, has_token=token is not None)
+        self._queue = RowQueue(cfg.max_batch_size, cfg.max_queued)
+        self._local = _local_judge(cfg)
+        self._pool = EndpointPool(_endpoints(cfg, token, self._local), cfg.max_in_flight, self._try_out)
+        self._ready = threading.Lock()
+        self._is_ready = False
+        self._ids = (b"%s-%d" % (uuid.uuid4().hex[:16].encode(), number) for number in itertools.count())
         # What follows is guarded by this lock.
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)  # a sender has something to send, or to wait for
-        self._room = threading.Condition(self._lock)  # there is room for another row
-        self._waiting: deque[_Waiting] = deque()
         self._in_flight: set[Future[Result]] = set()
-        self._closed = False
+        self._conversations: set[Connection] = set()
         self._threads: list[threading.Thread] = []
-        self._connections: list[TritonConnection] = []
+        self._closed = False
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The judge's, as far as it has one and was reached."""
+        return self._trial.fingerprint
 
     def wait_until_ready(self) -> None:
-        """Wait until the judge's model is loaded, and learn which kind of request it takes.
+        """Wait until the judge's servers are ready; those that are not in time may join later.
 
         Raises:
-            JudgeUnreachable: it is not ready within `remote_rm.startup_timeout` seconds.
-            ValueError: `remote_rm.mode` is not what the model takes.
+            JudgeUnreachable: none is ready within `remote_rm.startup_timeout` seconds, or the token is wrong.
+            ValueError: `remote_rm.mode` is not what the model takes, or the servers are not the same judge.
         """
-        with self._ready_lock:
-            if self._build is not None:
+        with self._ready:
+            if self._is_ready or self._closed:
                 return
-            connection = self._connect()
-            deadline = time.monotonic() + self._cfg.startup_timeout
-            while True:
-                left = max(deadline - time.monotonic(), 0.01)
-                problem = connection.problem(left)
-                if problem is None:
-                    try:
-                        names = connection.input_names(left)
-                        break
-                    except TransportError as error:
-                        problem = str(error)
-                if time.monotonic() + POLL_SECONDS >= deadline:
-                    raise JudgeUnreachable(self._unreachable(problem))
-                time.sleep(POLL_SECONDS)
-            if self._mode(names) == "text":
-                self._build = text_request
-            else:
-                self._build = partial(token_request, pad_to_length=self._cfg.pad_to_length)
+            try:
+                self._pool.open(self._cfg.startup_timeout)
+            except TransportError as error:
+                raise JudgeUnreachable(self._unreachable(str(error))) from None
             self._start_senders()
+            self._is_ready = True
 
     def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Result]:
         """Hand in one rollout to be scored. Waits until the judge is ready, and while the queue is full.
@@ -112,45 +102,39 @@ class RemoteGPTRMClient:
             JudgeUnreachable, ValueError: as `wait_until_ready`.
             RuntimeError: the client is closed.
         """
-        if self._build is None:
+        if not self._is_ready:
             self.wait_until_ready()
-        assert self._build is not None
-        waiting = _Waiting((prompt, rollout), time.monotonic() + self._cfg.max_wait_seconds)
         try:
-            self._build([waiting.row])  # a row that cannot be sent must not spoil the others of its batch
+            row = self._trial.encode(prompt, rollout)
         except (TypeError, ValueError) as error:
-            waiting.future.set_result(ScoreFailure(f"the row cannot be sent to the judge: {error}"))
-            return waiting.future
-        room = QUEUE_ROUNDS * self._cfg.max_in_flight * self._cfg.max_batch_size
-        with self._lock:
-            self._room.wait_for(lambda: self._closed or len(self._waiting) < room)
-            if self._closed:
-                raise RuntimeError("the judge's client is closed")
-            self._waiting.append(waiting)
-            # One sender watches the first row's clock; the others need not wake before a batch is full.
-            if len(self._waiting) == 1 or len(self._waiting) >= self._cfg.max_batch_size:
-                self._work.notify()
+            future: Future[Result] = Future()
+            future.set_result(ScoreFailure(f"the row cannot be sent to the judge: {error}"))
+            return future
+        length = len(prompt.token_ids) + len(rollout.token_ids)
+        waiting = Waiting(row, length, time.monotonic() + self._cfg.max_wait_seconds, next(self._ids))
+        if not self._queue.put(waiting):
+            raise RuntimeError("the judge's client is closed")
         return waiting.future
 
     def flush(self) -> None:
         """Send what is waiting at once, in batches that may not be full."""
-        with self._lock:
-            for waiting in self._waiting:
-                waiting.due = 0.0
-            self._work.notify_all()
+        self._queue.flush()
 
     def close(self) -> None:
         """Cut requests short and end the threads. Rows without a score get a failure. Safe to call twice."""
+        futures = [waiting.future for waiting in self._queue.close()]
         with self._lock:
             self._closed = True
-            futures = [waiting.future for waiting in self._waiting] + list(self._in_flight)
-            self._waiting.clear()
-            self._work.notify_all()
-            self._room.notify_all()
+            futures += self._in_flight
+            conversations = list(self._conversations)
+        self._pool.stop()
         for future in futures:
             _resolve(future, CLOSED)
-        for connection in self._connections:
+        for connection in conversations:
             connection.abort()
+        self._pool.close()
+        if self._local is not None:
+            self._local.close()
         for thread in self._threads:
             thread.join(timeout=1.0)  # one that is still connecting ends by itself; it is a daemon
 
@@ -162,92 +146,132 @@ class RemoteGPTRMClient:
     ) -> None:
         self.close()
 
-    def _connect(self) -> TritonConnection:
-        model = self._cfg.reward_model
-        return TritonConnection(model.ip, model.port, model.name)
-
     def _start_senders(self) -> None:
         with self._lock:
             if self._closed:
                 return
-            self._connections = [self._connect() for _ in range(self._cfg.max_in_flight)]
             self._threads = [
-                threading.Thread(target=self._send, args=(connection,), name=f"judge-{i}", daemon=True)
-                for i, connection in enumerate(self._connections)
+                threading.Thread(target=self._send, name=f"judge-{i}", daemon=True)
+                for i in range(self._cfg.max_in_flight * len(self._pool.endpoints))
             ]
             for thread in self._threads:
                 thread.start()
 
-    def _send(self, connection: TritonConnection) -> None:
-        """Post batches until the client is closed (the life of a sender thread)."""
-        while batch := self._next_batch():
-            results = self._score(connection, [waiting.row for waiting in batch])
+    def _send(self) -> None:
+        """Ask for batches until the client is closed (the life of a sender thread)."""
+        while batch := self._queue.take():
+            with self._lock:
+                self._in_flight.update(waiting.future for waiting in batch)
+            try:
+                results = self._ask(batch, Patience(self._cfg))
+            except Exception as error:  # a sender that died would leave futures open for ever
+                results = [ScoreFailure(f"unexpected {type(error).__name__}: {error}") for _ in batch]
             for waiting, result in zip(batch, results, strict=True):
                 _resolve(waiting.future, result)
             with self._lock:
                 self._in_flight.difference_update(waiting.future for waiting in batch)
 
-    def _next_batch(self) -> list[_Waiting]:
-        """Wait for a full batch, or one whose oldest row is due. Empty once the client is closed."""
-        size = self._cfg.max_batch_size
-        with self._lock:
-            while not self._closed:
-                if not self._waiting:
-                    self._work.wait()
-                    continue
-                time_left = self._waiting[0].due - time.monotonic()
-                if len(self._waiting) < size and time_left > 0:
-                    self._work.wait(time_left)
-                    continue
-                batch = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
-                self._room.notify_all()
-                if self._waiting:
-                    self._work.notify()  # somebody has to watch the clock of what is left
-                batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
-                if batch:
-                    self._in_flight.update(waiting.future for waiting in batch)
-                    return batch
-            return []
+    def _ask(self, batch: Sequence[Waiting], patience: Patience) -> list[Result]:
+        """Ask until there is an answer, or no hope or patience is left.
 
-    def _score(self, connection: TritonConnection, rows: Sequence[Row]) -> list[Result]:
-        """Ask once for these rows. Never raises: a sender that died would leave futures open for ever."""
-        assert self._build is not None
+        A batch that may fare better in parts is halved; the halves get what is left of its patience.
+        """
+        last: Endpoint | None = None
+        while True:
+            endpoint = self._pool.acquire(avoid=last, outage=patience.outage)
+            if endpoint is None:
+                reason = CLOSED.reason if self._closed else f"no judge can be asked: {self._pool.why_out()}"
+                break
+            last = endpoint
+            try:
+                return self._ask_once(endpoint, batch)
+            except (TransportError, BadAnswer) as error:
+                reason, hopeless = explained(endpoint, error), not is_transient(error)
+                delay = patience.failed()
+                halve = is_worth_halving(error, patience.failures, last=delay is None)
+            if halve and len(batch) > 1:
+                half = len(batch) // 2
+                return self._ask(batch[:half], patience) + self._ask(batch[half:], patience)
+            if hopeless or delay is None:
+                break
+            if patience.failures >= self._pool.num_in():  # another server is asked at once
+                self._pool.sleep(delay)
+        return [ScoreFailure(reason) for _ in batch]
+
+    def _ask_once(self, endpoint: Endpoint, batch: Sequence[Waiting]) -> list[Result]:
+        """Ask one server, and tell the pool how it went."""
+        ids = [waiting.id for waiting in batch] if endpoint.takes_ids else None
+        request = self._trial.request([waiting.row for waiting in batch], ids)
+        began = time.monotonic()
         try:
-            answer = connection.infer(self._build(rows), self._cfg.request_timeout)
-            return parse_rewards(answer, len(rows))
-        except TransportError as error:
-            reason = str(error)
-        except Exception as error:
-            reason = f"unexpected {type(error).__name__}: {error}"
-        return [ScoreFailure(reason) for _ in rows]
+            with self._conversation(endpoint) as connection:
+                try:
+                    answer = connection.infer(request, self._cfg.request_timeout, batch[0].id.decode())
+                except TransportError as error:
+                    raise self._second_look(connection, error) from error
+            results = parse_answer(answer, len(batch), ids, self._trial.fingerprint)
+        except BaseException as error:
+            self._pool.failed(endpoint, error)
+            raise
+        self._trial.good_row = batch[0].row
+        self._pool.succeeded(endpoint, len(batch), time.monotonic() - began)
+        return results
 
-    def _mode(self, names: set[str]) -> Mode:
-        """Text or tokens, as configured or as the model's inputs allow."""
-        takes: dict[Mode, bool] = {"text": "prompts" in names, "tokens": "tokens" in names}
-        possible = [mode for mode, fits in takes.items() if fits]
-        if self._cfg.mode == "auto" and possible:
-            return possible[0]
-        if self._cfg.mode != "auto" and self._cfg.mode in possible:
-            return self._cfg.mode
-        raise ValueError(
-            f"remote_rm.mode={self._cfg.mode} does not fit the judge at {self._address()}: its inputs are "
-            f"{', '.join(sorted(names))}; "
-            + (f"set remote_rm.mode={possible[0]} or auto" if possible else "it is no judge")
-        )
+    def _second_look(self, connection: Connection, error: TransportError) -> TransportError:
+        """Why a server refuses a request: a model that is being loaded is a matter of time."""
+        if error.kind == "refused" and not is_transient(error):
+            problem = connection.problem(PROBE_SECONDS)
+            if problem is not None:
+                return TransportError(problem, "unreachable")
+        return error
 
-    def _address(self) -> str:
-        model = self._cfg.reward_model
-        return f"http://{model.ip}:{model.port}/v2/models/{model.name}"
+    def _try_out(self, endpoint: Endpoint, ready_timeout: float | None) -> None:
+        with self._conversation(endpoint) as connection:
+            self._trial(endpoint, connection, PROBE_SECONDS if ready_timeout is None else ready_timeout)
+
+    @contextlib.contextmanager
+    def _conversation(self, endpoint: Endpoint) -> Iterator[Connection]:
+        """A connection that `close` can cut short."""
+        connection = endpoint.connect()
+        with self._lock:
+            if self._closed:
+                raise TransportError("the client is closed", "unreachable")
+            self._conversations.add(connection)
+        try:
+            yield connection
+        finally:
+            with self._lock:
+                self._conversations.discard(connection)
 
     def _unreachable(self, problem: str) -> str:
-        model = self._cfg.reward_model
+        asked = ", ".join(f"{server.url}/v2/models/{server.name}" for server in self._cfg.servers)
+        where = "remote_rm.endpoints" if self._cfg.endpoints else "remote_rm.reward_model.ip, .port or .name"
+        one = self._cfg.servers[0]
         return (
-            f"no judge is ready at {self._address()} after {self._cfg.startup_timeout:g} s: {problem}. "
-            f"Start one with `python examples/serve_reward.py inference.port={model.port} "
-            f"inference.model_name={model.name} judge.function=path/to/file.py:name`, or correct "
-            "remote_rm.reward_model.ip, .port or .name, or raise remote_rm.startup_timeout if it is still "
-            "starting"
+            f"no judge is ready at {asked} after {self._cfg.startup_timeout:g} s: {problem}. Start one with "
+            f"`python examples/serve_reward.py inference.port={one.port} inference.model_name={one.name} "
+            f"judge.function=path/to/file.py:name`, or correct {where}, or raise remote_rm.startup_timeout "
+            "if it is still starting"
         )
+
+
+def _local_judge(cfg: RemoteRMConfig) -> LocalJudge | None:
+    """The judge of this process, if there is to be one."""
+    if not cfg.in_process:
+        return None
+    if cfg.judge is None:
+        raise ValueError("remote_rm.judge must be set with remote_rm.in_process")
+    from rs_aligner.reward.in_process import LocalJudge  # brings the judges
+
+    return LocalJudge(cfg.judge, cfg.max_batch_size)
+
+
+def _endpoints(cfg: RemoteRMConfig, token: str | None, local: LocalJudge | None) -> list[Endpoint]:
+    if local is not None:
+        return [Endpoint("remote_rm.judge", lambda: local)]
+    return [
+        Endpoint(one.url, partial(TritonConnection, one.ip, one.port, one.name, token)) for one in cfg.servers
+    ]
 
 
 def _resolve(future: Future[Result], result: Result) -> None:

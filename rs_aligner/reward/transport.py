@@ -1,11 +1,12 @@
 """One HTTP conversation with a Triton server: is the model ready, what does it take, answer this.
 
-Speaks the KServe v2 protocol with binary tensors over the standard library's HTTP client. PyTriton's own
-client is left out on purpose: it is built on gevent, which does not mix with threads, and when its server is
-killed it waits out its whole timeout, where a plain socket is told at once. A connection is made for each
+Speaks the KServe v2 protocol (its bodies are in `kserve`) over the standard library's HTTP client. PyTriton's
+own client is left out on purpose: it is built on gevent, which does not mix with threads, and when its server
+is killed it waits out its whole timeout, where a plain socket is told at once. A connection is made for each
 request: next to a batch of rows it costs nothing, and none can go stale.
 
-Numbers and bytes are all that a judge exchanges; other data types are refused.
+Whatever a server sends becomes arrays or a `TransportError`, and takes neither more time nor more memory than
+it was given. Whether to ask again is not decided here (`retry`), nor whether arrays are scores (`protocol`).
 """
 
 from __future__ import annotations
@@ -15,23 +16,45 @@ import http.client
 import json
 import re
 import socket
-import struct
-from collections.abc import Iterator
-from typing import Any
+import time
+from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import quote
 
-import numpy as np
-import numpy.typing as npt
-
+from rs_aligner.reward.kserve import json_object, pack_request, unpack_answer
 from rs_aligner.reward.protocol import Arrays
 
-_DTYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8"}
-_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _HEADER_LENGTH = "Inference-Header-Content-Length"
+# PyTriton restricts inference to requests with this header (`TritonSecurityConfig`).
+TOKEN_HEADER = "triton-access-token"
+# An answer has some bytes a row. What goes on beyond this is no answer.
+MAX_ANSWER_BYTES = 256 * 2**20
+_CHUNK_BYTES = 2**20
+
+Kind = Literal["unreachable", "timeout", "refused", "unreadable"]
 
 
 class TransportError(Exception):
-    """The server could not be reached, or did not answer the request; the message says which and why."""
+    """A request without a usable answer; the message says why.
+
+    Attributes:
+        kind: `unreachable` (no connection, or it was cut), `timeout`, `refused` (another HTTP status than
+            200) or `unreadable` (an answer that is none).
+        status: the HTTP status, where there is one.
+    """
+
+    def __init__(self, message: str, kind: Kind, status: int | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a model takes and gives: the names of its inputs and outputs."""
+
+    inputs: frozenset[str]
+    outputs: frozenset[str]
 
 
 class TritonConnection:
@@ -41,13 +64,16 @@ class TritonConnection:
         host: name or address of the server.
         port: its HTTP port.
         model: the model's name there.
+        token: what a server with restricted inference wants to see; None for none.
     """
 
-    def __init__(self, host: str, port: int, model: str) -> None:
+    def __init__(self, host: str, port: int, model: str, token: str | None = None) -> None:
         self._host = host
         self._port = port
+        self._model = model
+        self._token = token
         self._path = f"/v2/models/{quote(model, safe='')}"
-        self._open: http.client.HTTPConnection | None = None
+        self._open: socket.socket | None = None
         self._aborted = False
 
     def problem(self, timeout: float) -> str | None:
@@ -64,23 +90,35 @@ class TritonConnection:
             return None
         return f"the server answers HTTP {status}: {_error_text(body)}{self._others(timeout)}"
 
-    def input_names(self, timeout: float) -> set[str]:
-        """The names of the inputs that the model declares.
+    def offer(self, timeout: float) -> Offer:
+        """What the model declares to take and to give.
 
         Raises:
             TransportError: no usable answer.
         """
         status, _, body = self._exchange("GET", self._path, timeout)
         if status != 200:
-            raise TransportError(f"the judge answers HTTP {status}: {_error_text(body)}")
-        return {str(tensor.get("name")) for tensor in _json(body).get("inputs", [])}
+            raise TransportError(f"the judge answers HTTP {status}: {_error_text(body)}", "refused", status)
+        try:
+            found = json_object(body)
+            inputs, outputs = (
+                frozenset(str(tensor["name"]) for tensor in found.get(side, []))
+                for side in ("inputs", "outputs")
+            )
+            return Offer(inputs, outputs)
+        except Exception as error:
+            raise TransportError(
+                f"what the judge says of itself cannot be read: {error!r}", "unreadable"
+            ) from error
 
-    def infer(self, inputs: Arrays, timeout: float) -> Arrays:
+    def infer(self, inputs: Arrays, timeout: float, request_id: str = "") -> Arrays:
         """Send one request and wait for its answer.
 
         Args:
             inputs: arrays by name, `[B, ...]` of numbers, or of `bytes` as objects.
-            timeout: seconds to wait for the connection and then for the answer.
+            timeout: seconds for all of it, from connecting to the last byte.
+            request_id: comes back with the answer if the server is Triton; an answer to another request is
+                refused.
 
         Returns:
             All outputs of the model by name.
@@ -88,41 +126,30 @@ class TritonConnection:
         Raises:
             TransportError: not reached, no answer in time, refused, or an answer that cannot be read.
         """
-        tensors, parts = [], []
-        for name, array in inputs.items():
-            data = _pack(array)
-            datatype = _NAMES.get(array.dtype, "BYTES")
-            tensors.append(
-                {
-                    "name": name,
-                    "shape": list(array.shape),
-                    "datatype": datatype,
-                    "parameters": {"binary_data_size": len(data)},
-                }
-            )
-            parts.append(data)
-        header = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
+        packed, json_length = pack_request(inputs, request_id)
         status, header_length, body = self._exchange(
             "POST",
             f"{self._path}/infer",
             timeout,
-            b"".join([header, *parts]),
-            {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(header))},
+            packed,
+            {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(json_length)},
         )
         if status != 200:
-            raise TransportError(f"the judge answers HTTP {status}: {_error_text(body)}")
+            raise TransportError(f"the judge answers HTTP {status}: {_error_text(body)}", "refused", status)
         try:
-            return _unpack_answer(body, header_length)
-        except (KeyError, TypeError, ValueError, struct.error) as error:
-            raise TransportError(f"the judge's answer cannot be read: {error!r}") from error
+            return unpack_answer(body, header_length, self._model, request_id)
+        except Exception as error:  # whatever bytes can do to a parser, it is the answer's fault
+            raise TransportError(
+                f"the judge's answer cannot be read: {_short(error)}", "unreadable"
+            ) from error
 
     def abort(self) -> None:
         """Cut the request in flight short, and let none follow: whoever waits gets a `TransportError`."""
         self._aborted = True
-        connection = self._open
-        if connection is not None and connection.sock is not None:
+        sock = self._open
+        if sock is not None:
             with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _others(self, timeout: float) -> str:
         """Name the models of a server that has not ours, if it tells."""
@@ -132,72 +159,65 @@ class TritonConnection:
                 return f"; models there: {', '.join(model['name'] for model in json.loads(body)) or 'none'}"
             # Our own server keeps its index to itself, but carries its model in its name.
             _, _, body = self._exchange("GET", "/v2", timeout)
-            return f"; the server there is called {_json(body)['name']}"
+            return f"; the server there is called {json_object(body)['name']}"
         return ""
 
     def _exchange(
         self, method: str, path: str, timeout: float, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, int | None, bytes]:
         """One request and its answer: status, length of the JSON part if told, body."""
+        deadline = time.monotonic() + timeout
         connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
-        self._open = connection
+        sent = {"Connection": "close", **(headers or {})}
+        if self._token is not None:
+            sent[TOKEN_HEADER] = self._token
         try:
             connection.connect()
+            assert connection.sock is not None
+            self._open = sock = connection.sock  # http.client lets go of it before the body is read
             if self._aborted:  # while connecting, when there was no socket to shut down
-                raise TransportError("the request was cut short")
-            connection.request(method, path, body, {"Connection": "close", **(headers or {})})
+                raise TransportError("the request was cut short", "unreachable")
+            sock.settimeout(_time_left(deadline))
+            connection.request(method, path, body, sent)
+            sock.settimeout(_time_left(deadline))
             response = connection.getresponse()
             length = response.getheader(_HEADER_LENGTH)
-            return response.status, None if length is None else int(length), response.read()
+            answer = _read(response, sock, deadline)
+            return response.status, None if length is None else int(length), answer
         except TimeoutError as error:
-            raise TransportError(f"no answer within {timeout:g} s") from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise TransportError(f"{type(error).__name__}: {error}") from error
+            raise TransportError(f"no answer within {timeout:g} s", "timeout") from error
+        except OSError as error:
+            raise TransportError(f"{type(error).__name__}: {error}", "unreachable") from error
+        except (http.client.HTTPException, ValueError) as error:
+            raise TransportError(f"the answer is not HTTP: {_short(error)}", "unreadable") from error
         finally:
             self._open = None
             connection.close()
 
 
-def _pack(array: npt.NDArray[np.generic]) -> bytes:
-    if array.dtype == object:
-        return b"".join(struct.pack("<I", len(item)) + item for item in array.ravel().tolist())
-    return np.ascontiguousarray(array, dtype=_DTYPES[_NAMES[array.dtype]]).tobytes()
+def _read(response: http.client.HTTPResponse, sock: socket.socket, deadline: float) -> bytes:
+    """The body, as long as it is neither late nor endless."""
+    parts: list[bytes] = []
+    size = 0
+    while not response.isclosed():
+        sock.settimeout(_time_left(deadline))
+        part = response.read1(_CHUNK_BYTES)
+        if not part:
+            break
+        parts.append(part)
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            raise ValueError(f"longer than {MAX_ANSWER_BYTES:,} bytes")
+    if response.length:  # read1 does not mind an answer that was cut short
+        raise ConnectionResetError(f"the answer was cut short after {size} bytes")
+    return b"".join(parts)
 
 
-def _unpack_answer(body: bytes, header_length: int | None) -> Arrays:
-    """Read outputs that are binary, or JSON where a server does not do binary ones."""
-    header = _json(body[:header_length])
-    rest = memoryview(body)[len(body) if header_length is None else header_length :]
-    answer: Arrays = {}
-    for tensor in header["outputs"]:
-        datatype, shape = tensor["datatype"], tensor["shape"]
-        size = tensor.get("parameters", {}).get("binary_data_size")
-        if size is None:
-            values = np.array(tensor["data"], dtype=_DTYPES.get(datatype, object))
-            answer[tensor["name"]] = values.reshape(shape)
-            continue
-        data, rest = rest[:size], rest[size:]
-        if datatype == "BYTES":
-            items = np.empty(int(np.prod(shape)), dtype=object)
-            items[:] = list(_byte_items(data))
-            answer[tensor["name"]] = items.reshape(shape)
-        else:
-            answer[tensor["name"]] = np.frombuffer(data, dtype=_DTYPES[datatype]).reshape(shape)
-    return answer
-
-
-def _byte_items(data: memoryview) -> Iterator[bytes]:
-    while data:
-        (length,) = struct.unpack_from("<I", data)
-        yield bytes(data[4 : 4 + length])
-        data = data[4 + length :]
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    value = json.loads(body)
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
+def _time_left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _error_text(body: bytes) -> str:
@@ -208,3 +228,7 @@ def _error_text(body: bytes) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     exceptions = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
     return (exceptions or lines or ["(no message)"])[-1][:300]
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

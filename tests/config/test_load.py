@@ -10,6 +10,7 @@ import pytest
 from rs_aligner.config import (
     ConfigError,
     ServeRewardConfig,
+    TrainRewardModelConfig,
     TrainRSConfig,
     TrainSFTConfig,
     load_config,
@@ -29,10 +30,14 @@ def problems(tree: dict[str, Any], schema: Any = TrainRSConfig) -> list[str]:
     return list(error.value.problems)
 
 
-@pytest.mark.parametrize("name", ["train_rs", "train_sft"])
+@pytest.mark.parametrize("name", ["train_rs", "train_sft", "train_reward_model"])
 def test_the_yaml_file_and_the_schema_have_the_same_defaults(name, tree):
     smallest = tree()
-    schema: Any = {"train_rs": TrainRSConfig, "train_sft": TrainSFTConfig}[name]
+    schema: Any = {
+        "train_rs": TrainRSConfig,
+        "train_sft": TrainSFTConfig,
+        "train_reward_model": TrainRewardModelConfig,
+    }[name]
     defaults = load_config(smallest, schema).model_dump()
     composed = compose(name, [])
     composed.merge_with(smallest)
@@ -41,11 +46,11 @@ def test_the_yaml_file_and_the_schema_have_the_same_defaults(name, tree):
     for config in (defaults, written):
         del config["model"]["precision"]
         del config["exp_manager"]["wandb_logger_kwargs"]
-        for loop in ("rs", "sft"):
+        for loop in ("rs", "sft", "rm"):
             config["trainer"].get(loop, {}).pop("save_interval", None)
-        if name == "train_sft":
+        if name != "train_rs":
             del config["exp_manager"]["name"], config["model"]["optim"]
-            del config["trainer"]["sft"]["val_check_interval"]
+            del config["trainer"]["sft" if name == "train_sft" else "rm"]["val_check_interval"]
     assert written == defaults
 
 
@@ -413,6 +418,93 @@ def test_a_judge_can_be_set_from_the_command_line_of_the_supervised_training(wor
     assert config.judge.name == "exact_answer"
 
 
-@pytest.mark.parametrize("schema", [TrainRSConfig, TrainSFTConfig, ServeRewardConfig])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.data.data_prefix.train", [], 'a file of {"prompt", "chosen", "rejected"} rows, or a list'),
+        ("trainer.rm.max_steps", 0, "trainer.rm.max_steps is 0: should be at least 1, or -1"),
+        (
+            "exp_manager.checkpoint_callback_params.monitor",
+            "validation/loss",
+            'checkpoint_callback_params.mode is "max": should be min, since validation/loss is monitored',
+        ),
+        ("exp_manager.checkpoint_callback_params.monitor", "val_global_rewards", "'validation/accuracy' or"),
+        ("model.loss_normalization", "token", "model.loss_normalization is not a key; the nearest one is"),
+        ("model.tensor_model_parallel_size", 2, "trainer.devices is 1: 1 x 1 = 1 ranks should be a multiple"),
+        ("model.encoder_seq_length", 1024, "the policy was made for at most 512 positions"),
+    ],
+)
+def test_a_reward_models_training_says_what_would_work(key, value, message, tree):
+    (line,) = problems(tree(**{key: value}), TrainRewardModelConfig)
+    assert message in line
+
+
+@pytest.mark.parametrize("schema", [TrainRSConfig, TrainSFTConfig, TrainRewardModelConfig, ServeRewardConfig])
 def test_every_key_has_a_description(schema):
     assert [key for key, field in _walk(schema) if not _is_section(field) and not field.description] == []
+
+
+def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):
+    changed = tree(
+        **{
+            "remote_rm.endpoints": ["a:1", {"ip": "b", "port": 2, "name": "own"}, "http://[::1]:3"],
+            "remote_rm.reward_model.name": "judge",
+        }
+    )
+    servers = load_config(changed, TrainRSConfig).remote_rm.servers
+    assert [(one.ip, one.port, one.name) for one in servers] == [
+        ("a", 1, "judge"),
+        ("b", 2, "own"),
+        ("::1", 3, "judge"),
+    ]
+    assert [one.url for one in servers] == ["http://a:1", "http://b:2", "http://[::1]:3"]
+    alone = load_config(tree(**{"remote_rm.reward_model.port": 7}), TrainRSConfig).remote_rm
+    assert [one.port for one in alone.servers] == [7]
+    composed = compose("train_rs", ["remote_rm.endpoints=[node1:5555,node2:5556]"])
+    composed.merge_with(tree())
+    assert [one.port for one in load_config(composed, TrainRSConfig).remote_rm.servers] == [5555, 5556]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"endpoints": ["judge-node"]}, "'judge-node' should be \"host:port\""),
+        ({"endpoints": 7}, 'should be a list of "host:port"'),
+        ({"endpoints": ["a:1", "a:1"]}, "names a server twice"),
+        ({"endpoints": ["a:0"]}, "remote_rm.endpoints.0.port is 0"),
+        ({"endpoints": [{"ip": "a", "prot": 1}]}, "remote_rm.endpoints.0.prot is not a key"),
+        (
+            {"endpoints": ["a:1"], "reward_model": {"ip": "b"}},
+            'remote_rm.reward_model.ip is "b": remote_rm.endpoints lists other servers',
+        ),
+        ({"endpoints": ["a:1"], "reward_model": {"port": 2}}, "remote_rm.reward_model.port is 2"),
+        ({"in_process": True}, "remote_rm.judge must be set"),
+        ({"judge": {"name": "exact_answer"}}, "a server brings its own judge"),
+        (
+            {"in_process": True, "judge": {}},
+            "remote_rm.judge: nothing is set; set one of remote_rm.judge.name",
+        ),
+        (
+            {"in_process": True, "judge": {"name": "exact_answer"}, "endpoints": ["a:1"]},
+            "leave remote_rm.endpoints empty",
+        ),
+        ({"in_process": True, "judge": {"name": "exact_answer"}, "mode": "tokens"}, "gets texts"),
+        ({"max_queued": 8}, "should be at least remote_rm.max_batch_size = 64"),
+        ({"token_file": "nowhere"}, 'remote_rm.token_file is "nowhere": there is no such file'),
+        ({"on_failure": "zero"}, "should be 'drop', 'retry' or 'abort'"),
+        ({"max_failed_fraction": 1.5}, "should be less than or equal to 1"),
+        ({"give_up_after": 0}, "should be greater than 0"),
+        ({"max_attempts": 0}, "should be greater than or equal to 1"),
+    ],
+)
+def test_a_judges_settings_that_cannot_work_say_what_would(changes, message, tree):
+    lines = problems(tree(**{f"remote_rm.{key}": value for key, value in changes.items()}))
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_one_server_may_be_named_in_both_ways(tree):
+    changed = tree(
+        **{"remote_rm.endpoints": ["a:1", "b:2"], "remote_rm.reward_model": {"ip": "b", "port": 2}}
+    )
+    assert len(load_config(changed, TrainRSConfig).remote_rm.servers) == 2

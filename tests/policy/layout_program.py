@@ -1,5 +1,7 @@
 """Run on one or two ranks by `test_layouts.py`: losses, gradients, steps, checkpoints and greedy tokens.
 
+The policy's, and those of a reward model on preference pairs.
+
 Usage: `python -m tests.policy.layout_program <folder> <family>...`; with two ranks, every layout
 of two; alone, the one of one. Saves a dict keyed by (family, layout), of what each case gave.
 A checkpoint of a layout is also continued in the next one.
@@ -19,14 +21,18 @@ from megatron.core.optimizer import OptimizerConfig
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.policy import checkpoint, huggingface, runtime
-from rs_aligner.policy.architecture import read_architecture
+from rs_aligner.policy.architecture import Architecture, read_architecture
 from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.policy.pairs import PairTrainer
+from rs_aligner.policy.reward_model import config_changes, load_reward_model
 from rs_aligner.policy.runtime import Runtime, ranks_started
+from rs_aligner.policy.scoring import SequenceScorer
 from rs_aligner.policy.training import Trainer
-from rs_aligner.rollout import Prompt, TrainingRow
+from rs_aligner.rollout import PreferencePair, Prompt, Rollout, TrainingRow
 from tests.ranks import save_result
 
 LAYOUTS = {1: {"one": (1, 1)}, 2: {"dp2": (1, 1), "tp2": (2, 1), "tp2sp": (2, 1), "pp2": (1, 2)}}
+WAYS = {"on kernels": True, "on torch": False}  # of decoding
 LEARNING_RATE = 1e-2
 
 
@@ -47,10 +53,20 @@ def prompts() -> list[Prompt]:
     ]
 
 
+def pairs(count: int = 7) -> list[PreferencePair]:
+    """Pairs whose answers are of unequal length; seven do not fill micro-batches of 2 or 4 on two ranks."""
+    chosen, rejected = rows(2 * count)[:count], rows(2 * count)[count:]
+    return [
+        PreferencePair(one.prompt + one.response, one.prompt + other.response)
+        for one, other in zip(chosen, rejected, strict=True)
+    ]
+
+
 class NoText:
-    """A tokenizer for models that have none: no end token, no text."""
+    """A tokenizer for models that have none: no end token, no padding, no text."""
 
     eos_ids: tuple[int, ...] = ()
+    pad_id = None
 
     def continuation(self, prompt: Any, response: Any) -> str:
         return ""
@@ -61,7 +77,11 @@ def new_trainer(folder: Path, rt: Runtime, *, distributed: bool, sequence_parall
     config = transformer_config(arch, rt, dtype=torch.float32, sequence_parallel=sequence_parallel)
     model = build_model(arch, config, rt)
     huggingface.load_weights(folder, model, arch, rt)
-    optimizer = OptimizerConfig(
+    return Trainer(model, config, rt, adam(distributed))
+
+
+def adam(distributed: bool) -> OptimizerConfig:
+    return OptimizerConfig(
         optimizer="adam",
         lr=LEARNING_RATE,
         weight_decay=0.01,
@@ -69,7 +89,55 @@ def new_trainer(folder: Path, rt: Runtime, *, distributed: bool, sequence_parall
         clip_grad=1.0,
         use_distributed_optimizer=distributed,
     )
-    return Trainer(model, config, rt, optimizer)
+
+
+def new_pair_trainer(
+    folder: Path, rt: Runtime, *, sequence_parallel: bool, distributed: bool = True
+) -> tuple[PairTrainer, Architecture]:
+    model, arch = load_reward_model(folder, rt, sequence_parallel=sequence_parallel, seed=3)
+    return PairTrainer(model, model.config, rt, adam(distributed)), arch
+
+
+def run_pairs(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) -> dict[str, Any]:
+    """The reward model's cases in this layout."""
+    sequence_parallel = work.name.endswith("sp")
+    # The distributed optimizer leaves each rank its own part of the gradient only.
+    trainer, arch = new_pair_trainer(folder, rt, sequence_parallel=sequence_parallel, distributed=False)
+    changes = config_changes(arch, NoText())  # type: ignore[arg-type]
+    found: dict[str, Any] = {}
+
+    def weights(trainer: PairTrainer) -> dict[str, torch.Tensor]:
+        return huggingface.gather_tensors(trainer.ddp.module, arch, rt)
+
+    def export(trainer: PairTrainer, name: str) -> None:
+        huggingface.save_weights(work / name, trainer.ddp.module, arch, rt, folder, changes)
+
+    export(trainer, "reward_start")
+    for size in (1, 2, 4):
+        loss, accuracy = trainer.gradients(pairs(), micro_batch_size=size)
+        grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
+        found[f"pairs gradient {size}"] = (loss, grads)
+        found[f"pairs accuracy {size}"] = {"accuracy": accuracy}
+    trainer, _ = new_pair_trainer(folder, rt, sequence_parallel=sequence_parallel)
+    trainer.step(pairs(), micro_batch_size=2, learning_rate=LEARNING_RATE)
+    saved = work / "reward_step_1"
+    checkpoint.save(saved, trainer, rt, {"steps": 1}, folder, changes)
+    trainer.step(pairs(), micro_batch_size=2, learning_rate=LEARNING_RATE)
+    found["pairs two steps"] = weights(trainer)
+    export(trainer, "reward_final")
+    scorer = SequenceScorer(trainer.ddp, rt, 2)
+    found["pairs scores"] = dict(enumerate(scorer([pair.chosen for pair in pairs()])))
+    for label, start in (("pairs resumed", saved), ("pairs continued", (elsewhere or work) / saved.name)):
+        resumed, _ = new_pair_trainer(folder, rt, sequence_parallel=sequence_parallel)
+        assert checkpoint.load(start, resumed, rt) == {"steps": 1}
+        resumed.step(pairs(), micro_batch_size=2, learning_rate=LEARNING_RATE)
+        found[label] = weights(resumed)
+    for label, start in (("folder", work / "reward_final"), ("checkpoint", saved)):
+        model, _ = load_reward_model(start, rt, sequence_parallel=sequence_parallel, seed=4)
+        found[f"pairs scores of the {label}"] = dict(
+            enumerate(SequenceScorer(model, rt, 2)([pair.chosen for pair in pairs()]))
+        )
+    return found
 
 
 def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) -> dict[str, Any]:
@@ -88,31 +156,20 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
             grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
             found[f"gradient {normalization} {size}"] = (loss, grads)
 
-    found["greedy"] = {
-        (r.group, r.index): (r.token_ids, r.log_probs)
-        for r in generate(
-            new_network(trainer.ddp.module, arch, rt),
-            NoText(),
-            list(enumerate(prompts())),
-            1,
-            Controls(greedy=True, max_length=12),
-            seed=1,
-            step=1,
-        )
-    }
-    found["sampled"] = {
-        (r.group, r.index): r.token_ids
-        for r in generate(
-            new_network(trainer.ddp.module, arch, rt),
-            NoText(),
-            list(enumerate(prompts())),
-            3,
-            Controls(temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.1, max_length=10),
-            seed=1,
-            step=1,
-            wave_size=2,
-        )
-    }
+    for way, compiled in WAYS.items():
+        network = new_network(trainer.ddp.module, arch, rt, compiled=compiled)
+
+        def draw(num: int, controls: Controls, network: Any = network, **options: Any) -> list[Rollout]:
+            given = list(enumerate(prompts()))
+            return list(generate(network, NoText(), given, num, controls, seed=1, step=1, **options))
+
+        greedy = draw(1, Controls(greedy=True, max_length=12))
+        found[f"greedy {way}"] = {(r.group, r.index): (r.token_ids, r.log_probs) for r in greedy}
+        controls = Controls(temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.1, max_length=10)
+        sampled = draw(3, controls, wave_size=2)
+        found[f"sampled {way}"] = {(r.group, r.index): r.token_ids for r in sampled}
+        many = draw(64, Controls(max_length=48))
+        found[f"many {way}"] = {(r.group, r.index): r.token_ids for r in many}
     for distributed in (False, True):
         label = "distributed" if distributed else "ordinary"
         trainer = new_trainer(folder, rt, distributed=distributed, sequence_parallel=sequence_parallel)
@@ -148,7 +205,10 @@ def main() -> None:
             work.mkdir(parents=True, exist_ok=True)
             store = dist.FileStore(str(work / "store"), ranks_started())
             with runtime.start(tp, pp, timeout_minutes=2, store=store) as rt:
-                found[family, name] = run_layout(folder / family, work, rt, previous)
+                found[family, name] = {
+                    **run_layout(folder / family, work, rt, previous),
+                    **run_pairs(folder / family, work, rt, previous),
+                }
             previous = work
     save_result(folder, found)
 

@@ -47,9 +47,11 @@ class FakeJudge:
 
 @contextlib.contextmanager
 def fake_judge(
-    answer: Callable[[int], Answer], inputs: tuple[str, ...] = ("prompts", "responses", "metadata")
+    answer: Callable[[int], Answer],
+    inputs: tuple[str, ...] = ("prompts", "responses", "metadata"),
+    port: int = 0,
 ) -> Iterator[FakeJudge]:
-    """Serve `answer`, called with the number of rows, on a free port."""
+    """Serve `answer`, called with the number of rows, on this port, or a free one."""
     judge = FakeJudge(answer, list(inputs))
 
     class Handler(BaseHTTPRequestHandler):
@@ -81,7 +83,7 @@ def fake_judge(
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     judge.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

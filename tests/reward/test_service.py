@@ -26,7 +26,9 @@ WORDS = ["<pad>", "a", "bb", "ccc"]
 
 
 def remote(port: int, name: str = "reward_model", **settings: Any) -> RemoteRMConfig:
-    return RemoteRMConfig(reward_model=EndpointConfig(name=name, ip="127.0.0.1", port=port), **settings)
+    """Of a client that drops what fails, unless the settings say otherwise."""
+    endpoint = EndpointConfig(name=name, ip="127.0.0.1", port=port)
+    return RemoteRMConfig(reward_model=endpoint, **{"on_failure": "drop", **settings})
 
 
 def save_tokenizer(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from rs_aligner.reward.judges.combined import WeightedJudge
 from rs_aligner.reward.judges.functions import FunctionJudge, bind, smoke_test, users_judge
 from rs_aligner.reward.judges.huggingface import HuggingFaceJudge
 from rs_aligner.reward.judges.limit import LimitedJudge
+from rs_aligner.reward.judges.megatron import MegatronJudge
 from rs_aligner.reward.judges.rules import format_rules, length, regex
 from rs_aligner.reward.judges.sentiment import sentiment
 from rs_aligner.reward.judges.verifiers import exact_answer, final_answer
@@ -29,6 +30,7 @@ BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
     "format": format_rules,
     "sentiment": sentiment,
     "huggingface": HuggingFaceJudge,
+    "megatron_reward_model": MegatronJudge,
 }
 """Functions, and classes that are made with `judge.kwargs`."""
 

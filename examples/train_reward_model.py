@@ -1,0 +1,54 @@
+"""A reward model from pairs: `python examples/train_reward_model.py exp_manager.explicit_log_dir=runs/rm`.
+
+Reads conf/train_reward_model.yaml and the overrides, checks them, trains a model to tell the better of two
+answers, and leaves metrics, checkpoints and the reward model in the run's folder. `final/` there is what
+`serve_reward.py judge.name=reward_model judge.kwargs.folder=...` serves. Exits with status 2 and one message
+where something has to be mended first.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import experiment
+import hydra
+from omegaconf import DictConfig
+
+from rs_aligner.config import TrainRewardModelConfig, load_config, open_overrides
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="train_reward_model")
+def main(raw: DictConfig) -> None:
+    with experiment.one_line_errors():
+        config = load_config(raw, TrainRewardModelConfig)
+        experiment.start_ranks(config)
+        experiment.keep_config(raw, config.exp_manager.explicit_log_dir)
+        train(config)
+
+
+def train(config: TrainRewardModelConfig) -> None:
+    # What can be wrong comes first, what is slow to import last.
+    first, files = experiment.rank() == 0, config.model.data.data_prefix
+    tokenizer, positions = experiment.read_tokenizer(config)
+    pairs = experiment.read_pairs(files.train, config, tokenizer, positions)
+    validation = experiment.read_pairs(files.validation, config, tokenizer, positions)
+
+    from rs_aligner.epochs import num_epoch_steps
+    from rs_aligner.preference import PreferenceTrainer
+    from rs_aligner.run import Run
+
+    steps = num_epoch_steps(config, len(pairs))
+    if first:
+        size = config.model.global_batch_size
+        print(f"{len(pairs):,} pairs, at most {steps:,} steps of {size:,}", flush=True)
+    with experiment.reward_model_of(config, tokenizer, steps) as model:
+        run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
+        PreferenceTrainer(config, model, pairs, validation, run).fit()
+        run.close()
+    if first:
+        print(f"the reward model: {run.final}\nfigures: {run.folder}/metrics.jsonl")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = open_overrides(sys.argv[1:])
+    main()

@@ -1,0 +1,85 @@
+"""Files of prompts with a better and a worse answer, for a reward model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rs_aligner.data.rows import (
+    Tokenizer,
+    account,
+    check_text,
+    prompt_text,
+    read_rows,
+    shown_keys,
+    tokenize,
+    tokenize_response,
+)
+from rs_aligner.rollout import PreferencePair
+
+_logger = logging.getLogger("rs_aligner")
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The pairs of some files, in file order, and how many were left out, and why."""
+
+    pairs: tuple[PreferencePair, ...]
+    num_too_long: int
+    num_ties: int
+
+
+def load_pairs(
+    files: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    template: str | None = None,
+    add_bos: bool | None = None,
+    max_length: int,
+    max_prompt_length: int | None = None,
+) -> PairSet:
+    """Reads files of preference pairs.
+
+    A row has `chosen` and `rejected`, the texts of two answers, and the prompt as `prompt`, as a chat
+    (`messages`) or as a template makes it. A row whose two answers are the same says nothing, and is left
+    out and counted, as is one that is too long.
+
+    Args:
+        files: JSON Lines files.
+        tokenizer: turns texts into tokens; its first end token closes every answer.
+        template: a format string over a row's keys for the prompt; None for `prompt` or `messages`.
+        add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
+        max_length: most tokens of prompt and answer together.
+        max_prompt_length: most tokens of a prompt; None for no such limit.
+
+    Raises:
+        ValueError: a row is malformed (with file and line), or nothing is left.
+    """
+    pairs: list[PreferencePair] = []
+    num_too_long = num_ties = 0
+    for where, row in read_rows(files):
+        for key in ("chosen", "rejected"):
+            if key not in row:
+                raise ValueError(f"{where}: has no {key!r} but {shown_keys(row)}")
+            check_text(where, repr(key), row[key])
+        text, is_chat = prompt_text(where, row, tokenizer, template, "prompt")
+        prompt_ids = tokenize(where, text, tokenizer, is_chat, add_bos)
+        chosen, rejected = (
+            prompt_ids + tokenize_response(where, text, prompt_ids, row[key], tokenizer, is_chat, add_bos)
+            for key in ("chosen", "rejected")
+        )
+        pair = PreferencePair(chosen, rejected)
+        if chosen == rejected:
+            num_ties += 1
+        elif len(pair) > max_length or len(prompt_ids) > (max_prompt_length or max_length):
+            num_too_long += 1
+        else:
+            pairs.append(pair)
+    names = ", ".join(files)
+    if num_ties and not pairs and not num_too_long:
+        raise ValueError(f"{names}: no pairs to use (in all {num_ties}, chosen and rejected are the same)")
+    account(files, "pairs", len(pairs), num_too_long, max_length)
+    if num_ties:
+        _logger.warning("%s: left out %d pairs whose answers are the same", names, num_ties)
+    return PairSet(tuple(pairs), num_too_long, num_ties)

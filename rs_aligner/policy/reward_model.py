@@ -1,0 +1,152 @@
+"""A reward model on Megatron as its trainer and its judge see it: learn from pairs, score, save, export.
+
+The trunk is a policy's, read from a Hugging Face folder or a checkpoint; the output layer gives way to a
+linear head of one output, read at a sequence's last token. It is saved as a `*ForSequenceClassification`
+folder with one label, which `transformers` loads with the same scores; a folder or checkpoint of that kind is
+started from with its head. Left out on purpose: regression to given scores, and heads of several outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+
+from rs_aligner.config.common import ModelBase
+from rs_aligner.files import SETTINGS, hugging_face_part
+from rs_aligner.loss import bradley_terry
+from rs_aligner.policy import checkpoint, huggingface
+from rs_aligner.policy.architecture import Architecture, read_architecture
+from rs_aligner.policy.memory import uses_bf16
+from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.policy.pairs import PairStats, PairTrainer
+from rs_aligner.policy.runtime import Runtime
+from rs_aligner.policy.scoring import SequenceScorer
+from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.policy.trainable import Trainable
+from rs_aligner.policy.training import adam
+from rs_aligner.rollout import PreferencePair
+
+_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+
+
+def load_reward_model(
+    folder: Path, runtime: Runtime, *, precision: str = "auto", sequence_parallel: bool = False, seed: int = 0
+) -> tuple[GPTModel, Architecture]:
+    """This rank's part of a reward model.
+
+    Args:
+        folder: a Hugging Face folder or a checkpoint, of a reward model or of a language model, whose head
+            is then drawn anew.
+        runtime: this rank's place.
+        precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
+        sequence_parallel: splits activations along the sequence over the tensor-parallel ranks.
+        seed: of a new head.
+    """
+    source = hugging_face_part(folder)
+    made = read_architecture(source)
+    arch = replace(made, value_head=True, tied_embeddings=False)
+    bf16 = uses_bf16(precision, runtime.device.type == "cuda")
+    config = transformer_config(
+        arch,
+        runtime,
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        sequence_parallel=sequence_parallel,
+    )
+    model = build_model(arch, config, runtime)
+    if runtime.is_last_stage:
+        model.output_layer.initialise(seed)
+    if source == folder:
+        leave = () if made.value_head else (huggingface.SCORE,)
+        huggingface.load_weights(folder, model, arch, runtime, leave=leave)
+    else:
+        checkpoint.load_weights(folder, model, runtime, with_head=made.value_head)
+    return model, arch
+
+
+def config_changes(arch: Architecture, tokenizer: Tokenizer, add_bos: bool | None = None) -> dict[str, Any]:
+    """What makes the `config.json` of a policy that of its reward model, and how texts are to be scored.
+
+    `transformers` reads the head at the last token that is not padding, so the token that pads must not be
+    one that ends a text. Where a tokenizer has no other, the begin token pads (it stands at the front only);
+    where there is none either, nothing does, and `transformers` scores one text at a time.
+    """
+    return {
+        "architectures": [f"{_CLASSES[arch.family]}ForSequenceClassification"],
+        "id2label": {"0": "reward"},
+        "label2id": {"reward": 0},
+        "tie_word_embeddings": False,
+        "pad_token_id": tokenizer.pad_id,
+        SETTINGS: {"add_bos": add_bos},
+    }
+
+
+class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
+    """A reward model with its optimizer.
+
+    Args:
+        folder: what to start from, as for `load_reward_model`.
+        config: the `model` section; batch sizes count pairs.
+        runtime: this rank's place.
+        tokenizer: the folder's.
+        precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
+        clip_grad: largest norm of the global gradient; None or 0 does not clip.
+        learning_rate: the rate of an optimizer step, by the number of steps made before it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelBase,
+        runtime: Runtime,
+        tokenizer: Tokenizer,
+        *,
+        precision: str = "auto",
+        clip_grad: float | None = 1.0,
+        learning_rate: Callable[[int], float],
+    ) -> None:
+        model, arch = load_reward_model(
+            folder,
+            runtime,
+            precision=precision,
+            sequence_parallel=config.sequence_parallel,
+            seed=config.seed,
+        )
+        optimizer = adam(config.optim, dtype=model.config.params_dtype, clip_grad=clip_grad)
+        super().__init__(
+            model,
+            arch,
+            PairTrainer(model, model.config, runtime, optimizer),
+            hugging_face_part(folder),
+            batch_size=config.global_batch_size,
+            learning_rate=learning_rate,
+            changes=config_changes(arch, tokenizer, config.data.add_bos),
+        )
+        self.micro_batch_size = config.micro_batch_size
+        self.score = SequenceScorer(self.trainer.ddp, runtime, 2 * config.micro_batch_size)
+
+    def step(self, rows: Sequence[PreferencePair], learning_rate: float) -> PairStats:
+        """One optimizer step on a global batch of pairs."""
+        return self.trainer.step(rows, micro_batch_size=self.micro_batch_size, learning_rate=learning_rate)
+
+    def evaluate(self, pairs: Sequence[PreferencePair]) -> dict[str, float]:
+        """How well held-out pairs are ordered, the same on every rank.
+
+        Returns:
+            `loss` (Bradley-Terry, nats a pair), `accuracy` (share of pairs whose chosen answer has the higher
+            reward), and `reward_mean` and `reward_std` over all their answers.
+        """
+        rewards = self.score([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
+        chosen, rejected = torch.tensor(rewards, dtype=torch.float64).chunk(2)
+        everyone = torch.ones(len(pairs), dtype=torch.bool)
+        return {
+            "loss": float(bradley_terry(chosen, rejected, everyone, len(pairs))),
+            "accuracy": float((chosen > rejected).double().mean()),
+            "reward_mean": fmean(rewards),
+            "reward_std": pstdev(rewards),
+        }

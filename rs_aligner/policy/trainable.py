@@ -1,0 +1,95 @@
+"""What a policy and a reward model have in common while they are trained: rates, checkpoints, export.
+
+Left out on purpose: how a model is loaded and what a step does; each has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from megatron.core.models.gpt import GPTModel
+
+from rs_aligner.policy import checkpoint, huggingface
+from rs_aligner.policy.architecture import Architecture
+from rs_aligner.policy.runtime import Runtime
+from rs_aligner.policy.training import BaseTrainer
+
+Row = TypeVar("Row")
+Stats = TypeVar("Stats")
+T = TypeVar("T", bound=BaseTrainer)
+
+
+class Trainable(Generic[T, Row, Stats]):
+    """A model with its optimizer.
+
+    Args:
+        model: this rank's part.
+        arch: its architecture.
+        trainer: its optimizer.
+        source: the Hugging Face folder that has its config and tokenizer.
+        batch_size: rows of an optimizer step.
+        learning_rate: the rate of an optimizer step, by the number of steps made before it.
+        changes: keys of `config.json` that are other than in `source`.
+
+    Attributes:
+        version: finished training steps; the trainer's loop counts them.
+        optimizer_steps: finished optimizer steps.
+    """
+
+    def __init__(
+        self,
+        model: GPTModel,
+        arch: Architecture,
+        trainer: T,
+        source: Path,
+        *,
+        batch_size: int,
+        learning_rate: Callable[[int], float],
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.arch, self.trainer, self.source = model, arch, trainer, source
+        self.batch_size, self.learning_rate, self.changes = batch_size, learning_rate, changes
+        self.runtime: Runtime = trainer.runtime
+        self.version = self.optimizer_steps = 0
+
+    def step(self, rows: Sequence[Row], learning_rate: float) -> Stats:
+        """One optimizer step on a global batch."""
+        raise NotImplementedError
+
+    def train(self, rows: Sequence[Row]) -> list[Stats]:
+        """Pass once over the rows, an optimizer step for each batch.
+
+        The rows are the same on every rank. A short last batch has its own true denominator.
+        """
+        stats = []
+        for start in range(0, len(rows), self.batch_size):
+            rate = self.learning_rate(self.optimizer_steps)
+            stats.append(self.step(rows[start : start + self.batch_size], rate))
+            self.optimizer_steps += 1
+        return stats
+
+    def gather(self, item: Any) -> list[Any]:
+        """The items of the replicas' sources, in data-parallel order, on every rank."""
+        return self.runtime.gather(item)
+
+    def maximum(self, values: dict[str, float]) -> dict[str, float]:
+        """Per key the largest value over all ranks."""
+        return self.runtime.maximum(values)
+
+    def save(self, folder: Path, counters: dict[str, Any]) -> None:
+        """Write a checkpoint that `load` continues from exactly. Every rank must call it."""
+        state = {"version": self.version, "optimizer_steps": self.optimizer_steps, "counters": counters}
+        checkpoint.save(folder, self.trainer, self.runtime, state, self.source, self.changes)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Continue from a checkpoint; returns the counters that it was saved with."""
+        state = checkpoint.load(folder, self.trainer, self.runtime)
+        self.version, self.optimizer_steps = state["version"], state["optimizer_steps"]
+        counters: dict[str, Any] = state["counters"]
+        return counters
+
+    def export(self, folder: Path) -> None:
+        """Write the model as a Hugging Face folder. Every rank must call it."""
+        huggingface.save_weights(folder, self.model, self.arch, self.runtime, self.source, self.changes)
