@@ -15,7 +15,7 @@ from tests.reward.rows import free_port
 from tests.reward.triton_judge import FINGERPRINT, triton_judge, truth
 from tests.tiny import save_tiny_with_tokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(560)]
 
 STEPS = 6
 
@@ -48,7 +48,7 @@ def test_a_run_whose_judge_is_killed_saves_and_stops_with_one_message_and_contin
 
         killer = threading.Thread(target=kill_after_two_steps, daemon=True)
         killer.start()
-        stopped = run_script("train_rs.py", *arguments, timeout=120)
+        stopped = run_script("train_rs.py", *arguments, timeout=240)
         killer.join(timeout=10)
         assert stopped.returncode == 1, stopped.stdout
         assert "Traceback" not in stopped.stdout
@@ -66,7 +66,7 @@ def test_a_run_whose_judge_is_killed_saves_and_stops_with_one_message_and_contin
         assert [folder.name for folder in (run / "checkpoints").iterdir()] == [f"step_{done:06d}"]
         judge.start()
         judge.wait_until_ready()
-        continued = run_script("train_rs.py", *arguments, timeout=120)
+        continued = run_script("train_rs.py", *arguments, timeout=240)
     assert continued.returncode == 0, continued.stdout
     assert [row["step"] for row in read_metrics(run)] == list(range(1, STEPS + 1))
     for step in range(1, STEPS + 1):
