@@ -11,7 +11,7 @@ what counts is the ratio of CPU seconds (user and system), medians over the repe
     megatron   a pass per rollout index through Megatron's forward with its static cache (ancestor's order)
     limit      the matrix products and attention calls of our decoder, on the same shapes, back to back
     torch      our decoder without its compiled kernels
-    torch_compiled  the same, through `torch.compile`, whose own time is told beside
+    torch_compiled   the same, through `torch.compile` (only if asked for); what compiling takes is told
 
 Results go to `benchmarks/results/generation.json` beside a table on the screen.
 """
