@@ -11,6 +11,7 @@ what counts is the ratio of CPU seconds (user and system), medians over the repe
     megatron   a pass per rollout index through Megatron's forward with its static cache (ancestor's order)
     limit      the matrix products and attention calls of our decoder, on the same shapes, back to back
     torch      our decoder without its compiled kernels
+    torch_compiled   the same, through `torch.compile` (only if asked for); what compiling takes is told
 
 Results go to `benchmarks/results/generation.json` beside a table on the screen.
 """
@@ -18,7 +19,6 @@ Results go to `benchmarks/results/generation.json` beside a table on the screen.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -28,7 +28,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,15 +36,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import psutil
 import torch
 import transformers
+from decoders import (
+    HuggingFace,
+    HuggingFaceForked,
+    Limit,
+    MegatronStatic,
+    Ours,
+    TorchCompiled,
+    Workload,
+)
 
-from rs_aligner.generation import native
-from rs_aligner.generation.native_network import NativeNetwork, Session, TokenBatch
-from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate, new_network
-from rs_aligner.policy import huggingface, runtime
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.model import build_model, transformer_config
-from rs_aligner.rollout import Prompt
+from rs_aligner.generation.native_network import NativeNetwork
+from rs_aligner.policy import runtime
 
 DATA = Path(os.environ.get("RS_ALIGNER_TEST_DATA", "../shared/data"))
 MEDIUM = {
@@ -58,22 +60,6 @@ MEDIUM = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
-
-
-@dataclass
-class Workload:
-    """Prompts, rollouts and where they end."""
-
-    name: str
-    folder: Path
-    prompts: list[tuple[int, ...]]
-    num_rollouts: int
-    max_length: int
-    eos: int | None  # None: nothing ends before its length
-    lengths: list[list[int]] | None = None  # [P][N], where each rollout ends; None: at max_length or eos
-
-    def length(self, prompt: int, rollout: int) -> int:
-        return self.lengths[prompt][rollout] if self.lengths else self.max_length
 
 
 def workloads(quick: bool, scratch: Path) -> list[Workload]:
@@ -106,221 +92,6 @@ def workloads(quick: bool, scratch: Path) -> list[Workload]:
     return found
 
 
-class NoText:
-    """A tokenizer for models without one."""
-
-    def __init__(self, eos: int | None) -> None:
-        self.eos_ids = () if eos is None else (eos,)
-
-    def continuation(self, prompt: Any, response: Any) -> str:
-        return ""
-
-
-class Ours:
-    """The decoder of this project, on a Megatron policy."""
-
-    def __init__(self, work: Workload, rt: runtime.Runtime, *, compiled: bool = True) -> None:
-        arch = read_architecture(work.folder)
-        config = transformer_config(arch, rt, dtype=torch.float32)
-        self.model = build_model(arch, config, rt)
-        huggingface.load_weights(work.folder, self.model, arch, rt)
-        self.network, self.work = new_network(self.model, arch, rt, compiled=compiled), work
-
-    def __call__(self) -> int:
-        work = self.work
-        prompts = [(i, Prompt(str(i), "", p, position=i)) for i, p in enumerate(work.prompts)]
-        pairs = ((p, n) for p in range(len(prompts)) for n in range(work.num_rollouts))
-        limits = {pair: work.length(*pair) for pair in pairs}
-        controls = Controls(max_length=work.max_length)
-        stream = generate(
-            self.network,
-            NoText(work.eos),
-            prompts,
-            work.num_rollouts,
-            controls,
-            seed=1,
-            step=1,
-            limits=limits,
-        )
-        return sum(len(rollout.token_ids) for rollout in stream)
-
-
-class Limit:
-    """Our decoder's products and attention calls, on the same shapes, weights and pages, back to back."""
-
-    def __init__(self, ours: Ours) -> None:
-        network = ours.network
-        assert isinstance(network, NativeNetwork), "the limit is that of the kernels"
-        heads = network.arch.num_heads // network.arch.num_kv_heads
-        library, _, _ = native.build(Path(__file__).with_name("limit.c"), network.arch.head_dim, heads)
-        self.run = ctypes.CDLL(str(library)).limit_run
-        self.run.restype = None
-        self.calls: list[tuple[Session, native.Batch, int, Any]] = []
-        run = Session.run
-
-        def record(session: Session, tokens: Any, batch: TokenBatch, wanted: Any = None) -> Any:
-            found = run(session, tokens, batch, wanted)
-            positions = batch.positions.copy()
-            given = native.Batch.from_buffer_copy(batch.native)
-            given.positions = native.address(positions)
-            count = len(tokens) if wanted is None else len(wanted)
-            self.calls.append((session, given, count, (batch, positions)))  # the last keep memory alive
-            return found
-
-        Session.run = record  # type: ignore[method-assign]
-        try:
-            ours()
-        finally:
-            Session.run = run  # type: ignore[method-assign]
-
-    def __call__(self) -> int:
-        long, pointer = ctypes.c_long, ctypes.c_void_p
-        for session, batch, wanted, _ in self.calls:
-            head = session.network.model.embedding.word_embeddings.weight
-            self.run(
-                *(session._layers, long(len(session._layers)), ctypes.byref(session._model)),
-                *(ctypes.byref(batch), pointer(native.address(head)), long(len(head))),
-                *(pointer(native.address(session._buffers["logits"])), long(wanted)),
-            )
-        return 0
-
-
-class _EndAtLength(transformers.StoppingCriteria):  # type: ignore[misc]
-    def __init__(self, ends: torch.Tensor) -> None:
-        self.ends = ends
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return input_ids.shape[1] >= self.ends
-
-
-class HuggingFace:
-    """`generate` with `num_return_sequences`."""
-
-    def __init__(self, work: Workload) -> None:
-        self.work = work
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            work.folder, dtype=torch.float32
-        ).eval()
-        self.model.generation_config.eos_token_id = self.model.config.eos_token_id = work.eos
-        width = max(map(len, work.prompts))
-        self.ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in work.prompts])
-        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in work.prompts])
-        pairs = [(p, n) for p in range(len(work.prompts)) for n in range(work.num_rollouts)]
-        self.ends = torch.tensor([width + work.length(*pair) for pair in pairs])
-
-    @torch.no_grad()
-    def __call__(self) -> int:
-        torch.manual_seed(1)
-        work = self.work
-        out = self.model.generate(
-            self.ids,
-            attention_mask=self.mask,
-            do_sample=True,
-            top_k=0,
-            num_return_sequences=work.num_rollouts,
-            max_new_tokens=work.max_length,
-            pad_token_id=0,
-            stopping_criteria=[_EndAtLength(self.ends)] if work.lengths else [],
-        )
-        return _count(out[:, self.ids.shape[1] :], work)
-
-
-class HuggingFaceForked(HuggingFace):
-    """The cache filled once per prompt and repeated for the rollouts; all rows to the end."""
-
-    @torch.no_grad()
-    def __call__(self) -> int:
-        torch.manual_seed(1)
-        work, n = self.work, self.work.num_rollouts
-        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        out = self.model(self.ids, attention_mask=self.mask, position_ids=positions, logits_to_keep=1)
-        cache = out.past_key_values
-        cache.batch_repeat_interleave(n)
-        logits = out.logits[:, -1].repeat_interleave(n, 0)
-        mask, position = self.mask.repeat_interleave(n, 0), positions[:, -1:].repeat_interleave(n, 0)
-        done = torch.zeros(len(mask), dtype=torch.bool)
-        found = []
-        for place in range(work.max_length):
-            token = torch.multinomial(logits.softmax(-1), 1)
-            found.append(token)
-            done |= (token[:, 0] == work.eos) if work.eos is not None else False
-            if done.all() or place == work.max_length - 1:
-                break
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            position = position + 1
-            logits = self.model(
-                token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
-            ).logits[:, -1]
-        return _count(torch.cat(found, 1), work)
-
-
-def _count(tokens: torch.Tensor, work: Workload) -> int:
-    """Tokens up to and with each row's end."""
-    if work.lengths:
-        return sum(map(sum, work.lengths))
-    if work.eos is None:
-        return tokens.numel()
-    ended = (tokens == work.eos).int().cumsum(-1)
-    return int(((ended - (tokens == work.eos).int()) == 0).sum())
-
-
-class MegatronStatic:
-    """The ancestor's order: a full pass for each rollout index through Megatron's forward with its cache."""
-
-    def __init__(self, work: Workload, rt: runtime.Runtime) -> None:
-        from megatron.core.models.gpt import GPTModel
-        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-
-        self.work = work
-        arch = read_architecture(work.folder)
-        config = transformer_config(arch, rt, dtype=torch.float32)
-        self.model = GPTModel(
-            config,
-            get_gpt_layer_local_spec(normalization="RMSNorm"),
-            vocab_size=arch.vocab_size,
-            max_sequence_length=arch.max_positions,
-            share_embeddings_and_output_weights=arch.tied_embeddings,
-            position_embedding_type="rope",
-            rotary_base=arch.rope_theta,
-        ).eval()
-        huggingface.load_weights(work.folder, self.model, arch, rt)
-
-    @torch.no_grad()
-    def __call__(self) -> int:
-        torch.manual_seed(1)
-        return sum(self._one_pass(n) for n in range(self.work.num_rollouts))
-
-    def _one_pass(self, index: int) -> int:
-        from megatron.core.inference.contexts import StaticInferenceContext
-
-        work = self.work
-        width = max(map(len, work.prompts))
-        tokens = torch.tensor([list(p) + [0] * (width - len(p)) for p in work.prompts])  # padded behind
-        context = StaticInferenceContext(len(tokens), width + work.max_length)
-        logits = self._forward(tokens, 0, context)
-        done = torch.zeros(len(tokens), dtype=torch.bool)
-        ends = torch.tensor([work.length(p, index) for p in range(len(tokens))])
-        found = []
-        for place in range(work.max_length):
-            token = torch.multinomial(logits.softmax(-1), 1)
-            found.append(token)
-            done |= (place + 1 >= ends) | ((token[:, 0] == work.eos) if work.eos is not None else False)
-            if done.all():
-                break
-            logits = self._forward(token, width + place, context)
-        if work.lengths:
-            return int(ends.sum())
-        return _count(torch.cat(found, 1), work)
-
-    def _forward(self, tokens: torch.Tensor, start: int, context: Any) -> torch.Tensor:
-        positions = torch.arange(start, start + tokens.shape[1]).expand_as(tokens)
-        width = tokens.shape[1]
-        mask = torch.triu(torch.ones(width, width, dtype=torch.bool), 1)[None, None] if width > 1 else None
-        logits = self.model(tokens, positions, mask, inference_context=context, runtime_gather_output=True)
-        context.increment_sequence_len_offset(width)
-        return logits[:, -1]
-
-
 def cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
@@ -337,6 +108,10 @@ def measure(sides: dict[str, Callable[[], int]], repeats: int) -> dict[str, dict
             seconds[name].append(cpu_seconds() - began)
             print(f"    {name:10} {seconds[name][-1]:8.2f} s", file=sys.stderr, flush=True)
     return {name: {"seconds": seconds[name], "tokens": tokens[name]} for name in sides}
+
+
+def kernel_seconds(ours: Ours) -> float:
+    return ours.network.kernels.seconds if isinstance(ours.network, NativeNetwork) else 0.0
 
 
 def peak(side: Callable[[], int]) -> int:
@@ -381,8 +156,11 @@ def main() -> None:
         memory(args.quick, args.out)
         return
     torch.set_num_threads(1)
+    scratch_cache = tempfile.TemporaryDirectory()
+    os.environ["XDG_CACHE_HOME"] = scratch_cache.name  # so that compiling is measured
     transformers.logging.set_verbosity_error()
     results: dict[str, Any] = {}
+    compiling: dict[str, float] = {}  # seconds
     with tempfile.TemporaryDirectory() as scratch, runtime.start(accelerator="cpu") as rt:
         for work in workloads(args.quick, Path(scratch)):
             if work.name not in args.workloads:
@@ -400,14 +178,27 @@ def main() -> None:
                 "megatron": lambda work=work: MegatronStatic(work, rt),
                 "limit": lambda ours=ours: Limit(ours),
                 "torch": lambda work=work: Ours(work, rt, compiled=False),
+                "torch_compiled": lambda work=work: TorchCompiled(work, rt),
             }
             sides: dict[str, Callable[[], int]] = {"ours": ours}
             sides |= {name: makers[name]() for name in args.against.split(",") if name}
+            compiling["kernels"] = max(compiling.get("kernels", 0.0), kernel_seconds(ours))
+            if "torch_compiled" in sides:  # the first pass compiles
+                first, second = (measure({"": sides["torch_compiled"]}, 1)[""]["seconds"][0] for _ in "12")
+                compiling[f"torch.compile at {work.name}"] = first - second
             print(f"workload {work.name}", file=sys.stderr, flush=True)
             results[work.name] = measure(sides, args.repeats)
     table(results)
+    for name, seconds in compiling.items():
+        print(f"compiling: {name} {seconds:.1f} s")
     if args.out:
-        write(args.out, {"machine": machine(), "quick": args.quick, "results": results})
+        found = {
+            "machine": machine(),
+            "quick": args.quick,
+            "compiling_seconds": compiling,
+            "results": results,
+        }
+        write(args.out, found)
 
 
 def machine() -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Reads conf/train_reward_model.yaml and the overrides, checks them, trains a model to tell the better of two
 answers, and leaves metrics, checkpoints and the reward model in the run's folder. `final/` there is what
-`serve_reward.py judge.name=reward_model judge.kwargs.folder=...` serves. Exits with status 2 and one message
-where something has to be mended first.
+`serve_reward.py judge.name=megatron_reward_model judge.kwargs.folder=...` serves. Exits with status 2 and
+one message where something has to be mended first.
 """
 
 from __future__ import annotations

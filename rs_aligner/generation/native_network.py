@@ -90,11 +90,14 @@ class Session:
     Args:
         network: the policy.
         max_rows: most tokens of a run.
+        max_wanted: most logits of a run.
         num_pages: pages of the cache.
         max_pages: most pages of a sequence.
     """
 
-    def __init__(self, network: NativeNetwork, max_rows: int, num_pages: int, max_pages: int) -> None:
+    def __init__(
+        self, network: NativeNetwork, max_rows: int, max_wanted: int, num_pages: int, max_pages: int
+    ) -> None:
         self.network, self.arch, self.runtime = network, network.arch, network.runtime
         self.kernels = network.kernels
         arch, heads, width = network.arch, network.num_kv_heads, network.arch.hidden_size
@@ -103,16 +106,16 @@ class Session:
         mlp_width = arch.intermediate_size // self.runtime.tp_size
         vocab = arch.vocab_size // self.runtime.tp_size if self.runtime.is_last_stage else 0
         widths = {
-            **dict.fromkeys(("hidden", "partial", "normed", "wanted"), width),
+            **dict.fromkeys(("hidden", "partial", "normed"), width),
+            **dict.fromkeys(("queries", "mixed"), heads * group * dim),
             "qkv": heads * (group + 2) * dim,
-            "queries": heads * group * dim,
-            "mixed": heads * group * dim,
             "gate_up": 2 * mlp_width,
             "active": mlp_width,
-            "logits": vocab,
         }
         # Zeros: lanes behind the last row are computed, too, though nobody reads them.
         self._buffers = {name: torch.zeros(tile_shape(size, max_rows)) for name, size in widths.items()}
+        for name, size in (("wanted", width), ("logits", vocab)):
+            self._buffers[name] = torch.zeros(tile_shape(size, max_wanted))
         threads = torch.get_num_threads()
         self._buffers["scores"] = torch.zeros(threads * self.kernels.attend_room(max_pages))
         self._kept: list[torch.Tensor] = []  # vectors in float32, for as long as their addresses are used

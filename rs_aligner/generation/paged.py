@@ -7,6 +7,7 @@ run once; its rollouts share its pages. Rollouts that surely fit are admitted in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -100,7 +101,7 @@ class PagedWave:
         self.end_strings = EndStrings(tokenizer, controls.end_strings)
         self.prompts: dict[int, _PromptPages] = {}
         prompts = {row.group: row.prompt for row in rows}
-        self.rollouts = {group: sum(row.group == group for row in rows) for group in prompts}
+        self.rollouts = Counter(row.group for row in rows)
         self.together = _rows_kept_near(rows, network.bytes_per_page)
         self.max_pages = max(pages_of(len(row.prompt.token_ids) + row.limit) for row in rows)
         num_pages = sum(map(_own_pages, rows)) + sum(map(_prompt_pages, prompts.values()))
@@ -115,7 +116,8 @@ class PagedWave:
                 )
             num_pages = min(num_pages, kv_cache_bytes // network.bytes_per_page)
         longest_run = min(PREFILL_TOKENS, sum(len(prompt.token_ids) for prompt in prompts.values()))
-        self.session = Session(network, max(self.together, longest_run), num_pages, self.max_pages)
+        rows_at_once, logits_at_once = (max(self.together, n) for n in (longest_run, len(prompts)))
+        self.session = Session(network, rows_at_once, logits_at_once, num_pages, self.max_pages)
         self.pool = self.session.pool
         self.is_end = np.zeros(network.arch.vocab_size, dtype=bool)
         eos = np.array(tokenizer.eos_ids, dtype=np.int32)

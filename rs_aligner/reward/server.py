@@ -22,10 +22,9 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
-
-import psutil
 
 from rs_aligner.reward.check import check
 from rs_aligner.reward.judges import ServedJudge, describe, load_judge
@@ -33,6 +32,7 @@ from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.scorer import Decode, Scorer
 from rs_aligner.reward.serving import (
     ServedModel,
+    end_processes,
     remove_shared_memory,
     scratch_folder,
     serving,
@@ -44,8 +44,9 @@ from rs_aligner.reward.token import TOKEN_VARIABLE, read_token
 if TYPE_CHECKING:
     from rs_aligner.config import ServeRewardConfig
 
-# When the process leaves after a signal even if the judge hangs; requests in flight have a little less.
-LEAVE_SECONDS = 8
+# After a signal: when rows that the judge still works on fail, and when the process leaves whatever happens.
+CLOSE_SECONDS = 4
+LEAVE_SECONDS = 7
 REPORT_SECONDS = 60.0
 WATCH_SECONDS = 0.5
 # A Triton that breaks more often than this is not worth another start.
@@ -61,7 +62,7 @@ def serve(cfg: ServeRewardConfig) -> None:
         RuntimeError: Triton did not start, or broke again and again.
         SystemExit: with status 0, after a signal.
     """
-    _end_on_signals(None)
+    _end_on_signals(None, None)
     # Who sent a bad request is told why; its traceback here would help nobody.
     logging.getLogger("pytriton").setLevel(logging.CRITICAL)
     use_our_libpython()
@@ -87,7 +88,7 @@ def serve(cfg: ServeRewardConfig) -> None:
             statistics,
         )
         scratch = stack.enter_context(scratch_folder())
-        _end_on_signals(scratch)
+        _end_on_signals(judge, scratch)
         _run(cfg, address, scorer, judge.fingerprint, scratch, stack)
 
 
@@ -194,26 +195,30 @@ def _watch(model: ServedModel, statistics: Statistics) -> str:
     return problem
 
 
-def _end_on_signals(scratch: Path | None) -> None:
+def _end_on_signals(judge: ServedJudge | None, scratch: Path | None) -> None:
     """Let SIGTERM and SIGINT end the process; set explicitly: background jobs of a shell ignore SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, functools.partial(_exit, scratch))
+        signal.signal(number, functools.partial(_exit, judge, scratch))
 
 
-def _exit(scratch: Path | None, *_: object) -> NoReturn:
+def _exit(judge: ServedJudge | None, scratch: Path | None, *_: object) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the way out is not to be interrupted
-    last_resort = threading.Timer(LEAVE_SECONDS, _leave, (scratch,))
-    last_resort.daemon = True
-    last_resort.start()
+    if judge is not None:
+        _later(CLOSE_SECONDS, judge.close)
+    _later(LEAVE_SECONDS, functools.partial(_leave, scratch))
     raise SystemExit(0)
+
+
+def _later(seconds: float, call: Callable[[], object]) -> None:
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
 
 
 def _leave(scratch: Path | None) -> NoReturn:
     """Leave without waiting for a judge that hangs."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+    end_processes()
     remove_shared_memory(os.getpid())
     if scratch is not None:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -56,26 +56,33 @@ OUTPUTS = [
 ]
 
 
+# The processes of the Triton that runs: those of one that ended early may be nobody's children any more.
+_running: list[psutil.Process] = []
+
+
 class ServedModel:
     """A Triton that answers, and its processes."""
 
     def __init__(self, triton: Triton) -> None:
         self._triton = triton
-        self._processes = [p for p in psutil.Process().children(recursive=True) if _is_tritons(p)]
+        servers = [p for p in psutil.Process().children() if _name(p) == "tritonserver"]
+        _running[:] = [*servers, *(p for server in servers for p in server.children(recursive=True))]
 
     def problem(self) -> str | None:
         """What is broken beyond repair; None while all is well."""
-        for process in self._processes:
-            name = "tritonserver" if "stub" not in _name(process) else "Triton's Python process"
+        for process in _running:
             if not _is_alive(process):
+                name = "tritonserver" if process is _running[0] else "a process of Triton's Python backend"
                 return f"{name} ended by itself"
         return None if self._triton.is_alive() else "the connection to Triton ended by itself"
 
-    def kill(self) -> None:
-        """End its processes at once."""
-        for process in self._processes:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+
+def end_processes() -> None:
+    """End all processes of Triton, and what else this process has started, at once."""
+    _end_triton()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -123,7 +130,6 @@ def serving(
         # Its own endpoints (loading models, shared memory, logging) are closed by a secret made up here.
         security_config=TritonSecurityConfig(),
     )
-    model: ServedModel | None = None
     try:
         try:
             triton.bind(
@@ -142,8 +148,7 @@ def serving(
         triton.stop()  # waits for the judge, however long it takes
         raise
     finally:
-        if model is not None:
-            model.kill()
+        _end_triton()
         _stop_or_give_up(triton)
         remove_shared_memory(os.getpid())
         shutil.rmtree(workspace.parent, ignore_errors=True)
@@ -190,6 +195,13 @@ def _remove_if_left_behind(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _end_triton() -> None:
+    for process in _running:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    _running.clear()
+
+
 def _stop_or_give_up(triton: Triton) -> None:
     """Stop a Triton whose processes are gone; the judge may still be busy with their last request."""
     thread = threading.Thread(target=triton.stop, daemon=True)
@@ -197,10 +209,6 @@ def _stop_or_give_up(triton: Triton) -> None:
     thread.join(LET_GO_SECONDS)
     if thread.is_alive():
         raise RuntimeError(f"Triton broke, and the judge did not end its last call in {LET_GO_SECONDS:g} s")
-
-
-def _is_tritons(process: psutil.Process) -> bool:
-    return "triton" in _name(process)
 
 
 def _name(process: psutil.Process) -> str:

@@ -28,10 +28,11 @@ from rs_aligner.policy.reward_model import config_changes, load_reward_model
 from rs_aligner.policy.runtime import Runtime, ranks_started
 from rs_aligner.policy.scoring import SequenceScorer
 from rs_aligner.policy.training import Trainer
-from rs_aligner.rollout import PreferencePair, Prompt, TrainingRow
+from rs_aligner.rollout import PreferencePair, Prompt, Rollout, TrainingRow
 from tests.ranks import save_result
 
 LAYOUTS = {1: {"one": (1, 1)}, 2: {"dp2": (1, 1), "tp2": (2, 1), "tp2sp": (2, 1), "pp2": (1, 2)}}
+WAYS = {"on kernels": True, "on torch": False}  # of decoding
 LEARNING_RATE = 1e-2
 
 
@@ -155,31 +156,20 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
             grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
             found[f"gradient {normalization} {size}"] = (loss, grads)
 
-    found["greedy"] = {
-        (r.group, r.index): (r.token_ids, r.log_probs)
-        for r in generate(
-            new_network(trainer.ddp.module, arch, rt),
-            NoText(),
-            list(enumerate(prompts())),
-            1,
-            Controls(greedy=True, max_length=12),
-            seed=1,
-            step=1,
-        )
-    }
-    found["sampled"] = {
-        (r.group, r.index): r.token_ids
-        for r in generate(
-            new_network(trainer.ddp.module, arch, rt),
-            NoText(),
-            list(enumerate(prompts())),
-            3,
-            Controls(temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.1, max_length=10),
-            seed=1,
-            step=1,
-            wave_size=2,
-        )
-    }
+    for way, compiled in WAYS.items():
+        network = new_network(trainer.ddp.module, arch, rt, compiled=compiled)
+
+        def draw(num: int, controls: Controls, network: Any = network, **options: Any) -> list[Rollout]:
+            given = list(enumerate(prompts()))
+            return list(generate(network, NoText(), given, num, controls, seed=1, step=1, **options))
+
+        greedy = draw(1, Controls(greedy=True, max_length=12))
+        found[f"greedy {way}"] = {(r.group, r.index): (r.token_ids, r.log_probs) for r in greedy}
+        controls = Controls(temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.1, max_length=10)
+        sampled = draw(3, controls, wave_size=2)
+        found[f"sampled {way}"] = {(r.group, r.index): r.token_ids for r in sampled}
+        many = draw(64, Controls(max_length=48))
+        found[f"many {way}"] = {(r.group, r.index): r.token_ids for r in many}
     for distributed in (False, True):
         label = "distributed" if distributed else "ordinary"
         trainer = new_trainer(folder, rt, distributed=distributed, sequence_parallel=sequence_parallel)

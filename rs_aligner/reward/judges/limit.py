@@ -148,6 +148,9 @@ class LimitedJudge:
             offer: _Offer = self._connection.recv()
         except (EOFError, OSError):
             offer = _Offer(error=f"its process died while it was loaded ({self._end()})")
+        except BaseException:
+            self._end()
+            raise
         if self.fingerprint and not offer.error and offer.fingerprint != self.fingerprint:
             offer = _Offer(error="its code is not what it was when the server started")
         if offer.error:
