@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 # After a signal: when rows that the judge still works on fail, and when the process leaves whatever happens.
 CLOSE_SECONDS = 4
-LEAVE_SECONDS = 7
+LEAVE_SECONDS = 6
 REPORT_SECONDS = 60.0
 WATCH_SECONDS = 0.5
 # A Triton that breaks more often than this is not worth another start.

@@ -14,6 +14,7 @@ import shutil
 import sysconfig
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,9 @@ MAX_REQUEST_ROWS = 4096
 FINISH_SECONDS = 5
 # How long a judge may take to let go of a Triton that broke.
 LET_GO_SECONDS = 60.0
+
+# How long processes that were killed may take to vanish.
+GONE_SECONDS = 1.0
 
 _SCRATCH = "rs_judge_"
 _LOCK = "lock"
@@ -196,9 +200,14 @@ def _remove_if_left_behind(folder: Path) -> None:
 
 
 def _end_triton() -> None:
-    for process in _running:
+    """Kill what is left of Triton, and wait until it is gone (not by `wait`: PyTriton does that itself)."""
+    processes = list(_running)
+    for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
+    deadline = time.monotonic() + GONE_SECONDS
+    while any(map(_is_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.02)
     _running.clear()
 
 

@@ -178,7 +178,7 @@ def test_a_signal_ends_the_server_after_what_is_in_flight_and_nothing_stays(
             assert future.result(timeout=20) == Score(float(len("sleep 2")))
         assert running.process.wait(timeout=20) == 0
         assert time.monotonic() - start < 10
-        _, alive = psutil.wait_procs(family, timeout=1)
+        _, alive = psutil.wait_procs(family, timeout=3)
         assert alive == []
         assert "Traceback" not in running.output
         assert list(running.scratch.iterdir()) == []
@@ -197,7 +197,7 @@ def test_a_judge_that_hangs_does_not_keep_the_server_from_ending(tmp_path: Path)
             running.process.terminate()
             assert running.process.wait(timeout=10) == 0
             assert isinstance(future.result(timeout=10), ScoreFailure)
-        _, alive = psutil.wait_procs(family, timeout=1)
+        _, alive = psutil.wait_procs(family, timeout=3)
         assert alive == []
         assert list(running.scratch.iterdir()) == []
 
