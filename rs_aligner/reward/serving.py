@@ -191,11 +191,12 @@ def use_our_libpython() -> None:
 
 
 def _remove_if_left_behind(folder: Path) -> None:
+    pid = int(folder.name.removeprefix(_SCRATCH).split("_")[0])
+    if psutil.pid_exists(pid):  # it may be about to take its lock
+        return
     with (folder / _LOCK).open("r") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError where its server lives
-        pid = int(folder.name.removeprefix(_SCRATCH).split("_")[0])
-        if not psutil.pid_exists(pid):
-            remove_shared_memory(pid)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError where its server lives, in a container
+        remove_shared_memory(pid)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -282,8 +282,9 @@ def test_a_port_that_cannot_show_metrics_is_one_clear_message(tmp_path: Path) ->
             assert f"cannot show metrics at 127.0.0.1:{port}" in running.output
 
 
-def test_a_triton_that_breaks_again_and_again_ends_the_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rows_between", [0, 1])
+def test_a_triton_that_breaks_again_and_again_ends_the_server_unless_it_scores_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_between: int
 ) -> None:
     import contextlib
 
@@ -292,20 +293,28 @@ def test_a_triton_that_breaks_again_and_again_ends_the_server(
     from rs_aligner.reward.judges.functions import FunctionJudge
     from rs_aligner.reward.scorer import Scorer
 
-    starts = []
+    starts = 0
+    scorer = Scorer(FunctionJudge(lambda p, r, m: [0.0] * len(r), "abc"), 64)
 
     @contextlib.contextmanager
     def serving(*_: Any) -> Iterator[None]:
-        starts.append(time.monotonic())
+        nonlocal starts
+        starts += 1
+        if starts == 20:
+            raise RuntimeError("enough of it")
         yield None
 
+    def breaks(*_: Any) -> str:
+        scorer.statistics.num_rows += rows_between
+        return "tritonserver ended by itself"
+
     monkeypatch.setattr(server, "serving", serving)
-    monkeypatch.setattr(server, "_watch", lambda *_: "tritonserver ended by itself")
+    monkeypatch.setattr(server, "_watch", breaks)
     config = ServeRewardConfig.model_validate(
         {"judge": {"name": "length"}, "inference": {"metrics_port": None}}
     )
-    scorer = Scorer(FunctionJudge(lambda p, r, m: [0.0] * len(r), "abc"), 64)
-    with contextlib.ExitStack() as stack, pytest.raises(RuntimeError, match=r"the 6th time in 600 s"):
+    ended = "enough of it" if rows_between else "the 6th time with no row scored between"
+    with contextlib.ExitStack() as stack, pytest.raises(RuntimeError, match=ended):
         server._run(config, "127.0.0.1", scorer, "abc", tmp_path, stack)
-    assert len(starts) == 6
-    assert scorer.statistics.num_restarts == 5
+    assert starts == (20 if rows_between else 6)
+    assert scorer.statistics.num_restarts == starts - 1
