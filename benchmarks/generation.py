@@ -2,6 +2,7 @@
 
     python benchmarks/generation.py                  all workloads and opponents, about an hour on one core
     python benchmarks/generation.py --quick          smaller workloads, some minutes
+    python benchmarks/generation.py --device cuda    1 and 8 billion parameters on a GPU: see `on_device.py`
 
 Every side decodes the same prompts with the same weights on one thread; sides alternate within a run, and
 what counts is the ratio of CPU seconds (user and system), medians over the repeats. The opponents:
@@ -33,6 +34,7 @@ from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+import on_device
 import psutil
 import torch
 import transformers
@@ -134,6 +136,15 @@ def memory(quick: bool, out: Path | None) -> None:
         write(out, {"machine": machine(), "quick": quick, "peak_bytes_at_c": found})
 
 
+def on_gpu(repeats: int, out: Path | None) -> None:
+    """The comparison on a CUDA device."""
+    found = {shape: on_device.compare(shape, "gpu", repeats) for shape in ("1b", "8b")}
+    for shape, one in found.items():
+        print(f"{shape}: hf {one['hf / ours']:.2f}x   limit {one['share of the limit']:.0%}")
+    if out:
+        write(out, {"machine": machine(), "results": found})
+
+
 def write(out: Path, found: dict[str, Any]) -> None:
     """Keep results as JSON."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -148,12 +159,16 @@ def main() -> None:
     parser.add_argument("--workloads", default="abcd")
     parser.add_argument("--against", default="hf,hf_forked,megatron,limit,torch")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--memory", action="store_true", help="peak memory of ours and hf instead, at c")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # one side, in a process of its own
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
     args = parser.parse_args()
     if args.memory:
         memory(args.quick, args.out)
+        return
+    if args.device == "cuda":
+        on_gpu(args.repeats, args.out)
         return
     torch.set_num_threads(1)
     scratch_cache = tempfile.TemporaryDirectory()

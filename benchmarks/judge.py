@@ -39,11 +39,12 @@ from rs_aligner.config import EndpointConfig, JudgeConfig, RemoteRMConfig
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.judges import load_judge
 from rs_aligner.reward.protocol import Arrays, text_request, text_row
-from rs_aligner.reward.transport import TritonConnection
+from rs_aligner.reward.transport import TransportError, TritonConnection
 from rs_aligner.rollout import Prompt, Rollout, Score
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, IN_FLIGHT = 64, 4
+GIVE_UP_SECONDS = 60.0
 TARGETS = {"cost": 1.5, "overlap": 1.15}
 SLEEPER = """
 import time
@@ -130,7 +131,14 @@ def by_bare_threads(port: int, requests: list[Arrays]) -> float:
                 if not waiting:
                     return
                 request = waiting.pop()
-            assert len(connection.infer(request, timeout=60)["rewards"])
+            try:
+                assert len(connection.infer(request, timeout=60)["rewards"])
+            except TransportError:
+                if time.perf_counter() - began > GIVE_UP_SECONDS:
+                    raise
+                time.sleep(0.5)  # Triton broke, and is being started again
+                with lock:
+                    waiting.append(request)
 
     threads = [threading.Thread(target=send) for _ in range(IN_FLIGHT)]
     began = time.perf_counter()

@@ -14,6 +14,29 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_the_comparison_on_a_device_runs(tmp_path: Path) -> None:
+    """On a CPU and a tiny shape: that it runs is all that can be known without a GPU."""
+    program = (
+        "import json, on_device; found = on_device.compare('tiny', 'cpu', 1, num_prompts=2, num_rollouts=3, "
+        "prompt_length=20, max_length=5); print(json.dumps(found))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "benchmarks"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["hf / ours"] > 0
+    assert found["share of the limit"] > 0
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_the_decoder_is_measured_against_every_opponent(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
