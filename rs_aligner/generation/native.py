@@ -137,7 +137,7 @@ def build(source: Path, head_dim: int, group: int) -> tuple[Path, str, float]:
     if compiler is None:
         raise NoKernels("there is no C compiler (cc or gcc, or what CC names)")
     version = _run([compiler, "--version"]).splitlines()[0]
-    what = [*FLAGS, f"-I{SOURCE.parent}", f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"]
+    what = [*FLAGS, f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"]
     sources = [source, *sorted(SOURCE.parent.iterdir())]
     parts = [*(path.read_text() for path in sources), *what, compiler, version, _processor()]
     library = _folder() / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
@@ -145,7 +145,7 @@ def build(source: Path, head_dim: int, group: int) -> tuple[Path, str, float]:
         return library, version, 0.0
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:  # other ranks may be at it, too
-        _run([compiler, *what, "-o", f"{scratch}/kernels.so", str(source), "-lm"])
+        _run([compiler, *what, f"-I{SOURCE.parent}", "-o", f"{scratch}/kernels.so", str(source), "-lm"])
         os.replace(f"{scratch}/kernels.so", library)
     return library, version, time.monotonic() - began
 
