@@ -13,6 +13,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def run(*command: str, timeout: int, **variables: str) -> str:
+    """What a script prints; one that fails fails the test with all that it said."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_comparison_on_a_device_runs(tmp_path: Path) -> None:
@@ -21,17 +36,8 @@ def test_the_comparison_on_a_device_runs(tmp_path: Path) -> None:
         "import json, on_device; found = on_device.compare('tiny', 'cpu', 1, num_prompts=2, num_rollouts=3, "
         "prompt_length=20, max_length=5); print(json.dumps(found))"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "benchmarks"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    said = run("-W", "ignore", "-c", program, timeout=110, PYTHONPATH="benchmarks")
+    found = json.loads(said.splitlines()[-1])
     assert found["hf / ours"] > 0
     assert found["share of the limit"] > 0
 
@@ -40,18 +46,8 @@ def test_the_comparison_on_a_device_runs(tmp_path: Path) -> None:
 @pytest.mark.timeout(280)
 def test_the_decoder_is_measured_against_every_opponent(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    command = [sys.executable, "benchmarks/generation.py", "--quick", "--workloads", "c", "--repeats", "1"]
-    done = subprocess.run(
-        [*command, "--out", str(out)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=270,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+    quick = ("--quick", "--workloads", "c", "--repeats", "1")
+    run("benchmarks/generation.py", *quick, "--out", str(out), timeout=270)
     sides = json.loads(out.read_text())["results"]["c"]
     assert set(sides) == {"ours", "hf", "hf_forked", "megatron", "limit", "torch"}
     assert len({sides[side]["tokens"] for side in sides if side != "limit"}) == 1
@@ -62,17 +58,7 @@ def test_the_decoder_is_measured_against_every_opponent(tmp_path: Path) -> None:
 @pytest.mark.timeout(200)
 def test_the_judges_client_is_measured_against_its_server(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    done = subprocess.run(
-        [sys.executable, "benchmarks/judge.py", "--quick", "--out", str(out)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=190,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+    run("benchmarks/judge.py", "--quick", "--out", str(out), timeout=190)
     results = json.loads(out.read_text())["results"]
     assert set(results) == {"cost", "memory", "overlap", "throughput"}
     assert results["memory"]["bounded"]["most"] <= 512 + 4 * 64  # waiting, and under way

@@ -78,11 +78,6 @@ class NativeNetwork:
         """What a page takes in this rank's cache, all layers together."""
         return 2 * 4 * self.num_layers * self.num_kv_heads * self.arch.head_dim * LANES
 
-    @property
-    def bytes_per_token(self) -> int:
-        """What a token of a row takes in this rank's cache."""
-        return self.bytes_per_page // LANES
-
 
 class Session:
     """The weights as they are now, working memory, and a cache: what a wave needs.

@@ -9,6 +9,7 @@ import pytest
 
 from rs_aligner.generation import waves
 from rs_aligner.generation.cohorts import CohortWave
+from rs_aligner.generation.native import LANES
 from rs_aligner.generation.native_network import NativeNetwork
 from rs_aligner.generation.paged import PagedWave
 from rs_aligner.generation.sampling import Controls
@@ -24,6 +25,12 @@ NUM = 6
 @pytest.fixture(scope="module")
 def network(load: Load, tmp_path_factory: pytest.TempPathFactory) -> AnyNetwork:
     return load(save_tiny("llama", tmp_path_factory.mktemp("budget")))
+
+
+def bytes_of_a_token(network: AnyNetwork) -> int:
+    if isinstance(network, NativeNetwork):
+        return network.bytes_per_page // LANES
+    return network.bytes_per_token
 
 
 def bytes_held(wave: CohortWave | PagedWave) -> int:
@@ -67,7 +74,7 @@ def tokens_of(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
 def test_a_budget_changes_no_rollout_and_is_kept(
     network: AnyNetwork, monkeypatch: pytest.MonkeyPatch, places: int
 ) -> None:
-    budget = places * network.bytes_per_token
+    budget = places * bytes_of_a_token(network)
     held = watch(monkeypatch, bytes_held)
     got = draw(network, budget)
     assert max(held) <= budget
@@ -79,7 +86,7 @@ def test_a_tight_budget_still_decodes_several_rollouts_at_once(
     network: AnyNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = watch(monkeypatch, num_alive)
-    draw(network, 600 * network.bytes_per_token)
+    draw(network, 600 * bytes_of_a_token(network))
     assert 1 < max(sizes) < NUM * len(prompts())
 
 
@@ -103,19 +110,19 @@ def test_no_prompt_is_prefilled_twice_even_if_its_rollouts_are_admitted_apart(
             return prefill(tokens, lengths)
 
         monkeypatch.setattr(network, "prefill", watched_too)
-    draw(network, 160 * network.bytes_per_token)
+    draw(network, 160 * bytes_of_a_token(network))
     assert sorted(prefilled) == sorted(len(prompt.token_ids) for _, prompt in prompts())
 
 
 def test_the_same_wave_decoded_twice_is_equal_bit_for_bit(network: AnyNetwork) -> None:
-    budget = 400 * network.bytes_per_token
+    budget = 400 * bytes_of_a_token(network)
     first, second = draw(network, budget), draw(network, budget)
     assert first == second  # log-probabilities included
 
 
 def test_a_budget_too_small_for_one_rollout_is_refused_with_what_it_needs(network: AnyNetwork) -> None:
     with pytest.raises(ValueError, match=r"kv_cache_bytes=\d+ is too little") as refused:
-        draw(network, 20 * network.bytes_per_token)
+        draw(network, 20 * bytes_of_a_token(network))
     needed = int(str(refused.value).split()[-1])
     assert len(draw(network, needed)) == NUM * len(prompts())
 
