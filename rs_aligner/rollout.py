@@ -24,6 +24,7 @@ class Prompt:
         token_ids: the tokens as fed to the model, a leading begin token included.
         metadata: the whole data row.
         position: the prompt's place in the epoch's order (part of the rollouts' seeds).
+        row: the prompt's place in the set of prompts, the same in every epoch; -1 where it has none.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Prompt:
     token_ids: tuple[int, ...]
     metadata: dict[str, Any] = field(default_factory=dict)
     position: int = 0
+    row: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,22 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """A prompt with the response to learn, as token ids; the ending token belongs to the response."""
+    """A prompt with the response to learn, as token ids; the ending token belongs to the response.
+
+    Attributes:
+        prompt, response: token ids.
+        weight: what the row's log-likelihood is multiplied by: 1 for a response that is simply learnt, the
+            advantage (which may be negative) under a policy gradient.
+        sampled_log_probs: of the response tokens under the policy that sampled them, for importance ratios;
+            empty for none.
+        reference_log_probs: the same under the starting policy, for a KL term; empty for none.
+    """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    weight: float = 1.0
+    sampled_log_probs: tuple[float, ...] = ()
+    reference_log_probs: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)

@@ -20,11 +20,10 @@ from rs_aligner.config.load import load_config, open_overrides, register_resolve
 from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
 from rs_aligner.config.remote import EndpointConfig, RemoteRMConfig
 from rs_aligner.config.reward_model import TrainRewardModelConfig
+from rs_aligner.config.rs import GenerationConfig, RSConfig
 from rs_aligner.config.schema import (
-    GenerationConfig,
     InferenceConfig,
     ModelConfig,
-    RSConfig,
     RSLoopConfig,
     ServeRewardConfig,
     SFTConfig,

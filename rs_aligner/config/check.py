@@ -24,7 +24,8 @@ from rs_aligner.config.common import (
 )
 from rs_aligner.config.remote import check_remote
 from rs_aligner.config.reward_model import TrainRewardModelConfig
-from rs_aligner.config.schema import RSConfig, ServeRewardConfig, TrainConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.config.rs import RSConfig
+from rs_aligner.config.schema import ServeRewardConfig, TrainConfig, TrainRSConfig, TrainSFTConfig
 from rs_aligner.files import hugging_face_part
 
 _logger = logging.getLogger("rs_aligner")

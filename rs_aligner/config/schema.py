@@ -8,10 +8,9 @@ through `load_config`, which also checks what relates several keys; see `check.p
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from rs_aligner.config.base import Count, Port, Positive, Real, Section, Size, Text
 from rs_aligner.config.common import (
@@ -28,6 +27,7 @@ from rs_aligner.config.common import (
     TrainerBase,
 )
 from rs_aligner.config.remote import RemoteRMConfig
+from rs_aligner.config.rs import RSConfig
 
 
 class RSLoopConfig(LoopConfig):
@@ -38,49 +38,6 @@ class TrainerConfig(TrainerBase):
     """Where and how long to train."""
 
     rs: RSLoopConfig = RSLoopConfig()
-
-
-class GenerationConfig(Section):
-    """The decoder."""
-
-    kv_cache_bytes: Count | None = None
-    """Most bytes of keys and values on a rank; rollouts that do not fit wait. Null for no bound."""
-    compile: bool = True
-    """On a CPU: compiles the decoder's kernels for it (a second, once). False, or no C compiler: torch."""
-
-
-class RSConfig(Section):
-    """One step of rejection sampling."""
-
-    num_rollout_samples: Count = 512
-    """Prompts of a step, over all ranks."""
-    rollout_micro_batch_size: Count | None = None
-    """Prompts decoded together on one data-parallel rank; null for all of the step's on that rank."""
-    num_rollouts_per_prompt: Count = 4
-    """Responses sampled for a prompt."""
-    top_n_rollouts: Count = 1
-    """Best responses of a prompt to train on."""
-    min_reward: Real | None = None
-    """Rejects what scores below it, before the best are taken; null for no bar."""
-    num_val_samples: Count | None = None
-    """The first so many validation prompts; null for all."""
-    num_val_rollouts_per_prompt: Count = 1
-    """Responses sampled for a validation prompt."""
-    sampling_params: SamplingParams = SamplingParams()
-    val_sampling_params: SamplingParams = Field(default_factory=dict, validate_default=True)
-    """The same keys for validation. Greedy by default; `end_strings` are those of training unless set."""
-    length_params: LengthParams = LengthParams()
-    generation: GenerationConfig = GenerationConfig()
-
-    @field_validator("val_sampling_params", mode="before")
-    @classmethod
-    def _complete_val_sampling(cls, value: Any, info: ValidationInfo) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        completed = {"use_greedy": True, **value}
-        if completed.get("end_strings") is None and "sampling_params" in info.data:
-            completed["end_strings"] = info.data["sampling_params"].end_strings
-        return completed
 
 
 class ModelConfig(PolicyModelBase):
