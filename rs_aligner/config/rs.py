@@ -40,7 +40,7 @@ class RSConfig(Section):
     min_reward: Real | None = None
     """Rejects what scores below it, before the best are taken; null for no bar."""
     selection: tuple[SelectorConfig, ...] = ()
-    """Who is kept: selectors, each of which narrows what the one before it left. Empty: `min_reward`, then topk."""
+    """Who is kept: selectors, each narrowing what the one before it left. Empty: `min_reward`, then topk."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """What is minimised over what was kept."""
     num_val_samples: Count | None = None
