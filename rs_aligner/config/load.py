@@ -107,11 +107,20 @@ def _is_section(field: FieldInfo) -> bool:
 
 def _must_be_set(key: str, fields: dict[str, FieldInfo]) -> list[str]:
     """A line for the key, or for each key below it that has no default."""
-    below = [name for name, field in fields.items() if name.startswith(f"{key}.") and field.is_required()]
+    below = [name for name in fields if name.startswith(f"{key}.") and _is_needed(name, key, fields)]
     leaves = [name for name in below if not _is_section(fields[name])]
     return [
         f"{name} must be set: {fields[name].description}" for name in leaves or [key] if name in fields
     ] or [f"{key} must be set, or left out"]
+
+
+def _is_needed(name: str, above: str, fields: dict[str, FieldInfo]) -> bool:
+    """Whether a key has no default, nor any section between it and the one above."""
+    while name != above:
+        if not fields[name].is_required():
+            return False
+        name = name.rpartition(".")[0]
+    return True
 
 
 def _drop(tree: Any, path: list[str]) -> None:

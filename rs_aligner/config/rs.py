@@ -1,7 +1,7 @@
 """`model.rs`: one step of rejection sampling.
 
 What is sampled and how; the choices that make a recipe have files of their own: who is kept
-(`selection.py`) and what is minimised (`objective.py`).
+(`selection.py`), what is minimised (`objective.py`), from which rollouts (`pools.py`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rs_aligner.config.base import Count, Real, Section
+from rs_aligner.config.base import Count, Real, Section, Size, Texts
 from rs_aligner.config.common import LengthParams, SamplingParams
 from rs_aligner.config.objective import ObjectiveConfig
+from rs_aligner.config.pools import PoolConfig, RFTConfig, UntilConfig, expand_rft
 from rs_aligner.config.selection import SelectorConfig
 
 
@@ -43,6 +44,16 @@ class RSConfig(Section):
     """Who is kept: selectors, each narrowing what the one before it left. Empty: `min_reward`, then topk."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """What is minimised over what was kept."""
+    pool: PoolConfig = PoolConfig()
+    """Which rollouts a step chooses from."""
+    until: UntilConfig | None = None
+    """Samples until enough are accepted, within a budget; null: `num_rollouts_per_prompt` for each prompt."""
+    offline: Texts = ()
+    """Scored rollouts to train on instead of sampling: files, or the `rollouts/` folder of a run."""
+    rft: RFTConfig | None = None
+    """trlX's rejection fine-tuning by its own names, which set the keys above; null: not used."""
+    kl_samples: Size = 64
+    """Rollouts of a step by which the KL to the starting policy is measured; 0: it is not."""
     num_val_samples: Count | None = None
     """The first so many validation prompts; null for all."""
     num_val_rollouts_per_prompt: Count = 1
@@ -52,6 +63,11 @@ class RSConfig(Section):
     """The same keys for validation. Greedy by default; `end_strings` are those of training unless set."""
     length_params: LengthParams = LengthParams()
     generation: GenerationConfig = GenerationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_rft(cls, value: Any) -> Any:
+        return expand_rft(dict(value)) if isinstance(value, Mapping) else value
 
     @field_validator("val_sampling_params", mode="before")
     @classmethod

@@ -33,6 +33,12 @@ from rs_aligner.config.rs import RSConfig
 class RSLoopConfig(LoopConfig):
     """How long the rejection sampling goes on."""
 
+    patience: Count | None = None
+    """Stops after so many validations without a better figure; `final/` then holds the best. Null: no stop.
+
+    The figure is `exp_manager.checkpoint_callback_params.monitor`.
+    """
+
 
 class TrainerConfig(TrainerBase):
     """Where and how long to train."""
@@ -100,6 +106,8 @@ class TrainRSConfig(_SampleConfig):
 
     trainer: TrainerConfig = TrainerConfig()
     remote_rm: RemoteRMConfig = RemoteRMConfig()
+    watched_rm: RemoteRMConfig | None = None
+    """A second judge, asked about every rollout and never trained on; the same keys as `remote_rm`."""
     model: ModelConfig
 
     @property
