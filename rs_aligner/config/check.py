@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner.config.base import problem
-from rs_aligner.config.check_server import judge_problems
+from rs_aligner.config.check_server import judge_problems, server_problems
 from rs_aligner.config.common import ExpManagerBase, LengthParams, ModelBase, SamplingParams
 from rs_aligner.config.pools import check_pools
 from rs_aligner.config.remote import check_remote
