@@ -45,8 +45,9 @@ class Policy(Protocol):
         *,
         step: int,
         wave_size: int | None,
+        first_index: int = 0,
     ) -> Iterator[Rollout]:
-        """This replica's share of the rollouts, each as soon as it ends."""
+        """This replica's share of the rollouts, indices from `first_index` on, each as soon as it ends."""
 
     def train(self, rows: Sequence[TrainingRow]) -> Sequence[Stats]:
         """One pass over the rows."""

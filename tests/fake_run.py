@@ -73,10 +73,11 @@ class FakePolicy:
         *,
         step: int,
         wave_size: int | None,
+        first_index: int = 0,
     ) -> Iterator[Rollout]:
         self.asked.append((step, [prompt.position for prompt in prompts], sampling))
         mine = list(enumerate(prompts))[self.replica :: self.exchange.size]
-        for index in reversed(range(num_rollouts)):  # rollouts end in any order
+        for index in reversed(range(first_index, first_index + num_rollouts)):  # rollouts end in any order
             for group, prompt in mine:
                 drawn = digest(self.weights, step, prompt.position, index)
                 tokens = tuple(int(c, 16) for c in drawn[: 1 + int(drawn[-1], 16) % 7])

@@ -18,6 +18,7 @@ from rs_aligner.config.common import (
 )
 from rs_aligner.config.load import load_config, open_overrides, register_resolvers
 from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
+from rs_aligner.config.pools import PoolConfig, RFTConfig, UntilConfig
 from rs_aligner.config.remote import EndpointConfig, RemoteRMConfig
 from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.rs import GenerationConfig, RSConfig
@@ -46,6 +47,8 @@ __all__ = [
     "LengthParams",
     "ModelConfig",
     "OptimConfig",
+    "PoolConfig",
+    "RFTConfig",
     "RSConfig",
     "RSLoopConfig",
     "RemoteRMConfig",
@@ -58,6 +61,7 @@ __all__ = [
     "TrainRewardModelConfig",
     "TrainSFTConfig",
     "TrainerConfig",
+    "UntilConfig",
     "load_config",
     "model_positions",
     "num_optimizer_steps",

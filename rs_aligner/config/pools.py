@@ -55,7 +55,7 @@ class RFTConfig(Section):
     """trlX's rejection fine-tuning, by its own names: they set the keys that are named with each."""
 
     gen_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """max_new_tokens is `length_params.max_length`; temperature, top_k, top_p, do_sample those of sampling."""
+    """max_new_tokens is `length_params.max_length`; temperature, top_k, top_p, do_sample: how to sample."""
     start_percentile: Share = 0.7
     """The bar of a cycle's first step: this percentile of a prompt's scores."""
     end_percentile: Share = 0.95

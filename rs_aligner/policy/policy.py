@@ -89,6 +89,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         *,
         step: int,
         wave_size: int | None = None,
+        first_index: int = 0,
     ) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends.
 
@@ -98,6 +99,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             sampling, lengths: how to sample.
             step: part of the rollouts' seeds.
             wave_size: prompts decoded together on a replica; None for all of its share.
+            first_index: index of each prompt's first rollout, above 0 where it has some already.
         """
         mine = list(enumerate(prompts))[self.runtime.dp_rank :: self.runtime.dp_size]
         self.trainer.ddp.eval()
@@ -111,6 +113,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             step=step,
             policy_version=self.version,
             wave_size=wave_size,
+            first_index=first_index,
             kv_cache_bytes=self.kv_cache_bytes,
         )
 
