@@ -1,8 +1,8 @@
 """Sampling prompts and asking the judges: rollouts leave as they end, and every rank gets all of them back.
 
 `Collector.collect` samples so many rollouts for each prompt; `collect_until` samples in rounds until each
-prompt has enough accepted ones, within a budget that all prompts of the step share. Policy and judge are known
-by protocols only. Left out on purpose: who is kept.
+prompt has enough accepted ones, within a budget that all prompts of the step share. Policy and judge are
+known by protocols only. Left out on purpose: who is kept.
 """
 
 from __future__ import annotations

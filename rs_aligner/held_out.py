@@ -1,7 +1,7 @@
 """Held-out prompts: how good the policy is, which step was the best, and when nothing is gained any more.
 
-Answers to validation prompts are sampled and scored, and nothing of them is trained on. The figures found so far
-are part of the checkpoint, so that a run that continues stops where one that was not interrupted would have.
+Answers to validation prompts are sampled and scored, and nothing of them is trained on. The figures found so
+far are part of the checkpoint, so that a run that continues stops where one that was not interrupted would.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class HeldOut:
         """Whether as many checks as `patience` have passed without a better figure."""
         if self.patience is None or not self._found:
             return False
-        best = max(self._found, key=lambda step: (self._goodness(step), -step))  # a figure as good is no better
+        best = max(
+            self._found, key=lambda step: (self._goodness(step), -step)
+        )  # a figure as good is no better
         return sum(step > best for step in self._found) >= self.patience
 
     def _goodness(self, step: int) -> float:
@@ -102,7 +104,7 @@ def _scored(scores: Sequence[Score | ScoreFailure]) -> list[float]:
 
 
 def _mean_of(key: str, rewards_by_prompt: Sequence[Sequence[float]]) -> dict[str, float]:
-    """The mean of all scores, and its standard error over prompts; rollouts of a prompt are not independent."""
+    """The mean of all scores; its standard error is over prompts, whose rollouts are not independent."""
     everything = [reward for rewards in rewards_by_prompt for reward in rewards]
     if not everything:
         return {}

@@ -86,7 +86,7 @@ class LedgerRow:
 
     @property
     def as_prompt(self) -> Prompt:
-        """The prompt; its place in the epoch's order is not recorded, since nothing is sampled for it again."""
+        """The prompt; its place in the epoch's order is not recorded: nothing is sampled for it again."""
         return Prompt(
             self.prompt_id, self.prompt, self.prompt_token_ids, metadata=self.metadata, row=self.prompt_row
         )
@@ -113,6 +113,17 @@ class Ledger:
         """Opens the ledger in `folder`, making the folder where there is none."""
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def existing(cls, folder: str | Path) -> Ledger:
+        """A ledger to read.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not any(_FILE_NAME.fullmatch(path.name) for path in Path(folder).glob("*")):
+            raise ValueError(f"{folder} is not a ledger: it has no step_000001.jsonl or the like")
+        return cls(folder)
 
     def append(
         self, step: int, groups: Sequence[Group], selection: Selection, *, everything: bool = False

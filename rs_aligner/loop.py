@@ -52,6 +52,9 @@ class Policy(Protocol):
     def train(self, rows: Sequence[TrainingRow]) -> Sequence[Stats]:
         """One pass over the rows."""
 
+    def restart(self) -> None:
+        """Back to the starting weights, with an optimizer as new."""
+
     def gather(self, item: Any) -> list[Any]:
         """The items of all replicas, on every rank."""
 

@@ -1,7 +1,7 @@
-"""Which rollouts a step chooses from: new ones, those of the cycle once more, or new ones and the best before.
+"""Which rollouts a step chooses from: new ones, those of the cycle once more, or also the best of before.
 
-A `Source` brings scored groups: sampled from the policy, or read from a file. The `Pool` decides when it is asked,
-and what of earlier steps stays a candidate:
+A `Source` brings scored groups: sampled from the policy, or read from a file. The `Pool` decides when it is
+asked, and what of earlier steps stays a candidate:
 
 - `improve_steps` of 1: each step has groups of its own. Above 1 (grow and improve, as trlX's rejection
   fine-tuning): a cycle of so many steps trains on the same groups, and then there are new ones.
@@ -132,7 +132,9 @@ class Pool:
     def settle(self, groups: Sequence[Group], selection: Selection) -> None:
         """Note what a step kept."""
         if self.config.max_staleness:
-            kept = (_only(group, keep_N) for group, keep_N in zip(groups, selection.keep.tolist(), strict=True))
+            kept = (
+                _only(group, keep_N) for group, keep_N in zip(groups, selection.keep.tolist(), strict=True)
+            )
             self._bank = [group for group in kept if group.rollouts]
 
     def remembered(self, ledger: Ledger, done: int) -> list[LedgerRow]:

@@ -2,7 +2,7 @@
 
 It knows the policy and the judges by small protocols only. Every rank runs it in step: replicas sample their
 share of the prompts, their sources ask the judge, and then every rank holds the whole step and comes to the
-same selection. Where the rollouts come from is the business of `pool`, of held-out prompts that of `held_out`.
+same selection. Where rollouts come from is the business of `pool`, that of held-out prompts `held_out`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from rs_aligner.collect import Collector
 from rs_aligner.config import TrainRSConfig, num_steps
 from rs_aligner.data import PromptSampler
 from rs_aligner.held_out import HeldOut
+from rs_aligner.ledger import LedgerRow
 from rs_aligner.loop import Policy, Stats, is_due, out_of_time, resume, training_metrics
 from rs_aligner.metrics import step_metrics
-from rs_aligner.pool import Candidates, Pool, SampledRollouts, ScoredRollouts
+from rs_aligner.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
 from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Group, Prompt, TrainingRow
 from rs_aligner.run import Run
@@ -34,10 +35,11 @@ class RSTrainer:
         config: a checked config.
         policy: what is trained.
         judge: what scores; None on ranks that do not speak for their replica.
-        prompts: to train on; or scored groups, to train on without sampling.
+        prompts: to train on.
         validation: held-out prompts, never trained on.
         run: the run's folder.
         watched: a second judge that decides nothing; None for none, and on ranks without a judge.
+        scored: groups to train on instead of sampling; there are no prompts then.
     """
 
     def __init__(
@@ -45,24 +47,23 @@ class RSTrainer:
         config: TrainRSConfig,
         policy: Policy,
         judge: Judge | None,
-        prompts: Sequence[Prompt] | Sequence[Group],
+        prompts: Sequence[Prompt],
         validation: Sequence[Prompt],
         run: Run,
         watched: Judge | None = None,
+        scored: Sequence[Group] = (),
     ) -> None:
         self.config, self.policy, self.run = config, policy, run
         self.rs, self.loop = config.model.rs, config.trainer.rs
-        self.sampler = PromptSampler(len(prompts), self.rs.num_rollout_samples, seed=config.model.seed)
+        number = len(scored) or len(prompts)
+        self.sampler = PromptSampler(number, self.rs.num_rollout_samples, seed=config.model.seed)
         collector = Collector(config, policy, judge, watched, shows=run.is_writer)
-        groups = [item for item in prompts if isinstance(item, Group)]
-        self.pool = Pool(
-            self.rs.pool,
-            ScoredRollouts(groups, self.sampler)
-            if groups
-            else SampledRollouts(self.rs, collector, prompts, self.sampler),
-        )
+        source: Source = SampledRollouts(self.rs, collector, prompts, self.sampler)
+        if scored:
+            source = ScoredRollouts(scored, self.sampler)
+        self.pool = Pool(self.rs.pool, source)
         self.held_out = HeldOut(config, collector, validation)
-        self.num_steps = num_steps(config, len(prompts))
+        self.num_steps = num_steps(config, number)
 
     def fit(self) -> None:
         """Train to the end, until nothing is gained any more, or until the time is up; then save and export.
@@ -109,7 +110,7 @@ class RSTrainer:
             if last:
                 break
         self._export(done)
-    
+
     def _resume(self) -> int:
         """Continue from the newest checkpoint, or look at held-out prompts first; returns the steps done."""
         counters = resume(self.run, self.policy, self.sampler)
@@ -135,11 +136,11 @@ class RSTrainer:
         return bool(self.held_out.prompts) and self.loop.val_check_interval is not None
 
     def _remember(self, counters: dict[str, Any]) -> None:
-        """Bring back what a continued run needs besides the checkpoint; the ledger has it, on the writing rank."""
+        """Bring back what a continued run needs besides the checkpoint, from the writing rank's ledger."""
         done = counters["step"]
         self.held_out.load_state_dict(counters["held_out"])
         mine = None if self.ledger is None else self.pool.remembered(self.ledger, done)
-        rows = next((rows for rows in self.policy.gather(mine) if rows is not None), [])
+        rows: list[LedgerRow] = next((rows for rows in self.policy.gather(mine) if rows is not None), [])
         self.pool.restore(rows, done)
 
     def _counters(self, step: int) -> dict[str, Any]:
@@ -162,7 +163,17 @@ class RSTrainer:
         raise JudgeFailed(f"{candidates.failure}; nothing of it was trained, start the run again to go on")
 
     def _select(self, candidates: Candidates) -> Selection:
-        raise NotImplementedError
+        import torch
+
+        from rs_aligner.rollout import Score
+        from rs_aligner.selection import select
+
+        scores = [group.scores for group in candidates.groups]
+        rewards = torch.tensor(
+            [[s.reward if isinstance(s, Score) else 0.0 for s in row] for row in scores], dtype=torch.float64
+        )
+        scored = torch.tensor([[isinstance(s, Score) for s in row] for row in scores])
+        return select(rewards, scored, self.rs.top_n_rollouts, self.rs.min_reward)
 
     def _train(self, candidates: Candidates, selection: Selection) -> list[Stats]:
         """Learn what was kept."""

@@ -19,7 +19,7 @@ from typing import Any
 from rs_aligner.config import LengthParams, RemoteRMConfig, SamplingParams, TrainRSConfig
 from rs_aligner.ledger import Ledger
 from rs_aligner.reward.protocol import Judge
-from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure, TrainingRow
+from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
 from rs_aligner.trainer import RSTrainer
 
@@ -101,6 +101,10 @@ class FakePolicy:
             figure = int(self.weights[:4], 16) / 1000
             stats.append(FakeStats(figure, figure / 2, 0.1 * (start + 1)))
         return stats
+
+    def restart(self) -> None:
+        self.events.append("restart")
+        self.weights = "initial"
 
     def gather(self, item: Any) -> list[Any]:
         return self.exchange.gather(self.replica, item)
@@ -199,6 +203,11 @@ class FakeRun:
         judge: Callable[[RemoteRMConfig], Judge] | None = None,
         seconds_per_rollout: float = 0.0,
         unreachable: tuple[int, int] | None = None,
+        patience: int | None = None,
+        epochs: int = 5,
+        watched: Callable[[Prompt, Rollout], Result] | None = None,
+        scored: Sequence[Group] = (),
+        params: dict[str, Any] | None = None,
         **rs: Any,
     ) -> list[FakePolicy]:
         """Train; returns the replicas' policies.
@@ -210,13 +219,18 @@ class FakeRun:
             {
                 "trainer": {
                     "rs": {
-                        "max_epochs": 5,
+                        "max_epochs": epochs,
+                        "patience": patience,
                         "max_steps": steps,
                         "val_check_interval": interval,
                         "save_interval": save_interval,
                     }
                 },
-                "exp_manager": {"explicit_log_dir": str(self.folder), "max_time_per_run": time_limit},
+                "exp_manager": {
+                    "explicit_log_dir": str(self.folder),
+                    "max_time_per_run": time_limit,
+                    "checkpoint_callback_params": params or {},
+                },
                 "pretrained_checkpoint": {"restore_from_path": "unused"},
                 "remote_rm": remote_rm or {},
                 "model": {
@@ -242,7 +256,9 @@ class FakeRun:
                     fake.unreachable_from = unreachable[1]
             first = policy.replica == 0
             run = Run(config.exp_manager, is_writer=first, loggers=[self.logger] if first else [])
-            trainer = RSTrainer(config, policy, asked, self.prompts, self.validation, run)
+            seen = FakeJudge(watched, self.events, delay) if watched is not None else None
+            prompts = [] if scored else self.prompts
+            trainer = RSTrainer(config, policy, asked, prompts, self.validation, run, seen, scored)
             try:
                 with asked:
                     trainer.fit()

@@ -16,9 +16,9 @@ from rs_aligner.run import Run
 from tests.fake_run import FakeRun, Result, by_tokens, figures
 
 TRAINED_KEYS = {"loss", "grad_norm", "lr"}
-VALIDATION_KEYS = {"validation/reward", "validation/response_length/mean"}
+VALIDATION_KEYS = {"validation/reward", "validation/reward_se", "validation/response_length/mean"}
 STEP_KEYS = {
-    *("step", "policy_version", "consumed_prompts"),
+    *("step", "policy_version", "consumed_prompts", "tokens/generated"),
     *("reward/mean", "reward/std", "reward/kept_mean", "reward/best_of_n"),
     *("rollouts/total", "rollouts/scored", "rollouts/failed", "rollouts/kept", "rollouts/truncated"),
     "response_length/mean",
