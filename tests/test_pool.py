@@ -101,7 +101,7 @@ def test_what_was_kept_stays_a_candidate_as_long_as_it_is_not_stale(run: FakeRun
         assert ages <= {0, 1, 2}
         assert (max(ages) > 0) == (step > 1)
         kept = [row for row in rows if row.kept]
-        assert len({row.prompt_row for row in kept}) == len(kept)  # one of each prompt, whenever it was sampled
+        assert len({row.prompt_row for row in kept}) == len(kept)  # one of each prompt
 
 
 def test_a_banked_rollout_competes_with_the_new_ones_of_its_prompt(run: FakeRun) -> None:
@@ -259,7 +259,7 @@ def falling(prompt: Prompt, rollout: Rollout) -> Result:
 
 
 def test_a_run_stops_when_validation_gains_nothing_and_exports_the_best(run: FakeRun) -> None:
-    (policy,) = run.start(falling, steps=20, epochs=20, interval=1, patience=2)
+    run.start(falling, steps=20, epochs=20, interval=1, patience=2)
     assert run.rows[-1]["step"] == 4
     best = json.loads((run.folder / "checkpoints" / "step_000002" / "state.json").read_text())
     assert (run.folder / "final" / "weights").read_text() == best["weights"]
