@@ -92,7 +92,7 @@ class Ledger:
         Args:
             step: counted from 1; a step that is there already is replaced.
             groups: in data order, each with a score or a failure for every rollout.
-            selection: `[P, N]`, a row per group.
+            selection: of these groups.
 
         Raises:
             ValueError: the step is below 1, or groups, scores and selection differ in size.
@@ -129,9 +129,7 @@ class Ledger:
 
 
 def _rows(step: int, groups: list[Group], selection: Selection) -> Iterator[LedgerRow]:
-    for number, (group, kept_N, reasons_N) in enumerate(
-        zip(groups, selection.keep.tolist(), selection.reasons, strict=True)
-    ):
+    for number, (group, kept_N, reasons_N) in enumerate(selection.rows(groups)):
         for rollout, score, kept, reason in zip(group.rollouts, group.scores, kept_N, reasons_N, strict=True):
             failure = score.reason if isinstance(score, ScoreFailure) else None
             yield LedgerRow(

@@ -15,7 +15,6 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, NoReturn
 
-import torch
 from tqdm import tqdm
 
 from rs_aligner.config import SamplingParams, TrainRSConfig, num_steps
@@ -26,7 +25,7 @@ from rs_aligner.metrics import step_metrics
 from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
-from rs_aligner.selection import Selection, nothing_kept, select
+from rs_aligner.selection import Progress, Selection, build_chain, nothing_kept
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -58,6 +57,8 @@ class RSTrainer:
         self.validation = validation[: self.rs.num_val_samples]
         self.sampler = PromptSampler(len(prompts), self.rs.num_rollout_samples, seed=config.model.seed)
         self.num_steps = num_steps(config, len(prompts))
+        rs = self.rs
+        self.chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
 
     def fit(self) -> None:
         """Train to the end, or until the time is up; then save and export.
@@ -80,8 +81,9 @@ class RSTrainer:
             if failure is not None:
                 self._stop_before(step, before, groups, failure)
             generated = time.monotonic()
-            selection = self._select(groups)
+            selection = self.chain.select(groups, Progress(step, self.num_steps))
             stats = self.policy.train(_training_rows(groups, selection))
+            self.chain.remember(groups, selection)
             self.policy.version = step
             trained = time.monotonic()
             times = self.policy.maximum(
@@ -198,14 +200,6 @@ class RSTrainer:
         failure = next((f"{what}: {text}" for _, text in gathered if text is not None), None)
         return groups, waited, failure or judge_failure(groups, self.config.remote_rm, what)
 
-    def _select(self, groups: Sequence[Group]) -> Selection:
-        scores = [group.scores for group in groups]
-        rewards = torch.tensor(
-            [[s.reward if isinstance(s, Score) else 0.0 for s in row] for row in scores], dtype=torch.float64
-        )
-        scored = torch.tensor([[isinstance(s, Score) for s in row] for row in scores])
-        return select(rewards, scored, self.rs.top_n_rollouts, self.rs.min_reward)
-
     def _validate(self, step: int) -> dict[str, float]:
         """Sample answers to the held-out prompts; nothing of them is trained on."""
         if not self.validation or self.loop.val_check_interval is None:
@@ -240,8 +234,6 @@ class RSTrainer:
 def _training_rows(groups: Sequence[Group], selection: Selection) -> list[TrainingRow]:
     """The kept rollouts in (prompt, rollout) order."""
     return [
-        TrainingRow(group.prompt.token_ids, rollout.token_ids)
-        for group, kept in zip(groups, selection.keep.tolist(), strict=True)
-        for rollout, keep in zip(group.rollouts, kept, strict=True)
-        if keep
+        TrainingRow(group.prompt.token_ids, group.rollouts[place].token_ids)
+        for group, place in selection.kept(groups)
     ]

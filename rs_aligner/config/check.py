@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rs_aligner.config.base import problem
+from rs_aligner.config.base import FUNCTION, function_problems, problem
+from rs_aligner.config.chain import check_selection
 from rs_aligner.config.common import (
     ExpManagerBase,
     JudgeConfig,
@@ -32,7 +33,6 @@ _logger = logging.getLogger("rs_aligner")
 
 # What megatron-core's dist_checkpointing writes, and what Megatron's own launchers write above it.
 _MEGATRON_FILES = ("metadata.json", "latest_checkpointed_iteration.txt")
-_FUNCTION = "path/to/file.py:name or package.module:name"
 
 
 def check(config: TrainConfig | ServeRewardConfig) -> list[str]:
@@ -172,6 +172,12 @@ def _rs(config: TrainRSConfig) -> Iterator[str]:
             rs.top_n_rollouts,
             f"should be at most model.rs.num_rollouts_per_prompt = {rs.num_rollouts_per_prompt}",
         )
+    yield from check_selection(
+        rs.selection,
+        top_n=rs.top_n_rollouts,
+        min_reward=rs.min_reward,
+        num_rollouts=rs.num_rollouts_per_prompt,
+    )
     yield from _steps("trainer.rs.max_steps", config.trainer.rs.max_steps)
     yield from _sampling("model.rs.sampling_params", rs.sampling_params)
     yield from _sampling("model.rs.val_sampling_params", rs.val_sampling_params)
@@ -249,18 +255,13 @@ def _judge(key: str, judge: JudgeSource) -> Iterator[str]:
     if len(named) != 1:
         yield (
             f"{key}: {' and '.join(named) or 'nothing'} is set; set one of {key}.name, e.g. to exact_answer, "
-            f"{key}.function, to {_FUNCTION}"
+            f"{key}.function, to {FUNCTION}"
             + (f", and {key}.parts, a judge by each name" if isinstance(judge, JudgeConfig) else "")
         )
     for name, part in parts.items():
         yield from _judge(f"{key}.parts.{name}", part)
-    if judge.function is None:
-        return
-    where, colon, name = judge.function.rpartition(":")
-    if not colon or not where or not name.isidentifier():
-        yield problem(f"{key}.function", judge.function, f"should be {_FUNCTION}")
-    elif where.endswith(".py") and not Path(where).is_file():
-        yield problem(f"{key}.function", judge.function, f"there is no such file (relative to {Path.cwd()})")
+    if judge.function is not None:
+        yield from function_problems(f"{key}.function", judge.function)
 
 
 def _standardization(config: ServeRewardConfig) -> Iterator[str]:

@@ -6,6 +6,7 @@ the policy's sizes.
 
 from __future__ import annotations
 
+from rs_aligner.config.chain import in_words
 from rs_aligner.config.schema import TrainRSConfig
 
 
@@ -21,13 +22,13 @@ def num_steps(config: TrainRSConfig, num_prompts: int) -> int:
 
 
 def num_optimizer_steps(config: TrainRSConfig, num_prompts: int) -> int:
-    """Optimizer steps of the whole run if every prompt keeps its `top_n_rollouts`."""
+    """Optimizer steps of the whole run if every step keeps as much as it can."""
     rs, size = config.model.rs, config.model.global_batch_size
     per_epoch = steps_per_epoch(config, num_prompts)
     short = num_prompts - (per_epoch - 1) * rs.num_rollout_samples
-    whole = -(-rs.num_rollout_samples * rs.top_n_rollouts // size)
+    whole = -(-rs.most_kept(rs.num_rollout_samples) // size)
     epochs, rest = divmod(num_steps(config, num_prompts), per_epoch)
-    return epochs * ((per_epoch - 1) * whole + -(-short * rs.top_n_rollouts // size)) + rest * whole
+    return epochs * ((per_epoch - 1) * whole + -(-rs.most_kept(short) // size)) + rest * whole
 
 
 def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts: int | None = None) -> str:
@@ -49,7 +50,7 @@ def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts:
     )
     prompts = min(rs.num_rollout_samples, num_prompts or rs.num_rollout_samples)
     each = rs.num_rollouts_per_prompt
-    kept = prompts * rs.top_n_rollouts
+    kept = rs.most_kept(prompts)
     optimizer_steps = -(-kept // model.global_batch_size)
     micro_batches = model.global_batch_size // (model.micro_batch_size * dp)
     wave = rs.rollout_micro_batch_size or -(-prompts // dp)
@@ -57,7 +58,7 @@ def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts:
         ("layout", f"{config.world_size} ranks = {dp} data x {tp} tensor x {pp} pipeline"),
         ("prompts a step", f"{prompts:,}, decoded {wave:,} at a time on each data-parallel rank"),
         ("rollouts a step", f"{prompts * each:,} ({each} a prompt)"),
-        ("kept a step", f"at most {kept:,} ({rs.top_n_rollouts} a prompt{_bar(config)})"),
+        ("kept a step", f"at most {kept:,} ({_recipe(config)})"),
         ("optimizer steps a step", f"at most {optimizer_steps:,}, of {model.global_batch_size:,} rows"),
         ("micro-batches", f"{micro_batches:,} a rank and optimizer step, of {model.micro_batch_size:,} rows"),
         ("steps in the run", _run_length(config, num_prompts)),
@@ -67,8 +68,12 @@ def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
-def _bar(config: TrainRSConfig) -> str:
-    return "" if config.model.rs.min_reward is None else f", scored {config.model.rs.min_reward:g} or more"
+def _recipe(config: TrainRSConfig) -> str:
+    rs = config.model.rs
+    if rs.selection:
+        return in_words(rs.selection, rs.top_n_rollouts)
+    bar = "" if rs.min_reward is None else f", scored {rs.min_reward:g} or more"
+    return f"{rs.top_n_rollouts} a prompt{bar}"
 
 
 def _run_length(config: TrainRSConfig, num_prompts: int | None) -> str:
