@@ -133,7 +133,7 @@ class Ledger:
         Args:
             step: counted from 1; a step that is there already is replaced.
             groups: in data order, each with a score or a failure for every rollout.
-            selection: `[P, N]`, a row per group.
+            selection: of these groups.
             everything: also the rollouts of earlier policies that are not kept.
 
         Raises:
@@ -157,6 +157,10 @@ class Ledger:
         with path.open("rb") as file:
             return [_from_line(line, f"{path}:{number}") for number, line in enumerate(file, start=1)]
 
+    def kept_until(self, step: int) -> list[LedgerRow]:
+        """What was kept in the steps up to this one."""
+        return [row for one in self.steps() if one <= step for row in self.read(one) if row.kept]
+
     def steps(self) -> list[int]:
         """The steps that are there, in order."""
         matches = (_FILE_NAME.fullmatch(path.name) for path in self.folder.iterdir())
@@ -173,9 +177,7 @@ class Ledger:
 
 
 def _rows(step: int, groups: Sequence[Group], selection: Selection) -> Iterator[LedgerRow]:
-    for number, (group, kept_N, reasons_N) in enumerate(
-        zip(groups, selection.keep.tolist(), selection.reasons, strict=True)
-    ):
+    for number, (group, kept_N, reasons_N) in enumerate(selection.rows(groups)):
         watched_N = group.watched or [ScoreFailure("not watched")] * len(group.rollouts)
         for rollout, score, watched, kept, reason in zip(
             group.rollouts, group.scores, watched_N, kept_N, reasons_N, strict=True

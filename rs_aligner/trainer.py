@@ -16,14 +16,14 @@ from rs_aligner.collect import Collector
 from rs_aligner.config import TrainRSConfig, num_steps
 from rs_aligner.data import PromptSampler
 from rs_aligner.held_out import HeldOut
-from rs_aligner.ledger import LedgerRow
+from rs_aligner.ledger import groups_of
 from rs_aligner.loop import Policy, Stats, is_due, out_of_time, resume, training_metrics
 from rs_aligner.metrics import step_metrics
 from rs_aligner.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
 from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Group, Prompt, TrainingRow
 from rs_aligner.run import Run
-from rs_aligner.selection import Selection, nothing_kept
+from rs_aligner.selection import Progress, Selection, build_chain, nothing_kept
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -64,6 +64,8 @@ class RSTrainer:
         self.pool = Pool(self.rs.pool, source)
         self.held_out = HeldOut(config, collector, validation)
         self.num_steps = num_steps(config, number)
+        rs = self.rs
+        self.chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
 
     def fit(self) -> None:
         """Train to the end, until nothing is gained any more, or until the time is up; then save and export.
@@ -81,7 +83,7 @@ class RSTrainer:
             if candidates.failure is not None:
                 self._stop_before(step, before, candidates)
             generated = time.monotonic()
-            selection = self._select(candidates)
+            selection = self._select(candidates, step)
             stats = self._train(candidates, selection)
             done = self.policy.version = step
             trained = time.monotonic()
@@ -94,6 +96,7 @@ class RSTrainer:
                 }
             )
             self.pool.settle(candidates.groups, selection)
+            self.chain.remember(candidates.groups, selection)
             self._write(step, candidates.groups, selection)
             metrics = {
                 "step": step,
@@ -139,9 +142,13 @@ class RSTrainer:
         """Bring back what a continued run needs besides the checkpoint, from the writing rank's ledger."""
         done = counters["step"]
         self.held_out.load_state_dict(counters["held_out"])
-        mine = None if self.ledger is None else self.pool.remembered(self.ledger, done)
-        rows: list[LedgerRow] = next((rows for rows in self.policy.gather(mine) if rows is not None), [])
+        mine = None
+        if self.ledger is not None:
+            earlier = self.ledger.kept_until(done) if self.chain.remembers else []
+            mine = self.pool.remembered(self.ledger, done), earlier
+        rows, earlier = next(found for found in self.policy.gather(mine) if found is not None)
         self.pool.restore(rows, done)
+        self.chain.restore(groups_of(earlier))
 
     def _counters(self, step: int) -> dict[str, Any]:
         """Where the run is behind a step, as a checkpoint has it."""
@@ -162,18 +169,12 @@ class RSTrainer:
             self._save(before)
         raise JudgeFailed(f"{candidates.failure}; nothing of it was trained, start the run again to go on")
 
-    def _select(self, candidates: Candidates) -> Selection:
-        import torch
-
-        from rs_aligner.rollout import Score
-        from rs_aligner.selection import select
-
-        scores = [group.scores for group in candidates.groups]
-        rewards = torch.tensor(
-            [[s.reward if isinstance(s, Score) else 0.0 for s in row] for row in scores], dtype=torch.float64
+    def _select(self, candidates: Candidates, step: int) -> Selection:
+        """Who is kept."""
+        passes = self.rs.pool.improve_steps
+        return self.chain.select(
+            candidates.groups, Progress(step, self.num_steps, candidates.improve_step, passes)
         )
-        scored = torch.tensor([[isinstance(s, Score) for s in row] for row in scores])
-        return select(rewards, scored, self.rs.top_n_rollouts, self.rs.min_reward)
 
     def _train(self, candidates: Candidates, selection: Selection) -> list[Stats]:
         """Learn what was kept."""
@@ -226,8 +227,6 @@ class RSTrainer:
 def _training_rows(groups: Sequence[Group], selection: Selection) -> list[TrainingRow]:
     """The kept rollouts in (prompt, rollout) order."""
     return [
-        TrainingRow(group.prompt.token_ids, rollout.token_ids)
-        for group, kept in zip(groups, selection.keep.tolist(), strict=True)
-        for rollout, keep in zip(group.rollouts, kept, strict=False)
-        if keep
+        TrainingRow(group.prompt.token_ids, group.rollouts[place].token_ids)
+        for group, place in selection.kept(groups)
     ]

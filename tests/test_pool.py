@@ -266,9 +266,7 @@ def test_a_run_stops_when_validation_gains_nothing_and_exports_the_best(run: Fak
 
 
 def test_the_starting_policy_may_be_the_best(run: FakeRun) -> None:
-    run.start(
-        lambda prompt, rollout: Score(float(-rollout.policy_version)), steps=9, interval=1, patience=2
-    )
+    run.start(lambda prompt, rollout: Score(float(-rollout.policy_version)), steps=9, interval=1, patience=2)
     assert run.rows[-1]["step"] == 2
     assert (run.folder / "final" / "weights").read_text() == "initial"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner.config.base import problem
+from rs_aligner.config.chain import check_selection
 from rs_aligner.config.check_server import judge_problems, server_problems
 from rs_aligner.config.common import ExpManagerBase, LengthParams, ModelBase, SamplingParams
 from rs_aligner.config.pools import check_pools
@@ -165,6 +166,12 @@ def _rs(config: TrainRSConfig) -> Iterator[str]:
             rs.top_n_rollouts,
             f"should be at most model.rs.num_rollouts_per_prompt = {rs.num_rollouts_per_prompt}",
         )
+    yield from check_selection(
+        rs.selection,
+        top_n=rs.top_n_rollouts,
+        min_reward=rs.min_reward,
+        num_rollouts=rs.num_rollouts_per_prompt,
+    )
     yield from _steps("trainer.rs.max_steps", config.trainer.rs.max_steps)
     yield from _sampling("model.rs.sampling_params", rs.sampling_params)
     yield from _sampling("model.rs.val_sampling_params", rs.val_sampling_params)

@@ -9,12 +9,11 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from rs_aligner.config.base import problem
+from rs_aligner.config.base import FUNCTION, function_problems, problem
 from rs_aligner.config.common import JudgeConfig, JudgeSource
 from rs_aligner.config.schema import ServeRewardConfig
 
 _logger = logging.getLogger("rs_aligner")
-_FUNCTION = "path/to/file.py:name or package.module:name"
 
 
 def judge_problems(key: str, judge: JudgeSource) -> Iterator[str]:
@@ -25,18 +24,13 @@ def judge_problems(key: str, judge: JudgeSource) -> Iterator[str]:
     if len(named) != 1:
         yield (
             f"{key}: {' and '.join(named) or 'nothing'} is set; set one of {key}.name, e.g. to exact_answer, "
-            f"{key}.function, to {_FUNCTION}"
+            f"{key}.function, to {FUNCTION}"
             + (f", and {key}.parts, a judge by each name" if isinstance(judge, JudgeConfig) else "")
         )
     for name, part in parts.items():
         yield from judge_problems(f"{key}.parts.{name}", part)
-    if judge.function is None:
-        return
-    where, colon, name = judge.function.rpartition(":")
-    if not colon or not where or not name.isidentifier():
-        yield problem(f"{key}.function", judge.function, f"should be {_FUNCTION}")
-    elif where.endswith(".py") and not Path(where).is_file():
-        yield problem(f"{key}.function", judge.function, f"there is no such file (relative to {Path.cwd()})")
+    if judge.function is not None:
+        yield from function_problems(f"{key}.function", judge.function)
 
 
 def server_problems(config: ServeRewardConfig) -> Iterator[str]:

@@ -6,6 +6,7 @@ the policy's sizes.
 
 from __future__ import annotations
 
+from rs_aligner.config.chain import in_words
 from rs_aligner.config.schema import TrainRSConfig
 
 
@@ -40,7 +41,7 @@ def num_optimizer_steps(config: TrainRSConfig, num_prompts: int) -> int:
 def _optimizer_steps(config: TrainRSConfig, num_prompts: int) -> int:
     """Most optimizer steps of a step on so many prompts."""
     rs = config.model.rs
-    kept = num_prompts * rs.top_n_rollouts * (1 + rs.pool.max_staleness)
+    kept = rs.most_kept(num_prompts)
     return rs.pool.passes * -(-kept // config.model.global_batch_size)
 
 
@@ -63,7 +64,7 @@ def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts:
     )
     prompts = min(rs.num_rollout_samples, num_prompts or rs.num_rollout_samples)
     each = rs.num_rollouts_per_prompt
-    kept = prompts * rs.top_n_rollouts
+    kept = rs.most_kept(prompts)
     optimizer_steps = _optimizer_steps(config, prompts)
     micro_batches = model.global_batch_size // (model.micro_batch_size * dp)
     wave = rs.rollout_micro_batch_size or -(-prompts // dp)
@@ -71,7 +72,7 @@ def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts:
         ("layout", f"{config.world_size} ranks = {dp} data x {tp} tensor x {pp} pipeline"),
         ("prompts a step", f"{prompts:,}, decoded {wave:,} at a time on each data-parallel rank"),
         ("rollouts a step", _rollouts(config, prompts, each)),
-        ("kept a step", f"at most {kept:,} ({rs.top_n_rollouts} a prompt{_bar(config)})"),
+        ("kept a step", f"at most {kept:,} ({_recipe(config)})"),
         ("optimizer steps a step", f"at most {optimizer_steps:,}, of {model.global_batch_size:,} rows"),
         ("micro-batches", f"{micro_batches:,} a rank and optimizer step, of {model.micro_batch_size:,} rows"),
         ("steps in the run", _run_length(config, num_prompts)),
@@ -93,8 +94,12 @@ def _rollouts(config: TrainRSConfig, prompts: int, each: int) -> str:
     return text
 
 
-def _bar(config: TrainRSConfig) -> str:
-    return "" if config.model.rs.min_reward is None else f", scored {config.model.rs.min_reward:g} or more"
+def _recipe(config: TrainRSConfig) -> str:
+    rs = config.model.rs
+    if rs.selection:
+        return in_words(rs.selection, rs.top_n_rollouts)
+    bar = "" if rs.min_reward is None else f", scored {rs.min_reward:g} or more"
+    return f"{rs.top_n_rollouts} a prompt{bar}"
 
 
 def _run_length(config: TrainRSConfig, num_prompts: int | None) -> str:

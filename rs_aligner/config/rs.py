@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rs_aligner.config.base import Count, Real, Section, Size, Texts
+from rs_aligner.config.chain import most_kept
 from rs_aligner.config.common import LengthParams, SamplingParams
 from rs_aligner.config.objective import ObjectiveConfig
 from rs_aligner.config.pools import PoolConfig, RFTConfig, UntilConfig, expand_rft
@@ -39,9 +40,12 @@ class RSConfig(Section):
     top_n_rollouts: Count = 1
     """Best responses of a prompt to train on."""
     min_reward: Real | None = None
-    """Rejects what scores below it, before the best are taken; null for no bar."""
+    """Rejects what scores below it, before the best are taken; null for no bar. Not beside `selection`."""
     selection: tuple[SelectorConfig, ...] = ()
-    """Who is kept: selectors, each narrowing what the one before it left. Empty: `min_reward`, then topk."""
+    """Who is kept: selectors, each narrowing what the one before it left; docs/selection.md has them all.
+
+    Empty is the plain recipe: `min_reward` as a bar, then the best `top_n_rollouts`.
+    """
     objective: ObjectiveConfig = ObjectiveConfig()
     """What is minimised over what was kept."""
     pool: PoolConfig = PoolConfig()
@@ -63,6 +67,15 @@ class RSConfig(Section):
     """The same keys for validation. Greedy by default; `end_strings` are those of training unless set."""
     length_params: LengthParams = LengthParams()
     generation: GenerationConfig = GenerationConfig()
+
+    def most_kept(self, num_prompts: int) -> int:
+        """Most rollouts that a step of so many prompts can keep: a bound, as if all passed every bar."""
+        return (1 + self.pool.max_staleness) * most_kept(
+            self.selection,
+            top_n=self.top_n_rollouts,
+            num_prompts=num_prompts,
+            num_rollouts=self.num_rollouts_per_prompt,
+        )
 
     @model_validator(mode="before")
     @classmethod
