@@ -62,6 +62,7 @@ class FakePolicy:
         self.trained: list[list[TrainingRow]] = []
         self.asked: list[tuple[int, list[int], SamplingParams]] = []
         self.seconds_per_rollout = 0.0
+        self.text_length = 8
         self.before_train: Callable[[], None] = lambda: None
 
     def generate(
@@ -84,7 +85,13 @@ class FakePolicy:
                 self.events.append("rollout")
                 time.sleep(self.seconds_per_rollout)
                 yield Rollout(
-                    *(group, index, tokens, drawn[:8], "length" if len(tokens) == 7 else "stop"),
+                    *(
+                        group,
+                        index,
+                        tokens,
+                        drawn[: self.text_length],
+                        "length" if len(tokens) == 7 else "stop",
+                    ),
                     policy_version=self.version,
                     seed=int(drawn[:6], 16),
                     log_probs=tuple(-1.0 for _ in tokens),
@@ -203,6 +210,7 @@ class FakeRun:
         judge: Callable[[RemoteRMConfig], Judge] | None = None,
         seconds_per_rollout: float = 0.0,
         unreachable: tuple[int, int] | None = None,
+        text_length: int = 8,
         patience: int | None = None,
         epochs: int = 5,
         watched: Callable[[Prompt, Rollout], Result] | None = None,
@@ -246,7 +254,7 @@ class FakeRun:
 
         def fit(policy: FakePolicy) -> None:
             policy.before_train = before_train
-            policy.seconds_per_rollout = seconds_per_rollout
+            policy.seconds_per_rollout, policy.text_length = seconds_per_rollout, text_length
             asked: Judge
             if judge is not None:
                 asked = judge(config.remote_rm)

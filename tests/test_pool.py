@@ -329,3 +329,36 @@ def test_the_run_may_be_ranked_by_the_watched_judge(run: FakeRun) -> None:
     )
     assert run.rows[-1]["step"] == 2
     assert (run.folder / "final" / "weights").read_text() == "initial"
+
+
+# Filters that remember earlier steps
+
+
+def test_duplicates_of_earlier_steps_are_known_after_a_restart_too(run: FakeRun, other: FakeRun) -> None:
+    """Texts of one hexadecimal digit repeat themselves soon."""
+    how: dict[str, Any] = {
+        "selection": [{"name": "duplicates", "against": "both"}, {"name": "all"}],
+        "save_interval": 1,
+        "epochs": 9,
+    }
+    run.prompts = other.prompts = run.prompts[:4]
+    short = {"text_length": 1}
+    (whole,) = run.start(steps=5, **how, **short)
+    assert any("rejected/duplicate" in row and row["rejected/duplicate"] > 0 for row in run.rows)
+    other.start(steps=3, **how, **short)
+    (continued,) = other.start(steps=5, **how, **short)
+    assert continued.weights == whole.weights
+    for row in range(4):
+        texts = [
+            one.response
+            for step in run.ledger.steps()
+            for one in run.ledger.read(step)
+            if one.kept and one.prompt_row == row
+        ]
+        assert len(set(texts)) == len(texts)
+
+
+def test_a_pool_that_is_trained_on_again_is_no_duplicate_of_itself(run: FakeRun) -> None:
+    selection = [{"name": "duplicates", "against": "earlier"}]
+    (policy,) = run.start(steps=3, selection=selection, pool={"improve_steps": 3})
+    assert policy.trained[0] == policy.trained[1] == policy.trained[2]

@@ -67,10 +67,7 @@ class Duplicates(AtMost):
         """What is new."""
         if self.against != "group":
             earlier = self._earlier.get(_same(group.prompt), {})
-            rollouts = group.rollouts
-            left = [
-                p for p in left if earlier.get(self._digest(rollouts[p])) in (None, _identity(rollouts[p]))
-            ]
+            left = [place for place in left if not self._is_in(earlier, group.rollouts[place])]
         return left if self.against == "earlier" else super().of_group(group, left, progress)
 
     def remember(self, group: Group, place: int) -> None:
@@ -78,6 +75,9 @@ class Duplicates(AtMost):
         if self.remembers:
             rollout = group.rollouts[place]
             self._earlier[_same(group.prompt)].setdefault(self._digest(rollout), _identity(rollout))
+
+    def _is_in(self, earlier: Mapping[bytes, tuple[int, int]], rollout: Rollout) -> bool:
+        return earlier.get(self._digest(rollout), _identity(rollout)) != _identity(rollout)
 
     def _digest(self, rollout: Rollout) -> bytes:
         # 16 bytes a response instead of its text, since a run has millions of them. Half of a surrogate pair
