@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Literal
 
