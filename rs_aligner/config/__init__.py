@@ -17,6 +17,7 @@ from rs_aligner.config.common import (
     SchedConfig,
 )
 from rs_aligner.config.load import load_config, open_overrides, register_resolvers
+from rs_aligner.config.objective import AnchorConfig, ObjectiveConfig, num_anchors
 from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
 from rs_aligner.config.remote import EndpointConfig, RemoteRMConfig
 from rs_aligner.config.reward_model import TrainRewardModelConfig
@@ -34,6 +35,7 @@ from rs_aligner.config.schema import (
 )
 
 __all__ = [
+    "AnchorConfig",
     "ConfigError",
     "DataConfig",
     "EndpointConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "JudgeSource",
     "LengthParams",
     "ModelConfig",
+    "ObjectiveConfig",
     "OptimConfig",
     "RSConfig",
     "RSLoopConfig",
@@ -60,6 +63,7 @@ __all__ = [
     "TrainerConfig",
     "load_config",
     "model_positions",
+    "num_anchors",
     "num_optimizer_steps",
     "num_steps",
     "open_overrides",

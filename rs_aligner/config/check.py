@@ -22,6 +22,7 @@ from rs_aligner.config.common import (
     ModelBase,
     SamplingParams,
 )
+from rs_aligner.config.objective import check_objective
 from rs_aligner.config.remote import check_remote
 from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.rs import RSConfig
@@ -176,6 +177,7 @@ def _rs(config: TrainRSConfig) -> Iterator[str]:
     yield from _sampling("model.rs.sampling_params", rs.sampling_params)
     yield from _sampling("model.rs.val_sampling_params", rs.val_sampling_params)
     yield from _length_order("model.rs.length_params", rs.length_params)
+    yield from check_objective(rs.objective, rs.num_rollouts_per_prompt)
     _warn_of_equal_rollouts(rs)
     yield from check_remote(config.remote_rm)
     if config.remote_rm.judge is not None:
