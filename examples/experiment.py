@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rs_aligner.config import (
     ConfigError,
     GenerationConfig,
+    ObjectiveConfig,
     TrainConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
@@ -180,6 +181,18 @@ def read_sft_rows(config: TrainSFTConfig, tokenizer: Tokenizer, positions: int) 
     return load_sft_rows(config.model.data.data_prefix.train, tokenizer, **how).rows
 
 
+def read_anchors(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) -> list[TrainingRow]:
+    """The supervised rows to mix in, shuffled once; none if none are configured."""
+    from rs_aligner.data import load_sft_rows
+    from rs_aligner.objective import shuffled_anchors
+
+    anchor = config.model.rs.objective.anchor
+    if not anchor.files:
+        return []
+    rows = load_sft_rows(anchor.files, tokenizer, **_reading(config, positions)).rows
+    return shuffled_anchors(rows, anchor.weight, config.model.seed)
+
+
 def read_pairs(
     files: tuple[str, ...], config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
 ) -> tuple[PreferencePair, ...]:
@@ -209,11 +222,15 @@ def policy_of(
     from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.runtime import start
 
-    decoder = config.model.rs.generation if isinstance(config, TrainRSConfig) else GenerationConfig()
+    is_rs = isinstance(config, TrainRSConfig)
+    decoder = config.model.rs.generation if is_rs else GenerationConfig()
+    objective = config.model.rs.objective if is_rs else ObjectiveConfig()
     how = {
         **_training(config, num_optimizer_steps),
         "kv_cache_bytes": decoder.kv_cache_bytes,
         "compiled_decoder": decoder.compile,
+        "objective": objective,
+        "keep_start": objective.kl > 0,
     }
     folder = Path(config.pretrained_checkpoint.restore_from_path)
     with start(**layout(config)) as runtime:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class FakeStats:
     loss: float
     grad_norm: float
     learning_rate: float
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class Exchange:
@@ -108,6 +109,10 @@ class FakePolicy:
             figure = int(self.weights[:4], 16) / 1000
             stats.append(FakeStats(figure, figure / 2, 0.1 * (start + 1)))
         return stats
+
+    def reference_log_probs(self, rows: Sequence[TrainingRow]) -> list[tuple[float, ...]]:
+        self.events.append("reference")
+        return [tuple(-1.5 for _ in row.response) for row in rows]
 
     def restart(self) -> None:
         self.events.append("restart")

@@ -17,6 +17,7 @@ from rs_aligner.config.common import (
     SchedConfig,
 )
 from rs_aligner.config.load import load_config, open_overrides, register_resolvers
+from rs_aligner.config.objective import AnchorConfig, ObjectiveConfig, num_anchors
 from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
 from rs_aligner.config.pools import PoolConfig, RFTConfig, UntilConfig
 from rs_aligner.config.remote import EndpointConfig, RemoteRMConfig
@@ -35,6 +36,7 @@ from rs_aligner.config.schema import (
 )
 
 __all__ = [
+    "AnchorConfig",
     "ConfigError",
     "DataConfig",
     "EndpointConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "JudgeSource",
     "LengthParams",
     "ModelConfig",
+    "ObjectiveConfig",
     "OptimConfig",
     "PoolConfig",
     "RFTConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "UntilConfig",
     "load_config",
     "model_positions",
+    "num_anchors",
     "num_optimizer_steps",
     "num_steps",
     "open_overrides",

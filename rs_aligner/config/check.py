@@ -17,6 +17,7 @@ from rs_aligner.config.base import problem
 from rs_aligner.config.chain import check_selection
 from rs_aligner.config.check_server import judge_problems, server_problems
 from rs_aligner.config.common import ExpManagerBase, LengthParams, ModelBase, SamplingParams
+from rs_aligner.config.objective import check_objective
 from rs_aligner.config.pools import check_pools
 from rs_aligner.config.remote import check_remote
 from rs_aligner.config.reward_model import TrainRewardModelConfig
@@ -176,6 +177,7 @@ def _rs(config: TrainRSConfig) -> Iterator[str]:
     yield from _sampling("model.rs.sampling_params", rs.sampling_params)
     yield from _sampling("model.rs.val_sampling_params", rs.val_sampling_params)
     yield from _length_order("model.rs.length_params", rs.length_params)
+    yield from check_objective(rs.objective, rs.num_rollouts_per_prompt)
     _warn_of_equal_rollouts(rs)
     yield from check_pools(rs)
     yield from _held_out(config)
