@@ -23,6 +23,7 @@ from rs_aligner.data import PromptSampler
 from rs_aligner.failures import judge_failure
 from rs_aligner.loop import VALIDATION, Policy, is_due, out_of_time, resume, training_metrics
 from rs_aligner.metrics import step_metrics
+from rs_aligner.proof import proof_metrics
 from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
@@ -99,6 +100,7 @@ class RSTrainer:
                 "policy_version": self.policy.version,
                 "consumed_prompts": self.sampler.consumed_prompts,
                 **step_metrics(groups, selection),
+                **proof_metrics(groups, selection, passed_above=self.rs.passed_above),
                 **training_metrics(stats),
                 **times,
             }

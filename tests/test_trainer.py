@@ -22,6 +22,13 @@ STEP_KEYS = {
     *("reward/mean", "reward/std", "reward/kept_mean", "reward/best_of_n"),
     *("rollouts/total", "rollouts/scored", "rollouts/failed", "rollouts/kept", "rollouts/truncated"),
     "response_length/mean",
+    *("control/random_mean", "control/random_std", "control/z", "kl/best_of_n"),
+    *("reward/kept_minus_mean", "reward/headroom"),
+    *(f"best_of/{k}" for k in (1, 2, 3, 4)),
+    *(f"pass_at/{k}" for k in (1, 2, 4)),
+    *("groups/decidable", "groups/all_passed", "groups/none_passed"),
+    *("shift/response_length", "shift/log_prob", "entropy", "duplicates/share"),
+    *(f"distinct/{kind}{n}" for kind in ("", "kept_") for n in (1, 2, 3)),
     *("time/generate", "time/score_wait", "time/train", "time/step"),
 }
 
