@@ -7,9 +7,8 @@ far are part of the checkpoint, so that a run that continues stops where one tha
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from rs_aligner.collect import Collector
@@ -17,6 +16,7 @@ from rs_aligner.config import TrainRSConfig
 from rs_aligner.loop import VALIDATION
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Group, Prompt, Score, ScoreFailure
+from rs_aligner.watched import Parting, Validation, mean_and_error
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -36,6 +36,7 @@ class HeldOut:
         self.patience = config.trainer.rs.patience
         self.monitor = config.exp_manager.checkpoint_callback_params
         self._found: dict[int, float] = {}  # the monitored figure, by step
+        self._parting = Parting()
 
     def measure(self, step: int) -> dict[str, float]:
         """Sample answers and have them scored; a collective.
@@ -53,14 +54,13 @@ class HeldOut:
         if found.failure is not None:
             raise JudgeFailed(found.failure)
         lengths = [len(rollout.token_ids) for group in found.groups for rollout in group.rollouts]
-        rewards = [_scored(group.scores) for group in found.groups]
-        watched = [_scored(group.watched) for group in found.groups]
         metrics = {
-            **_mean_of("validation/reward", rewards),
-            **_mean_of("validation/watched", watched),
+            **_figures("validation/reward", [group.scores for group in found.groups]),
+            **_figures("validation/watched", [group.watched for group in found.groups]),
             "validation/response_length/mean": fmean(lengths),
         }
         self._tell(step, metrics, found.groups)
+        self._compare(step, metrics)
         if self.monitor.figure in metrics:
             self._found[step] = metrics[self.monitor.figure]
         return metrics
@@ -85,11 +85,21 @@ class HeldOut:
 
     def state_dict(self) -> dict[str, Any]:
         """What was found, as plain JSON values."""
-        return {"found": [[step, figure] for step, figure in self._found.items()]}
+        found = [[step, figure] for step, figure in self._found.items()]
+        return {"found": found, "parting": self._parting.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with what was found."""
         self._found = {int(step): float(figure) for step, figure in state["found"]}
+        self._parting.load_state_dict(state["parting"])
+
+    def _compare(self, step: int, metrics: dict[str, float]) -> None:
+        """Warn where the judge and the watched one part ways."""
+        keys = [f"validation/{name}" for name in ("reward", "reward_error", "watched", "watched_error")]
+        if all(key in metrics for key in keys):
+            warning = self._parting.observe(Validation(step, *(metrics[key] for key in keys)))
+            if warning is not None and self.collector.shows:
+                _logger.warning("%s", warning)
 
     def _tell(self, step: int, metrics: dict[str, float], groups: Sequence[Group]) -> None:
         when = f"after step {step}" if step else "before the first step"
@@ -99,17 +109,10 @@ class HeldOut:
         _logger.info("validation %s: reward %.4f%s over %d rollouts", when, reward, seen, number)
 
 
-def _scored(scores: Sequence[Score | ScoreFailure]) -> list[float]:
-    return [score.reward for score in scores if isinstance(score, Score)]
-
-
-def _mean_of(key: str, rewards_by_prompt: Sequence[Sequence[float]]) -> dict[str, float]:
-    """The mean of all scores; its standard error is over prompts, whose rollouts are not independent."""
-    everything = [reward for rewards in rewards_by_prompt for reward in rewards]
-    if not everything:
+def _figures(key: str, scores: Sequence[Sequence[Score | ScoreFailure]]) -> dict[str, float]:
+    """The mean of all scores, and the standard error over prompts; nothing where there are none."""
+    rewards = [score.reward for row in scores for score in row if isinstance(score, Score)]
+    if not rewards:
         return {}
-    means = [fmean(rewards) for rewards in rewards_by_prompt if rewards]
-    metrics = {key: fmean(everything)}
-    if len(means) > 1:
-        metrics[f"{key}_se"] = stdev(means) / math.sqrt(len(means))
-    return metrics
+    with_error = mean_and_error(scores)
+    return {key: fmean(rewards)} | ({} if with_error is None else {f"{key}_error": with_error[1]})

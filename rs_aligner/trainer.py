@@ -16,16 +16,20 @@ from rs_aligner.collect import Collector
 from rs_aligner.config import TrainRSConfig, num_steps
 from rs_aligner.data import PromptSampler
 from rs_aligner.held_out import HeldOut
+from rs_aligner.learning import Learner
 from rs_aligner.ledger import groups_of
-from rs_aligner.loop import Policy, Stats, is_due, out_of_time, resume, training_metrics
+from rs_aligner.loop import Policy, is_due, out_of_time, resume
 from rs_aligner.metrics import step_metrics
 from rs_aligner.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
+from rs_aligner.proof import proof_metrics
 from rs_aligner.reward.protocol import Judge, JudgeFailed
-from rs_aligner.rollout import Group, Prompt, TrainingRow
+from rs_aligner.rollout import Group, Prompt, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
 from rs_aligner.selection import Progress, Selection, build_chain, nothing_kept
+from rs_aligner.watched import watched_metrics
 
 _logger = logging.getLogger("rs_aligner")
+NOT_WATCHED = ScoreFailure("not watched")
 
 
 class RSTrainer:
@@ -40,6 +44,7 @@ class RSTrainer:
         run: the run's folder.
         watched: a second judge that decides nothing; None for none, and on ranks without a judge.
         scored: groups to train on instead of sampling; there are no prompts then.
+        anchors: supervised rows to mix in, in the order in which they are taken.
     """
 
     def __init__(
@@ -51,7 +56,9 @@ class RSTrainer:
         validation: Sequence[Prompt],
         run: Run,
         watched: Judge | None = None,
+        *,
         scored: Sequence[Group] = (),
+        anchors: Sequence[TrainingRow] = (),
     ) -> None:
         self.config, self.policy, self.run = config, policy, run
         self.rs, self.loop = config.model.rs, config.trainer.rs
@@ -62,6 +69,7 @@ class RSTrainer:
         if scored:
             source = ScoredRollouts(scored, self.sampler)
         self.pool = Pool(self.rs.pool, source)
+        self.learner = Learner(self.rs, policy, anchors)
         self.held_out = HeldOut(config, collector, validation)
         self.num_steps = num_steps(config, number)
         rs = self.rs
@@ -84,7 +92,8 @@ class RSTrainer:
                 self._stop_before(step, before, candidates)
             generated = time.monotonic()
             selection = self._select(candidates, step)
-            stats = self._train(candidates, selection)
+            distance = self.learner.distance(candidates, version=done)
+            learnt = self.learner.learn(candidates, selection)
             done = self.policy.version = step
             trained = time.monotonic()
             times = self.policy.maximum(
@@ -103,8 +112,9 @@ class RSTrainer:
                 "policy_version": self.policy.version,
                 "consumed_prompts": self.sampler.consumed_prompts,
                 "tokens/generated": candidates.new_tokens,
-                **step_metrics(candidates.groups, selection),
-                **training_metrics(stats),
+                **self._measure(candidates.groups, selection),
+                **distance,
+                **learnt,
                 **times,
             }
             self._say(metrics)
@@ -142,6 +152,7 @@ class RSTrainer:
         """Bring back what a continued run needs besides the checkpoint, from the writing rank's ledger."""
         done = counters["step"]
         self.held_out.load_state_dict(counters["held_out"])
+        self.learner.load_state_dict(counters["learner"])
         mine = None
         if self.ledger is not None:
             earlier = self.ledger.kept_until(done) if self.chain.remembers else []
@@ -156,6 +167,7 @@ class RSTrainer:
             "step": step,
             "sampler": self.sampler.state_dict(),
             "held_out": self.held_out.state_dict(),
+            "learner": self.learner.state_dict(),
         }
 
     def _save(self, counters: dict[str, Any]) -> None:
@@ -176,12 +188,14 @@ class RSTrainer:
             candidates.groups, Progress(step, self.num_steps, candidates.improve_step, passes)
         )
 
-    def _train(self, candidates: Candidates, selection: Selection) -> list[Stats]:
-        """Learn what was kept."""
-        if self.rs.pool.restart and candidates.improve_step == 0:
-            self.policy.restart()
-        rows = _training_rows(candidates.groups, selection)
-        return [one for _ in range(self.rs.pool.passes) for one in self.policy.train(rows)]
+    def _measure(self, groups: list[Group], selection: Selection) -> dict[str, float]:
+        """What follows from the step's rollouts, scores and selection."""
+        metrics = step_metrics(groups, selection)
+        metrics |= proof_metrics(groups, selection, passed_above=self.rs.passed_above)
+        watched = [group.watched or [NOT_WATCHED] * len(group.rollouts) for group in groups]
+        if any(group.watched for group in groups):
+            metrics |= watched_metrics(groups, selection, watched)
+        return metrics
 
     def _write(self, step: int, groups: list[Group], selection: Selection) -> None:
         if self.ledger is not None:
@@ -222,11 +236,3 @@ class RSTrainer:
             *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
             *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
         )
-
-
-def _training_rows(groups: Sequence[Group], selection: Selection) -> list[TrainingRow]:
-    """The kept rollouts in (prompt, rollout) order."""
-    return [
-        TrainingRow(group.prompt.token_ids, group.rollouts[place].token_ids)
-        for group, place in selection.kept(groups)
-    ]

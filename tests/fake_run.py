@@ -271,7 +271,7 @@ class FakeRun:
             run = Run(config.exp_manager, is_writer=first, loggers=[self.logger] if first else [])
             seen = FakeJudge(watched, self.events, delay) if watched is not None else None
             prompts = [] if scored else self.prompts
-            trainer = RSTrainer(config, policy, asked, prompts, self.validation, run, seen, scored)
+            trainer = RSTrainer(config, policy, asked, prompts, self.validation, run, seen, scored=scored)
             try:
                 with asked:
                     trainer.fit()

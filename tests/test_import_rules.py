@@ -33,6 +33,8 @@ WITHOUT_TORCH = [
     "rs_aligner.ledger",
     "rs_aligner.metrics",
     "rs_aligner.objective",
+    "rs_aligner.proof",
+    "rs_aligner.watched",
     "rs_aligner.schedule",
     "rs_aligner.reward.protocol",
 ]

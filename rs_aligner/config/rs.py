@@ -41,6 +41,8 @@ class RSConfig(Section):
     """Best responses of a prompt to train on."""
     min_reward: Real | None = None
     """Rejects what scores below it, before the best are taken; null for no bar. Not beside `selection`."""
+    passed_above: Real = 0.0
+    """A rollout has passed if its reward is above this; for the figures `pass_at/k` and `groups/...` only."""
     selection: tuple[SelectorConfig, ...] = ()
     """Who is kept: selectors, each narrowing what the one before it left; docs/selection.md has them all.
 
