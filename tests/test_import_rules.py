@@ -33,6 +33,8 @@ WITHOUT_TORCH = [
     "rs_aligner.ledger",
     "rs_aligner.metrics",
     "rs_aligner.schedule",
+    "rs_aligner.users_code",
+    "rs_aligner.reward.answers",
     "rs_aligner.reward.protocol",
 ]
 WITH_TORCH = ["rs_aligner.loss", "rs_aligner.selection"]
