@@ -14,7 +14,7 @@ from rs_aligner.selection import Chain, Progress, Selection, build_chain
 
 FAILED = ScoreFailure("timed out")
 NOW = Progress(step=1, num_steps=1)
-_CONFIGS: TypeAdapter[tuple[SelectorConfig, ...]] = TypeAdapter(tuple[SelectorConfig, ...])
+CONFIGS: TypeAdapter[tuple[SelectorConfig, ...]] = TypeAdapter(tuple[SelectorConfig, ...])
 
 
 def group(
@@ -39,7 +39,7 @@ def group(
 
 def chain(*selectors: dict[str, Any], top_n: int = 1) -> Chain:
     """The chain that the config makes of these sections."""
-    return build_chain(_CONFIGS.validate_python(selectors), top_n=top_n)
+    return build_chain(CONFIGS.validate_python(selectors), top_n=top_n)
 
 
 def kept(selection: Selection) -> list[list[int]]:

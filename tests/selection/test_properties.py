@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rs_aligner.config.chain import most_kept
+from rs_aligner.config.selection import SelectorConfig
 from rs_aligner.rollout import Group, Score
-from rs_aligner.selection import KEPT, NOT_SCORED, Progress, Selection
-from tests.selection.steps import chain, kept, steps
+from rs_aligner.selection import KEPT, NOT_SCORED, Progress, Selection, build_chain
+from tests.selection.steps import CONFIGS, chain, kept, steps
 
 pytestmark = pytest.mark.timeout(120)
 
+SECTIONS = get_args(get_args(SelectorConfig)[0])
 SHARES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 WITH_K: dict[str, dict[str, Any]] = {
     "topk": {},
@@ -183,6 +186,24 @@ def test_a_step_is_not_changed_by_selecting(name, data, groups, progress):
     made = chain(data.draw(SELECTORS[name]))
     made.remember(groups, made.select(groups, progress))
     assert repr(groups) == before
+
+
+@slowly
+@given(
+    selectors=st.lists(ANY, min_size=1, max_size=4),
+    groups=steps(),
+    progress=PROGRESS,
+    top_n=st.integers(1, 6),
+)
+def test_a_chain_keeps_no_more_than_the_plan_says(selectors, groups, progress, top_n):
+    configs = CONFIGS.validate_python(selectors)
+    kept_in_all = build_chain(configs, top_n=top_n).select(groups, progress).keep.sum()
+    assert kept_in_all <= most_kept(configs, top_n=top_n, num_prompts=len(groups), num_rollouts=6)
+
+
+def test_every_selector_is_tried():
+    names = {get_args(section.model_fields["name"].annotation)[0] for section in SECTIONS}
+    assert set(SELECTORS) == names
 
 
 @slowly
