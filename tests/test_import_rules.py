@@ -36,6 +36,8 @@ WITHOUT_TORCH = [
     "rs_aligner.proof",
     "rs_aligner.watched",
     "rs_aligner.schedule",
+    "rs_aligner.users_code",
+    "rs_aligner.reward.answers",
     "rs_aligner.reward.protocol",
 ]
 WITH_TORCH = ["rs_aligner.loss", "rs_aligner.selection"]

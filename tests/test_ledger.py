@@ -7,13 +7,12 @@ import struct
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rs_aligner.ledger import Ledger
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
-from rs_aligner.selection import Selection, select
+from rs_aligner.selection import Progress, Selection, build_chain
 
 AWKWARD = 'a "quote"\n\r\t\\ 日本語 😀 \u2028 \x85 \x00 end'
 
@@ -36,9 +35,7 @@ def make_groups(text: str = "Once", num_groups: int = 2, num_rollouts: int = 2) 
 
 
 def selected(groups: list[Group]) -> Selection:
-    scored = torch.tensor([[isinstance(score, Score) for score in group.scores] for group in groups])
-    rewards = torch.tensor([[getattr(score, "reward", 0.0) for score in group.scores] for group in groups])
-    return select(rewards, scored, 1)
+    return build_chain((), top_n=1).select(groups, Progress(1, 1))
 
 
 def write(ledger: Ledger, step: int, groups: list[Group]) -> None:
@@ -69,6 +66,17 @@ def test_a_step_is_read_back_as_it_was(tmp_path):
     assert [row.kept for row in rows] == [False, False, False, True]
     assert [row.reason for row in rows] == ["not scored", "not scored", "not in the top n", "kept"]
     assert (rows[0].reward, rows[0].failure, rows[3].failure) == (None, "timed out", None)
+
+
+def test_groups_of_different_sizes_have_a_row_for_each_rollout(tmp_path):
+    ledger, groups = Ledger(tmp_path), make_groups()
+    del groups[0].rollouts[1:], groups[0].scores[1:]
+    write(ledger, 1, groups)
+    assert [(row.group, row.index, row.kept) for row in ledger.read(1)] == [
+        (0, 0, False),
+        (1, 0, False),
+        (1, 1, True),
+    ]
 
 
 def test_a_file_is_one_readable_json_object_per_rollout(tmp_path):

@@ -7,11 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from rs_aligner.metrics import MetricsFile, step_metrics
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
-from rs_aligner.selection import select
+from rs_aligner.selection import Progress, build_chain
 
 FAILED = ScoreFailure("timed out")
 
@@ -29,9 +28,8 @@ def measure(rewards: list[list[float | None]], num_select: int = 1, **kwargs: fl
         )
         for g, rewards_N in enumerate(rewards)
     ]
-    scored = torch.tensor([[reward is not None for reward in rewards_N] for rewards_N in rewards])
-    values = torch.tensor([[reward or 0.0 for reward in rewards_N] for rewards_N in rewards])
-    return step_metrics(groups, select(values, scored, num_select, **kwargs))
+    chain = build_chain((), top_n=num_select, min_reward=kwargs.get("min_reward"))
+    return step_metrics(groups, chain.select(groups, Progress(1, 1)))
 
 
 def test_the_figures_of_a_step():
@@ -41,12 +39,20 @@ def test_the_figures_of_a_step():
         "rollouts/failed": 1,
         "rollouts/kept": 2,
         "rollouts/truncated": 2,
+        "rejected/not_scored": 1,
+        "rejected/not_in_top_n": 3,
         "response_length/mean": 2.0,
         "reward/mean": 3.0,
         "reward/std": pytest.approx(math.sqrt(8 / 5)),
         "reward/best_of_n": 4.0,
         "reward/kept_mean": 4.0,
     }
+
+
+def test_groups_of_different_sizes_are_measured_as_they_are():
+    metrics = measure([[1.0, 3.0, 2.0], [5.0], []], num_select=2)
+    assert (metrics["rollouts/total"], metrics["rollouts/kept"], metrics["reward/best_of_n"]) == (4, 3, 4.0)
+    assert metrics["reward/kept_mean"] == pytest.approx(10 / 3)
 
 
 def test_a_failure_is_not_a_zero():
@@ -61,7 +67,7 @@ def test_what_is_undefined_is_absent():
     none_kept = measure([[0.0, 0.0]], min_reward=1.0)
     assert none_kept["rollouts/kept"] == 0
     assert "reward/kept_mean" not in none_kept
-    no_groups = step_metrics([], select(torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.bool), 1))
+    no_groups = measure([])
     assert "response_length/mean" not in no_groups
     assert no_groups["rollouts/total"] == 0
 

@@ -111,6 +111,20 @@ def test_rewards_are_compared_as_the_judge_gave_them(run: FakeRun) -> None:
     assert {row.index for row in rows if row.kept and row.prompt_id == "p0"} == {0}
 
 
+def test_a_chain_of_selectors_decides_who_is_kept(run: FakeRun) -> None:
+    chain = [{"name": "truncated"}, {"name": "duplicates", "against": "earlier"}, {"name": "median"}]
+    (policy,) = run.start(steps=2, selection=chain)
+    reasons = {row.reason for step in (1, 2) for row in run.ledger.read(step)}
+    assert reasons == {"kept", "truncated", "not above the median"}
+    for step in (1, 2):
+        rows = run.ledger.read(step)
+        assert all((row.finish_reason == "length") == (row.reason == "truncated") for row in rows)
+        assert len(policy.trained[step - 1]) == sum(row.kept for row in rows)
+        (metrics,) = [row for row in run.rows if row["step"] == step]
+        assert metrics["rejected/truncated"] == sum(row.reason == "truncated" for row in rows)
+        assert metrics["rejected/duplicate"] == 0
+
+
 # The judge's failures
 
 

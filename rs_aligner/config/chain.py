@@ -129,9 +129,9 @@ def _in_words(selector: SelectorConfig, top_n: int) -> str:
         case DistinctAnswersConfig():
             return f"at most {selector.k} of each answer"
         case PassRateConfig():
-            low = "any" if selector.min is None else f"{selector.min:g}"
-            high = "any" if selector.max is None else f"{selector.max:g}"
-            return f"of prompts with a pass rate between {low} and {high}"
+            bounds = (("above", selector.min), ("below", selector.max))
+            told = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
+            return f"of prompts with a pass rate {' and '.join(told)}"
         case FunctionConfig():
             return f"what {selector.function} keeps"
         case DiverseConfig():

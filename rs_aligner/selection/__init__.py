@@ -9,7 +9,7 @@ holds it comes to the same selection by itself. `topk` has the plain recipe's ch
 
 from rs_aligner.selection.base import Progress, Selector
 from rs_aligner.selection.chain import Chain, build_chain
-from rs_aligner.selection.result import KEPT, NOT_SCORED, Selection, nothing_kept
+from rs_aligner.selection.result import KEPT, NOT_SCORED, Selection, nothing_kept, selection_of
 from rs_aligner.selection.topk import select_topk
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "build_chain",
     "nothing_kept",
     "select_topk",
+    "selection_of",
 ]

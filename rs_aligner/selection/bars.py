@@ -30,12 +30,13 @@ class TopK(Selector):
         widest = max((len(group.rollouts) for group in groups), default=0)
         if not widest:
             return [()] * len(groups)
-        # As doubles: in single precision rewards that differ could be ties, and 1e39 infinite.
-        rewards_PN = torch.zeros(len(groups), widest, dtype=torch.float64)
-        left_PN = torch.zeros(len(groups), widest, dtype=torch.bool)
+        rewards = [[0.0] * widest for _ in groups]
+        is_left = [[False] * widest for _ in groups]
         for row, (group, places) in enumerate(zip(groups, left, strict=True)):
             for place in places:
-                rewards_PN[row, place], left_PN[row, place] = reward(group, place), True
+                rewards[row][place], is_left[row][place] = reward(group, place), True
+        # As doubles: in single precision rewards that differ could be ties, and 1e39 infinite.
+        rewards_PN, left_PN = torch.tensor(rewards, dtype=torch.float64), torch.tensor(is_left)
         keep_PN = select_topk(rewards_PN, min(self.k, widest), left_PN)
         return [keep_N.nonzero().flatten().tolist() for keep_N in keep_PN]
 

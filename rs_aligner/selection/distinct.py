@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from hashlib import blake2b
 from typing import Literal
 
 from rs_aligner.reward.answers import final_answer
 from rs_aligner.rollout import Group, Prompt, Rollout
 from rs_aligner.selection.base import GroupSelector, Places, Progress, best_first
-from rs_aligner.selection.likeness import edit_likeness, jaccard, ngrams, normalised
+from rs_aligner.selection.likeness import edit_likeness, edit_likeness_at_most, jaccard, ngrams, normalised
 
 
 class AtMost(GroupSelector):
@@ -135,19 +135,28 @@ class NearDuplicates(GroupSelector):
 
     def of_group(self, group: Group, left: Places, progress: Progress) -> Places:
         """What is unlike all that is better and stays."""
-        tokens = {place: group.rollouts[place].token_ids for place in left}
-        grams = {place: ngrams(tokens[place], self.n) for place in left} if self.measure == "ngram" else {}
-
-        def alike(a: int, b: int) -> bool:
-            if self.measure == "ngram":
-                return jaccard(grams[a], grams[b]) >= self.similarity
-            return edit_likeness(tokens[a], tokens[b], self.similarity) >= self.similarity
-
+        alike = self._by_ngrams(group, left) if self.measure == "ngram" else self._by_edits(group, left)
         kept: list[int] = []
         for place in best_first(group, left):
             if not any(alike(place, other) for other in kept):
                 kept.append(place)
         return kept
+
+    def _by_ngrams(self, group: Group, left: Places) -> Callable[[int, int], bool]:
+        grams = {place: ngrams(group.rollouts[place].token_ids, self.n) for place in left}
+        return lambda a, b: jaccard(grams[a], grams[b]) >= self.similarity
+
+    def _by_edits(self, group: Group, left: Places) -> Callable[[int, int], bool]:
+        tokens = {place: group.rollouts[place].token_ids for place in left}
+        times: dict[int, Counter[Hashable]] = {place: Counter(tokens[place]) for place in left}
+
+        def alike(a: int, b: int) -> bool:
+            return (
+                edit_likeness_at_most(times[a], times[b]) >= self.similarity  # most pairs fail here already
+                and edit_likeness(tokens[a], tokens[b]) >= self.similarity
+            )
+
+        return alike
 
 
 class Diverse(GroupSelector):

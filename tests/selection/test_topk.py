@@ -1,4 +1,4 @@
-"""Who is kept: against a brute-force oracle, and the corners of the contract."""
+"""The best of each row: against a brute-force oracle, and the corners of the contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rs_aligner.selection import BELOW_MIN_REWARD, KEPT, NOT_IN_TOP, NOT_SCORED, select, select_topk
+from rs_aligner.selection import select_topk
 
 # Few distinct values, so that ties are common; -0.0 equals 0.0.
 REWARDS = st.sampled_from([-1.5, -0.0, 0.0, 1.0, 1.0 + 2**-23, 3e38])
@@ -29,12 +29,10 @@ def steps(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     return rewards, scored, draw(st.integers(1, num_rollouts))
 
 
-def best_by_sorting(
-    rewards: Tensor, scored: Tensor, num_select: int, least: float = -math.inf
-) -> list[list[bool]]:
+def best_by_sorting(rewards: Tensor, scored: Tensor, num_select: int) -> list[list[bool]]:
     keep = []
     for values, flags in zip(rewards.tolist(), scored.tolist(), strict=True):
-        eligible = [i for i, flag in enumerate(flags) if flag and values[i] >= least]
+        eligible = [i for i, flag in enumerate(flags) if flag]
         best = sorted(eligible, key=lambda i: (-values[i], i))[:num_select]
         keep.append([i in best for i in range(len(values))])
     return keep
@@ -48,23 +46,6 @@ def test_keeps_the_best_scored_of_each_row(step):
     assert keep.dtype == torch.bool
     assert keep.shape == rewards.shape
     assert keep.tolist() == best_by_sorting(rewards, scored, num_select)
-
-
-@settings(deadline=None)
-@given(steps(), st.sampled_from([None, -1.0, 0.0, 1.0, math.inf]))
-def test_min_reward_rejects_before_the_best_are_taken_and_every_place_has_its_reason(step, min_reward):
-    rewards, scored, num_select = step
-    selection = select(rewards, scored, num_select, min_reward)
-    least = -math.inf if min_reward is None else min_reward
-    assert selection.keep.tolist() == best_by_sorting(rewards, scored, num_select, least)
-    for prompt, reasons in enumerate(selection.reasons):
-        for rollout, reason in enumerate(reasons):
-            if not scored[prompt, rollout]:
-                assert reason == NOT_SCORED
-            elif rewards[prompt, rollout] < least:
-                assert reason == BELOW_MIN_REWARD
-            else:
-                assert reason == (KEPT if selection.keep[prompt, rollout] else NOT_IN_TOP)
 
 
 @settings(deadline=None)
@@ -96,12 +77,6 @@ def test_identical_rows_are_two_groups():
     assert keep.tolist() == [[False, True], [False, True]]
 
 
-def test_a_row_nobody_solved_keeps_nothing():
-    selection = select(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), 1, min_reward=0.5)
-    assert selection.keep.tolist() == [[False, False]]
-    assert selection.reasons == ((BELOW_MIN_REWARD, BELOW_MIN_REWARD),)
-
-
 def test_keeping_all_keeps_all_that_was_scored():
     scored = torch.tensor([[True, False, True]])
     assert torch.equal(select_topk(torch.rand(1, 3), 3, scored), scored)
@@ -109,7 +84,7 @@ def test_keeping_all_keeps_all_that_was_scored():
 
 def test_does_not_change_its_input():
     rewards, scored = torch.tensor([[2.0, math.nan, 1.0]]), torch.tensor([[True, False, True]])
-    select(rewards, scored, 1, 1.5)
+    select_topk(rewards, 1, scored)
     assert rewards.tolist()[0][::2] == [2.0, 1.0]
     assert scored.tolist() == [[True, False, True]]
 
@@ -125,8 +100,6 @@ def test_refuses_a_score_that_is_not_finite(value):
     rewards = torch.tensor([[0.0, 1.0], [2.0, value]])
     with pytest.raises(ValueError, match="prompt 1, rollout 1"):
         select_topk(rewards, 1)
-    with pytest.raises(ValueError, match="prompt 1, rollout 1"):
-        select(rewards, torch.ones(2, 2, dtype=torch.bool), 1, min_reward=0.0)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +111,6 @@ def test_refuses_a_scored_mask_that_does_not_fit(scored):
         select_topk(torch.zeros(2, 3), 1, scored)
 
 
-def test_refuses_rewards_that_are_not_rows_and_a_bound_that_is_no_number():
+def test_refuses_rewards_that_are_not_rows():
     with pytest.raises(ValueError, match="rewards must be"):
         select_topk(torch.zeros(3), 1)
-    with pytest.raises(ValueError, match="min_reward"):
-        select(torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool), 1, min_reward=math.nan)
