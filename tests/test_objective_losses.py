@@ -1,6 +1,6 @@
 """Weighted likelihood, clipped ratios and the KL term: value and gradient against the written formula.
 
-The plain loss and its mask are in `test_loss.py`; through Megatron, in `policy/test_objective.py`.
+The plain loss and its mask are in `test_loss.py`; through Megatron, in `policy/test_objective_layouts.py`.
 """
 
 from __future__ import annotations

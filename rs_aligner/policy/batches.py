@@ -111,10 +111,11 @@ def _aligned(rows: Sequence[TrainingRow], name: str, width: int) -> torch.Tensor
         values = torch.tensor(getattr(row, name))
         if not len(values):
             continue
-        if len(values) != len(row.response) or not values.isfinite().all():
+        finite = int(values.isfinite().sum())
+        if not len(values) == finite == len(row.response):
             raise ValueError(
                 f"{name} must be a finite number for each of the {len(row.response)} response tokens, "
-                f"not {values.tolist()}"
+                f"not {len(values)} numbers, {finite} of them finite"
             )
         aligned[i, len(row.prompt) - 1 : len(row) - 1] = values
     return aligned

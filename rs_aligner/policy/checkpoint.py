@@ -54,6 +54,17 @@ def _begin(part: MegatronOptimizer) -> None:
             }
 
 
+def _add_step_of_zero(state: Any) -> None:
+    """Megatron leaves Adam's common step out of a checkpoint where it is 0, and misses it when it loads."""
+    if not isinstance(state, dict):
+        return
+    if "state" in state and "param_groups" in state:
+        state["state"].setdefault("common_step", torch.zeros(()))
+        return
+    for part in state.values():
+        _add_step_of_zero(part)
+
+
 @contextmanager
 def _adam_of_torch(trainer: BaseTrainer) -> Iterator[None]:
     """Bridge three gaps between Megatron's distributed optimizer and torch's Adam while loading.
@@ -77,10 +88,8 @@ def _adam_of_torch(trainer: BaseTrainer) -> Iterator[None]:
     finally:
         for part in parts:
             del part._set_main_param_and_optimizer_states
-        for part in _adams(trainer):
             for state in part.optimizer.state.values():
-                # The formats have no step of 0.
-                state["step"] = state["step"].clone() if "step" in state else torch.zeros(())
+                state["step"] = state["step"].clone()
 
 
 def save(
@@ -128,6 +137,8 @@ def load(folder: Path, trainer: BaseTrainer, runtime: Runtime) -> dict[str, Any]
     """Load a checkpoint into model and optimizer; returns the counters it was saved with."""
     with runtime.cuda_stand_in(), torch.no_grad(), _adam_of_torch(trainer):
         state = dist_checkpointing.load(_state(trainer, True), str(folder))
+        if _adams(trainer):
+            _add_step_of_zero(state["optimizer"])
         trainer.ddp.module.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
     counters: dict[str, Any] = state["counters"]

@@ -80,7 +80,7 @@ def _copy(weights: torch.Tensor, offload: bool) -> torch.Tensor:
     if not offload:
         return weights.clone()
     # Pinned memory is copied from and to a GPU several times as fast.
-    copy = torch.empty_like(weights, device="cpu", pin_memory=weights.is_cuda)
+    copy = torch.empty(weights.shape, dtype=weights.dtype, pin_memory=weights.is_cuda)
     return copy.copy_(weights)
 
 

@@ -14,6 +14,7 @@ from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.policy import huggingface, runtime
 from rs_aligner.policy.architecture import read_architecture
 from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.training import Trainer
 from tests.policy.layout_program import NoText, prompts, rows
 from tests.tiny import save_tiny
@@ -58,3 +59,35 @@ def test_a_gpu_gives_what_plain_torch_gives(tmp_path: Path, dtype: torch.dtype) 
         for _ in range(5):
             trainer.step(rows(), micro_batch_size=2, learning_rate=1e-2)
         assert trainer.gradients(rows(), micro_batch_size=4) < before
+
+
+@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_starting_weights_change_places_on_a_gpu(
+    tmp_path: Path, dtype: torch.dtype, offload: bool
+) -> None:
+    folder = save_tiny("llama", tmp_path)
+    with runtime.start(accelerator="gpu", timeout_minutes=1) as rt:
+        arch = read_architecture(folder)
+        config = transformer_config(arch, rt, dtype=dtype)
+        model = build_model(arch, config, rt)
+        huggingface.load_weights(folder, model, arch, rt)
+        optimizer = OptimizerConfig(
+            optimizer="adam", lr=1e-3, bf16=dtype == torch.bfloat16, params_dtype=dtype, clip_grad=1.0
+        )
+        trainer = Trainer(model, config, rt, optimizer)
+        start = StartingWeights(trainer, offload)
+
+        def weights() -> list[torch.Tensor]:
+            return [parameter.detach().clone() for parameter in model.parameters()]
+
+        begun, expected = weights(), response_log_probs(trainer, rows(), 2)
+        for _ in range(2):
+            trainer.step(rows(), micro_batch_size=2, learning_rate=1e-2)
+        trained = weights()
+        with start.in_place():
+            assert response_log_probs(trainer, rows(), 2) == expected
+        assert all(torch.equal(*pair) for pair in zip(weights(), trained, strict=True))
+        assert response_log_probs(trainer, rows(), 2) != expected
+        start.restore()
+        assert all(torch.equal(*pair) for pair in zip(weights(), begun, strict=True))

@@ -1,6 +1,6 @@
 """Run on one or two ranks by `test_layouts.py`: losses, gradients, steps, checkpoints and greedy tokens.
 
-The policy's, and those of a reward model on preference pairs.
+The policy's, and those of a reward model on preference pairs; the objective's are in `objective_cases.py`.
 
 Usage: `python -m tests.policy.layout_program <folder> <family>...`; with two ranks, every layout
 of two; alone, the one of one. Saves a dict keyed by (family, layout), of what each case gave.
@@ -29,6 +29,7 @@ from rs_aligner.policy.runtime import Runtime, ranks_started
 from rs_aligner.policy.scoring import SequenceScorer
 from rs_aligner.policy.training import Trainer
 from rs_aligner.rollout import PreferencePair, Prompt, Rollout, TrainingRow
+from tests.policy.objective_cases import NoText, run_objectives
 from tests.ranks import save_result
 
 LAYOUTS = {1: {"one": (1, 1)}, 2: {"dp2": (1, 1), "tp2": (2, 1), "tp2sp": (2, 1), "pp2": (1, 2)}}
@@ -60,16 +61,6 @@ def pairs(count: int = 7) -> list[PreferencePair]:
         PreferencePair(one.prompt + one.response, one.prompt + other.response)
         for one, other in zip(chosen, rejected, strict=True)
     ]
-
-
-class NoText:
-    """A tokenizer for models that have none: no end token, no padding, no text."""
-
-    eos_ids: tuple[int, ...] = ()
-    pad_id = None
-
-    def continuation(self, prompt: Any, response: Any) -> str:
-        return ""
 
 
 def new_trainer(folder: Path, rt: Runtime, *, distributed: bool, sequence_parallel: bool = False) -> Trainer:
@@ -208,6 +199,7 @@ def main() -> None:
                 found[family, name] = {
                     **run_layout(folder / family, work, rt, previous),
                     **run_pairs(folder / family, work, rt, previous),
+                    **run_objectives(folder / family, work, rt, rows(), prompts()),
                 }
             previous = work
     save_result(folder, found)

@@ -15,44 +15,21 @@ import transformers
 
 from rs_aligner.loss import masked_nll, response_mask
 from rs_aligner.rollout import TrainingRow
+from tests.policy.conftest import FAMILY, LAYOUTS
 from tests.policy.layout_program import WAYS, pairs, prompts, rows
-from tests.ranks import run_ranks
-from tests.tiny import save_tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-FAMILY = "llama"
-LAYOUTS = ("one", "dp2", "tp2", "tp2sp", "pp2")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TWO = LAYOUTS[1:]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("layouts")
-    save_tiny(FAMILY, folder / FAMILY)
-    return folder
+def folder(layouts_folder: Path) -> Path:
+    return layouts_folder
 
 
 @pytest.fixture(scope="module")
-def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """By layout: what each case gave, the stages' tensors put together."""
-    found: dict[str, dict[str, Any]] = {}
-    for ranks in (1, 2):
-        by_rank = run_ranks("tests.policy.layout_program", ranks, folder, FAMILY, timeout=280)
-        for family, layout in by_rank[0]:
-            found[layout] = {
-                case: _merge([by_rank[rank][family, layout][case] for rank in range(ranks)])
-                for case in by_rank[0][family, layout]
-            }
-    return found
-
-
-def _merge(parts: list[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, tuple):
-        return first[0], {name: grad for part in parts for name, grad in part[1].items()}
-    if isinstance(next(iter(first.values())), torch.Tensor):
-        return {name: tensor for part in parts for name, tensor in part.items()}
-    return first
+def results(layouts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return layouts
 
 
 def reference(model: torch.nn.Module, normalization: str) -> tuple[float, dict[str, torch.Tensor]]:
