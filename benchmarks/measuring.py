@@ -20,11 +20,13 @@ above and `drift` from the row of step 0. Left out on purpose: what is made of c
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -141,21 +143,48 @@ def cross_entropy(
     return total / count
 
 
-def measure_curve(curve: Path, *, data: Path = DATA) -> list[dict[str, float]]:
+def measure_curve(
+    curve: Path, *, data: Path = DATA, known: dict[str, dict[str, float]] | None = None
+) -> list[dict[str, Any]]:
     """Measure every checkpoint of a curve; the rows go to `measured.jsonl` beside it, too.
+
+    Args:
+        curve: the file of rows, with the folders that it names beside it.
+        data: the folder of test data.
+        known: what was measured before, by a digest of the weights; added to. All runs start alike.
 
     Raises:
         ValueError: the curve does not begin with step 0, from which drift counts.
     """
+    known = {} if known is None else known
     rows = [json.loads(line) for line in curve.read_text().splitlines()]
     if not rows or rows[0]["step"] != 0:
         raise ValueError(f"{curve} should begin with a row of step 0, the start; drift counts from there")
     for row in rows:
-        row.update(measure(curve.parent / row["folder"], data=data))
+        folder = curve.parent / row["folder"]
+        weights = digest(folder)
+        if weights not in known:
+            known[weights] = measure(folder, data=data)
+        row.update(known[weights])
         row["drift"] = row["cross_entropy"] - rows[0]["cross_entropy"]
         print(json.dumps(row), flush=True)
     (curve.parent / "measured.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
+
+
+def digest(folder: Path) -> str:
+    """A fingerprint of a saved model's weights.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no weights (*.safetensors); name a folder with a saved model")
+    found = hashlib.blake2b(digest_size=16)
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def main() -> None:
@@ -170,8 +199,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for folder in args.folders:
         print(json.dumps({"folder": str(folder), **measure(folder)}), flush=True)
+    known: dict[str, dict[str, float]] = {}
     for curve in args.curve:
-        measure_curve(curve)
+        measure_curve(curve, known=known)
 
 
 if __name__ == "__main__":

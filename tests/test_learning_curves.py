@@ -105,6 +105,33 @@ def test_a_curve_without_its_start_is_refused(tmp_path: Path) -> None:
         measuring.measure_curve(curve)
 
 
+def test_a_curve_is_measured_from_its_start_and_each_model_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def measure(folder: Path, data: Path) -> dict[str, float]:
+        measured.append(folder.name)
+        entropy = 1.4 + 0.1 * len((folder / "model.safetensors").read_bytes())
+        return {"held_out_score": 0.5, "held_out_se": 0.01, "cross_entropy": entropy}
+
+    monkeypatch.setattr(measuring, "measure", measure)
+    for name, weights in (("a", b""), ("b", b"12"), ("c", b"")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    curve = tmp_path / "curve.jsonl"
+    rows = [{"step": step, "folder": name, "cpu_seconds": step} for step, name in enumerate("abc")]
+    curve.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    found = measuring.measure_curve(curve)
+    assert [one["drift"] for one in found] == pytest.approx([0.0, 0.2, 0.0])
+    assert [one["cpu_seconds"] for one in found] == [0, 1, 2]
+    assert measured == ["a", "b"]
+    assert curves.read(tmp_path) == found
+    (tmp_path / "b" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no weights"):
+        measuring.measure_curve(curve)
+
+
 @pytest.fixture(scope="module")
 def stories260k(test_data: Path) -> tuple[transformers.PreTrainedModel, Tokenizer]:
     folder = test_data / "stories260k"
