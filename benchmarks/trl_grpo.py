@@ -3,15 +3,15 @@
     python -m venv /tmp/trl && /tmp/trl/bin/pip install -r requirements/benchmarks.txt
     PYTHONPATH=. /tmp/trl/bin/python benchmarks/trl_grpo.py --out runs/trl --seed 1
 
-It needs an environment of its own; nothing else of the project imports TRL. The defaults are the fastest
-settings of the search in `benchmarks/results/README.md`; the options are what was searched. In TRL's favour:
+It needs an environment of its own; nothing else of the project imports TRL. The defaults are the setting
+`fast` of `benchmarks/results/README.md`; the options are what was searched. In TRL's favour:
 no gradient checkpointing, no reference model, no logging, validation or saving within the time, fp32 (TRL's
 default is bf16 by autocast), and no second forward pass where each generation makes one update.
 
 What comes out is `--out`/curve.jsonl, a line for each optimizer step in `--save-at` (step 0 is the start),
 and a Hugging Face folder each, to be measured by `measuring.py`:
 
-    {"step": 8, "cpu_seconds": 61.2, "generated_tokens": 130211, "folder": "step_8"}
+    {"step": 4, "cpu_seconds": 4.268, "generated_tokens": 16384, "folder": "step_4"}
 
 CPU seconds are user and system time of this process and its children from the first training step on,
 without what saving took; imports and loading are left out. Left out on purpose: vLLM, which needs a GPU.
@@ -54,8 +54,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-at", type=whole_numbers, default="1,2,3,4,5,6,7,8", help="optimizer steps")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--prompts", type=int, default=32, help="prompts of a generation")
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--prompts", type=int, default=8, help="prompts of a generation")
     parser.add_argument("--generations", type=int, default=8, help="completions of a prompt")
     parser.add_argument("--updates", type=int, default=1, help="optimizer steps on one generation")
     parser.add_argument("--micro-batch", type=int, default=64, help="completions of a forward pass")
