@@ -14,9 +14,8 @@ import experiment
 import hydra
 from omegaconf import DictConfig
 
-from rs_aligner import build
-from rs_aligner.api import fit
 from rs_aligner.config import TrainRSConfig, load_config, open_overrides
+from rs_aligner.fit import fit
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="train_rs")
@@ -25,21 +24,11 @@ def main(raw: DictConfig) -> None:
         config = load_config(raw, TrainRSConfig)
         experiment.start_ranks(config)
         experiment.keep_config(raw, config.exp_manager.explicit_log_dir)
-        train(config)
-
-
-def train(config: TrainRSConfig) -> None:
-    # What can be wrong comes first, what is slow to import last.
-    from rs_aligner.reward.client import RemoteGPTRMClient
-
-    first = experiment.rank() == 0
-    with RemoteGPTRMClient(config.remote_rm) as client:
+        first = experiment.rank() == 0
+        run = fit(config, is_first=first, loggers=partial(experiment.loggers, config.exp_manager))
         if first:
-            build.say("waiting for the judge")
-            client.wait_until_ready()
-        run = fit(config, client, is_first=first, loggers=partial(experiment.loggers, config.exp_manager))
-    if first:
-        print(f"the trained policy: {run.final}\nfigures and rollouts: {run.folder}/metrics.jsonl, rollouts/")
+            print(f"the trained policy: {run.final}")
+            print(f"figures and rollouts: {run.folder}/metrics.jsonl, rollouts/")
 
 
 if __name__ == "__main__":

@@ -19,17 +19,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from rs_aligner import build
-from rs_aligner.config import ConfigError, TrainRSConfig, load_config, num_optimizer_steps, plan
+from rs_aligner.config import ConfigError, TrainRSConfig, load_config
 from rs_aligner.config.tree import read_tree, tree_of
-
-if TYPE_CHECKING:
-    from rs_aligner.reward.client import RemoteGPTRMClient
-    from rs_aligner.run import Logger, Run
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -107,56 +103,12 @@ def train(
         _refuse_ranks(typed)
     OmegaConf.save(tree, Path(typed.exp_manager.explicit_log_dir) / "config.yaml", resolve=True)
 
+    from rs_aligner.fit import fit
     from rs_aligner.metrics import read_rows
-    from rs_aligner.reward.client import RemoteGPTRMClient
 
-    with _shown_log(), _threads(typed.trainer.threads), RemoteGPTRMClient(typed.remote_rm, judge) as client:
-        client.wait_until_ready()
-        run = fit(typed, client)
+    with _shown_log(), _threads(typed.trainer.threads):
+        run = fit(typed, judge)
     return TrainResult(run.folder, run.final, read_rows(run.folder / "metrics.jsonl"))
-
-
-def fit(
-    config: TrainRSConfig,
-    client: RemoteGPTRMClient,
-    *,
-    is_first: bool = True,
-    loggers: Callable[[], Sequence[Logger]] = tuple,
-) -> Run:
-    """Read the data, load the policy and train it; every rank of a run calls this.
-
-    Args:
-        config: a checked config.
-        client: the judge.
-        is_first: whether this rank writes the run's folder and shows the plan.
-        loggers: makes further sinks of the figures; called when everything else is there.
-
-    Returns:
-        The run's folder, closed.
-    """
-    files = config.model.data.data_prefix
-    tokenizer, positions = build.read_tokenizer(config)
-    longest = config.max_prompt_length(positions)
-    prompts = build.read_prompts(files.train, config, tokenizer, longest)
-    validation = build.read_prompts(files.validation, config, tokenizer, longest)
-    if is_first:
-        print(plan(config, len(prompts), len(validation)))
-        print(build.memory(config, len(prompts), max(len(p.token_ids) for p in prompts)), flush=True)
-
-    from rs_aligner.run import Run
-    from rs_aligner.trainer import RSTrainer
-
-    steps = num_optimizer_steps(config, len(prompts))
-    with build.policy_of(config, tokenizer, steps) as policy:
-        judge = client if policy.runtime.is_source else None
-        run = Run(config.exp_manager, is_writer=is_first, loggers=loggers())
-        try:
-            RSTrainer(config, policy, judge, prompts, validation, run).fit()
-        except BaseException:
-            run.close("failed")
-            raise
-        run.close()
-    return run
 
 
 def _set(tree: DictConfig, key: str, value: Any, argument: str) -> None:

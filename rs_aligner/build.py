@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.config import (
-    GenerationConfig,
+    RSConfig,
     TrainConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.reward_model import MegatronRewardModel
     from rs_aligner.policy.tokenizer import Tokenizer
-    from rs_aligner.rollout import PreferencePair, Prompt, TrainingRow
+    from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -95,6 +95,30 @@ def read_sft_rows(config: TrainSFTConfig, tokenizer: Tokenizer, positions: int) 
     return load_sft_rows(config.model.data.data_prefix.train, tokenizer, **how).rows
 
 
+def read_anchors(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) -> list[TrainingRow]:
+    """The supervised rows to mix in, shuffled once; none if none are configured."""
+    from rs_aligner.data import load_sft_rows
+    from rs_aligner.objective import shuffled_anchors
+
+    anchor = config.model.rs.objective.anchor
+    if not anchor.files:
+        return []
+    rows = load_sft_rows(anchor.files, tokenizer, **_reading(config, positions)).rows
+    return shuffled_anchors(rows, anchor.weight, config.model.seed)
+
+
+def read_scored(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) -> tuple[Group, ...]:
+    """The rollouts to train on instead of sampling; none if none are configured."""
+    from rs_aligner.data import load_scored
+
+    data, sources = config.model.data, config.model.rs.offline
+    if not sources:
+        return ()
+    longest = config.model.sequence_length(positions)
+    template, add_bos = data.prompt_template, data.add_bos
+    return load_scored(sources, tokenizer, template=template, add_bos=add_bos, max_length=longest)
+
+
 def read_pairs(
     files: tuple[str, ...], config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
 ) -> tuple[PreferencePair, ...]:
@@ -124,15 +148,22 @@ def policy_of(
     from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.runtime import start
 
-    decoder = config.model.rs.generation if isinstance(config, TrainRSConfig) else GenerationConfig()
+    rs = config.model.rs if isinstance(config, TrainRSConfig) else RSConfig()
     how = {
         **_training(config, num_optimizer_steps),
-        "kv_cache_bytes": decoder.kv_cache_bytes,
-        "compiled_decoder": decoder.compile,
+        "kv_cache_bytes": rs.generation.kv_cache_bytes,
+        "compiled_decoder": rs.generation.compile,
+        "objective": rs.objective,
+        "keep_start": isinstance(config, TrainRSConfig) and _needs_start(rs),
     }
     folder = Path(config.pretrained_checkpoint.restore_from_path)
     with start(**layout(config)) as runtime:
         yield MegatronPolicy(folder, config.model, runtime, tokenizer, **how)
+
+
+def _needs_start(rs: RSConfig) -> bool:
+    """Whether the starting weights are asked for again."""
+    return rs.objective.kl > 0 or rs.pool.restart or rs.kl_samples > 0
 
 
 @contextmanager

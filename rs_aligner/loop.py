@@ -6,7 +6,7 @@ Left out on purpose: the loops themselves. Each trainer's `fit` reads top to bot
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -29,6 +29,9 @@ class Stats(Protocol):
     def grad_norm(self) -> float: ...
     @property
     def learning_rate(self) -> float: ...
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What else there is to report, by the name it has among the metrics; may be empty."""
 
 
 class Policy(Protocol):
@@ -45,11 +48,18 @@ class Policy(Protocol):
         *,
         step: int,
         wave_size: int | None,
+        first_index: int = 0,
     ) -> Iterator[Rollout]:
-        """This replica's share of the rollouts, each as soon as it ends."""
+        """This replica's share of the rollouts, indices from `first_index` on, each as soon as it ends."""
 
     def train(self, rows: Sequence[TrainingRow]) -> Sequence[Stats]:
         """One pass over the rows."""
+
+    def reference_log_probs(self, rows: Sequence[TrainingRow]) -> list[tuple[float, ...]]:
+        """The log-probability of each response token under the starting policy, by row."""
+
+    def restart(self) -> None:
+        """Go back to the starting weights, with an optimizer as new."""
 
     def gather(self, item: Any) -> list[Any]:
         """The items of all replicas, on every rank."""
@@ -102,11 +112,19 @@ def out_of_time(run: Run, policy: Collective) -> bool:
 
 
 def training_metrics(stats: Sequence[Stats]) -> dict[str, float]:
-    """Means over a step's optimizer steps, and the last learning rate; nothing if there were none."""
+    """Means over a step's optimizer steps, and the last learning rate; nothing if there were none.
+
+    A further figure, such as `kl`, is the mean over the optimizer steps that have it.
+    """
     if not stats:
         return {}
+    figures: dict[str, list[float]] = {}
+    for one in stats:
+        for name, value in one.figures.items():
+            figures.setdefault(name, []).append(value)
     return {
         "loss": fmean(one.loss for one in stats),
         "grad_norm": fmean(one.grad_norm for one in stats),
         "lr": stats[-1].learning_rate,
+        **{name: fmean(values) for name, values in figures.items()},
     }

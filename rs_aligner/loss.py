@@ -6,7 +6,8 @@ ends a text or pads a batch plays no part in it, so no choice of those ids can l
 
 The loss is a sum divided by a denominator that the caller counted over the whole global batch, before
 the first backward pass. That one rule makes the loss and its gradient independent of how the batch is
-cut into micro-batches and spread over ranks. Left out on purpose: computing log-probabilities (the
+cut into micro-batches and spread over ranks. The plain recipe is `masked_nll`; weights, clipped ratios and a
+KL term make the others of it, by the same rules. Left out on purpose: computing log-probabilities (the
 policy does that, perhaps over a sharded vocabulary) and any averaging over micro-batches or ranks.
 """
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 Normalization = Literal["sequence", "token"]
+MAX_LOG_RATIO = 20.0  # of two policies; e^20 times as likely is a broken policy, not a large step
 
 
 def response_mask(prompt_lengths: Tensor, sequence_lengths: Tensor, max_length: int) -> Tensor:
@@ -71,6 +73,8 @@ def masked_nll(
     mask: Tensor,
     denominator: float | Tensor,
     normalization: Normalization = "sequence",
+    *,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """This micro-batch's share of the global batch's mean negative log-likelihood.
 
@@ -82,6 +86,9 @@ def masked_nll(
     - `"token"`: `-(1 / D) * sum_b sum_{t in m_b} log_probs[b, t]`, with `D` the number of response
       tokens of the whole global batch. Every token weighs the same.
 
+    With `weights`, row `b`'s summand is multiplied by `weights[b]`, and `D` stays a plain count. Where the
+    weight is an advantage this is REINFORCE (Williams, 1992), whose gradient may push a response away.
+
     The shares of all micro-batches and data-parallel ranks add up to the loss of the global batch,
     whatever the split. An empty response adds zero. Sums are taken in float32 at least.
 
@@ -91,32 +98,164 @@ def masked_nll(
         mask: bool `[B, T]`, True on response tokens, as `response_mask` makes it.
         denominator: count over the whole global batch (not this micro-batch), above zero.
         normalization: `"sequence"` or `"token"`.
+        weights: float `[B]`, finite, of either sign; None for 1 each.
 
     Returns:
         A scalar; adding such scalars gives the loss in nats.
 
     Raises:
         ValueError: another `normalization`, a `denominator` not above zero, a mask that is not boolean
-            or not of the shape of `log_probs`.
+            or not of the shape of `log_probs`, weights that are not `[B]`.
     """
+    _check(mask, denominator, normalization, log_probs=log_probs)
+    log_probs = _at_least_float32(log_probs)
+    # Not `log_probs * mask`: NaN times zero is NaN, in the value and again in the gradient.
+    nll_BT = torch.where(mask, -log_probs, 0.0)
+    if weights is not None:
+        nll_BT = nll_BT * _column(weights, mask, "weights")
+    return _normalized(nll_BT, mask, denominator, normalization)
+
+
+def clipped_surrogate(
+    log_probs: Tensor,
+    sampled_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    denominator: float | Tensor,
+    normalization: Normalization = "sequence",
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Tensor:
+    """This micro-batch's share of the clipped policy-gradient loss against the sampling policy.
+
+    `-(1 / D) * sum_b mean_{t in m_b} min(r A_b, clip(r, 1 - clip_low, 1 + clip_high) A_b)` for `"sequence"`,
+    with the sum in the place of the mean for `"token"`; `r = exp(log_probs - sampled_log_probs)` at `[b, t]`.
+    As long as the policy is the one that sampled, `r` is 1 and the gradient is that of `masked_nll` with
+    `A` as weights.
+
+    Sources: Schulman et al., "Proximal policy optimization algorithms" (2017), equation 7; with a group's
+    advantage, a ratio for each token and the mean over a response: Shao et al., "DeepSeekMath" (2024),
+    equation 3 (GRPO); with two bounds and `"token"`: Yu et al., "DAPO" (2025).
+
+    Args:
+        log_probs: float `[B, T]`, under the policy that is trained.
+        sampled_log_probs: float `[B, T]`, under the policy that sampled; no gradient flows into them.
+        advantages: float `[B]`, finite, of either sign.
+        mask, denominator, normalization: as in `masked_nll`, the same freedom at masked-out places included.
+        clip_low, clip_high: how far the ratio may fall below and rise above 1 before a token stops counting.
+
+    Raises:
+        ValueError: as `masked_nll`, or a bound that is not above zero.
+    """
+    _check(mask, denominator, normalization, log_probs=log_probs, sampled_log_probs=sampled_log_probs)
+    raw_BT, clipped_BT = _surrogates(log_probs, sampled_log_probs, advantages, mask, clip_low, clip_high)
+    return _normalized(-torch.minimum(raw_BT, clipped_BT), mask, denominator, normalization)
+
+
+def clipped_tokens(
+    log_probs: Tensor,
+    sampled_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Tensor:
+    """The response tokens that `clipped_surrogate` clips, those without a gradient: bool `[B, T]`."""
+    with torch.no_grad():
+        raw_BT, clipped_BT = _surrogates(log_probs, sampled_log_probs, advantages, mask, clip_low, clip_high)
+        return mask & (clipped_BT < raw_BT)
+
+
+def kl_to_reference(
+    log_probs: Tensor,
+    reference_log_probs: Tensor,
+    mask: Tensor,
+    denominator: float | Tensor,
+    normalization: Normalization = "sequence",
+) -> Tensor:
+    """This micro-batch's share of the estimated KL divergence of the policy from a reference policy.
+
+    `(1 / D) * sum_b mean_{t in m_b} (exp(d) - d - 1)` for `"sequence"`, with the sum in the place of the
+    mean for `"token"`; `d = reference_log_probs - log_probs` at `[b, t]`. Each summand is at least zero, and
+    zero where the two agree; on tokens that the policy samples its mean is the divergence in nats a token.
+
+    Source: Schulman, "Approximating KL divergence" (2020, joschu.net/blog/kl-approx.html), the estimator
+    k3; as a term of the loss: Shao et al., "DeepSeekMath" (2024), equation 4.
+
+    Args:
+        log_probs: float `[B, T]`, under the policy that is trained.
+        reference_log_probs: float `[B, T]`, under the reference; no gradient flows into them.
+        mask, denominator, normalization: as in `masked_nll`, the same freedom at masked-out places included.
+
+    Raises:
+        ValueError: as `masked_nll`.
+    """
+    _check(mask, denominator, normalization, log_probs=log_probs, reference_log_probs=reference_log_probs)
+    difference_BT = _log_ratio(reference_log_probs.detach(), log_probs, mask)
+    # expm1 keeps what `exp(d) - 1` would round away where the two policies nearly agree.
+    return _normalized(difference_BT.expm1() - difference_BT, mask, denominator, normalization)
+
+
+def _check(mask: Tensor, denominator: float | Tensor, normalization: str, **values: Tensor) -> None:
     if normalization not in ("sequence", "token"):
         raise ValueError(f'normalization must be "sequence" or "token", not {normalization!r}')
     if not denominator > 0:
         raise ValueError(f"denominator must be above zero, not {denominator}")
-    if log_probs.dim() != 2 or log_probs.shape != mask.shape:
-        raise ValueError(
-            f"log_probs and mask must both be [B, T], not {list(log_probs.shape)} and {list(mask.shape)}"
-        )
+    for name, value_BT in values.items():
+        if value_BT.dim() != 2 or value_BT.shape != mask.shape:
+            raise ValueError(
+                f"{name} and mask must both be [B, T], not {list(value_BT.shape)} and {list(mask.shape)}"
+            )
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean, not {mask.dtype}")
 
-    log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
-    # Not `log_probs * mask`: NaN times zero is NaN, in the value and again in the gradient.
-    nll_BT = torch.where(mask, -log_probs, 0.0)
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _column(values: Tensor, mask: Tensor, name: str) -> Tensor:
+    """A number for each row, `[B]`, as `[B, 1]`."""
+    if values.shape != mask.shape[:1]:
+        raise ValueError(f"{name} must be [B] = {list(mask.shape[:1])}, not {list(values.shape)}")
+    return _at_least_float32(values).unsqueeze(1)
+
+
+def _log_ratio(of: Tensor, to: Tensor, mask: Tensor) -> Tensor:
+    """`of - to` on the mask, zero elsewhere, within bounds outside of which it has no gradient.
+
+    The bounds keep its exponential finite: an infinite one is NaN in the gradient even where it is clipped.
+    """
+    difference_BT = torch.where(mask, _at_least_float32(of) - _at_least_float32(to), 0.0)
+    return difference_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _surrogates(
+    log_probs: Tensor,
+    sampled_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float,
+    clip_high: float,
+) -> tuple[Tensor, Tensor]:
+    """`r A` and `clip(r) A`, zero where masked out: `[B, T]` each."""
+    if not (clip_low > 0 and clip_high > 0):
+        raise ValueError(f"clip_low and clip_high must be above zero, not {clip_low} and {clip_high}")
+    ratio_BT = _log_ratio(log_probs, sampled_log_probs.detach(), mask).exp()
+    advantage_BT = torch.where(mask, _column(advantages, mask, "advantages"), 0.0)
+    return ratio_BT * advantage_BT, ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantage_BT
+
+
+def _normalized(
+    values: Tensor, mask: Tensor, denominator: float | Tensor, normalization: Normalization
+) -> Tensor:
+    """The sum of `[B, T]`, zero where masked out, as `normalization` says, over the denominator."""
     if normalization == "token":
-        return nll_BT.sum() / denominator
+        return values.sum() / denominator
     num_tokens_B = mask.sum(dim=1).clamp(min=1)
-    return (nll_BT.sum(dim=1) / num_tokens_B).sum() / denominator
+    return (values.sum(dim=1) / num_tokens_B).sum() / denominator
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, mask: Tensor, denominator: float | Tensor) -> Tensor:

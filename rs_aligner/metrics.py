@@ -32,13 +32,14 @@ def step_metrics(groups: list[Group], selection: Selection) -> dict[str, float]:
 
     Args:
         groups: all groups of the step, in data order.
-        selection: `[P, N]`, a row per group.
+        selection: of these groups.
 
     Returns:
         `reward/mean` and `reward/std` (the population's, over all scored rollouts), `reward/kept_mean`,
         `reward/best_of_n` (mean of the maxima of the groups with a score), `rollouts/total`, `/scored`,
-        `/failed`, `/kept`, `/truncated` (counts) and `response_length/mean` (tokens, over all rollouts,
-        the ending token included). What is undefined is absent.
+        `/failed`, `/kept`, `/truncated` (counts), `rejected/...` (a count for each reason, as
+        `Selection.reason_counts`) and `response_length/mean` (tokens, over all rollouts, the ending token
+        included). What is undefined is absent.
 
     Raises:
         ValueError: groups and selection differ in size.
@@ -46,18 +47,15 @@ def step_metrics(groups: list[Group], selection: Selection) -> dict[str, float]:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards_by_group = [[s.reward for s in group.scores if isinstance(s, Score)] for group in groups]
     rewards = [reward for group in rewards_by_group for reward in group]
-    kept = [
-        score.reward
-        for group, keep_N in zip(groups, selection.keep.tolist(), strict=True)
-        for score, keep in zip(group.scores, keep_N, strict=True)
-        if keep and isinstance(score, Score)
-    ]
+    kept_scores = [group.scores[place] for group, place in selection.kept(groups)]
+    kept = [score.reward for score in kept_scores if isinstance(score, Score)]
     metrics: dict[str, float] = {
         "rollouts/total": len(rollouts),
         "rollouts/scored": len(rewards),
         "rollouts/failed": len(rollouts) - len(rewards),
         "rollouts/kept": len(kept),
         "rollouts/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
+        **selection.reason_counts(),
     }
     if rollouts:
         metrics["response_length/mean"] = fmean(len(rollout.token_ids) for rollout in rollouts)

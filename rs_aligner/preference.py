@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from statistics import fmean
-from typing import Any, Protocol
+from typing import Protocol
 
 from rs_aligner.config import TrainRewardModelConfig
 from rs_aligner.epochs import EpochTrainer, Learner
@@ -20,7 +19,7 @@ _logger = logging.getLogger("rs_aligner")
 
 
 class RewardModel(Learner[PreferencePair], Protocol):
-    """A reward model as its trainer sees it; its stats have an `accuracy`."""
+    """A reward model as its trainer sees it; its stats have the figure `accuracy`."""
 
     def evaluate(self, pairs: Sequence[PreferencePair]) -> dict[str, float]:
         """How held-out pairs are ordered: `loss`, `accuracy`, `reward_mean`, `reward_std`."""
@@ -60,7 +59,3 @@ class PreferenceTrainer(EpochTrainer[PreferencePair]):
             *(when, 100 * found["accuracy"], len(self.validation), found["loss"]),
         )
         return {f"validation/{name}": value for name, value in found.items()}
-
-    def training_figures(self, stats: Sequence[Any]) -> dict[str, float]:
-        """Loss, accuracy, norm of the gradient and rate of a step."""
-        return {**super().training_figures(stats), "accuracy": fmean(one.accuracy for one in stats)}

@@ -128,8 +128,12 @@ class ScoreFailure:
 
 @dataclass(slots=True)
 class Group:
-    """A prompt with its rollouts and what the judge said of each, in rollout order."""
+    """A prompt with its rollouts and what the judge said of each, in rollout order.
+
+    `watched` is what a second judge said, whose scores decide nothing; empty where there is none.
+    """
 
     prompt: Prompt
     rollouts: list[Rollout]
     scores: list[Score | ScoreFailure]
+    watched: list[Score | ScoreFailure] = field(default_factory=list)

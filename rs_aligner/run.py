@@ -90,10 +90,14 @@ class Run:
 
     def save(self, policy: Saveable, step: int, counters: dict[str, Any]) -> None:
         """Write a checkpoint (every rank must call it), then remove those that need not stay."""
-        policy.save(self.checkpoints / f"step_{step:06d}", counters)
+        policy.save(self.checkpoint(step), counters)
         if self.is_writer:
             for superfluous in self._superfluous():
                 shutil.rmtree(superfluous)
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.checkpoints / f"step_{step:06d}"
 
     def begin_step(self) -> None:
         """Note that a step begins; the one before it ends here, its validation and checkpoint included."""

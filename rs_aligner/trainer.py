@@ -1,8 +1,8 @@
 """The loop: sample, ask the judge, keep the best, train on them, write everything down, repeat.
 
-It knows the policy and the judge by two small protocols only. Every rank runs it in step: replicas sample
-their share of the prompts, their sources ask the judge, and then every rank holds the whole step and
-comes to the same selection.
+It knows the policy and the judges by small protocols only. Every rank runs it in step: replicas sample their
+share of the prompts, their sources ask the judge, and then every rank holds the whole step and comes to the
+same selection. Where rollouts come from is the business of `pool`, that of held-out prompts `held_out`.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import replace
-from statistics import fmean
 from typing import Any, NoReturn
 
-import torch
-from tqdm import tqdm
-
-from rs_aligner.config import SamplingParams, TrainRSConfig, num_steps
+from rs_aligner.collect import Collector
+from rs_aligner.config import TrainRSConfig, num_steps
 from rs_aligner.data import PromptSampler
-from rs_aligner.failures import judge_failure
-from rs_aligner.loop import VALIDATION, Policy, is_due, out_of_time, resume, training_metrics
+from rs_aligner.held_out import HeldOut
+from rs_aligner.learning import Learner
+from rs_aligner.ledger import groups_of
+from rs_aligner.loop import Policy, is_due, out_of_time, resume
 from rs_aligner.metrics import step_metrics
+from rs_aligner.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
 from rs_aligner.proof import proof_metrics
 from rs_aligner.reward.protocol import Judge, JudgeFailed
-from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
+from rs_aligner.rollout import Group, Prompt, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
-from rs_aligner.selection import Selection, nothing_kept, select
+from rs_aligner.selection import Progress, Selection, build_chain, nothing_kept
+from rs_aligner.watched import watched_metrics
 
 _logger = logging.getLogger("rs_aligner")
+NOT_WATCHED = ScoreFailure("not watched")
 
 
 class RSTrainer:
@@ -42,6 +42,9 @@ class RSTrainer:
         prompts: to train on.
         validation: held-out prompts, never trained on.
         run: the run's folder.
+        watched: a second judge that decides nothing; None for none, and on ranks without a judge.
+        scored: groups to train on instead of sampling; there are no prompts then.
+        anchors: supervised rows to mix in, in the order in which they are taken.
     """
 
     def __init__(
@@ -52,181 +55,177 @@ class RSTrainer:
         prompts: Sequence[Prompt],
         validation: Sequence[Prompt],
         run: Run,
+        watched: Judge | None = None,
+        *,
+        scored: Sequence[Group] = (),
+        anchors: Sequence[TrainingRow] = (),
     ) -> None:
-        self.config, self.policy, self.judge, self.run = config, policy, judge, run
+        self.config, self.policy, self.run = config, policy, run
         self.rs, self.loop = config.model.rs, config.trainer.rs
-        self.prompts = prompts
-        self.validation = validation[: self.rs.num_val_samples]
-        self.sampler = PromptSampler(len(prompts), self.rs.num_rollout_samples, seed=config.model.seed)
-        self.num_steps = num_steps(config, len(prompts))
+        number = len(scored) or len(prompts)
+        self.sampler = PromptSampler(number, self.rs.num_rollout_samples, seed=config.model.seed)
+        collector = Collector(config, policy, judge, watched, shows=run.is_writer)
+        source: Source = SampledRollouts(self.rs, collector, prompts, self.sampler)
+        if scored:
+            source = ScoredRollouts(scored, self.sampler)
+        self.pool = Pool(self.rs.pool, source)
+        self.learner = Learner(self.rs, policy, anchors)
+        self.held_out = HeldOut(config, collector, validation)
+        self.num_steps = num_steps(config, number)
+        rs = self.rs
+        self.chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
 
     def fit(self) -> None:
-        """Train to the end, or until the time is up; then save and export.
+        """Train to the end, until nothing is gained any more, or until the time is up; then save and export.
 
         Raises:
             JudgeFailed: the judge scored too little of a step; every rank raises it. Nothing of the step is
                 trained, what was done before is saved, and the run continues there when it is started again.
         """
-        first = self._resume()
-        if first == 1 and (validation := self._validate(0)):
-            self.run.record({"step": 0, **validation})
-        for step in range(first, self.num_steps + 1):
+        done = self._resume()
+        while done < self.num_steps and not self.held_out.is_over:
             self.run.begin_step()
             began = time.monotonic()
-            before = self._counters(step - 1)
-            prompts = self._next_prompts()
-            groups, waited, failure = self._rollouts(
-                prompts, self.rs.num_rollouts_per_prompt, self.rs.sampling_params, step, f"step {step}"
-            )
-            if failure is not None:
-                self._stop_before(step, before, groups, failure)
+            before, step = self._counters(done), done + 1
+            candidates = self.pool.draw(step)
+            if candidates.failure is not None:
+                self._stop_before(step, before, candidates)
             generated = time.monotonic()
-            selection = self._select(groups)
-            stats = self.policy.train(_training_rows(groups, selection))
-            self.policy.version = step
+            selection = self._select(candidates, step)
+            distance = self.learner.distance(candidates, version=done)
+            learnt = self.learner.learn(candidates, selection)
+            done = self.policy.version = step
             trained = time.monotonic()
             times = self.policy.maximum(
                 {
-                    "time/generate": generated - began - waited,
-                    "time/score_wait": waited,
+                    "time/generate": generated - began - candidates.waited,
+                    "time/score_wait": candidates.waited,
                     "time/train": trained - generated,
                     "time/step": trained - began,
                 }
             )
-            if self.ledger is not None:
-                self.ledger.append(step, groups, selection)
+            self.pool.settle(candidates.groups, selection)
+            self.chain.remember(candidates.groups, selection)
+            self._write(step, candidates.groups, selection)
             metrics = {
                 "step": step,
                 "policy_version": self.policy.version,
                 "consumed_prompts": self.sampler.consumed_prompts,
-                **step_metrics(groups, selection),
-                **proof_metrics(groups, selection, passed_above=self.rs.passed_above),
-                **training_metrics(stats),
+                "tokens/generated": candidates.new_tokens,
+                **self._measure(candidates.groups, selection),
+                **distance,
+                **learnt,
                 **times,
             }
             self._say(metrics)
             last = step == self.num_steps or out_of_time(self.run, self.policy)
-            unscored: JudgeFailed | None = None
-            if is_due(step, self.loop.val_check_interval) or last:
-                try:
-                    metrics |= self._validate(step)
-                except JudgeFailed as error:
-                    unscored = error
-            self.run.record(metrics)
-            if is_due(step, self.loop.save_interval or self.loop.val_check_interval) or last or unscored:
-                self._save(self._counters(step))
-            if unscored is not None:
-                raise unscored
+            self._look_and_save(step, metrics, last)
             if last:
                 break
-        self.policy.export(self.run.final)
+        self._export(done)
 
     def _resume(self) -> int:
-        """Continue from the newest checkpoint, if there is one; returns the step to begin with."""
-        done = self._saved = resume(self.run, self.policy, self.sampler)["step"]
-        if done >= self.num_steps:
+        """Continue from the newest checkpoint, or look at held-out prompts first; returns the steps done."""
+        counters = resume(self.run, self.policy, self.sampler)
+        saved = self._saved = counters["step"]
+        self.ledger = self.run.open(saved)
+        if saved >= 0:
+            self._remember(counters)
+        elif self._looks:
+            found = self.held_out.measure(0)
+            self.run.record({"step": 0, **found})
+            if self.loop.patience is not None:
+                self._save(self._counters(0))  # the starting policy may turn out to be the best
+        if saved >= self.num_steps or self.held_out.is_over:
             _logger.info(
-                "nothing left to do: the run has %d steps; see trainer.rs.max_epochs", self.num_steps
+                "nothing left to do: %d of %d steps are done; see trainer.rs.max_epochs and patience",
+                *(saved, self.num_steps),
             )
-        self.ledger = self.run.open(done)
-        return max(done, 0) + 1
+        return max(saved, 0)
+
+    @property
+    def _looks(self) -> bool:
+        """Whether held-out prompts are looked at."""
+        return bool(self.held_out.prompts) and self.loop.val_check_interval is not None
+
+    def _remember(self, counters: dict[str, Any]) -> None:
+        """Bring back what a continued run needs besides the checkpoint, from the writing rank's ledger."""
+        done = counters["step"]
+        self.held_out.load_state_dict(counters["held_out"])
+        self.learner.load_state_dict(counters["learner"])
+        mine = None
+        if self.ledger is not None:
+            earlier = self.ledger.kept_until(done) if self.chain.remembers else []
+            mine = self.pool.remembered(self.ledger, done), earlier
+        rows, earlier = next(found for found in self.policy.gather(mine) if found is not None)
+        self.pool.restore(rows, done)
+        self.chain.restore(groups_of(earlier))
 
     def _counters(self, step: int) -> dict[str, Any]:
         """Where the run is behind a step, as a checkpoint has it."""
-        return {"step": step, "sampler": self.sampler.state_dict()}
+        return {
+            "step": step,
+            "sampler": self.sampler.state_dict(),
+            "held_out": self.held_out.state_dict(),
+            "learner": self.learner.state_dict(),
+        }
 
     def _save(self, counters: dict[str, Any]) -> None:
         self._saved = counters["step"]
         self.run.save(self.policy, self._saved, counters)
 
-    def _stop_before(self, step: int, before: dict[str, Any], groups: list[Group], failure: str) -> NoReturn:
+    def _stop_before(self, step: int, before: dict[str, Any], candidates: Candidates) -> NoReturn:
         """End a run whose judge failed in this step: write it down, untrained, and save what was done."""
-        if self.ledger is not None:
-            self.ledger.append(step, groups, nothing_kept(groups, "the step was not trained"))
+        self._write(step, candidates.groups, nothing_kept(candidates.groups, "the step was not trained"))
         if step - 1 > max(self._saved, 0):
             self._save(before)
-        raise JudgeFailed(f"{failure}; nothing of it was trained, start the run again to go on")
+        raise JudgeFailed(f"{candidates.failure}; nothing of it was trained, start the run again to go on")
 
-    def _next_prompts(self) -> list[Prompt]:
-        return [replace(self.prompts[draw.index], position=draw.position) for draw in next(self.sampler)]
-
-    def _rollouts(
-        self, prompts: Sequence[Prompt], num_rollouts: int, sampling: SamplingParams, step: int, what: str
-    ) -> tuple[list[Group], float, str | None]:
-        """Sample and score; the same on every rank.
-
-        Rollouts go to the judge as they end, while others are still being generated.
-
-        Returns:
-            The whole step's groups, the seconds spent waiting for scores, and why the judge failed too much
-            to go on, None if it did not.
-        """
-        mine: list[tuple[Rollout, Score | ScoreFailure | Future[Score | ScoreFailure]]] = []
-        problem: str | None = None
-        stream = self.policy.generate(
-            prompts,
-            num_rollouts,
-            sampling,
-            self.rs.length_params,
-            step=step,
-            wave_size=self.rs.rollout_micro_batch_size,
+    def _select(self, candidates: Candidates, step: int) -> Selection:
+        """Who is kept."""
+        passes = self.rs.pool.improve_steps
+        return self.chain.select(
+            candidates.groups, Progress(step, self.num_steps, candidates.improve_step, passes)
         )
-        hidden = None if self.run.is_writer else True  # None: shown on a terminal only
-        for rollout in tqdm(
-            stream, what, len(prompts) * num_rollouts, leave=False, disable=hidden, unit=" rollouts"
-        ):
-            if self.judge is None:
-                continue
-            if problem is not None:  # the others wait for this rank, so it samples to the end
-                mine.append((rollout, ScoreFailure(problem)))
-                continue
-            try:
-                mine.append((rollout, self.judge.submit(prompts[rollout.group], rollout)))
-            except (ValueError, OSError, RuntimeError) as error:  # no judge, or not the one that was meant
-                problem = str(error)
-                mine.append((rollout, ScoreFailure(problem)))
-        waiting = time.monotonic()
-        if self.judge is not None:
-            self.judge.flush()
-        scored = [(rollout, s.result() if isinstance(s, Future) else s) for rollout, s in mine]
-        waited = time.monotonic() - waiting
-        gathered = self.policy.gather((scored, problem))
-        everyone = [pair for replica, _ in gathered for pair in replica]
-        everyone.sort(key=lambda pair: (pair[0].group, pair[0].index))
-        groups = [Group(prompt, [], []) for prompt in prompts]
-        for rollout, result in everyone:
-            groups[rollout.group].rollouts.append(rollout)
-            groups[rollout.group].scores.append(result)
-        failure = next((f"{what}: {text}" for _, text in gathered if text is not None), None)
-        return groups, waited, failure or judge_failure(groups, self.config.remote_rm, what)
 
-    def _select(self, groups: Sequence[Group]) -> Selection:
-        scores = [group.scores for group in groups]
-        rewards = torch.tensor(
-            [[s.reward if isinstance(s, Score) else 0.0 for s in row] for row in scores], dtype=torch.float64
-        )
-        scored = torch.tensor([[isinstance(s, Score) for s in row] for row in scores])
-        return select(rewards, scored, self.rs.top_n_rollouts, self.rs.min_reward)
-
-    def _validate(self, step: int) -> dict[str, float]:
-        """Sample answers to the held-out prompts; nothing of them is trained on."""
-        if not self.validation or self.loop.val_check_interval is None:
-            return {}
-        groups, _, failure = self._rollouts(
-            self.validation,
-            self.rs.num_val_rollouts_per_prompt,
-            self.rs.val_sampling_params,
-            VALIDATION,
-            "validation",
-        )
-        if failure is not None:
-            raise JudgeFailed(failure)
-        rewards = [score.reward for group in groups for score in group.scores if isinstance(score, Score)]
-        lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
-        metrics = {"validation/reward": fmean(rewards), "validation/response_length/mean": fmean(lengths)}
-        when = f"after step {step}" if step else "before the first step"
-        _logger.info("validation %s: reward %.4f over %d rollouts", when, fmean(rewards), len(rewards))
+    def _measure(self, groups: list[Group], selection: Selection) -> dict[str, float]:
+        """What follows from the step's rollouts, scores and selection."""
+        metrics = step_metrics(groups, selection)
+        metrics |= proof_metrics(groups, selection, passed_above=self.rs.passed_above)
+        watched = [group.watched or [NOT_WATCHED] * len(group.rollouts) for group in groups]
+        if any(group.watched for group in groups):
+            metrics |= watched_metrics(groups, selection, watched)
         return metrics
+
+    def _write(self, step: int, groups: list[Group], selection: Selection) -> None:
+        if self.ledger is not None:
+            self.ledger.append(step, groups, selection, everything=bool(self.rs.offline))
+
+    def _look_and_save(self, step: int, metrics: dict[str, Any], last: bool) -> None:
+        """Look at held-out prompts and save where it is due; write the step's figures down."""
+        unscored: JudgeFailed | None = None
+        looked = self._looks and (is_due(step, self.loop.val_check_interval) or last)
+        if looked:
+            try:
+                metrics |= self.held_out.measure(step)
+            except JudgeFailed as error:
+                unscored = error
+        self.run.record(metrics)
+        due = is_due(step, self.loop.save_interval or self.loop.val_check_interval)
+        is_best = looked and self.loop.patience is not None and self.held_out.best_step == step
+        if due or is_best or last or unscored or self.held_out.is_over:
+            self._save(self._counters(step))
+        if unscored is not None:
+            raise unscored
+
+    def _export(self, done: int) -> None:
+        """Leave the policy in `final/`: the best one where the run has `patience`, else the last."""
+        best = self.held_out.best_step
+        if self.loop.patience is not None and best is not None:
+            if best != done:
+                self.policy.load(self.run.checkpoint(best))
+            _logger.info("final/ is the policy of step %d, the best on held-out prompts", best)
+        self.policy.export(self.run.final)
 
     def _say(self, metrics: dict[str, Any]) -> None:
         kept = f"{metrics['reward/kept_mean']:.4f}" if "reward/kept_mean" in metrics else "none"
@@ -237,13 +236,3 @@ class RSTrainer:
             *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
             *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
         )
-
-
-def _training_rows(groups: Sequence[Group], selection: Selection) -> list[TrainingRow]:
-    """The kept rollouts in (prompt, rollout) order."""
-    return [
-        TrainingRow(group.prompt.token_ids, rollout.token_ids)
-        for group, kept in zip(groups, selection.keep.tolist(), strict=True)
-        for rollout, keep in zip(group.rollouts, kept, strict=True)
-        if keep
-    ]

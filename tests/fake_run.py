@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from rs_aligner.config import LengthParams, RemoteRMConfig, SamplingParams, TrainRSConfig
 from rs_aligner.ledger import Ledger
 from rs_aligner.reward.protocol import Judge
-from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure, TrainingRow
+from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
 from rs_aligner.trainer import RSTrainer
 
@@ -35,6 +35,7 @@ class FakeStats:
     loss: float
     grad_norm: float
     learning_rate: float
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class Exchange:
@@ -62,6 +63,7 @@ class FakePolicy:
         self.trained: list[list[TrainingRow]] = []
         self.asked: list[tuple[int, list[int], SamplingParams]] = []
         self.seconds_per_rollout = 0.0
+        self.text_length = 8
         self.before_train: Callable[[], None] = lambda: None
 
     def generate(
@@ -73,17 +75,24 @@ class FakePolicy:
         *,
         step: int,
         wave_size: int | None,
+        first_index: int = 0,
     ) -> Iterator[Rollout]:
         self.asked.append((step, [prompt.position for prompt in prompts], sampling))
         mine = list(enumerate(prompts))[self.replica :: self.exchange.size]
-        for index in reversed(range(num_rollouts)):  # rollouts end in any order
+        for index in reversed(range(first_index, first_index + num_rollouts)):  # rollouts end in any order
             for group, prompt in mine:
                 drawn = digest(self.weights, step, prompt.position, index)
                 tokens = tuple(int(c, 16) for c in drawn[: 1 + int(drawn[-1], 16) % 7])
                 self.events.append("rollout")
                 time.sleep(self.seconds_per_rollout)
                 yield Rollout(
-                    *(group, index, tokens, drawn[:8], "length" if len(tokens) == 7 else "stop"),
+                    *(
+                        group,
+                        index,
+                        tokens,
+                        drawn[: self.text_length],
+                        "length" if len(tokens) == 7 else "stop",
+                    ),
                     policy_version=self.version,
                     seed=int(drawn[:6], 16),
                     log_probs=tuple(-1.0 for _ in tokens),
@@ -100,6 +109,14 @@ class FakePolicy:
             figure = int(self.weights[:4], 16) / 1000
             stats.append(FakeStats(figure, figure / 2, 0.1 * (start + 1)))
         return stats
+
+    def reference_log_probs(self, rows: Sequence[TrainingRow]) -> list[tuple[float, ...]]:
+        self.events.append("reference")
+        return [tuple(-1.5 for _ in row.response) for row in rows]
+
+    def restart(self) -> None:
+        self.events.append("restart")
+        self.weights = "initial"
 
     def gather(self, item: Any) -> list[Any]:
         return self.exchange.gather(self.replica, item)
@@ -198,6 +215,12 @@ class FakeRun:
         judge: Callable[[RemoteRMConfig], Judge] | None = None,
         seconds_per_rollout: float = 0.0,
         unreachable: tuple[int, int] | None = None,
+        text_length: int = 8,
+        patience: int | None = None,
+        epochs: int = 5,
+        watched: Callable[[Prompt, Rollout], Result] | None = None,
+        scored: Sequence[Group] = (),
+        params: dict[str, Any] | None = None,
         **rs: Any,
     ) -> list[FakePolicy]:
         """Train; returns the replicas' policies.
@@ -209,13 +232,18 @@ class FakeRun:
             {
                 "trainer": {
                     "rs": {
-                        "max_epochs": 5,
+                        "max_epochs": epochs,
+                        "patience": patience,
                         "max_steps": steps,
                         "val_check_interval": interval,
                         "save_interval": save_interval,
                     }
                 },
-                "exp_manager": {"explicit_log_dir": str(self.folder), "max_time_per_run": time_limit},
+                "exp_manager": {
+                    "explicit_log_dir": str(self.folder),
+                    "max_time_per_run": time_limit,
+                    "checkpoint_callback_params": params or {},
+                },
                 "pretrained_checkpoint": {"restore_from_path": "unused"},
                 "remote_rm": remote_rm or {},
                 "model": {
@@ -231,7 +259,7 @@ class FakeRun:
 
         def fit(policy: FakePolicy) -> None:
             policy.before_train = before_train
-            policy.seconds_per_rollout = seconds_per_rollout
+            policy.seconds_per_rollout, policy.text_length = seconds_per_rollout, text_length
             asked: Judge
             if judge is not None:
                 asked = judge(config.remote_rm)
@@ -241,7 +269,9 @@ class FakeRun:
                     fake.unreachable_from = unreachable[1]
             first = policy.replica == 0
             run = Run(config.exp_manager, is_writer=first, loggers=[self.logger] if first else [])
-            trainer = RSTrainer(config, policy, asked, self.prompts, self.validation, run)
+            seen = FakeJudge(watched, self.events, delay) if watched is not None else None
+            prompts = [] if scored else self.prompts
+            trainer = RSTrainer(config, policy, asked, prompts, self.validation, run, seen, scored=scored)
             try:
                 with asked:
                     trainer.fit()

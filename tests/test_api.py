@@ -144,6 +144,42 @@ def test_a_run_goes_on_where_it_was_and_a_judge_that_fails_ends_it(
     assert [row["step"] for row in go(2).metrics] == [1, 2]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_watched_judge_anchors_and_offline_rollouts_come_by_the_config(
+    policy: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "anchors.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 4)
+    sampled = rs_aligner.train(
+        reward_fn=distinct,
+        prompts=PROMPTS,
+        config=settings(
+            **{
+                "watched_rm": {"in_process": True, "judge": {"name": "length", "kwargs": {"at_most": 1}}},
+                "model.rs.objective.anchor": {"files": [str(tmp_path / "anchors.jsonl")], "share": 0.5},
+            }
+        ),
+        model_path=policy,
+        output_dir=tmp_path / "sampled",
+    )
+    row = sampled.metrics[-1]
+    assert "watched/mean" in row
+    assert row["kl/to_start"] == pytest.approx(0, abs=1e-4)  # the first step samples from the start itself
+    offline = rs_aligner.train(  # nothing is scored, so no judge is needed
+        config=settings(
+            **{
+                "model.rs.offline": [str(sampled.folder / "rollouts")],
+                "model.data.data_prefix.train": [],
+                "trainer.rs.val_check_interval": None,
+            }
+        ),
+        model_path=policy,
+        output_dir=tmp_path / "offline",
+    )
+    assert offline.metrics[-1]["reward/mean"] == pytest.approx(row["reward/mean"])
+    assert offline.metrics[-1]["rollouts/kept"] == 4
+
+
 # What is refused, before anything slow
 
 

@@ -32,6 +32,7 @@ WITHOUT_TORCH = [
     "rs_aligner.files",
     "rs_aligner.ledger",
     "rs_aligner.metrics",
+    "rs_aligner.objective",
     "rs_aligner.proof",
     "rs_aligner.watched",
     "rs_aligner.schedule",

@@ -13,10 +13,11 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 
 
 def explained() -> list[re.Pattern[str]]:
-    """What the first columns of the page's tables name; `<k>` stands for any number."""
+    """What the first columns of the page's tables name; `<k>` stands for any number, `<reason>` for words."""
     cells = re.findall(r"^\| (`[^|]+`) \|", PAGE.read_text(), re.MULTILINE)
     keys = [key for cell in cells for key in re.findall(r"`([^`]+)`", cell)]
-    return [re.compile(re.escape(key).replace("<k>", r"\d+")) for key in keys]
+    some = {"<k>": r"\d+", "<reason>": r"\w+"}
+    return [re.compile(re.sub("<\\w+>", lambda found: some[found[0]], re.escape(key))) for key in keys]
 
 
 @pytest.mark.parametrize("top_n", [1, 4])

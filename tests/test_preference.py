@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ PAIRS = [PreferencePair((i,), (100 + i,)) for i in range(10)]
 @dataclass(frozen=True)
 class FakeStats:
     loss: float = 0.5
-    accuracy: float = 0.75
     grad_norm: float = 1.0
     learning_rate: float = 0.1
+    figures: dict[str, float] = field(default_factory=lambda: {"accuracy": 0.75})
 
 
 class FakeModel:

@@ -11,7 +11,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class FakeStats:
     loss: float
     grad_norm: float = 1.0
     learning_rate: float = 0.1
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class FakePolicy:

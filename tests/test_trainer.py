@@ -16,12 +16,12 @@ from rs_aligner.run import Run
 from tests.fake_run import FakeRun, Result, by_tokens, figures
 
 TRAINED_KEYS = {"loss", "grad_norm", "lr"}
-VALIDATION_KEYS = {"validation/reward", "validation/response_length/mean"}
+VALIDATION_KEYS = {"validation/reward", "validation/reward_error", "validation/response_length/mean"}
 STEP_KEYS = {
-    *("step", "policy_version", "consumed_prompts"),
+    *("step", "policy_version", "consumed_prompts", "tokens/generated"),
     *("reward/mean", "reward/std", "reward/kept_mean", "reward/best_of_n"),
     *("rollouts/total", "rollouts/scored", "rollouts/failed", "rollouts/kept", "rollouts/truncated"),
-    "response_length/mean",
+    *("response_length/mean", "rejected/not_in_top_n", "rejected/not_scored", "kl/to_start"),
     *("control/random_mean", "control/random_std", "control/z", "kl/best_of_n"),
     *("reward/kept_minus_mean", "reward/headroom"),
     *(f"best_of/{k}" for k in (1, 2, 3, 4)),
@@ -278,7 +278,7 @@ def test_rollouts_go_to_the_judge_while_others_are_generated_and_scores_are_awai
 ) -> None:
     run.start(steps=1, interval=None, delay=0.05)
     assert run.events[:32] == ["rollout", "submit"] * 16
-    assert run.events[32:] == ["generated", "flush", "train", "save", "export"]
+    assert run.events[32:] == ["generated", "flush", "reference", "train", "save", "export"]
     row = run.rows[-1]
     assert row["time/score_wait"] >= 0.05
     assert row["time/generate"] < row["time/step"] - 0.05 + 1e-6

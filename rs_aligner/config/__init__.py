@@ -17,7 +17,9 @@ from rs_aligner.config.common import (
     SchedConfig,
 )
 from rs_aligner.config.load import load_config, open_overrides, register_resolvers
+from rs_aligner.config.objective import AnchorConfig, ObjectiveConfig, num_anchors
 from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
+from rs_aligner.config.pools import PoolConfig, RFTConfig, UntilConfig
 from rs_aligner.config.remote import EndpointConfig, RemoteRMConfig
 from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.rs import GenerationConfig, RSConfig
@@ -34,6 +36,7 @@ from rs_aligner.config.schema import (
 )
 
 __all__ = [
+    "AnchorConfig",
     "ConfigError",
     "DataConfig",
     "EndpointConfig",
@@ -45,7 +48,10 @@ __all__ = [
     "JudgeSource",
     "LengthParams",
     "ModelConfig",
+    "ObjectiveConfig",
     "OptimConfig",
+    "PoolConfig",
+    "RFTConfig",
     "RSConfig",
     "RSLoopConfig",
     "RemoteRMConfig",
@@ -58,8 +64,10 @@ __all__ = [
     "TrainRewardModelConfig",
     "TrainSFTConfig",
     "TrainerConfig",
+    "UntilConfig",
     "load_config",
     "model_positions",
+    "num_anchors",
     "num_optimizer_steps",
     "num_steps",
     "open_overrides",

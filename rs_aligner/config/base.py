@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+FUNCTION = "path/to/file.py:name or package.module:name"
+"""How a user's function is named."""
 
 
 class ConfigError(ValueError):
@@ -32,6 +36,15 @@ def problem(key: str, value: Any, what_would_work: str) -> str:
     if len(shown) > 160:
         shown = shown[:157] + "..."
     return f"{key} is {shown}: {what_would_work}"
+
+
+def function_problems(key: str, spec: str) -> Iterator[str]:
+    """What is wrong with the name of a user's function, as far as it shows without importing it."""
+    where, colon, name = spec.rpartition(":")
+    if not colon or not where or not name.isidentifier():
+        yield problem(key, spec, f"should be {FUNCTION}")
+    elif where.endswith(".py") and not Path(where).is_file():
+        yield problem(key, spec, f"there is no such file (relative to {Path.cwd()})")
 
 
 class Section(BaseModel):

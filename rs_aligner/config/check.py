@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner.config.base import problem
-from rs_aligner.config.common import (
-    ExpManagerBase,
-    JudgeConfig,
-    JudgeSource,
-    LengthParams,
-    ModelBase,
-    SamplingParams,
-)
+from rs_aligner.config.chain import check_selection
+from rs_aligner.config.check_server import judge_problems, server_problems
+from rs_aligner.config.common import ExpManagerBase, LengthParams, ModelBase, SamplingParams
+from rs_aligner.config.objective import check_objective
+from rs_aligner.config.pools import check_pools
 from rs_aligner.config.remote import check_remote
 from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.rs import RSConfig
@@ -32,13 +29,12 @@ _logger = logging.getLogger("rs_aligner")
 
 # What megatron-core's dist_checkpointing writes, and what Megatron's own launchers write above it.
 _MEGATRON_FILES = ("metadata.json", "latest_checkpointed_iteration.txt")
-_FUNCTION = "path/to/file.py:name or package.module:name"
 
 
 def check(config: TrainConfig | ServeRewardConfig) -> list[str]:
     """The problems of a config whose values are each valid, a line each; empty if it can run."""
     if isinstance(config, ServeRewardConfig):
-        return [*_judge("judge", config.judge), *_standardization(config), *_files_of_server(config)]
+        return [*judge_problems("judge", config.judge), *server_problems(config)]
     lines = [*_layout(config), *_model(config), *_run_folder(config.exp_manager)]
     lines += _policy(config)
     lines += _files("model.data.data_prefix.train", config.model.data.data_prefix.train)
@@ -164,26 +160,66 @@ def _files(key: str, files: tuple[str, ...]) -> Iterator[str]:
 
 def _rs(config: TrainRSConfig) -> Iterator[str]:
     model, rs = config.model, config.model.rs
-    if not config.model.data.data_prefix.train:
-        yield "model.data.data_prefix.train must be set: a file of prompts, or a list of files"
+    yield from _prompts(config)
     if rs.top_n_rollouts > rs.num_rollouts_per_prompt:
         yield problem(
             "model.rs.top_n_rollouts",
             rs.top_n_rollouts,
             f"should be at most model.rs.num_rollouts_per_prompt = {rs.num_rollouts_per_prompt}",
         )
+    yield from check_selection(
+        rs.selection,
+        top_n=rs.top_n_rollouts,
+        min_reward=rs.min_reward,
+        num_rollouts=rs.num_rollouts_per_prompt,
+    )
     yield from _steps("trainer.rs.max_steps", config.trainer.rs.max_steps)
     yield from _sampling("model.rs.sampling_params", rs.sampling_params)
     yield from _sampling("model.rs.val_sampling_params", rs.val_sampling_params)
     yield from _length_order("model.rs.length_params", rs.length_params)
+    yield from check_objective(rs.objective, rs.num_rollouts_per_prompt)
     _warn_of_equal_rollouts(rs)
-    yield from check_remote(config.remote_rm)
-    if config.remote_rm.judge is not None:
-        yield from _judge("remote_rm.judge", config.remote_rm.judge)
-    pad, longest = config.remote_rm.pad_to_length, model.encoder_seq_length
-    if pad is not None and longest is not None and pad < longest:
-        key = "remote_rm.pad_to_length"
-        yield problem(key, pad, f"should be null or at least {longest} (model.encoder_seq_length)")
+    yield from check_pools(rs)
+    yield from _held_out(config)
+    for name, remote in (("remote_rm", config.remote_rm), ("watched_rm", config.watched_rm)):
+        if remote is None:
+            continue
+        yield from check_remote(name, remote)
+        if remote.judge is not None:
+            yield from judge_problems(f"{name}.judge", remote.judge)
+        pad, longest = remote.pad_to_length, model.encoder_seq_length
+        if pad is not None and longest is not None and pad < longest:
+            key = f"{name}.pad_to_length"
+            yield problem(key, pad, f"should be null or at least {longest} (model.encoder_seq_length)")
+
+
+def _prompts(config: TrainRSConfig) -> Iterator[str]:
+    train, offline = config.model.data.data_prefix.train, config.model.rs.offline
+    if not train and not offline:
+        yield "model.data.data_prefix.train must be set: a file of prompts, or a list of files"
+    if train and offline:
+        nothing = "nothing is sampled with model.rs.offline; set model.data.data_prefix.train=[]"
+        yield problem("model.data.data_prefix.train", list(train), nothing)
+    for name in offline:
+        if not Path(name).exists():
+            there = f"is not there; name files, or the rollouts folder of a run (relative to {Path.cwd()})"
+            yield problem("model.rs.offline", name, there)
+
+
+def _held_out(config: TrainRSConfig) -> Iterator[str]:
+    """What needs a figure of held-out prompts."""
+    params, loop = config.exp_manager.checkpoint_callback_params, config.trainer.rs
+    if params.figure == "validation/watched" and config.watched_rm is None:
+        key = "exp_manager.checkpoint_callback_params.monitor"
+        yield problem(key, params.monitor, "needs a watched judge; set watched_rm, or monitor another figure")
+    if loop.patience is None:
+        return
+    if not config.model.data.data_prefix.validation or loop.val_check_interval is None:
+        needs = "needs held-out figures; set model.data.data_prefix.validation and val_check_interval"
+        yield problem("trainer.rs.patience", loop.patience, needs)
+    if params.save_top_k == 0:
+        key = "exp_manager.checkpoint_callback_params.save_top_k"
+        yield problem(key, 0, "trainer.rs.patience needs the best checkpoint; set it to 1 or more")
 
 
 def _sft(config: TrainSFTConfig) -> Iterator[str]:
@@ -196,7 +232,7 @@ def _sft(config: TrainSFTConfig) -> Iterator[str]:
     if config.judge is None and data.validation:
         _logger.warning("model.data.data_prefix.validation is not looked at without a judge to score by")
     if config.judge is not None:
-        yield from _judge("judge", config.judge)
+        yield from judge_problems("judge", config.judge)
         if not data.validation:
             yield "model.data.data_prefix.validation must be set: the judge scores responses to its prompts"
     stop = config.trainer.sft.stop_at_validation
@@ -240,51 +276,6 @@ def _warn_of_equal_rollouts(rs: RSConfig) -> None:
     ):
         if sampling.use_greedy and number > 1:
             _logger.warning("model.rs.%s is %d, but greedy rollouts of a prompt are all equal", name, number)
-
-
-def _judge(key: str, judge: JudgeSource) -> Iterator[str]:
-    parts = judge.parts if isinstance(judge, JudgeConfig) else {}
-    asked = {"function": judge.function, "name": judge.name, "parts": parts or None}
-    named = [name for name, value in asked.items() if value is not None]
-    if len(named) != 1:
-        yield (
-            f"{key}: {' and '.join(named) or 'nothing'} is set; set one of {key}.name, e.g. to exact_answer, "
-            f"{key}.function, to {_FUNCTION}"
-            + (f", and {key}.parts, a judge by each name" if isinstance(judge, JudgeConfig) else "")
-        )
-    for name, part in parts.items():
-        yield from _judge(f"{key}.parts.{name}", part)
-    if judge.function is None:
-        return
-    where, colon, name = judge.function.rpartition(":")
-    if not colon or not where or not name.isidentifier():
-        yield problem(f"{key}.function", judge.function, f"should be {_FUNCTION}")
-    elif where.endswith(".py") and not Path(where).is_file():
-        yield problem(f"{key}.function", judge.function, f"there is no such file (relative to {Path.cwd()})")
-
-
-def _standardization(config: ServeRewardConfig) -> Iterator[str]:
-    standard = config.model.reward_standardization
-    for name, value in (("mean", standard.mean), ("std", standard.std)):
-        if standard.enable and value is None:
-            yield f"model.reward_standardization.{name} must be set: reward_standardization is enabled"
-        if not standard.enable and value is not None:
-            _logger.warning("model.reward_standardization.%s has no effect: it is not enabled", name)
-
-
-def _files_of_server(config: ServeRewardConfig) -> Iterator[str]:
-    files = {"inference.token_file": config.inference.token_file, "check_data": config.check_data}
-    for key, file in files.items():
-        if file is not None and not Path(file).is_file():
-            yield problem(key, file, f"there is no such file (relative to {Path.cwd()})")
-    for key, folder in {"tokenizer": config.tokenizer, "check_policy": config.check_policy}.items():
-        if folder is not None and not Path(folder).is_dir():
-            yield problem(key, folder, "should be the policy's Hugging Face folder")
-    for key in ("check_policy", "check_data"):
-        if getattr(config, key) is not None and not config.check:
-            yield problem(
-                key, getattr(config, key), "plays a part in a check only; set check=true, or drop it"
-            )
 
 
 def _model_json(folder: str) -> dict[str, Any]:

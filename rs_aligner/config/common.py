@@ -77,13 +77,16 @@ class CheckpointParamsBase(Section):
 class CheckpointCallbackParams(CheckpointParamsBase):
     """Which checkpoints of a policy stay besides the newest."""
 
-    monitor: Literal["val_global_rewards", "validation/reward"] = "val_global_rewards"
-    """The figure that ranks checkpoints: both names mean `validation/reward` of `metrics.jsonl`."""
+    monitor: Literal["val_global_rewards", "validation/reward", "validation/watched"] = "val_global_rewards"
+    """The figure of `metrics.jsonl` that ranks checkpoints; `val_global_rewards` is `validation/reward`.
+
+    `validation/watched` is the held-out score of the watched judge.
+    """
 
     @property
     def figure(self) -> str:
         """The key of `metrics.jsonl` that ranks checkpoints."""
-        return "validation/reward"
+        return "validation/reward" if self.monitor == "val_global_rewards" else self.monitor
 
 
 class ExpManagerBase(Section):

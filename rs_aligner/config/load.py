@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -107,11 +107,20 @@ def _is_section(field: FieldInfo) -> bool:
 
 def _must_be_set(key: str, fields: dict[str, FieldInfo]) -> list[str]:
     """A line for the key, or for each key below it that has no default."""
-    below = [name for name, field in fields.items() if name.startswith(f"{key}.") and field.is_required()]
+    below = [name for name in fields if name.startswith(f"{key}.") and _is_needed(name, key, fields)]
     leaves = [name for name in below if not _is_section(fields[name])]
     return [
         f"{name} must be set: {fields[name].description}" for name in leaves or [key] if name in fields
     ] or [f"{key} must be set, or left out"]
+
+
+def _is_needed(name: str, above: str, fields: dict[str, FieldInfo]) -> bool:
+    """Whether a key has no default, nor any section between it and the one above."""
+    while name != above:
+        if not fields[name].is_required():
+            return False
+        name = name.rpartition(".")[0]
+    return True
 
 
 def _drop(tree: Any, path: list[str]) -> None:
@@ -123,18 +132,67 @@ def _drop(tree: Any, path: list[str]) -> None:
 
 def _explain(item: Any, fields: dict[str, FieldInfo]) -> list[str]:
     """A pydantic error in the words of the config."""
-    key = ".".join(str(part) for part in item["loc"])
+    key, fields = _place(item["loc"], fields)
     match item["type"]:
+        case "union_tag_invalid":
+            return [_unknown_name(f"{key}.name", item)]
+        case "tuple_type":
+            return [problem(key, item["input"], "should be a list")]
+        case "union_tag_not_found":
+            if not isinstance(item["input"], dict):
+                return [problem(key, item["input"], "should be a section, such as {name: ..., ...}")]
+            return [f"{key}.name must be set: {', '.join(map(str, _kinds(fields[key])))}"]
         case "missing":
             return _must_be_set(key, fields)
         case "extra_forbidden":
             section = isinstance(item["input"], dict)
             candidates = [name for name, field in fields.items() if _is_section(field) == section]
+            candidates = candidates or list(fields)
             return [f"{key} is not a key; the nearest one is {_nearest(key, candidates)}"]
         case "model_type" | "model_attributes_type" | "dict_type":
             return [problem(key, item["input"], "this is a section, it holds keys of its own")]
     what = re.sub(r"^(Value error, |Input )", "", item["msg"])
     return [problem(key, item["input"], what)]
+
+
+def _place(loc: tuple[Any, ...], fields: dict[str, FieldInfo]) -> tuple[str, dict[str, FieldInfo]]:
+    """The dotted key of an error, and the keys that there could be in its place.
+
+    Those of an element of a list are its own kind's only. Where the elements are of several kinds, pydantic
+    puts the kind behind the element's number.
+    """
+    for end, part in enumerate(loc):
+        listed = ".".join(str(part) for part in loc[:end])
+        if not isinstance(part, int) or listed not in fields:
+            continue
+        kinds = _kinds(fields[listed])
+        element, below = f"{listed}.{part}", loc[end + 1 :]
+        if not kinds:
+            break
+        if not below or (None not in kinds and below[0] not in kinds):
+            return element, {element: fields[listed]}
+        kind = kinds[None] if None in kinds else kinds[below[0]]
+        key = ".".join(map(str, (element, *(below if None in kinds else below[1:]))))
+        return key, dict(_walk(kind, f"{element}."))
+    return ".".join(str(part) for part in loc), fields
+
+
+def _kinds(field: FieldInfo) -> dict[str | None, type[Section]]:
+    """The sections that a list may hold, by their `name`; under None where it holds only one kind."""
+    if get_origin(field.annotation) is not tuple:
+        return {}
+    element = get_args(field.annotation)[0]
+    if isinstance(element, type) and issubclass(element, Section):
+        return {None: element}
+    union = get_args(element)[0] if get_origin(element) is Annotated else element
+    sections = [part for part in get_args(union) if isinstance(part, type) and issubclass(part, Section)]
+    return {get_args(section.model_fields["name"].annotation)[0]: section for section in sections}
+
+
+def _unknown_name(key: str, item: Any) -> str:
+    names = re.findall(r"'(\w+)'", item["ctx"]["expected_tags"])
+    nearest = _nearest(str(item["ctx"]["tag"]), names)
+    return problem(key, item["ctx"]["tag"], f"should be one of {', '.join(names)}; the nearest is {nearest}")
 
 
 def _nearest(key: str, candidates: Sequence[str]) -> str:

@@ -1,9 +1,101 @@
-"""`model.rs.objective`: what is minimised over the rollouts that were kept."""
+"""`model.rs.objective`: what is minimised over the rollouts that were kept.
+
+The plain recipe is the default: every kept rollout weighs 1 and its negative log-likelihood is minimised.
+Each key adds one term or weight to it; `rs_aligner/objective.py` and `loss.py` say what they compute. Left
+out on purpose: a learned value function, and an entropy bonus.
+"""
 
 from __future__ import annotations
 
-from rs_aligner.config.base import Section
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from rs_aligner.config.base import Beta, Fraction, NotNegative, Positive, Section, Texts, problem
+
+KEY = "model.rs.objective"
+
+
+class AnchorConfig(Section):
+    """Supervised rows that are mixed in, so that the policy does not drift from them."""
+
+    files: Texts = ()
+    """JSON Lines files of {"prompt", "response"} rows or chats: a path or a list of paths; empty for none."""
+    share: Beta = 0.0
+    """Their share of every batch, from 0 (none) to below 1."""
+    weight: Positive = 1.0
+    """What their log-likelihood is multiplied by."""
 
 
 class ObjectiveConfig(Section):
     """What is minimised; the default is the plain recipe."""
+
+    advantage: Literal["none", "group", "leave_one_out"] = "none"
+    """What a kept rollout weighs.
+
+    `none`: 1. `group`: its reward minus the mean of its prompt's scored rollouts, over their standard
+    deviation. `leave_one_out`: its reward minus the mean of the others. Rollouts of weight 0 are dropped.
+    """
+    positives_only: bool = False
+    """Drops rollouts whose advantage is not above 0."""
+    clip: Fraction | None = None
+    """Clips the ratio of the new to the sampling policy's probability from below, at 1 - clip, and above.
+
+    Null for no ratios: the log-likelihood is weighted by the advantage.
+    """
+    clip_high: Positive | None = None
+    """Clips it from above at 1 + clip_high; null for the same as `clip`."""
+    kl: NotNegative = 0.0
+    """Weight of the KL divergence to the starting policy; 0 for none."""
+    offload_reference: bool = True
+    """Keeps the starting weights in the CPU's memory; false keeps them on the device, which saves copies."""
+    anchor: AnchorConfig = AnchorConfig()
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """How far below and above 1 a ratio may go; None if there are no ratios."""
+        if self.clip is None:
+            return None
+        return self.clip, self.clip if self.clip_high is None else self.clip_high
+
+
+PLAIN = ObjectiveConfig()
+"""The plain recipe."""
+
+
+def num_anchors(num_rows: int, share: float) -> int:
+    """How many supervised rows go with so many others to be `share` of all; at least one, if any.
+
+    For the plan: a step has `num_rows + num_anchors(num_rows, share)` rows.
+    """
+    if not num_rows or not share:
+        return 0
+    return max(1, round(num_rows * share / (1 - share)))
+
+
+def check_objective(objective: ObjectiveConfig, num_rollouts_per_prompt: int) -> Iterator[str]:
+    """The problems of the objective's keys with each other, a line each."""
+    wants = "group or leave_one_out"
+    if objective.advantage == "none":
+        if objective.positives_only:
+            yield problem(f"{KEY}.positives_only", True, f"needs {KEY}.advantage, {wants}; set it to false")
+        if objective.clip is not None:
+            what = f"needs {KEY}.advantage, {wants}; set it to null"
+            yield problem(f"{KEY}.clip", objective.clip, what)
+    elif num_rollouts_per_prompt < 2:
+        what = "compares the rollouts of a prompt: model.rs.num_rollouts_per_prompt should be at least 2"
+        yield problem(f"{KEY}.advantage", objective.advantage, what)
+    if objective.clip_high is not None and objective.clip is None:
+        what = f"needs {KEY}.clip, the bound from below; set it to null"
+        yield problem(f"{KEY}.clip_high", objective.clip_high, what)
+    anchor, key = objective.anchor, f"{KEY}.anchor"
+    if anchor.share and not anchor.files:
+        yield problem(f"{key}.share", anchor.share, f"needs {key}.files to take rows from; or set it to 0")
+    if anchor.files and not anchor.share:
+        yield problem(f"{key}.share", anchor.share, f"should be above 0, since {key}.files is set")
+    if anchor.weight != 1 and not anchor.files:
+        yield problem(f"{key}.weight", anchor.weight, f"needs {key}.files; or set it to 1")
+    for name in anchor.files:
+        if not Path(name).is_file():
+            what = "is a folder" if Path(name).is_dir() else "is not there"
+            yield problem(f"{key}.files", name, f"{what}; name JSON Lines files (relative to {Path.cwd()})")

@@ -6,12 +6,18 @@ the policy's sizes.
 
 from __future__ import annotations
 
+from rs_aligner.config.chain import in_words
 from rs_aligner.config.schema import TrainRSConfig
 
 
-def steps_per_epoch(config: TrainRSConfig, num_prompts: int) -> int:
-    """Steps that show every one of `num_prompts` prompts once; the last may have fewer prompts."""
+def draws_per_epoch(config: TrainRSConfig, num_prompts: int) -> int:
+    """Times that prompts are drawn until each of `num_prompts` came once; the last draw may have fewer."""
     return -(-num_prompts // config.model.rs.num_rollout_samples)
+
+
+def steps_per_epoch(config: TrainRSConfig, num_prompts: int) -> int:
+    """Steps that show every one of `num_prompts` prompts; each draw is good for `pool.improve_steps`."""
+    return draws_per_epoch(config, num_prompts) * config.model.rs.pool.improve_steps
 
 
 def num_steps(config: TrainRSConfig, num_prompts: int) -> int:
@@ -21,13 +27,22 @@ def num_steps(config: TrainRSConfig, num_prompts: int) -> int:
 
 
 def num_optimizer_steps(config: TrainRSConfig, num_prompts: int) -> int:
-    """Optimizer steps of the whole run if every prompt keeps its `top_n_rollouts`."""
-    rs, size = config.model.rs, config.model.global_batch_size
-    per_epoch = steps_per_epoch(config, num_prompts)
-    short = num_prompts - (per_epoch - 1) * rs.num_rollout_samples
-    whole = -(-rs.num_rollout_samples * rs.top_n_rollouts // size)
-    epochs, rest = divmod(num_steps(config, num_prompts), per_epoch)
-    return epochs * ((per_epoch - 1) * whole + -(-short * rs.top_n_rollouts // size)) + rest * whole
+    """Optimizer steps of the whole run if every prompt keeps as many rollouts as it may."""
+    rs = config.model.rs
+    draws = draws_per_epoch(config, num_prompts)
+    short = num_prompts - (draws - 1) * rs.num_rollout_samples
+    optimizer_steps = 0
+    for step in range(num_steps(config, num_prompts)):
+        is_short = step // rs.pool.improve_steps % draws == draws - 1
+        optimizer_steps += _optimizer_steps(config, short if is_short else rs.num_rollout_samples)
+    return optimizer_steps
+
+
+def _optimizer_steps(config: TrainRSConfig, num_prompts: int) -> int:
+    """Most optimizer steps of a step on so many prompts."""
+    rs = config.model.rs
+    kept = rs.most_kept(num_prompts)
+    return rs.pool.passes * -(-kept // config.model.global_batch_size)
 
 
 def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts: int | None = None) -> str:
@@ -49,15 +64,15 @@ def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts:
     )
     prompts = min(rs.num_rollout_samples, num_prompts or rs.num_rollout_samples)
     each = rs.num_rollouts_per_prompt
-    kept = prompts * rs.top_n_rollouts
-    optimizer_steps = -(-kept // model.global_batch_size)
+    kept = rs.most_kept(prompts)
+    optimizer_steps = _optimizer_steps(config, prompts)
     micro_batches = model.global_batch_size // (model.micro_batch_size * dp)
     wave = rs.rollout_micro_batch_size or -(-prompts // dp)
     rows = [
         ("layout", f"{config.world_size} ranks = {dp} data x {tp} tensor x {pp} pipeline"),
         ("prompts a step", f"{prompts:,}, decoded {wave:,} at a time on each data-parallel rank"),
-        ("rollouts a step", f"{prompts * each:,} ({each} a prompt)"),
-        ("kept a step", f"at most {kept:,} ({rs.top_n_rollouts} a prompt{_bar(config)})"),
+        ("rollouts a step", _rollouts(config, prompts, each)),
+        ("kept a step", f"at most {kept:,} ({_recipe(config)})"),
         ("optimizer steps a step", f"at most {optimizer_steps:,}, of {model.global_batch_size:,} rows"),
         ("micro-batches", f"{micro_batches:,} a rank and optimizer step, of {model.micro_batch_size:,} rows"),
         ("steps in the run", _run_length(config, num_prompts)),
@@ -67,8 +82,24 @@ def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
-def _bar(config: TrainRSConfig) -> str:
-    return "" if config.model.rs.min_reward is None else f", scored {config.model.rs.min_reward:g} or more"
+def _rollouts(config: TrainRSConfig, prompts: int, each: int) -> str:
+    rs = config.model.rs
+    if rs.offline:
+        return f"none; scored ones of {prompts:,} prompts are read"
+    text = f"{prompts * each:,} ({each} a prompt)"
+    if rs.until is not None:
+        text += f" at most, until {rs.until.accepted} of a prompt score {rs.until.at_least:g} or more"
+    if rs.pool.improve_steps > 1:
+        text += f"; {rs.pool.improve_steps} steps train on them"
+    return text
+
+
+def _recipe(config: TrainRSConfig) -> str:
+    rs = config.model.rs
+    if rs.selection:
+        return in_words(rs.selection, rs.top_n_rollouts)
+    bar = "" if rs.min_reward is None else f", scored {rs.min_reward:g} or more"
+    return f"{rs.top_n_rollouts} a prompt{bar}"
 
 
 def _run_length(config: TrainRSConfig, num_prompts: int | None) -> str:

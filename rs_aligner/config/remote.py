@@ -99,12 +99,12 @@ class RemoteRMConfig(Section):
         return self.endpoints or (self.reward_model,)
 
 
-def check_remote(config: RemoteRMConfig) -> Iterator[str]:
-    """What relates several keys of `remote_rm`, a line for each problem."""
+def check_remote(section: str, config: RemoteRMConfig) -> Iterator[str]:
+    """What relates several keys of `remote_rm`, or of `watched_rm`, a line for each problem."""
     one, default = config.reward_model, EndpointConfig()
     places = [(endpoint.ip, endpoint.port, endpoint.name) for endpoint in config.endpoints]
     if len(set(places)) < len(places):
-        yield problem("remote_rm.endpoints", [p.url for p in config.endpoints], "names a server twice")
+        yield problem(f"{section}.endpoints", [p.url for p in config.endpoints], "names a server twice")
     for key in ("ip", "port"):
         value = getattr(one, key)
         if (
@@ -112,27 +112,27 @@ def check_remote(config: RemoteRMConfig) -> Iterator[str]:
             and value != getattr(default, key)
             and value not in (getattr(e, key) for e in config.endpoints)
         ):
-            known = "remote_rm.endpoints lists other servers; set one of the two, or add it there"
-            yield problem(f"remote_rm.reward_model.{key}", value, known)
+            known = f"{section}.endpoints lists other servers; set one of the two, or add it there"
+            yield problem(f"{section}.reward_model.{key}", value, known)
     if config.in_process and places:
-        yield problem("remote_rm.in_process", True, "no server is asked; leave remote_rm.endpoints empty")
+        yield problem(f"{section}.in_process", True, f"no server is asked; leave {section}.endpoints empty")
     if config.in_process and config.mode == "tokens":
-        yield problem("remote_rm.mode", "tokens", "a judge in the same process gets texts; set it to auto")
+        yield problem(f"{section}.mode", "tokens", "a judge in the same process gets texts; set it to auto")
     if config.in_process and config.judge is None:
         yield (
-            "remote_rm.judge must be set with remote_rm.in_process, e.g. remote_rm.judge.name=exact_answer"
+            f"{section}.judge must be set with {section}.in_process, e.g. {section}.judge.name=exact_answer"
         )
     if config.judge is not None and not config.in_process:
         yield (
-            "remote_rm.judge is set, but a server brings its own judge: set remote_rm.in_process=true, or "
+            f"{section}.judge is set, but a server brings its own judge: set {section}.in_process=true, or "
             "give it to serve_reward.py as judge"
         )
     if config.max_queued < config.max_batch_size:
-        least = f"should be at least remote_rm.max_batch_size = {config.max_batch_size}"
-        yield problem("remote_rm.max_queued", config.max_queued, least)
+        least = f"should be at least {section}.max_batch_size = {config.max_batch_size}"
+        yield problem(f"{section}.max_queued", config.max_queued, least)
     if config.token_file is not None and not Path(config.token_file).is_file():
         there = f"there is no such file (relative to {Path.cwd()})"
-        yield problem("remote_rm.token_file", config.token_file, there)
+        yield problem(f"{section}.token_file", config.token_file, there)
 
 
 def _from_text(text: str) -> dict[str, Any]:

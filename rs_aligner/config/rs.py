@@ -1,7 +1,7 @@
 """`model.rs`: one step of rejection sampling.
 
 What is sampled and how; the choices that make a recipe have files of their own: who is kept
-(`selection.py`) and what is minimised (`objective.py`).
+(`selection.py`), what is minimised (`objective.py`), from which rollouts (`pools.py`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rs_aligner.config.base import Count, Real, Section
+from rs_aligner.config.base import Count, Real, Section, Size, Texts
+from rs_aligner.config.chain import most_kept
 from rs_aligner.config.common import LengthParams, SamplingParams
 from rs_aligner.config.objective import ObjectiveConfig
+from rs_aligner.config.pools import PoolConfig, RFTConfig, UntilConfig, expand_rft
 from rs_aligner.config.selection import SelectorConfig
 
 
@@ -38,13 +40,26 @@ class RSConfig(Section):
     top_n_rollouts: Count = 1
     """Best responses of a prompt to train on."""
     min_reward: Real | None = None
-    """Rejects what scores below it, before the best are taken; null for no bar."""
+    """Rejects what scores below it, before the best are taken; null for no bar. Not beside `selection`."""
     passed_above: Real = 0.0
     """A rollout has passed if its reward is above this; for the figures `pass_at/k` and `groups/...` only."""
     selection: tuple[SelectorConfig, ...] = ()
-    """Who is kept: selectors, each narrowing what the one before it left. Empty: `min_reward`, then topk."""
+    """Who is kept: selectors, each narrowing what the one before it left; docs/selection.md has them all.
+
+    Empty is the plain recipe: `min_reward` as a bar, then the best `top_n_rollouts`.
+    """
     objective: ObjectiveConfig = ObjectiveConfig()
     """What is minimised over what was kept."""
+    pool: PoolConfig = PoolConfig()
+    """Which rollouts a step chooses from."""
+    until: UntilConfig | None = None
+    """Samples until enough are accepted, within a budget; null: `num_rollouts_per_prompt` for each prompt."""
+    offline: Texts = ()
+    """Scored rollouts to train on instead of sampling: files, or the `rollouts/` folder of a run."""
+    rft: RFTConfig | None = None
+    """trlX's rejection fine-tuning by its own names, which set the keys above; null: not used."""
+    kl_samples: Size = 64
+    """Rollouts of a step by which the KL to the starting policy is measured; 0: it is not."""
     num_val_samples: Count | None = None
     """The first so many validation prompts; null for all."""
     num_val_rollouts_per_prompt: Count = 1
@@ -54,6 +69,20 @@ class RSConfig(Section):
     """The same keys for validation. Greedy by default; `end_strings` are those of training unless set."""
     length_params: LengthParams = LengthParams()
     generation: GenerationConfig = GenerationConfig()
+
+    def most_kept(self, num_prompts: int) -> int:
+        """Most rollouts that a step of so many prompts can keep: a bound, as if all passed every bar."""
+        return (1 + self.pool.max_staleness) * most_kept(
+            self.selection,
+            top_n=self.top_n_rollouts,
+            num_prompts=num_prompts,
+            num_rollouts=self.num_rollouts_per_prompt,
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_rft(cls, value: Any) -> Any:
+        return expand_rft(dict(value)) if isinstance(value, Mapping) else value
 
     @field_validator("val_sampling_params", mode="before")
     @classmethod

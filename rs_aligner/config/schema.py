@@ -8,9 +8,10 @@ through `load_config`, which also checks what relates several keys; see `check.p
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rs_aligner.config.base import Count, Port, Positive, Real, Section, Size, Text
 from rs_aligner.config.common import (
@@ -32,6 +33,12 @@ from rs_aligner.config.rs import RSConfig
 
 class RSLoopConfig(LoopConfig):
     """How long the rejection sampling goes on."""
+
+    patience: Count | None = None
+    """Stops after so many validations without a better figure; `final/` then holds the best. Null: no stop.
+
+    The figure is `exp_manager.checkpoint_callback_params.monitor`.
+    """
 
 
 class TrainerConfig(TrainerBase):
@@ -100,7 +107,17 @@ class TrainRSConfig(_SampleConfig):
 
     trainer: TrainerConfig = TrainerConfig()
     remote_rm: RemoteRMConfig = RemoteRMConfig()
+    watched_rm: RemoteRMConfig | None = None
+    """A second judge, asked about every rollout and never trained on; the keys are those of `remote_rm`.
+
+    Its `on_failure` is `drop` unless it is set: a run does not wait long for what it only watches.
+    """
     model: ModelConfig
+
+    @field_validator("watched_rm", mode="before")
+    @classmethod
+    def _drop_what_is_not_watched(cls, value: Any) -> Any:
+        return {"on_failure": "drop", **value} if isinstance(value, Mapping) else value
 
     @property
     def loop(self) -> RSLoopConfig:

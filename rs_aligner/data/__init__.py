@@ -7,6 +7,7 @@ from rs_aligner.data.pairs import PairSet, load_pairs
 from rs_aligner.data.prompts import PromptSet, load_prompts
 from rs_aligner.data.rows import Tokenizer
 from rs_aligner.data.sampler import Draw, PromptSampler
+from rs_aligner.data.scored import load_scored
 from rs_aligner.data.sft import SFTSet, load_sft_rows
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "Tokenizer",
     "load_pairs",
     "load_prompts",
+    "load_scored",
     "load_sft_rows",
 ]

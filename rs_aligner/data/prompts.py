@@ -59,12 +59,17 @@ def load_prompts(
         if len(ids) > max_prompt_length:
             num_too_long += 1
             continue
-        prompts.append(Prompt(_row_id(where, row), text, ids, metadata=row, position=len(prompts)))
+        prompts.append(Prompt(row_id(where, row), text, ids, metadata=row, position=len(prompts)))
     account(files, "prompts", len(prompts), num_too_long, max_prompt_length)
     return PromptSet(tuple(prompts), num_too_long)
 
 
-def _row_id(where: str, row: dict[str, Any]) -> str:
+def row_id(where: str, row: dict[str, Any]) -> str:
+    """The row's own id, or its file and line.
+
+    Raises:
+        ValueError: the id is neither a text nor a whole number.
+    """
     value = row.get("id")
     if value is None:
         return where

@@ -67,6 +67,7 @@ def generate(
     step: int,
     policy_version: int = 0,
     wave_size: int | None = None,
+    first_index: int = 0,
     kv_cache_bytes: int | None = None,
     limits: Mapping[tuple[int, int], int] | None = None,
 ) -> Iterator[Rollout]:
@@ -83,6 +84,7 @@ def generate(
         seed, step: with the prompt's position and the rollout's index they give its seed.
         policy_version: written into the rollouts.
         wave_size: prompts decoded together; all of them by default.
+        first_index: index of a prompt's first rollout.
         kv_cache_bytes: most bytes of keys and values on this rank; None for no bound.
         limits: most tokens of single rollouts, by (group, index), where that is less than `max_length`.
 
@@ -100,7 +102,7 @@ def generate(
                 min((limits or {}).get((group, index), controls.max_length), controls.max_length),
             )
             for group, prompt in prompts[start : start + wave_size]
-            for index in range(num_rollouts)
+            for index in range(first_index, first_index + num_rollouts)
         ]
         wave: PagedWave | CohortWave
         if isinstance(network, NativeNetwork):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from rs_aligner.files import CHECKPOINT_PART
@@ -34,15 +35,21 @@ def _state(trainer: BaseTrainer, is_loading: bool) -> dict[str, Any]:
     return {"model": model, "optimizer": optimizer}
 
 
-def _distributed_adams(trainer: BaseTrainer) -> list[DistributedOptimizer]:
-    """Megatron's distributed optimizers that have torch's Adam inside (and not Apex's or TE's)."""
+def _adams(trainer: BaseTrainer) -> list[MegatronOptimizer]:
+    """Megatron's optimizers that have torch's Adam inside (and not Apex's or TE's)."""
     parts = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
-    return [
-        part
-        for part in parts
-        if isinstance(part, DistributedOptimizer)
-        and isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW)
-    ]
+    return [part for part in parts if isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW)]
+
+
+def _begin(part: MegatronOptimizer) -> None:
+    """Give Adam the state that it would give itself in its first step; Megatron cannot save without."""
+    for parameter in (p for group in part.optimizer.param_groups for p in group["params"]):
+        if not part.optimizer.state[parameter]:
+            part.optimizer.state[parameter] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 @contextmanager
@@ -53,15 +60,9 @@ def _adam_of_torch(trainer: BaseTrainer) -> Iterator[None]:
     tensors, where its format does not put it (it comes with the parameter groups); and gives all
     parameters one and the same `step` tensor, which each of them would then count up.
     """
-    parts = _distributed_adams(trainer)
+    parts = [part for part in _adams(trainer) if isinstance(part, DistributedOptimizer)]
     for part in parts:
-        for parameter in (p for group in part.optimizer.param_groups for p in group["params"]):
-            if not part.optimizer.state[parameter]:
-                part.optimizer.state[parameter] = {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+        _begin(part)
 
         def with_step(parameter: Any, tensors: dict[str, Any], part: DistributedOptimizer = part) -> None:
             step = part._get_main_param_and_optimizer_states(parameter).get("step")
@@ -74,8 +75,10 @@ def _adam_of_torch(trainer: BaseTrainer) -> Iterator[None]:
     finally:
         for part in parts:
             del part._set_main_param_and_optimizer_states
+        for part in _adams(trainer):
             for state in part.optimizer.state.values():
-                state["step"] = state["step"].clone()
+                # The formats have no step of 0.
+                state["step"] = state["step"].clone() if "step" in state else torch.zeros(())
 
 
 def save(
@@ -96,6 +99,8 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     runtime.barrier()
+    for part in _adams(trainer):
+        _begin(part)
     with runtime.cuda_stand_in():
         dist_checkpointing.save({**_state(trainer, False), "counters": counters}, str(partial))
     runtime.barrier()

@@ -19,7 +19,10 @@ def training_bytes(arch: Architecture, config: TrainRSConfig, *, bf16: bool) -> 
     optimizer = ADAM_BYTES + (4 if bf16 else 0)  # bf16 weights have a float32 twin in the optimizer
     if config.model.optim.distributed:
         optimizer = -(-optimizer // config.data_parallel_size)
-    each = (2 if bf16 else 4) + GRADIENT_BYTES + optimizer
+    weights = 2 if bf16 else 4
+    objective = config.model.rs.objective
+    start = weights if objective.kl and not objective.offload_reference else 0  # a copy on the device
+    each = weights + start + GRADIENT_BYTES + optimizer
     return arch.num_parameters * each // config.model_parallel_size
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from rs_aligner.loss import bradley_terry
-from rs_aligner.policy.training import BaseTrainer, deal
+from rs_aligner.policy.batches import deal
+from rs_aligner.policy.training import BaseTrainer
 from rs_aligner.rollout import PreferencePair
 
 
@@ -35,6 +36,11 @@ class PairStats:
     accuracy: float
     grad_norm: float
     learning_rate: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What goes among the metrics besides."""
+        return {"accuracy": self.accuracy}
 
 
 @dataclass(frozen=True, slots=True)

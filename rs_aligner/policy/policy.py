@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from rs_aligner.config.common import LengthParams, PolicyModelBase, SamplingParams
+from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.files import hugging_face_part
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate, new_network
@@ -19,6 +20,7 @@ from rs_aligner.policy import checkpoint, huggingface
 from rs_aligner.policy.architecture import read_architecture
 from rs_aligner.policy.memory import uses_bf16
 from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.tokenizer import Tokenizer
 from rs_aligner.policy.trainable import Trainable
@@ -39,6 +41,8 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         learning_rate: the rate of an optimizer step, by the number of steps made before it.
         kv_cache_bytes: most bytes of the decoder's cache on this rank; None for no bound.
         compiled_decoder: whether the decoder's kernels may be compiled on a CPU.
+        objective: what is minimised.
+        keep_start: keeps a copy of the starting weights, for `reference_log_probs` and `restart`.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         learning_rate: Callable[[int], float],
         kv_cache_bytes: int | None = None,
         compiled_decoder: bool = True,
+        objective: ObjectiveConfig = PLAIN,
+        keep_start: bool = False,
     ) -> None:
         source = hugging_face_part(folder)
         arch = read_architecture(source)
@@ -72,13 +78,15 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         super().__init__(
             model,
             arch,
-            Trainer(model, model_config, runtime, optimizer),
+            Trainer(model, model_config, runtime, optimizer, objective),
             source,
             batch_size=config.global_batch_size,
             learning_rate=learning_rate,
         )
         self.config, self.tokenizer, self.kv_cache_bytes = config, tokenizer, kv_cache_bytes
         self.network = new_network(model, arch, runtime, compiled=compiled_decoder)
+        # Taken now, before a checkpoint is loaded: a continued run has the same start.
+        self._start = StartingWeights(self.trainer, objective.offload_reference) if keep_start else None
 
     def generate(
         self,
@@ -89,6 +97,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         *,
         step: int,
         wave_size: int | None = None,
+        first_index: int = 0,
     ) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends.
 
@@ -98,6 +107,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             sampling, lengths: how to sample.
             step: part of the rollouts' seeds.
             wave_size: prompts decoded together on a replica; None for all of its share.
+            first_index: index of each prompt's first rollout, above 0 where it has some already.
         """
         mine = list(enumerate(prompts))[self.runtime.dp_rank :: self.runtime.dp_size]
         self.trainer.ddp.eval()
@@ -111,6 +121,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             step=step,
             policy_version=self.version,
             wave_size=wave_size,
+            first_index=first_index,
             kv_cache_bytes=self.kv_cache_bytes,
         )
 
@@ -122,6 +133,34 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             learning_rate=learning_rate,
             normalization=self.config.loss_normalization,
         )
+
+    def reference_log_probs(self, rows: Sequence[TrainingRow]) -> list[tuple[float, ...]]:
+        """The log-probability of each response token under the starting weights.
+
+        The `rows` are the same on every rank, and so is the result. Forward passes only; the model holds the
+        starting weights meanwhile and has its own again, bit for bit, at the end.
+
+        Raises:
+            ValueError: the policy was built without `keep_start`.
+        """
+        with self._starting_weights().in_place():
+            return response_log_probs(self.trainer, rows, self.config.micro_batch_size)
+
+    def restart(self) -> None:
+        """Go back to the starting weights, with an optimizer as new; the schedule begins again, too.
+
+        What is trained from here equals what a new policy would be, to the last bit. The `version` stays.
+
+        Raises:
+            ValueError: the policy was built without `keep_start`.
+        """
+        self._starting_weights().restore()
+        self.optimizer_steps = 0
+
+    def _starting_weights(self) -> StartingWeights:
+        if self._start is None:
+            raise ValueError("the starting weights were not kept: build the policy with keep_start=True")
+        return self._start
 
 
 def _controls(sampling: SamplingParams, lengths: LengthParams) -> Controls:

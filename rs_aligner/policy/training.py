@@ -1,6 +1,7 @@
 """One optimizer step on a global batch: Megatron's schedules, DDP and optimizer, our losses.
 
-`BaseTrainer` has what any loss needs, `Trainer` the policy's; the reward model's is in `pairs.py`.
+`BaseTrainer` has what any loss needs, `Trainer` the policy's; the reward model's is in `pairs.py`. How rows
+become micro-batches is in `batches.py`.
 
 The denominator is counted over the whole global batch before the first forward and handed to every
 micro-batch, so the micro-batches and the ranks simply add up. Megatron would divide by micro-batches
@@ -10,10 +11,9 @@ micro-batch, so the micro-batches and the ranks simply add up. Megatron would di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,11 +28,12 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer import TransformerConfig
 
 from rs_aligner.config.common import OptimConfig
-from rs_aligner.loss import Normalization, masked_nll, response_mask
+from rs_aligner.config.objective import PLAIN, ObjectiveConfig
+from rs_aligner.loss import Normalization, clipped_surrogate, clipped_tokens, kl_to_reference, masked_nll
+from rs_aligner.policy.batches import MicroBatch, denominator, micro_batches
 from rs_aligner.policy.runtime import Runtime
 from rs_aligner.rollout import TrainingRow
 
-Row = TypeVar("Row", bound=Sized)
 Forward = Callable[[Any, Any], tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]
 """`f(micro_batch, model)`: the model's output, and what makes of it the sums of the micro-batch, `[K]`.
 
@@ -48,59 +49,15 @@ class StepStats:
         loss: of the global batch.
         grad_norm: of the global gradient, before clipping.
         learning_rate: that the step was made with.
+        figures: what the objective adds, where its terms play a part. `kl`: the estimated divergence from the
+            reference policy, mean over the response tokens that have one, in nats; `clip_fraction`: share of
+            the response tokens with a ratio that were clipped. Both before the step.
     """
 
     loss: float
     grad_norm: float
     learning_rate: float
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Right-padded rows: `tokens` int64 `[B, S]`, `mask` bool `[B, S - 1]` in next-token space."""
-
-    tokens: torch.Tensor
-    mask: torch.Tensor
-
-
-def micro_batches(
-    rows: Sequence[TrainingRow], size: int, dp_rank: int, dp_size: int, *, multiple: int = 1
-) -> list[MicroBatch]:
-    """This replica's share of a global batch, rows of similar length together.
-
-    Where they do not suffice, a micro-batch without any response token fills the place. Lengths are
-    padded to a `multiple` (sequence parallelism cuts them evenly).
-    """
-    return [_collate(chunk, multiple) for chunk in deal(rows, size, dp_rank, dp_size)]
-
-
-def deal(rows: Sequence[Row], size: int, dp_rank: int, dp_size: int) -> list[list[Row]]:
-    """This replica's chunks of at most `size` rows of similar length; as many as any other's, if empty."""
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
-    chunks = [[rows[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
-    per_rank = -(-len(chunks) // dp_size)
-    chunks += [[] for _ in range(per_rank * dp_size - len(chunks))]
-    return chunks[dp_rank::dp_size]
-
-
-def _collate(rows: Sequence[TrainingRow], multiple: int) -> MicroBatch:
-    if not rows:
-        width = max(2, multiple)
-        return MicroBatch(
-            torch.zeros(1, width, dtype=torch.long), torch.zeros(1, width - 1, dtype=torch.bool)
-        )
-    width = -(-max(2, *(len(row) for row in rows), 2) // multiple) * multiple
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row.prompt + row.response)
-    prompt_lengths = torch.tensor([len(row.prompt) for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    return MicroBatch(tokens, response_mask(prompt_lengths, lengths, width))
-
-
-def denominator(rows: Sequence[TrainingRow], normalization: Normalization) -> int:
-    """What the global batch's loss is divided by: its sequences, or its response tokens."""
-    return len(rows) if normalization == "sequence" else sum(len(row.response) for row in rows)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def _finalize(model: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
@@ -196,7 +153,26 @@ class BaseTrainer:
 
 
 class Trainer(BaseTrainer):
-    """The policy's optimizer step, on rows of prompt and response."""
+    """The policy's optimizer step, on rows of prompt and response.
+
+    Rows with the sampler's log-probabilities have the clipped surrogate for a loss, others the weighted
+    negative log-likelihood; rows with a reference's have the KL term besides. All may share a batch.
+
+    Args:
+        model, config, runtime, optimizer_config: as `BaseTrainer`.
+        objective: its `clip` and `kl`. With `kl` 0 a reference is only measured.
+    """
+
+    def __init__(
+        self,
+        model: GPTModel,
+        config: TransformerConfig,
+        runtime: Runtime,
+        optimizer_config: OptimizerConfig,
+        objective: ObjectiveConfig = PLAIN,
+    ) -> None:
+        super().__init__(model, config, runtime, optimizer_config)
+        self.objective = objective
 
     def step(
         self,
@@ -207,30 +183,91 @@ class Trainer(BaseTrainer):
         normalization: Normalization = "sequence",
     ) -> StepStats:
         """One optimizer step on a global batch, the same `rows` on every rank."""
-        loss = self.gradients(rows, micro_batch_size=micro_batch_size, normalization=normalization)
-        return StepStats(loss, self.update(learning_rate), learning_rate)
+        loss, figures = self._accumulate(rows, micro_batch_size, normalization)
+        return StepStats(loss, self.update(learning_rate), learning_rate, figures)
 
     def gradients(
         self, rows: Sequence[TrainingRow], *, micro_batch_size: int, normalization: Normalization = "sequence"
     ) -> float:
         """Leave the global batch's gradient in the parameters' `main_grad`; return its loss."""
+        return self._accumulate(rows, micro_batch_size, normalization)[0]
+
+    def _accumulate(
+        self, rows: Sequence[TrainingRow], micro_batch_size: int, normalization: Normalization
+    ) -> tuple[float, dict[str, float]]:
+        """The gradient, as `gradients` leaves it; the loss and the figures.
+
+        Which figures there are is decided by the whole batch, so that all ranks add up the same ones.
+
+        Raises:
+            ValueError: rows for clipped ratios, but no bounds to clip them to.
+        """
+        if self.objective.bounds is None and any(row.sampled_log_probs for row in rows):
+            raise ValueError("rows have the sampler's log-probabilities: set model.rs.objective.clip")
+        divisors = {
+            "kl": sum(len(row.reference_log_probs) for row in rows),
+            "clip_fraction": sum(len(row.sampled_log_probs) for row in rows),
+        }
+        used = {name: number for name, number in divisors.items() if number}
         batches = micro_batches(
             rows, micro_batch_size, self.runtime.dp_rank, self.runtime.dp_size, multiple=self.multiple
         )
         divisor = denominator(rows, normalization)
-        forward = partial(self._forward, divisor=divisor, normalization=normalization)
-        return self.accumulate(batches, forward, micro_batch_size=micro_batch_size)[0]
 
-    def _forward(self, batch: MicroBatch, model: Any, *, divisor: int, normalization: Normalization) -> Any:
-        device = self.runtime.device
-        tokens, mask = batch.tokens.to(device), batch.mask.to(device)
-        positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-        labels = torch.cat([tokens[:, 1:], tokens[:, :1]], dim=1)  # the last is masked out
+        def forward(batch: MicroBatch, model: Any) -> Any:
+            batch = batch.to(self.runtime.device)
 
-        def sums(output: torch.Tensor) -> torch.Tensor:
-            return masked_nll(-output[:, :-1].float(), mask, divisor, normalization)[None]
+            def sums(output: torch.Tensor) -> torch.Tensor:
+                log_probs = -output[:, :-1].float()
+                loss = self._loss(batch, log_probs, divisor, normalization)
+                return torch.stack([loss, *self._figures(batch, log_probs, used).values()])
 
-        return model(tokens, positions, None, labels=labels), sums
+            return model(batch.tokens, batch.positions, None, labels=batch.labels), sums
+
+        loss, *figures = self.accumulate(
+            batches, forward, micro_batch_size=micro_batch_size, num_sums=1 + len(used)
+        )
+        return loss, dict(zip(used, figures, strict=True))
+
+    def _loss(
+        self, batch: MicroBatch, log_probs: torch.Tensor, divisor: int, normalization: Normalization
+    ) -> torch.Tensor:
+        """This micro-batch's share of the loss, from `[B, S - 1]`."""
+        bounds, kl = self.objective.bounds, self.objective.kl
+        sampled_BT, reference_BT, weights_B = batch.sampled, batch.reference, batch.weights
+        learnt_BT = batch.mask if sampled_BT is None else batch.mask & sampled_BT.isnan()
+        loss = masked_nll(log_probs, learnt_BT, divisor, normalization, weights=weights_B)
+        if sampled_BT is not None:
+            assert bounds is not None
+            assert weights_B is not None
+            loss = loss + clipped_surrogate(
+                *(log_probs, sampled_BT, weights_B, ~sampled_BT.isnan(), divisor, normalization),
+                clip_low=bounds[0],
+                clip_high=bounds[1],
+            )
+        if reference_BT is not None and kl:
+            mask_BT = ~reference_BT.isnan()
+            loss = loss + kl * kl_to_reference(log_probs, reference_BT, mask_BT, divisor, normalization)
+        return loss
+
+    @torch.no_grad()
+    def _figures(
+        self, batch: MicroBatch, log_probs: torch.Tensor, divisors: dict[str, int]
+    ) -> dict[str, torch.Tensor]:
+        """This micro-batch's share of the figures, each with a divisor that counts the whole batch."""
+        found = {name: log_probs.new_zeros(()) for name in divisors}
+        if (reference_BT := batch.reference) is not None:
+            mask_BT = ~reference_BT.isnan()
+            found["kl"] = kl_to_reference(log_probs, reference_BT, mask_BT, divisors["kl"], "token")
+        if (sampled_BT := batch.sampled) is not None:
+            assert self.objective.bounds is not None
+            assert batch.weights is not None
+            low, high = self.objective.bounds
+            clipped_BT = clipped_tokens(
+                *(log_probs, sampled_BT, batch.weights, ~sampled_BT.isnan()), clip_low=low, clip_high=high
+            )
+            found["clip_fraction"] = clipped_BT.sum() / divisors["clip_fraction"]
+        return found
 
 
 def adam(config: OptimConfig, *, dtype: torch.dtype, clip_grad: float | None) -> OptimizerConfig:

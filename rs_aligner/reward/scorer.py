@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rs_aligner.reward.judges import Metadata, ServedJudge, TokenJudge, describe, score_rows
+from rs_aligner.reward.judges import Metadata, ServedJudge, TokenJudge, score_rows
 from rs_aligner.reward.protocol import Arrays
 from rs_aligner.reward.statistics import Statistics
 from rs_aligner.reward.token import TOKEN_VARIABLE
 from rs_aligner.rollout import Score, ScoreFailure
+from rs_aligner.users_code import describe
 
 TOKEN_HEADER = "triton-access-token"
 """The header in which PyTriton's own client sends its access token, too."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rs_aligner.reward.check import check
-from rs_aligner.reward.judges import ServedJudge, describe, load_judge
+from rs_aligner.reward.judges import ServedJudge, load_judge
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.scorer import Decode, Scorer
 from rs_aligner.reward.serving import (
@@ -39,6 +39,7 @@ from rs_aligner.reward.serving import (
 )
 from rs_aligner.reward.statistics import Statistics, metrics_endpoint, triton_metrics
 from rs_aligner.reward.token import TOKEN_VARIABLE, read_token
+from rs_aligner.users_code import describe
 
 if TYPE_CHECKING:
     from rs_aligner.config import ServeRewardConfig

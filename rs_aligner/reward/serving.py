@@ -24,8 +24,8 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
 
 from rs_aligner.config import InferenceConfig
-from rs_aligner.reward.judges import describe
 from rs_aligner.reward.scorer import TOKEN_HEADER, Scorer
+from rs_aligner.users_code import describe
 
 # Triton refuses a request with more rows than this; the judge never sees more than
 # inference_micro_batch_size of them at a time.

@@ -168,7 +168,11 @@ def test_an_unknown_key_names_the_nearest_one(key, value, nearest, tree):
         ),
         ("exp_manager.max_time_per_run", 12600, "exp_manager.max_time_per_run is 12600: should be"),
         ("exp_manager.max_time_per_run", "00:00:00:00", "should be longer than no time"),
-        ("exp_manager.checkpoint_callback_params.monitor", "loss", "should be 'val_global_rewards' or"),
+        (
+            "exp_manager.checkpoint_callback_params.monitor",
+            "loss",
+            "should be 'val_global_rewards', 'validation/reward' or",
+        ),
         (
             "exp_manager.checkpoint_callback_params.save_top_k",
             -2,

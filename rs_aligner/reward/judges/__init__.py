@@ -13,7 +13,6 @@ from rs_aligner.reward.judges.base import (
     TokenJudge,
     Value,
     content_hash,
-    describe,
     score_rows,
 )
 from rs_aligner.reward.judges.load import BUILT_IN, load_judge, rewards_of
@@ -27,7 +26,6 @@ __all__ = [
     "TokenJudge",
     "Value",
     "content_hash",
-    "describe",
     "load_judge",
     "rewards_of",
     "score_rows",

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from rs_aligner import __version__
 from rs_aligner.rollout import Score, ScoreFailure
+from rs_aligner.users_code import describe
 
 Metadata = dict[str, Any]
 Value = float | Mapping[str, float] | Score | ScoreFailure
@@ -150,11 +151,6 @@ def content_hash(*parts: Any) -> str:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         digest.update(b"\0")
     return digest.hexdigest()
-
-
-def describe(error: BaseException) -> str:
-    """An exception on one line, for logs and answers."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _read(value: Any) -> Score | ScoreFailure:

@@ -8,8 +8,6 @@ judge to its time limit is in `limit.py`.
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +24,8 @@ from rs_aligner.reward.judges.base import (
     Value,
     checked_call,
     content_hash,
-    describe,
 )
+from rs_aligner.users_code import describe, find
 
 
 class FunctionJudge:
@@ -90,7 +88,7 @@ def users_judge(spec: str, kwargs: Mapping[str, Any]) -> tuple[ServedJudge, str 
         ValueError: no such file, module or name, something that cannot be called as a judge, settings that
             it does not take, or a judge that is broken whatever the rows.
     """
-    found = _find(spec)
+    found = find("judge.function", spec)
     module = sys.modules.get(getattr(found, "__module__", None) or "")
     code = getattr(module, "__file__", None)
     fingerprint = content_hash(spec.rpartition(":")[2], kwargs, *([Path(code)] if code else []))
@@ -165,41 +163,3 @@ def _make(spec: str, found: type[Any], kwargs: Mapping[str, Any]) -> Any:
     except Exception as error:
         settings = ", ".join(f"{name}=..." for name in kwargs)
         raise ValueError(f"judge.function: making {spec}({settings}) failed: {describe(error)}") from error
-
-
-def _find(spec: str) -> Callable[..., Any]:
-    """Import `path/to/file.py:name` or `package.module:name`."""
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise ValueError(
-            f"judge.function: {spec!r} must look like path/to/file.py:name or package.module:name"
-        )
-    try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except FileNotFoundError as error:
-        raise ValueError(f"judge.function: {error}") from None
-    except Exception as error:
-        hint = "" if place.endswith(".py") else " (is its folder on PYTHONPATH?)"
-        raise ValueError(f"judge.function: importing {place} failed{hint}: {describe(error)}") from error
-    found: Callable[..., Any] | None = getattr(module, name, None)
-    if found is None:
-        raise ValueError(f"judge.function: {place} has no {name!r}")
-    if not callable(found):
-        raise ValueError(f"judge.function: {spec} is a {type(found).__name__}, not a function")
-    return found
-
-
-def _import_file(path: Path) -> Any:
-    """Import a file as Python runs a script: its own folder is searched for what it imports."""
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    name = f"rs_aligner_judge_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look the module up by name
-    sys.path.insert(0, str(path.parent))
-    spec.loader.exec_module(module)
-    return module

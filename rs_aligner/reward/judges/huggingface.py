@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rs_aligner.reward.judges.base import Metadata, Tokens, Value, content_hash, describe
+from rs_aligner.reward.judges.base import Metadata, Tokens, Value, content_hash
 from rs_aligner.rollout import ScoreFailure
+from rs_aligner.users_code import describe
 
 _HEAD = "ForSequenceClassification"
 _NARROWEST = 32

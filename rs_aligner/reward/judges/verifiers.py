@@ -8,20 +8,14 @@ would be learnt along with it.
 from __future__ import annotations
 
 import re
-import unicodedata
 from decimal import Decimal
 from typing import Literal
 
+from rs_aligner.reward.answers import MARK, marked_answer, number_of, words
 from rs_aligner.reward.judges.base import BadSetting, Metadata
-from rs_aligner.reward.judges.numbers import Number, find_numbers, plain_text
+from rs_aligner.reward.numbers import Number, find_numbers, plain_text
 
-_MARK = "####"
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d{1,3})?", re.ASCII | re.IGNORECASE)
-_LIST = re.compile(r"\s*(?:[,;&]|and\b|)\s*[-$€£]*\s*")
-_MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_TYPOGRAPHY = " .!?\"'$*`_"
-_BOXED = re.compile(r"(-?)[\s$]{0,4}\\(?:boxed|fbox)\s?(\{|\S{1,100})")
-_TAIL = 2000  # characters at the end of a text in which its last number is looked for first
 
 
 def exact_answer(
@@ -79,12 +73,12 @@ def final_answer(
 
 def is_right(response: str, reference: str) -> bool:
     """Whether the response comes to the reference's answer, as `final_answer` sees it."""
-    said, expected = _final(response), _final(reference)
-    number = _expected(reference) if expected is None else _value(expected, is_marked=True)
+    said, expected = marked_answer(response), marked_answer(reference)
+    number = _expected(reference) if expected is None else number_of(expected, is_marked=True)
     if number is not None and number.value is not None:
-        answer = _value(response if said is None else said, is_marked=said is not None)
+        answer = number_of(response if said is None else said, is_marked=said is not None)
         return answer is not None and answer.same_as(number)
-    return _words(response if said is None else said) == _words(reference if expected is None else expected)
+    return words(response if said is None else said) == words(reference if expected is None else expected)
 
 
 def _reference(row: Metadata, key: str) -> str:
@@ -96,75 +90,21 @@ def _reference(row: Metadata, key: str) -> str:
     return str(row[key])
 
 
-def _final(text: str) -> str | None:
-    r"""What follows the last `####`, or what is in the last `\boxed{}`; None where there is neither."""
-    _, mark, after = text.rpartition(_MARK)
-    boxed = _boxed(after)
-    if boxed is not None or not mark:
-        return boxed
-    return after
-
-
-def _boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{}`, with a minus sign that stands before it."""
-    matches = list(_BOXED.finditer(text))
-    if not matches:
-        return None
-    match = matches[-1]
-    sign = "-" if match[1] and not re.search(r"[\w)}]\s*$", text[: match.start()]) else ""
-    if match[2] != "{":
-        return sign + match[2]
-    depth = 1
-    for place in range(match.end(), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return sign + text[match.end() : place]
-    return sign + text[match.end() :]
-
-
-def _value(text: str | None, *, is_marked: bool) -> Number | None:
-    """The number that a text comes to, if there is one: the last, but the first of a marked answer."""
-    if text is None:
-        return None
-    text = plain_text(text)
-    if not is_marked:
-        in_prose = "\n" in text.strip()
-        numbers = find_numbers(text[-_TAIL:], in_prose=in_prose)
-        if len(numbers) < 2:  # the only one may have been cut
-            numbers = find_numbers(text, in_prose=in_prose)
-        return numbers[-1] if numbers else None
-    for line in text.splitlines():
-        for part in reversed(re.split("[=≈]", line)):
-            numbers = find_numbers(part, in_prose=False)
-            if len(numbers) > 1 and _LIST.fullmatch(part, numbers[0].end, numbers[1].start):
-                return Number(None, False, 0, 0)  # several answers are none
-            if numbers:
-                return numbers[0]
-    return None
-
-
 def _expected(reference: str) -> Number | None:
     """The number of a reference that is nothing but the answer; a solution without a mark has several."""
     numbers = find_numbers(plain_text(reference), in_prose=False)
     return numbers[0] if len(numbers) == 1 else None
 
 
-def _words(text: str) -> str:
-    """A text for comparison: the first line that says something, without what is only typography."""
-    text = _MARKUP.sub(r"\1", unicodedata.normalize("NFKC", text)).casefold()
-    lines = (" ".join(line.split()).strip(_TYPOGRAPHY) for line in text.splitlines())
-    return next(filter(None, lines), "")
-
-
 def _same_text(response: str, reference: str) -> bool:
-    said, expected = _final(response), _final(reference)
+    said, expected = marked_answer(response), marked_answer(reference)
     return " ".join((response if said is None else said).split()) == " ".join(
         (reference if expected is None else expected).split()
     )
 
 
 def _is_exact(response: str, reference: str) -> bool:
-    response, reference = (" ".join(text.rpartition(_MARK)[2].split()) for text in (response, reference))
+    response, reference = (" ".join(text.rpartition(MARK)[2].split()) for text in (response, reference))
     if response == reference:
         return True
     if not (_NUMBER.fullmatch(response) and _NUMBER.fullmatch(reference)):

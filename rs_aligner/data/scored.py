@@ -1,0 +1,128 @@
+"""Rollouts that were sampled and scored before: a run's ledger, or a file of answers with their rewards.
+
+A row of a file has a prompt, as prompt files have it, and its answers: `"responses": [...]` with
+`"rewards": [...]`. A reward may be null, where the judge failed. So groups are rows, and never found by
+comparing text. A run's ledger (its `rollouts/` folder) keeps the very tokens that were sampled; those of a
+file come from the tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rs_aligner.data.prompts import row_id
+from rs_aligner.data.rows import Tokenizer, account, prompt_text, read_rows, tokenize, tokenize_response
+from rs_aligner.ledger import Ledger, groups_of
+from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
+
+
+def load_scored(
+    sources: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    template: str | None = None,
+    add_bos: bool | None = None,
+    max_length: int,
+) -> tuple[Group, ...]:
+    """Reads scored rollouts.
+
+    Args:
+        sources: JSON Lines files, or `rollouts/` folders of runs.
+        tokenizer: turns texts into tokens; its first end token closes every response of a file.
+        template: a format string over a row's keys for the prompt; None for `text` or `messages`.
+        add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
+        max_length: rollouts of more tokens than this, prompt and response together, are left out.
+
+    Returns:
+        A group for each row of a file, and for each prompt of a ledger's step; `Prompt.row` counts them.
+
+    Raises:
+        ValueError: a row is malformed (with file and line), a ledger is of another tokenizer, or empty.
+    """
+    groups: list[Group] = []
+    num_rollouts = num_too_long = 0
+    for source in sources:
+        found = (
+            _from_ledger(Path(source), tokenizer)
+            if Path(source).is_dir()
+            else _from_file(source, tokenizer, template, add_bos)
+        )
+        for group in found:
+            room = max_length - len(group.prompt.token_ids)
+            fits = [len(rollout.token_ids) <= room for rollout in group.rollouts]
+            num_rollouts, num_too_long = num_rollouts + sum(fits), num_too_long + fits.count(False)
+            prompt = Prompt(
+                group.prompt.id,
+                group.prompt.text,
+                group.prompt.token_ids,
+                metadata=group.prompt.metadata,
+                row=len(groups),
+            )
+            places = [place for place, fit in enumerate(fits) if fit]
+            if places:
+                rollouts = [group.rollouts[place] for place in places]
+                groups.append(Group(prompt, rollouts, [group.scores[place] for place in places]))
+    account(sources, "rollouts", num_rollouts, num_too_long, max_length)
+    return tuple(groups)
+
+
+def _from_ledger(folder: Path, tokenizer: Tokenizer) -> Iterator[Group]:
+    """The groups of all steps, each rollout in the step that sampled it."""
+    ledger = Ledger.existing(folder)
+    for step in ledger.steps():
+        rows = [row for row in ledger.read(step) if row.policy_version >= step - 1]
+        for group in groups_of(rows):
+            _check_tokenizer(folder, step, group.prompt, tokenizer)
+            yield group
+
+
+def _check_tokenizer(folder: Path, step: int, prompt: Prompt, tokenizer: Tokenizer) -> None:
+    """Refuses tokens that this tokenizer would not have made of the same prompt, begin token or not."""
+    bos = tokenizer.bos_id
+    made, recorded = list(tokenizer.encode(prompt.text)), list(prompt.token_ids)
+    if [i for i in made if i != bos] != [i for i in recorded if i != bos]:
+        raise ValueError(
+            f"{folder}, step {step}: the tokens of prompt {prompt.id} are not those of this policy's "
+            "tokenizer; the ledger is of a run with another one"
+        )
+
+
+def _from_file(
+    name: str, tokenizer: Tokenizer, template: str | None, add_bos: bool | None
+) -> Iterator[Group]:
+    for where, row in read_rows([name]):
+        responses, rewards = _answers(where, row)
+        prompt_row = {key: value for key, value in row.items() if key not in ("responses", "rewards")}
+        text, is_chat = prompt_text(where, prompt_row, tokenizer, template, "text")
+        ids = tokenize(where, text, tokenizer, is_chat, add_bos)
+        rollouts = [
+            Rollout(
+                group=0,
+                index=index,
+                token_ids=tokenize_response(where, text, ids, response, tokenizer, is_chat, add_bos),
+                text=response,
+                finish_reason="stop",
+            )
+            for index, response in enumerate(responses)
+        ]
+        scores = [ScoreFailure("no reward in the file") if r is None else Score(float(r)) for r in rewards]
+        yield Group(Prompt(row_id(where, row), text, ids, metadata=prompt_row), rollouts, list(scores))
+
+
+def _answers(where: str, row: dict[str, Any]) -> tuple[list[str], list[float | None]]:
+    responses, rewards = row.get("responses"), row.get("rewards")
+    if not isinstance(responses, list) or not isinstance(rewards, list) or len(responses) != len(rewards):
+        raise ValueError(
+            f"{where}: should have 'responses' and 'rewards', lists of the same length, beside its prompt"
+        )
+    for response in responses:
+        if not isinstance(response, str) or not response:
+            raise ValueError(f"{where}: a response should be a text with something in it, not {response!r}")
+    for reward in rewards:
+        is_number = isinstance(reward, int | float) and not isinstance(reward, bool)
+        if reward is not None and not (is_number and math.isfinite(reward)):
+            raise ValueError(f"{where}: a reward should be a finite number or null, not {reward!r}")
+    return responses, rewards

@@ -1,0 +1,150 @@
+"""The starting policy, without a second model: a copy of the weights that takes their place for a while.
+
+What a KL term and a restart need of the starting policy is its weights; everything else is the trained
+model's own. So the copy, on the CPU or on the device, changes places with the weights, a tensor at a time,
+and changes back with the very same bits. The weights stay where they are in memory, in the buffers of
+Megatron's DDP, which the optimizer and the decoder read; the float32 twins that the optimizer keeps of bf16
+weights are not touched by a swap. Left out on purpose: a reference that follows the policy, and running both
+policies at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from rs_aligner.policy.batches import MicroBatch, collate, deal
+from rs_aligner.policy.training import BaseTrainer
+from rs_aligner.rollout import TrainingRow
+
+
+class StartingWeights:
+    """A copy of a model's weights as they are now, of this rank's part.
+
+    Args:
+        trainer: the model with its optimizer.
+        offload: keeps the copy in the CPU's memory; otherwise on the model's device.
+    """
+
+    def __init__(self, trainer: BaseTrainer, offload: bool) -> None:
+        self.trainer = trainer
+        self._parameters = list(trainer.ddp.module.parameters())
+        self._copies = [_copy(parameter.data, offload) for parameter in self._parameters]
+        self._is_in_place = False
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the starting weights inside; nothing may train or save meanwhile."""
+        assert not self._is_in_place, "the starting weights are in their place already"
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def restore(self) -> None:
+        """Give the model the starting weights for good, and the optimizer no memory of the others."""
+        assert not self._is_in_place, "the trained weights are set aside"
+        for parameter, copy in zip(self._parameters, self._copies, strict=True):
+            parameter.data.copy_(copy)
+        _forget(self.trainer.optimizer)
+
+    def _swap(self) -> None:
+        for parameter, copy in zip(self._parameters, self._copies, strict=True):
+            aside = parameter.data.clone()
+            parameter.data.copy_(copy)
+            copy.copy_(aside)
+        self._is_in_place = not self._is_in_place
+
+
+@torch.no_grad()
+def _forget(optimizer: MegatronOptimizer) -> None:
+    """Make the optimizer as new, around the weights that the model has now."""
+    optimizer.reload_model_params()  # its float32 twins of bf16 weights
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for state in part.optimizer.state.values():
+            for name in ("step", "exp_avg", "exp_avg_sq"):
+                if name in state:
+                    state[name].zero_()
+        for group in part.optimizer.param_groups:
+            group.pop("step", None)  # where fused optimizers count
+
+
+def _copy(weights: torch.Tensor, offload: bool) -> torch.Tensor:
+    if not offload:
+        return weights.clone()
+    # Pinned memory is copied from and to a GPU several times as fast.
+    copy = torch.empty_like(weights, device="cpu", pin_memory=weights.is_cuda)
+    return copy.copy_(weights)
+
+
+@torch.no_grad()
+def response_log_probs(
+    trainer: BaseTrainer, rows: Sequence[TrainingRow], micro_batch_size: int
+) -> list[tuple[float, ...]]:
+    """The log-probability of each response token under the weights that the model has now.
+
+    The same forward pass as in training. The replicas share the rows out among them.
+
+    Args:
+        trainer: the model.
+        rows: the same on every rank.
+        micro_batch_size: rows that pass through the model together, at most.
+
+    Returns:
+        For each row as many numbers as it has response tokens; the same on every rank.
+    """
+    runtime = trainer.runtime
+    if not rows:
+        return []
+    placed = [_Placed(place, row) for place, row in enumerate(rows)]
+    mine = deal(placed, micro_batch_size, runtime.dp_rank, runtime.dp_size)
+    batches = [collate([one.row for one in chunk], trainer.multiple) for chunk in mine]
+    trainer.ddp.eval()
+
+    def forward_step(batches: Iterator[MicroBatch], model: Any) -> Any:
+        batch = next(batches).to(runtime.device)
+
+        def log_probs(output: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
+            return -output[:, :-1].float()[batch.mask]  # row by row, in order
+
+        return model(batch.tokens, batch.positions, None, labels=batch.labels), log_probs
+
+    found: list[torch.Tensor] = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(batches),
+        model=[trainer.ddp],
+        num_microbatches=len(batches),
+        seq_length=max(batch.tokens.shape[1] for batch in batches),
+        micro_batch_size=micro_batch_size,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    speaks = runtime.is_last_stage and runtime.tp_rank == 0
+    pieces = []
+    if speaks:
+        for chunk, log_probs in zip(mine, found, strict=True):
+            lengths = [len(one.row.response) for one in chunk]
+            if chunk:
+                parts = log_probs.cpu().split(lengths)
+                pieces += [(one.place, part.tolist()) for one, part in zip(chunk, parts, strict=True)]
+    everyone: list[list[tuple[int, list[float]]]] = [[] for _ in range(runtime.world_size)]
+    dist.all_gather_object(everyone, pieces, group=runtime.objects)
+    by_place = dict(piece for rank in everyone for piece in rank)
+    return [tuple(by_place[place]) for place in range(len(rows))]
+
+
+class _Placed:
+    """A row that remembers its place while rows are dealt out by length."""
+
+    def __init__(self, place: int, row: TrainingRow) -> None:
+        self.place, self.row = place, row
+
+    def __len__(self) -> int:
+        return len(self.row)

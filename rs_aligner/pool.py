@@ -1,0 +1,197 @@
+"""Which rollouts a step chooses from: new ones, those of the cycle once more, or also the best of before.
+
+A `Source` brings scored groups: sampled from the policy, or read from a file. The `Pool` decides when it is
+asked, and what of earlier steps stays a candidate:
+
+- `improve_steps` of 1: each step has groups of its own. Above 1 (grow and improve, as trlX's rejection
+  fine-tuning): a cycle of so many steps trains on the same groups, and then there are new ones.
+- `max_staleness` above 0: what a step kept stays a candidate in as many later steps, beside what is new. The
+  rollouts of a prompt that comes again are one group, whichever step sampled them.
+
+A run that continues finds both in the ledger, so the checkpoint holds no rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from rs_aligner.collect import Collected, Collector, num_tokens
+from rs_aligner.config import PoolConfig, RSConfig
+from rs_aligner.data import PromptSampler
+from rs_aligner.ledger import Ledger, LedgerRow, groups_of
+from rs_aligner.rollout import Group, Prompt
+from rs_aligner.selection import Selection
+
+
+class Source(Protocol):
+    """Where scored groups come from; the same on every rank."""
+
+    def draw(self, step: int) -> Collected:
+        """The groups of a step."""
+
+
+class SampledRollouts:
+    """Groups sampled from the policy, for the next prompts of an epoch's order.
+
+    Args:
+        rs: how to sample.
+        collector: samples and scores.
+        prompts: to sample for.
+        sampler: which of them come next; its place is the run's.
+    """
+
+    def __init__(
+        self, rs: RSConfig, collector: Collector, prompts: Sequence[Prompt], sampler: PromptSampler
+    ) -> None:
+        self.rs, self.collector, self.prompts, self.sampler = rs, collector, prompts, sampler
+
+    def draw(self, step: int) -> Collected:
+        """Sample for the next prompts."""
+        rs, what = self.rs, f"step {step}"
+        prompts = [
+            replace(self.prompts[draw.index], position=draw.position, row=draw.index)
+            for draw in next(self.sampler)
+        ]
+        number, sampling = rs.num_rollouts_per_prompt, rs.sampling_params
+        if rs.until is None:
+            return self.collector.collect(prompts, number, sampling, step=step, what=what)
+        return self.collector.collect_until(prompts, rs.until, number, sampling, step=step, what=what)
+
+
+class ScoredRollouts:
+    """Groups that were sampled and scored before, in an epoch's order.
+
+    Args:
+        groups: all of them.
+        sampler: which of them come next; its place is the run's.
+    """
+
+    def __init__(self, groups: Sequence[Group], sampler: PromptSampler) -> None:
+        self.groups, self.sampler = groups, sampler
+
+    def draw(self, step: int) -> Collected:
+        """The next groups."""
+        return Collected([self.groups[draw.index] for draw in next(self.sampler)])
+
+
+@dataclass(slots=True)
+class Candidates:
+    """What a step chooses from.
+
+    Attributes:
+        groups: a prompt's rollouts each, perhaps of several steps.
+        improve_step: which step of the cycle it is, counted from 0.
+        new_tokens: response tokens that were sampled for this step.
+        waited: seconds spent waiting for scores.
+        failure: why the judge failed too much to go on; None if it did not.
+    """
+
+    groups: list[Group]
+    improve_step: int
+    new_tokens: int
+    waited: float = 0.0
+    failure: str | None = None
+
+    @property
+    def num_rollouts(self) -> int:
+        """Rollouts of all groups."""
+        return sum(len(group.rollouts) for group in self.groups)
+
+
+class Pool:
+    """Brings each step its candidates.
+
+    Args:
+        config: the `model.rs.pool` section.
+        source: where new groups come from.
+    """
+
+    def __init__(self, config: PoolConfig, source: Source) -> None:
+        self.config, self.source = config, source
+        self._cycle: list[Group] = []  # what the steps of this cycle train on
+        self._bank: list[Group] = []  # what the step before kept
+
+    def improve_step(self, step: int) -> int:
+        """Which step of its cycle a step is, counted from 0; at 0 there are new rollouts."""
+        return (step - 1) % self.config.improve_steps
+
+    def draw(self, step: int) -> Candidates:
+        """The candidates of a step; a collective where the source is."""
+        improve_step = self.improve_step(step)
+        if improve_step:
+            return Candidates(self._cycle, improve_step, new_tokens=0)
+        found = self.source.draw(step)
+        if self.config.improve_steps > 1:
+            self._cycle = found.groups
+        new_tokens = sum(num_tokens(group) for group in found.groups)
+        groups = _joined(found.groups, self._fresh_enough(step))
+        return Candidates(groups, improve_step, new_tokens, found.waited, found.failure)
+
+    def settle(self, groups: Sequence[Group], selection: Selection) -> None:
+        """Note what a step kept."""
+        if self.config.max_staleness:
+            kept = (
+                _only(group, keep_N) for group, keep_N in zip(groups, selection.keep.tolist(), strict=True)
+            )
+            self._bank = [group for group in kept if group.rollouts]
+
+    def remembered(self, ledger: Ledger, done: int) -> list[LedgerRow]:
+        """What of the ledger `restore` needs, for a run that continues behind step `done`.
+
+        Raises:
+            ValueError: the ledger does not have it.
+        """
+        inside = done % self.config.improve_steps
+        if inside:  # in the middle of a cycle, whose first step sampled
+            return ledger.read(done - inside + 1)
+        if self.config.max_staleness and done:
+            return [row for row in ledger.read(done) if row.kept]
+        return []
+
+    def restore(self, rows: Sequence[LedgerRow], done: int) -> None:
+        """Go on as a pool that has seen `done` steps; `rows` are those of `remembered`."""
+        if done % self.config.improve_steps:
+            self._cycle = groups_of(rows)
+        else:
+            self._bank = groups_of(rows)
+
+    def _fresh_enough(self, step: int) -> list[Group]:
+        """The banked rollouts that may still be used in a step."""
+        oldest = step - 1 - self.config.max_staleness
+        kept = (_only(g, [r.policy_version >= oldest for r in g.rollouts]) for g in self._bank)
+        return [group for group in kept if group.rollouts]
+
+
+def _only(group: Group, keep_N: Sequence[bool]) -> Group:
+    """A group of some of its rollouts."""
+    places = [place for place in range(len(group.rollouts)) if keep_N[place]]
+    return Group(
+        group.prompt,
+        [group.rollouts[place] for place in places],
+        [group.scores[place] for place in places],
+        [group.watched[place] for place in places] if group.watched else [],
+    )
+
+
+def _joined(new: Sequence[Group], banked: Sequence[Group]) -> list[Group]:
+    """New groups, each with what is banked of its prompt before it, and then the groups of other prompts."""
+    if not banked:
+        return list(new)
+    known = {group.prompt.row: group for group in banked}
+    joined = []
+    for group in new:
+        before = known.pop(group.prompt.row, None)
+        joined.append(group if before is None else _merged(group.prompt, before, group))
+    return joined + list(known.values())
+
+
+def _merged(prompt: Prompt, before: Group, new: Group) -> Group:
+    both_watched = bool(before.watched) and bool(new.watched)
+    return Group(
+        prompt,
+        before.rollouts + new.rollouts,
+        before.scores + new.scores,
+        before.watched + new.watched if both_watched else [],
+    )

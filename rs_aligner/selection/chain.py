@@ -1,0 +1,143 @@
+"""The chain of selectors that the config names, each narrowing what the one before it left.
+
+Without any it is the plain recipe: `model.rs.min_reward` as a bar, then the best `model.rs.top_n_rollouts`.
+Left out on purpose: branches. What joins two selections by "or" is a user's function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rs_aligner.config import selection as conf
+from rs_aligner.rollout import Group, Score
+from rs_aligner.selection import bars, distinct, filters
+from rs_aligner.selection.base import Places, Progress, Selector
+from rs_aligner.selection.result import KEPT, NOT_SCORED, Selection, selection_of
+
+
+class Chain:
+    """Selectors in a row.
+
+    Args:
+        selectors: in the order in which they are asked; none of them keeps all that was scored.
+    """
+
+    def __init__(self, selectors: Sequence[Selector]) -> None:
+        self.selectors = tuple(selectors)
+
+    def select(self, groups: Sequence[Group], progress: Progress) -> Selection:
+        """Who is kept of a step.
+
+        Begins with what has a score. A rollout that one selector rejects is not seen by the next, and its
+        reason is of the one that rejected it. A group of which nothing is left stays in its place.
+
+        Args:
+            groups: the whole step, in data order, of any sizes.
+            progress: how far the run is.
+
+        Returns:
+            The keep mask `[P, N_max]` with a reason for each rollout.
+
+        Raises:
+            ValueError: a user's function fails or answers something else than bools.
+        """
+        left: Sequence[Places] = [
+            [place for place, score in enumerate(group.scores) if isinstance(score, Score)]
+            for group in groups
+        ]
+        reasons = [[NOT_SCORED] * len(group.scores) for group in groups]
+        for selector in self.selectors:
+            stays = selector.select(groups, left, progress)
+            for row, before, after in zip(reasons, left, stays, strict=True):
+                rejected = set(before) - set(after)
+                assert len(rejected) == len(before) - len(after), "a selector kept what was not left"
+                for place in rejected:
+                    row[place] = selector.reason
+            left = stays
+        for row, places in zip(reasons, left, strict=True):
+            for place in places:
+                row[place] = KEPT
+        return selection_of(left, reasons, [NOT_SCORED, *(selector.reason for selector in self.selectors)])
+
+    def remember(self, groups: Sequence[Group], selection: Selection) -> None:
+        """Take note of a step that was trained, for those that compare with earlier ones; on every rank."""
+        if self.remembers:
+            for group, place in selection.kept(groups):
+                self._remember(group, place)
+
+    def restore(self, kept: Sequence[Group]) -> None:
+        """Take note of all that was kept before, when a run continues; prompts have their row or id."""
+        for group in kept:
+            for place in range(len(group.rollouts)):
+                self._remember(group, place)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a selector compares with earlier steps."""
+        return any(selector.remembers for selector in self.selectors)
+
+    def _remember(self, group: Group, place: int) -> None:
+        for selector in self.selectors:
+            selector.remember(group, place)
+
+
+def build_chain(
+    configs: Sequence[conf.SelectorConfig], *, top_n: int, min_reward: float | None = None
+) -> Chain:
+    """The chain that the config names.
+
+    Args:
+        configs: `model.rs.selection`; empty for the plain recipe.
+        top_n: `model.rs.top_n_rollouts`, also of a `topk` without `k`.
+        min_reward: `model.rs.min_reward`, for the plain recipe only.
+
+    Raises:
+        ValueError: a user's function cannot be found or called, `top_n` is below 1, or `min_reward` is NaN or
+            given along with a chain.
+    """
+    if top_n < 1:
+        raise ValueError(f"top_n must be at least 1, not {top_n}")
+    if not configs:
+        if min_reward is None:
+            return Chain([bars.TopK(top_n)])
+        if min_reward != min_reward:
+            raise ValueError("min_reward must be a number, not NaN")
+        return Chain([bars.Threshold(min_reward, reason="below min_reward"), bars.TopK(top_n)])
+    if min_reward is not None:
+        raise ValueError("min_reward has no place beside a chain; put a threshold selector into it")
+    made = (_selector(f"model.rs.selection.{i}", config, top_n) for i, config in enumerate(configs))
+    return Chain([selector for selector in made if selector is not None])
+
+
+def _selector(key: str, config: conf.SelectorConfig, top_n: int) -> Selector | None:
+    match config:
+        case conf.TopKConfig():
+            return bars.TopK(config.k or top_n)
+        case conf.PercentileConfig():
+            return bars.Percentile(config.start, config.end, over_run=config.over == "run")
+        case conf.ThresholdConfig():
+            return bars.Threshold(config.at_least)
+        case conf.PositiveConfig():
+            return bars.Positive(config.above)
+        case conf.TopFractionConfig():
+            return bars.TopFraction(config.fraction)
+        case conf.MedianConfig():
+            return bars.Median()
+        case conf.AllConfig():
+            return None
+        case conf.TruncatedConfig():
+            return filters.Truncated()
+        case conf.LengthConfig():
+            return filters.Length(config.min_tokens, config.max_tokens)
+        case conf.PassRateConfig():
+            return filters.PassRate(config.min, config.max, config.above)
+        case conf.FunctionConfig():
+            return filters.Function(f"{key}.function", config.function, config.kwargs)
+        case conf.DuplicatesConfig():
+            return distinct.Duplicates(normalised=config.normalized, against=config.against)
+        case conf.NearDuplicatesConfig():
+            return distinct.NearDuplicates(config.similarity, config.measure, config.n)
+        case conf.DistinctAnswersConfig():
+            return distinct.DistinctAnswers(config.k, config.pattern)
+        case conf.DiverseConfig():
+            return distinct.Diverse(config.k, config.n)
