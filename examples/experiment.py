@@ -1,4 +1,4 @@
-"""What the training scripts share: one way out for errors, the ranks, the loggers, the run's config.
+"""What the scripts share: one way out for errors, the ranks, the loggers, the run's config.
 
 Only this file knows NeMo and Lightning; they are imported where they are needed, behind every check. What is
 built from a config without them is in `rs_aligner/build.py`.
@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rs_aligner.build import log_handler, num_threads
-from rs_aligner.config import ConfigError, TrainConfig
+from rs_aligner.config import ConfigError, GenerateConfig, TrainConfig
 from rs_aligner.config.common import ExpManagerBase
 from rs_aligner.reward.protocol import JudgeFailed
 
@@ -53,7 +53,7 @@ def _complain(error: Any, status: int) -> int:
     return status
 
 
-def start_ranks(config: TrainConfig) -> None:
+def start_ranks(config: TrainConfig | GenerateConfig) -> None:
     """See to it that there are as many ranks as configured.
 
     Under `torchrun` or `srun` they are there already; started alone on one node with several devices,
@@ -105,7 +105,7 @@ def _launch(num_ranks: int) -> int:
     return 0
 
 
-def _set_up(config: TrainConfig) -> None:
+def _set_up(config: TrainConfig | GenerateConfig) -> None:
     """Threads, logging and warnings of this rank; before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = str(num_threads(config))
     warnings.filterwarnings("ignore", module=r"(megatron|nemo|lightning|torch|pydantic)\.")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.config import (
+    GenerateConfig,
     RSConfig,
     TrainConfig,
     TrainRewardModelConfig,
@@ -28,13 +29,14 @@ from rs_aligner.schedule import learning_rate
 if TYPE_CHECKING:
     from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.reward_model import MegatronRewardModel
+    from rs_aligner.policy.sampler import Sampler
     from rs_aligner.policy.tokenizer import Tokenizer
     from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
 
 _logger = logging.getLogger("rs_aligner")
 
 
-def num_threads(config: TrainConfig) -> int:
+def num_threads(config: TrainConfig | GenerateConfig) -> int:
     """Torch threads of a rank on a CPU: as configured, or its share of the machine's cores."""
     return config.trainer.threads or max(1, (os.cpu_count() or 1) // config.trainer.devices)
 
@@ -51,7 +53,7 @@ def say(what: str) -> None:
     _logger.info(what)
 
 
-def layout(config: TrainConfig) -> dict[str, Any]:
+def layout(config: TrainConfig | GenerateConfig) -> dict[str, Any]:
     """What the ranks need to know to form their groups."""
     return {
         "tensor_parallel_size": config.model.tensor_model_parallel_size,
@@ -62,7 +64,7 @@ def layout(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def read_tokenizer(config: TrainConfig) -> tuple[Tokenizer, int]:
+def read_tokenizer(config: TrainConfig | GenerateConfig) -> tuple[Tokenizer, int]:
     """The policy's tokenizer, and the number of positions that the policy was made for."""
     say("reading the data")
     from rs_aligner.files import hugging_face_part
@@ -74,7 +76,10 @@ def read_tokenizer(config: TrainConfig) -> tuple[Tokenizer, int]:
 
 
 def read_prompts(
-    files: tuple[str, ...], config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, max_length: int
+    files: tuple[str, ...],
+    config: TrainRSConfig | TrainSFTConfig | GenerateConfig,
+    tokenizer: Tokenizer,
+    max_length: int,
 ) -> tuple[Prompt, ...]:
     """The prompts of files, which may be none, as `model.data` says; longer ones are left out."""
     from rs_aligner.data import load_prompts
@@ -159,6 +164,26 @@ def policy_of(
     folder = Path(config.pretrained_checkpoint.restore_from_path)
     with start(**layout(config)) as runtime:
         yield MegatronPolicy(folder, config.model, runtime, tokenizer, **how)
+
+
+@contextmanager
+def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler]:
+    """Join the ranks' groups and load the policy, only to sample from it."""
+    say("loading the policy")
+    from rs_aligner.policy.runtime import start
+    from rs_aligner.policy.sampler import Sampler
+
+    decoder = config.model.answers.generation
+    with start(**layout(config)) as runtime:
+        yield Sampler(
+            Path(config.pretrained_checkpoint.restore_from_path),
+            runtime,
+            tokenizer,
+            seed=config.model.seed,
+            precision=config.trainer.precision,
+            kv_cache_bytes=decoder.kv_cache_bytes,
+            compiled_decoder=decoder.compile,
+        )
 
 
 def _needs_start(rs: RSConfig) -> bool:
