@@ -6,6 +6,7 @@ folder's name is for people; what a run continues from is read from inside.
 
 from __future__ import annotations
 
+import queue
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -101,6 +103,7 @@ def save(
     runtime.barrier()
     for part in _adams(trainer):
         _begin(part)
+    _write_from_this_process()
     with runtime.cuda_stand_in():
         dist_checkpointing.save({**_state(trainer, False), "counters": counters}, str(partial))
     runtime.barrier()
@@ -109,6 +112,16 @@ def save(
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     runtime.barrier()
+
+
+def _write_from_this_process() -> None:
+    """Give Megatron a queue of this process for the results of writing, which it does right here.
+
+    Its own is held by a process that it spawns. That takes seconds, and runs the user's script a second time
+    where the script does not ask for `__main__`.
+    """
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.Queue()
 
 
 def load(folder: Path, trainer: BaseTrainer, runtime: Runtime) -> dict[str, Any]:
