@@ -61,6 +61,27 @@ def test_the_best_of_n_by_a_judge_is_the_same_on_two_ranks(place: Path) -> None:
     assert on_two == rows
 
 
+def test_the_file_can_be_trained_on(place: Path) -> None:
+    judge = ("remote_rm.in_process=true", f"remote_rm.judge.function={place / 'mine.py'}:judge")
+    _, rows = generate(place, "scored.jsonl", *judge)
+    run = rs_aligner.train(
+        config={
+            "trainer": {"accelerator": "cpu", "threads": 1, "rs.val_check_interval": None},
+            "model": {"global_batch_size": 7, "rs.length_params.max_length": 6},
+            "model.rs.offline": str(place / "scored.jsonl"),
+            "model.data.data_prefix.train": [],
+        },
+        model_path=place / "policy",
+        output_dir=place / "offline",
+    )
+    rewards = [reward for row in rows for reward in row["rewards"]]
+    assert run.metrics[0]["rollouts/scored"] == 28
+    assert run.metrics[0]["reward/mean"] == pytest.approx(sum(rewards) / 28)
+    assert run.metrics[0]["reward/kept_mean"] == pytest.approx(
+        sum(row["rewards"][row["chosen"]] for row in rows) / 7
+    )
+
+
 def test_a_vote_needs_no_judge_and_any_checkpoint_will_do(place: Path) -> None:
     run = rs_aligner.train(
         reward_fn=lambda prompts, responses, metadata: [float(len(set(r))) for r in responses],
