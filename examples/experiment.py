@@ -1,6 +1,7 @@
-"""What the training scripts share: one way out for errors, the ranks, the loggers, the run's config.
+"""What the scripts share: one way out for errors, the ranks, the loggers, the run's config.
 
-Only this file knows NeMo and Lightning; they are imported where they are needed, behind every check.
+Only this file knows NeMo and Lightning; they are imported where they are needed, behind every check. What is
+built from a config without them is in `rs_aligner/build.py`.
 """
 
 from __future__ import annotations
@@ -11,30 +12,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rs_aligner.config import (
-    ConfigError,
-    GenerationConfig,
-    ObjectiveConfig,
-    TrainConfig,
-    TrainRewardModelConfig,
-    TrainRSConfig,
-    TrainSFTConfig,
-)
+from rs_aligner.build import log_handler, num_threads
+from rs_aligner.config import ConfigError, GenerateConfig, TrainConfig
 from rs_aligner.config.common import ExpManagerBase
 from rs_aligner.reward.protocol import JudgeFailed
-from rs_aligner.schedule import learning_rate
-
-if TYPE_CHECKING:
-    from rs_aligner.policy.policy import MegatronPolicy
-    from rs_aligner.policy.reward_model import MegatronRewardModel
-    from rs_aligner.policy.tokenizer import Tokenizer
-    from rs_aligner.rollout import PreferencePair, Prompt, TrainingRow
 
 RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 
@@ -67,7 +53,7 @@ def _complain(error: Any, status: int) -> int:
     return status
 
 
-def start_ranks(config: TrainConfig) -> None:
+def start_ranks(config: TrainConfig | GenerateConfig) -> None:
     """See to it that there are as many ranks as configured.
 
     Under `torchrun` or `srun` they are there already; started alone on one node with several devices,
@@ -119,163 +105,13 @@ def _launch(num_ranks: int) -> int:
     return 0
 
 
-def _set_up(config: TrainConfig) -> None:
+def _set_up(config: TrainConfig | GenerateConfig) -> None:
     """Threads, logging and warnings of this rank; before torch is imported."""
-    threads = config.trainer.threads or max(1, (os.cpu_count() or 1) // config.trainer.devices)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OMP_NUM_THREADS"] = str(num_threads(config))
     warnings.filterwarnings("ignore", module=r"(megatron|nemo|lightning|torch|pydantic)\.")
-    level = logging.INFO if rank() == 0 else logging.ERROR
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("rs_aligner")
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(level)
-
-
-def say(what: str) -> None:
-    """Tell what takes a while, on the first rank."""
-    logging.getLogger("rs_aligner").info(what)
-
-
-def layout(config: TrainConfig) -> dict[str, Any]:
-    """What the ranks need to know to form their groups."""
-    return {
-        "tensor_parallel_size": config.model.tensor_model_parallel_size,
-        "pipeline_parallel_size": config.model.pipeline_model_parallel_size,
-        "accelerator": config.trainer.accelerator,
-        "timeout_minutes": config.trainer.timeout_minutes,
-        "seed": config.model.seed,
-    }
-
-
-def read_tokenizer(config: TrainConfig) -> tuple[Tokenizer, int]:
-    """The policy's tokenizer, and the number of positions that the policy was made for."""
-    say("reading the data")
-    from rs_aligner.files import hugging_face_part
-    from rs_aligner.policy.architecture import read_architecture
-    from rs_aligner.policy.tokenizer import Tokenizer
-
-    source = hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path))
-    return Tokenizer(source), read_architecture(source).max_positions
-
-
-def read_prompts(
-    files: tuple[str, ...], config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, max_length: int
-) -> tuple[Prompt, ...]:
-    """The prompts of files, which may be none, as `model.data` says; longer ones are left out."""
-    from rs_aligner.data import load_prompts
-
-    if not files:
-        return ()
-    template, add_bos = config.model.data.prompt_template, config.model.data.add_bos
-    return load_prompts(
-        files, tokenizer, template=template, add_bos=add_bos, max_prompt_length=max_length
-    ).prompts
-
-
-def read_sft_rows(config: TrainSFTConfig, tokenizer: Tokenizer, positions: int) -> tuple[TrainingRow, ...]:
-    """The rows to learn, as `model.data` says; longer ones are left out."""
-    from rs_aligner.data import load_sft_rows
-
-    how = _reading(config, positions)
-    return load_sft_rows(config.model.data.data_prefix.train, tokenizer, **how).rows
-
-
-def read_anchors(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) -> list[TrainingRow]:
-    """The supervised rows to mix in, shuffled once; none if none are configured."""
-    from rs_aligner.data import load_sft_rows
-    from rs_aligner.objective import shuffled_anchors
-
-    anchor = config.model.rs.objective.anchor
-    if not anchor.files:
-        return []
-    rows = load_sft_rows(anchor.files, tokenizer, **_reading(config, positions)).rows
-    return shuffled_anchors(rows, anchor.weight, config.model.seed)
-
-
-def read_pairs(
-    files: tuple[str, ...], config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
-) -> tuple[PreferencePair, ...]:
-    """The pairs of files, which may be none, as `model.data` says; longer ones are left out."""
-    from rs_aligner.data import load_pairs
-
-    return load_pairs(files, tokenizer, **_reading(config, positions)).pairs if files else ()
-
-
-def _reading(config: TrainConfig, positions: int) -> dict[str, Any]:
-    """How rows with answers are read."""
-    data = config.model.data
-    return {
-        "template": data.prompt_template,
-        "add_bos": data.add_bos,
-        "max_length": config.model.sequence_length(positions),
-        "max_prompt_length": data.seq_length,
-    }
-
-
-@contextmanager
-def policy_of(
-    config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, num_optimizer_steps: int
-) -> Iterator[MegatronPolicy]:
-    """Join the ranks' groups and load the policy, to train it for so many optimizer steps at most."""
-    say("loading the policy")
-    from rs_aligner.policy.policy import MegatronPolicy
-    from rs_aligner.policy.runtime import start
-
-    is_rs = isinstance(config, TrainRSConfig)
-    decoder = config.model.rs.generation if is_rs else GenerationConfig()
-    objective = config.model.rs.objective if is_rs else ObjectiveConfig()
-    how = {
-        **_training(config, num_optimizer_steps),
-        "kv_cache_bytes": decoder.kv_cache_bytes,
-        "compiled_decoder": decoder.compile,
-        "objective": objective,
-        "keep_start": objective.kl > 0,
-    }
-    folder = Path(config.pretrained_checkpoint.restore_from_path)
-    with start(**layout(config)) as runtime:
-        yield MegatronPolicy(folder, config.model, runtime, tokenizer, **how)
-
-
-@contextmanager
-def reward_model_of(
-    config: TrainRewardModelConfig, tokenizer: Tokenizer, num_optimizer_steps: int
-) -> Iterator[MegatronRewardModel]:
-    """Join the ranks' groups and load the model, to train it for so many optimizer steps at most."""
-    say("loading the model")
-    from rs_aligner.policy.reward_model import MegatronRewardModel
-    from rs_aligner.policy.runtime import start
-
-    folder, how = Path(config.pretrained_checkpoint.restore_from_path), _training(config, num_optimizer_steps)
-    with start(**layout(config)) as runtime:
-        yield MegatronRewardModel(folder, config.model, runtime, tokenizer, **how)
-
-
-def _training(config: TrainConfig, num_optimizer_steps: int) -> dict[str, Any]:
-    """How to train whatever is trained."""
-    optim = config.model.optim
-    return {
-        "precision": config.trainer.precision,
-        "clip_grad": config.loop.gradient_clip_val,
-        "learning_rate": partial(
-            learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps
-        ),
-    }
-
-
-def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:
-    """A line for the plan: what a rank will need."""
-    import torch
-
-    from rs_aligner.files import hugging_face_part
-    from rs_aligner.policy.architecture import read_architecture
-    from rs_aligner.policy.memory import memory_plan
-
-    arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
-    accelerator = config.trainer.accelerator
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
-    prompts = min(num_prompts, config.model.rs.num_rollout_samples)
-    return memory_plan(arch, config, prompts, longest, on_gpu=on_gpu)
+    logger.handlers, logger.propagate = [log_handler()], False
+    logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
 
 
 def keep_config(config: DictConfig, folder: str) -> None:

@@ -14,6 +14,7 @@ import experiment
 import hydra
 from omegaconf import DictConfig
 
+from rs_aligner import build
 from rs_aligner.config import TrainRewardModelConfig, load_config, open_overrides
 
 
@@ -29,9 +30,9 @@ def main(raw: DictConfig) -> None:
 def train(config: TrainRewardModelConfig) -> None:
     # What can be wrong comes first, what is slow to import last.
     first, files = experiment.rank() == 0, config.model.data.data_prefix
-    tokenizer, positions = experiment.read_tokenizer(config)
-    pairs = experiment.read_pairs(files.train, config, tokenizer, positions)
-    validation = experiment.read_pairs(files.validation, config, tokenizer, positions)
+    tokenizer, positions = build.read_tokenizer(config)
+    pairs = build.read_pairs(files.train, config, tokenizer, positions)
+    validation = build.read_pairs(files.validation, config, tokenizer, positions)
 
     from rs_aligner.epochs import num_epoch_steps
     from rs_aligner.preference import PreferenceTrainer
@@ -41,7 +42,7 @@ def train(config: TrainRewardModelConfig) -> None:
     if first:
         size = config.model.global_batch_size
         print(f"{len(pairs):,} pairs, at most {steps:,} steps of {size:,}", flush=True)
-    with experiment.reward_model_of(config, tokenizer, steps) as model:
+    with build.reward_model_of(config, tokenizer, steps) as model:
         run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
         PreferenceTrainer(config, model, pairs, validation, run).fit()
         run.close()

@@ -8,12 +8,14 @@ one message where something has to be mended first.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import experiment
 import hydra
 from omegaconf import DictConfig
 
-from rs_aligner.config import TrainRSConfig, load_config, num_optimizer_steps, open_overrides, plan
+from rs_aligner.config import TrainRSConfig, load_config, open_overrides
+from rs_aligner.fit import fit
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="train_rs")
@@ -22,37 +24,11 @@ def main(raw: DictConfig) -> None:
         config = load_config(raw, TrainRSConfig)
         experiment.start_ranks(config)
         experiment.keep_config(raw, config.exp_manager.explicit_log_dir)
-        train(config)
-
-
-def train(config: TrainRSConfig) -> None:
-    # What can be wrong comes first, what is slow to import last.
-    from rs_aligner.reward.client import RemoteGPTRMClient
-
-    first, files = experiment.rank() == 0, config.model.data.data_prefix
-    with RemoteGPTRMClient(config.remote_rm) as client:
+        first = experiment.rank() == 0
+        run = fit(config, is_first=first, loggers=partial(experiment.loggers, config.exp_manager))
         if first:
-            experiment.say("waiting for the judge")
-            client.wait_until_ready()
-        tokenizer, positions = experiment.read_tokenizer(config)
-        longest = config.max_prompt_length(positions)
-        prompts = experiment.read_prompts(files.train, config, tokenizer, longest)
-        validation = experiment.read_prompts(files.validation, config, tokenizer, longest)
-        if first:
-            print(plan(config, len(prompts), len(validation)))
-            print(experiment.memory(config, len(prompts), max(len(p.token_ids) for p in prompts)), flush=True)
-
-        from rs_aligner.run import Run
-        from rs_aligner.trainer import RSTrainer
-
-        steps = num_optimizer_steps(config, len(prompts))
-        with experiment.policy_of(config, tokenizer, steps) as policy:
-            judge = client if policy.runtime.is_source else None
-            run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
-            RSTrainer(config, policy, judge, prompts, validation, run).fit()
-            run.close()
-    if first:
-        print(f"the trained policy: {run.final}\nfigures and rollouts: {run.folder}/metrics.jsonl, rollouts/")
+            print(f"the trained policy: {run.final}")
+            print(f"figures and rollouts: {run.folder}/metrics.jsonl, rollouts/")
 
 
 if __name__ == "__main__":

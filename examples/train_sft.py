@@ -14,6 +14,7 @@ import experiment
 import hydra
 from omegaconf import DictConfig
 
+from rs_aligner import build
 from rs_aligner.config import TrainSFTConfig, load_config, open_overrides
 
 
@@ -32,21 +33,21 @@ def train(config: TrainSFTConfig) -> None:
 
     judge = None if config.judge is None else rewards_of(load_judge(config.judge))
     first = experiment.rank() == 0
-    tokenizer, positions = experiment.read_tokenizer(config)
+    tokenizer, positions = build.read_tokenizer(config)
 
     from rs_aligner.epochs import num_epoch_steps
     from rs_aligner.run import Run
     from rs_aligner.sft import SFTTrainer
 
-    rows = experiment.read_sft_rows(config, tokenizer, positions)
+    rows = build.read_sft_rows(config, tokenizer, positions)
     files, longest = config.model.data.data_prefix.validation, config.max_prompt_length(positions)
-    validation = experiment.read_prompts(files, config, tokenizer, longest)
+    validation = build.read_prompts(files, config, tokenizer, longest)
     steps = num_epoch_steps(config, len(rows))
     if first:
         print(
             f"{len(rows):,} rows, at most {steps:,} steps of {config.model.global_batch_size:,}", flush=True
         )
-    with experiment.policy_of(config, tokenizer, steps) as policy:
+    with build.policy_of(config, tokenizer, steps) as policy:
         run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
         mine = judge if policy.runtime.is_source else None
         SFTTrainer(config, policy, mine, rows, validation, run).fit()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rs_aligner.metrics import step_metrics
 from rs_aligner.proof import distinct_ngrams, kl_to_start, proof_metrics
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
-from rs_aligner.selection import Selection, select
+from rs_aligner.selection import Selection, select_topk
 
 FAILED = ScoreFailure("timed out")
 
@@ -144,7 +144,7 @@ def test_whatever_the_step_every_figure_is_a_number_and_within_its_bounds(reward
 def test_the_best_of_each_prompt_reaches_best_of_n_and_leaves_no_headroom(num_prompts, num_rollouts, data):
     rewards = [[data.draw(st.floats(-5, 5)) for _ in range(num_rollouts)] for _ in range(num_prompts)]
     values = torch.tensor(rewards, dtype=torch.float64)
-    selection = select(values, torch.ones_like(values, dtype=torch.bool), 1)
+    selection = keeping(*select_topk(values, 1).int().tolist())
     groups = [a_group(g, list(row)) for g, row in enumerate(rewards)]
     plain, proof = step_metrics(groups, selection), proof_metrics(groups, selection)
     assert proof["reward/headroom"] == 0

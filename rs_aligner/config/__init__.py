@@ -16,6 +16,7 @@ from rs_aligner.config.common import (
     SamplingParams,
     SchedConfig,
 )
+from rs_aligner.config.generate import GenerateConfig
 from rs_aligner.config.load import load_config, open_overrides, register_resolvers
 from rs_aligner.config.objective import AnchorConfig, ObjectiveConfig, num_anchors
 from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
@@ -41,6 +42,7 @@ __all__ = [
     "DataConfig",
     "EndpointConfig",
     "ExpManagerConfig",
+    "GenerateConfig",
     "GenerationConfig",
     "InferenceConfig",
     "JudgeConfig",

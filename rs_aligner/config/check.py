@@ -17,6 +17,7 @@ from rs_aligner.config.base import problem
 from rs_aligner.config.chain import check_selection
 from rs_aligner.config.check_server import judge_problems, server_problems
 from rs_aligner.config.common import ExpManagerBase, LengthParams, ModelBase, SamplingParams
+from rs_aligner.config.generate import GenerateConfig, check_generate
 from rs_aligner.config.objective import check_objective
 from rs_aligner.config.pools import check_pools
 from rs_aligner.config.remote import check_remote
@@ -31,8 +32,10 @@ _logger = logging.getLogger("rs_aligner")
 _MEGATRON_FILES = ("metadata.json", "latest_checkpointed_iteration.txt")
 
 
-def check(config: TrainConfig | ServeRewardConfig) -> list[str]:
+def check(config: TrainConfig | ServeRewardConfig | GenerateConfig) -> list[str]:
     """The problems of a config whose values are each valid, a line each; empty if it can run."""
+    if isinstance(config, GenerateConfig):
+        return [*_policy(config), *_generate(config), *check_generate(config)]
     if isinstance(config, ServeRewardConfig):
         return [*judge_problems("judge", config.judge), *server_problems(config)]
     lines = [*_layout(config), *_model(config), *_run_folder(config.exp_manager)]
@@ -105,7 +108,7 @@ def _run_folder(manager: ExpManagerBase) -> Iterator[str]:
         yield problem(key, params.save_top_k, "should be -1 (keep all), 0 (only the newest) or more")
 
 
-def _policy(config: TrainConfig) -> Iterator[str]:
+def _policy(config: TrainConfig | GenerateConfig) -> Iterator[str]:
     key, path = "pretrained_checkpoint.restore_from_path", config.pretrained_checkpoint.restore_from_path
     wanted = "name a Hugging Face folder (with config.json) or a Megatron checkpoint folder"
     folder = Path(path)
@@ -119,7 +122,7 @@ def _policy(config: TrainConfig) -> Iterator[str]:
         yield from _fits_policy(config, _model_json(path))
 
 
-def _fits_policy(config: TrainConfig, made: dict[str, Any]) -> Iterator[str]:
+def _fits_policy(config: TrainConfig | GenerateConfig, made: dict[str, Any]) -> Iterator[str]:
     """Sizes against the policy's own config.json, as far as it tells them."""
     model = config.model
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
@@ -138,9 +141,9 @@ def _fits_policy(config: TrainConfig, made: dict[str, Any]) -> Iterator[str]:
     if model.encoder_seq_length is not None and model.encoder_seq_length > positions:
         key = "model.encoder_seq_length"
         yield problem(key, model.encoder_seq_length, f"the policy was made for at most {positions} positions")
-    if not isinstance(config, TrainRSConfig | TrainSFTConfig):
+    if not isinstance(config, TrainRSConfig | TrainSFTConfig | GenerateConfig):
         return  # nothing is sampled
-    section = "model.rs" if isinstance(config, TrainRSConfig) else "model.sft"
+    section = {TrainRSConfig: "model.rs", TrainSFTConfig: "model.sft"}.get(type(config), "model.answers")
     lengths = config.length_params
     room = model.sequence_length(positions)
     if lengths.max_length >= room:
@@ -251,6 +254,16 @@ def _pairs(config: TrainRewardModelConfig) -> Iterator[str]:
     if params.mode != better:
         key = "exp_manager.checkpoint_callback_params.mode"
         yield problem(key, params.mode, f"should be {better}, since {params.monitor} is monitored")
+
+
+def _generate(config: GenerateConfig) -> Iterator[str]:
+    yield from _files("model.data.files", config.model.data.files)
+    yield from _sampling("model.answers.sampling_params", config.model.answers.sampling_params)
+    yield from _length_order("model.answers.length_params", config.length_params)
+    if config.remote_rm is not None:
+        yield from check_remote("remote_rm", config.remote_rm)
+        if config.remote_rm.judge is not None:
+            yield from judge_problems("remote_rm.judge", config.remote_rm.judge)
 
 
 def _steps(key: str, max_steps: int) -> Iterator[str]:

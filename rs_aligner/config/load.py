@@ -18,11 +18,14 @@ from pydantic.fields import FieldInfo
 
 from rs_aligner.config.base import ConfigError, Section, problem
 from rs_aligner.config.check import check
+from rs_aligner.config.generate import GenerateConfig
 from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.schema import ServeRewardConfig, TrainRSConfig, TrainSFTConfig
 from rs_aligner.config.upstream import SERVE_REWARD, TRAIN_RS
 
-Config = TypeVar("Config", TrainRSConfig, ServeRewardConfig, TrainSFTConfig, TrainRewardModelConfig)
+Config = TypeVar(
+    "Config", TrainRSConfig, ServeRewardConfig, TrainSFTConfig, TrainRewardModelConfig, GenerateConfig
+)
 
 _UPSTREAM = {TrainRSConfig: TRAIN_RS, ServeRewardConfig: SERVE_REWARD}
 _PLAIN_OVERRIDE = re.compile(r"^(?!hydra\.)\+?[A-Za-z_][\w.]*=")

@@ -9,19 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from rs_aligner.config.common import LengthParams, PolicyModelBase, SamplingParams
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
-from rs_aligner.files import hugging_face_part
-from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate, new_network
-from rs_aligner.policy import checkpoint, huggingface
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.memory import uses_bf16
-from rs_aligner.policy.model import build_model, transformer_config
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.runtime import Runtime
+from rs_aligner.policy.sampler import controls, load_model
 from rs_aligner.policy.tokenizer import Tokenizer
 from rs_aligner.policy.trainable import Trainable
 from rs_aligner.policy.training import StepStats, Trainer, adam
@@ -60,20 +53,9 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         objective: ObjectiveConfig = PLAIN,
         keep_start: bool = False,
     ) -> None:
-        source = hugging_face_part(folder)
-        arch = read_architecture(source)
-        if arch.value_head:
-            raise ValueError(f"{folder} is a reward model: it has a value head and cannot generate text")
-        bf16 = uses_bf16(precision, runtime.device.type == "cuda")
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        model_config = transformer_config(
-            arch, runtime, dtype=dtype, sequence_parallel=config.sequence_parallel
+        model, model_config, arch, dtype, source = load_model(
+            folder, runtime, precision, sequence_parallel=config.sequence_parallel
         )
-        model = build_model(arch, model_config, runtime)
-        if source == folder:
-            huggingface.load_weights(folder, model, arch, runtime)
-        else:
-            checkpoint.load_weights(folder, model, runtime)
         optimizer = adam(config.optim, dtype=dtype, clip_grad=clip_grad)
         super().__init__(
             model,
@@ -116,7 +98,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             self.tokenizer,
             mine,
             num_rollouts,
-            _controls(sampling, lengths),
+            controls(sampling, lengths),
             seed=self.config.seed,
             step=step,
             policy_version=self.version,
@@ -161,16 +143,3 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         if self._start is None:
             raise ValueError("the starting weights were not kept: build the policy with keep_start=True")
         return self._start
-
-
-def _controls(sampling: SamplingParams, lengths: LengthParams) -> Controls:
-    return Controls(
-        greedy=sampling.use_greedy,
-        temperature=sampling.temperature or 1.0,  # 0 is allowed where greedy ignores it
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        repetition_penalty=sampling.repetition_penalty,
-        end_strings=sampling.end_strings,
-        max_length=lengths.max_length,
-        min_length=lengths.min_length,
-    )

@@ -32,6 +32,7 @@ from rs_aligner.rollout import Prompt, Rollout, ScoreFailure
 if TYPE_CHECKING:
     from rs_aligner.config import RemoteRMConfig
     from rs_aligner.reward.in_process import LocalJudge
+    from rs_aligner.reward.judges import ServedJudge
 
 __all__ = ["JudgeUnreachable", "RemoteGPTRMClient"]
 
@@ -48,17 +49,18 @@ class RemoteGPTRMClient:
 
     Args:
         cfg: the `remote_rm` part of the config.
+        judge: scores in this process, instead of what the config names; closed with the client.
 
     Raises:
         ValueError: the access token cannot be read, or the judge of this process cannot be used.
     """
 
-    def __init__(self, cfg: RemoteRMConfig) -> None:
+    def __init__(self, cfg: RemoteRMConfig, judge: ServedJudge | None = None) -> None:
         self._cfg = cfg
         token = read_token("remote_rm.token_file", cfg.token_file)
         self._trial = Trial(cfg, has_token=token is not None)
         self._queue = RowQueue(cfg.max_batch_size, cfg.max_queued)
-        self._local = _local_judge(cfg)
+        self._local = _local_judge(cfg, judge)
         self._pool = EndpointPool(_endpoints(cfg, token, self._local), cfg.max_in_flight, self._try_out)
         self._ready = threading.Lock()
         self._is_ready = False
@@ -255,15 +257,18 @@ class RemoteGPTRMClient:
         )
 
 
-def _local_judge(cfg: RemoteRMConfig) -> LocalJudge | None:
+def _local_judge(cfg: RemoteRMConfig, judge: ServedJudge | None) -> LocalJudge | None:
     """The judge of this process, if there is to be one."""
-    if not cfg.in_process:
+    if judge is None and not cfg.in_process:
         return None
-    if cfg.judge is None:
-        raise ValueError("remote_rm.judge must be set with remote_rm.in_process")
     from rs_aligner.reward.in_process import LocalJudge  # brings the judges
+    from rs_aligner.reward.judges import load_judge
 
-    return LocalJudge(cfg.judge, cfg.max_batch_size)
+    if judge is None:
+        if cfg.judge is None:
+            raise ValueError("remote_rm.judge must be set with remote_rm.in_process")
+        judge = load_judge(cfg.judge)
+    return LocalJudge(judge, cfg.max_batch_size)
 
 
 def _endpoints(cfg: RemoteRMConfig, token: str | None, local: LocalJudge | None) -> list[Endpoint]:

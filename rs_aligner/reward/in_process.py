@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rs_aligner.reward.judges import ServedJudge, load_judge, score_rows
+from rs_aligner.reward.judges import ServedJudge, score_rows
 from rs_aligner.reward.protocol import Arrays, bytes_column
 from rs_aligner.reward.transport import Offer
 from rs_aligner.rollout import Score, ScoreFailure
-
-if TYPE_CHECKING:
-    from rs_aligner.config import JudgeConfig
 
 OFFER = Offer(
     inputs=frozenset({"prompts", "responses", "metadata", "row_ids"}),
@@ -32,15 +28,12 @@ class LocalJudge:
     """A judge that answers as a server does.
 
     Args:
-        cfg: which one.
+        judge: which one; it is closed with this.
         max_rows: most rows of one call of the judge.
-
-    Raises:
-        ValueError: there is no such judge, or it cannot be used.
     """
 
-    def __init__(self, cfg: JudgeConfig, max_rows: int) -> None:
-        self._judge: ServedJudge = load_judge(cfg)
+    def __init__(self, judge: ServedJudge, max_rows: int) -> None:
+        self._judge = judge
         self._max_rows = max_rows
         self._one_at_a_time = threading.Lock()
 

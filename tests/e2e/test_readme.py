@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +40,7 @@ def test_no_command_is_left_unrun() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_commands_work_with_the_files_shown(tmp_path: Path) -> None:
-    [prompts], [judge] = blocks("json"), blocks("python")
+    [prompts], [judge, _] = blocks("json"), blocks("python")
     (tmp_path / "my_prompts.jsonl").write_text(prompts + "\n")
     (tmp_path / "my_held_out_prompts.jsonl").write_text(prompts + "\n")
     (tmp_path / "my_judge.py").write_text(judge + "\n")
@@ -58,3 +61,27 @@ def test_the_commands_work_with_the_files_shown(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(run)] == [0, 1]
     for shown in re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE):
         assert (run / shown).exists(), shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_the_program_works(tmp_path: Path) -> None:
+    save_tiny_with_tokenizer(tmp_path / "path" / "to" / "model")
+    [_, program] = blocks("python")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program.replace("config={", 'config={"model.rs.length_params.max_length": 4, '),
+        ],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=140,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1].startswith("runs/train_001/final ")

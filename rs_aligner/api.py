@@ -1,0 +1,247 @@
+"""The way in from Python: `rs_aligner.train(reward_fn=..., prompts=..., config=...)`, as in trlX.
+
+The judge is a function of this process, the prompts are a list, and the rest is what `examples/train_rs.py`
+does: the same config, checks, trainer, run's folder and continuation. The prompts are written into the run's
+folder first, so that a folder tells all about its run. A process may call it again and again.
+
+Left out on purpose: several ranks, loggers, and a time limit for the judge; those are the scripts' and the
+served judges'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rs_aligner import build
+from rs_aligner.config import ConfigError, TrainRSConfig, load_config
+from rs_aligner.config.tree import read_tree, tree_of
+
+_logger = logging.getLogger("rs_aligner")
+
+Row = Mapping[str, Any]
+_TRAIN, _VALIDATION = "model.data.data_prefix.train", "model.data.data_prefix.validation"
+_FOLDER, _MODEL = "exp_manager.explicit_log_dir", "pretrained_checkpoint.restore_from_path"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left behind.
+
+    Attributes:
+        folder: the run's folder, with config, prompts, metrics, ledger and checkpoints.
+        final: the trained policy, a Hugging Face folder.
+        metrics: the rows of `metrics.jsonl`, one a step; docs/metrics.md explains the keys.
+    """
+
+    folder: Path
+    final: Path
+    metrics: list[dict[str, float]]
+
+
+def train(
+    *,
+    reward_fn: Callable[..., Any] | None = None,
+    prompts: Sequence[str | Row] | None = None,
+    eval_prompts: Sequence[str | Row] | None = None,
+    config: Mapping[str, Any] | str | Path | None = None,
+    model_path: str | Path | None = None,
+    output_dir: str | Path | None = None,
+) -> TrainResult:
+    """Train a policy by rejection sampling, in this process.
+
+    Args:
+        reward_fn: the judge: `f(prompts, responses, metadata)`, or in trlX's form, called with keywords,
+            `f(samples, prompts, outputs, **kwargs)`. It returns a number for each row, higher is better; NaN,
+            or an exception, means that the row has no score. It is called from another thread, by one thread
+            at a time, and once before the run with two made-up rows. None: the judge that `remote_rm` of the
+            config names.
+        prompts: to train on: texts, or rows as in a prompt file (`text` or `prompt`, or `messages`, or what
+            `model.data.prompt_template` puts together), whose keys the judge gets. None: the config's files.
+        eval_prompts: held-out prompts, never trained on.
+        config: overrides of the tree of `train_rs.yaml`, nested or with dotted keys, or a YAML file of it.
+        model_path: the policy, where the config does not name it.
+        output_dir: the run's folder, where the config does not name it; the next free `runs/train_001`
+            otherwise. A folder that has a checkpoint is gone on with.
+
+    Returns:
+        The run's folder, the trained policy and the figures.
+
+    Raises:
+        ValueError: config, prompts or judge cannot be used; the message names the key and what would work.
+        JudgeFailed: the judge scored too little of a step.
+    """
+    tree = tree_of(config) if config is None or isinstance(config, Mapping) else read_tree(config)
+    _set(tree, _MODEL, model_path, "model_path")
+    _set(tree, _FOLDER, output_dir, "output_dir")
+    if OmegaConf.select(tree, _FOLDER) is None:
+        OmegaConf.update(tree, _FOLDER, str(_free_folder()))
+    if OmegaConf.select(tree, "exp_manager.create_tensorboard_logger") is None:
+        OmegaConf.update(tree, "exp_manager.create_tensorboard_logger", False)
+    train_rows, held_out_rows = _rows("prompts", prompts), _rows("eval_prompts", eval_prompts)
+    judge = None
+    if reward_fn is not None:
+        from rs_aligner.reward.judges.callables import judge_of
+        from rs_aligner.reward.judges.functions import smoke_test
+
+        _refuse_other_judge(tree)
+        judge = judge_of(reward_fn, _keys([*train_rows, *held_out_rows]))
+        if (doubt := smoke_test(judge)) is not None:
+            _logger.warning("reward_fn: %s", doubt)
+    with _prompts_in_folder(tree, train_rows, held_out_rows):
+        typed = load_config(tree, TrainRSConfig)
+        _refuse_ranks(typed)
+    OmegaConf.save(tree, Path(typed.exp_manager.explicit_log_dir) / "config.yaml", resolve=True)
+
+    from rs_aligner.fit import fit
+    from rs_aligner.metrics import read_rows
+
+    with _shown_log(), _threads(typed.trainer.threads):
+        run = fit(typed, judge)
+    return TrainResult(run.folder, run.final, read_rows(run.folder / "metrics.jsonl"))
+
+
+def _set(tree: DictConfig, key: str, value: Any, argument: str) -> None:
+    """Put an argument where the config has it, unless that says otherwise."""
+    if value is None:
+        return
+    there = OmegaConf.select(tree, key)  # None where it is missing or ???
+    if there not in (None, [], str(value)):
+        raise ConfigError([f"{key} is {there} in the config, and {argument} is {value}: give one of the two"])
+    OmegaConf.update(tree, key, str(value))
+
+
+def _free_folder() -> Path:
+    number = 1
+    while (folder := Path("runs") / f"train_{number:03d}").exists():
+        number += 1
+    return folder
+
+
+def _refuse_other_judge(tree: DictConfig) -> None:
+    for key in ("reward_model", "endpoints", "in_process", "judge", "token_file", "pad_to_length"):
+        there = OmegaConf.select(tree, f"remote_rm.{key}")
+        default = {"name": "reward_model", "ip": "localhost", "port": 5555} if key == "reward_model" else None
+        if there and there != default:
+            raise ConfigError(
+                [f"remote_rm.{key} is {there}, but reward_fn is the judge: leave one of the two out"]
+            )
+
+
+def _refuse_ranks(config: TrainRSConfig) -> None:
+    import torch.distributed as dist
+
+    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    if (number := max(config.world_size, started)) > 1:
+        raise ConfigError(
+            [f"trainer.devices: {number} ranks, but rs_aligner.train has one: use examples/train_rs.py"]
+        )
+    if dist.is_initialized():
+        raise ConfigError(
+            [
+                "torch.distributed is in use in this process, and rs_aligner.train sets it up itself: call "
+                "torch.distributed.destroy_process_group() before it"
+            ]
+        )
+    manager = config.exp_manager
+    if manager.create_wandb_logger or manager.create_tensorboard_logger:
+        _logger.warning("exp_manager's loggers have no effect in rs_aligner.train; see metrics.jsonl")
+
+
+def _rows(argument: str, prompts: Sequence[str | Row] | None) -> list[dict[str, Any]]:
+    """Prompts as rows of a prompt file."""
+    if prompts is None:
+        return []
+    if isinstance(prompts, str | Mapping):
+        raise ValueError(f"{argument} is one {type(prompts).__name__}: it should be a list of prompts")
+    rows = [{"text": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    if not rows:
+        raise ValueError(f"{argument} is empty: give at least one prompt, or leave it out")
+    found = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"{argument}[{number}] is a {type(row).__name__}: it should be a text, or a row such as "
+                '{"text": ...}'
+            )
+        bare = "prompt" in row and not {"text", "messages"} & set(row)
+        found.append({"text": row["prompt"], **row} if bare else dict(row))
+    return found
+
+
+def _keys(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+@contextlib.contextmanager
+def _prompts_in_folder(tree: DictConfig, train_rows: list[Any], held_out_rows: list[Any]) -> Iterator[None]:
+    """Write prompts into the run's folder and name them in the config; nothing new stays after an error."""
+    folder = Path(OmegaConf.select(tree, _FOLDER))
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, argument, rows in (
+            (_TRAIN, "prompts", train_rows),
+            (_VALIDATION, "eval_prompts", held_out_rows),
+        ):
+            if rows:
+                _set(tree, key, _write(folder / f"{argument}.jsonl", argument, rows), argument)
+        yield
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(path: Path, argument: str, rows: list[Any]) -> Path:
+    from rs_aligner.files import write_whole
+
+    lines = []
+    for number, row in enumerate(rows):
+        try:
+            lines.append(json.dumps(row, allow_nan=False).encode() + b"\n")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{argument}[{number}] cannot be written as JSON: {error}") from None
+    write_whole(path, lines)
+    return path
+
+
+@contextlib.contextmanager
+def _shown_log() -> Iterator[None]:
+    """Show the package's log, unless the program has its own way with logs."""
+    level = _logger.level
+    handler = None if _logger.hasHandlers() else build.log_handler()
+    try:
+        if handler is not None:
+            _logger.addHandler(handler)
+            _logger.setLevel(logging.INFO)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
+            yield
+    finally:
+        if handler is not None:
+            _logger.removeHandler(handler)
+            _logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Use so many torch threads; None leaves them as they are."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

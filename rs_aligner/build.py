@@ -1,0 +1,232 @@
+"""From a checked config to tokenizer, data and policy: what the scripts and `rs_aligner.train` share.
+
+Each function imports what it needs, so that what can be wrong comes to light before anything slow is loaded.
+Left out on purpose: reading the config (`config`), the loops, and starting ranks and making loggers
+(`examples/experiment.py`, which knows Hydra, NeMo and Lightning).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rs_aligner.config import (
+    GenerateConfig,
+    RSConfig,
+    TrainConfig,
+    TrainRewardModelConfig,
+    TrainRSConfig,
+    TrainSFTConfig,
+)
+from rs_aligner.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from rs_aligner.policy.policy import MegatronPolicy
+    from rs_aligner.policy.reward_model import MegatronRewardModel
+    from rs_aligner.policy.sampler import Sampler
+    from rs_aligner.policy.tokenizer import Tokenizer
+    from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
+
+_logger = logging.getLogger("rs_aligner")
+
+
+def num_threads(config: TrainConfig | GenerateConfig) -> int:
+    """Torch threads of a rank on a CPU: as configured, or its share of the machine's cores."""
+    return config.trainer.threads or max(1, (os.cpu_count() or 1) // config.trainer.devices)
+
+
+def log_handler() -> logging.Handler:
+    """Shows the package's log lines on the standard output, with the time of day."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    return handler
+
+
+def say(what: str) -> None:
+    """Tell what takes a while; only the first rank shows it."""
+    _logger.info(what)
+
+
+def layout(config: TrainConfig | GenerateConfig) -> dict[str, Any]:
+    """What the ranks need to know to form their groups."""
+    return {
+        "tensor_parallel_size": config.model.tensor_model_parallel_size,
+        "pipeline_parallel_size": config.model.pipeline_model_parallel_size,
+        "accelerator": config.trainer.accelerator,
+        "timeout_minutes": config.trainer.timeout_minutes,
+        "seed": config.model.seed,
+    }
+
+
+def read_tokenizer(config: TrainConfig | GenerateConfig) -> tuple[Tokenizer, int]:
+    """The policy's tokenizer, and the number of positions that the policy was made for."""
+    say("reading the data")
+    from rs_aligner.files import hugging_face_part
+    from rs_aligner.policy.architecture import read_architecture
+    from rs_aligner.policy.tokenizer import Tokenizer
+
+    source = hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path))
+    return Tokenizer(source), read_architecture(source).max_positions
+
+
+def read_prompts(
+    files: tuple[str, ...],
+    config: TrainRSConfig | TrainSFTConfig | GenerateConfig,
+    tokenizer: Tokenizer,
+    max_length: int,
+) -> tuple[Prompt, ...]:
+    """The prompts of files, which may be none, as `model.data` says; longer ones are left out."""
+    from rs_aligner.data import load_prompts
+
+    if not files:
+        return ()
+    template, add_bos = config.model.data.prompt_template, config.model.data.add_bos
+    return load_prompts(
+        files, tokenizer, template=template, add_bos=add_bos, max_prompt_length=max_length
+    ).prompts
+
+
+def read_sft_rows(config: TrainSFTConfig, tokenizer: Tokenizer, positions: int) -> tuple[TrainingRow, ...]:
+    """The rows to learn, as `model.data` says; longer ones are left out."""
+    from rs_aligner.data import load_sft_rows
+
+    how = _reading(config, positions)
+    return load_sft_rows(config.model.data.data_prefix.train, tokenizer, **how).rows
+
+
+def read_anchors(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) -> list[TrainingRow]:
+    """The supervised rows to mix in, shuffled once; none if none are configured."""
+    from rs_aligner.data import load_sft_rows
+    from rs_aligner.objective import shuffled_anchors
+
+    anchor = config.model.rs.objective.anchor
+    if not anchor.files:
+        return []
+    rows = load_sft_rows(anchor.files, tokenizer, **_reading(config, positions)).rows
+    return shuffled_anchors(rows, anchor.weight, config.model.seed)
+
+
+def read_scored(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) -> tuple[Group, ...]:
+    """The rollouts to train on instead of sampling; none if none are configured."""
+    from rs_aligner.data import load_scored
+
+    data, sources = config.model.data, config.model.rs.offline
+    if not sources:
+        return ()
+    longest = config.model.sequence_length(positions)
+    template, add_bos = data.prompt_template, data.add_bos
+    return load_scored(sources, tokenizer, template=template, add_bos=add_bos, max_length=longest)
+
+
+def read_pairs(
+    files: tuple[str, ...], config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
+) -> tuple[PreferencePair, ...]:
+    """The pairs of files, which may be none, as `model.data` says; longer ones are left out."""
+    from rs_aligner.data import load_pairs
+
+    return load_pairs(files, tokenizer, **_reading(config, positions)).pairs if files else ()
+
+
+def _reading(config: TrainConfig, positions: int) -> dict[str, Any]:
+    """How rows with answers are read."""
+    data = config.model.data
+    return {
+        "template": data.prompt_template,
+        "add_bos": data.add_bos,
+        "max_length": config.model.sequence_length(positions),
+        "max_prompt_length": data.seq_length,
+    }
+
+
+@contextmanager
+def policy_of(
+    config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, num_optimizer_steps: int
+) -> Iterator[MegatronPolicy]:
+    """Join the ranks' groups and load the policy, to train it for so many optimizer steps at most."""
+    say("loading the policy")
+    from rs_aligner.policy.policy import MegatronPolicy
+    from rs_aligner.policy.runtime import start
+
+    rs = config.model.rs if isinstance(config, TrainRSConfig) else RSConfig()
+    how = {
+        **_training(config, num_optimizer_steps),
+        "kv_cache_bytes": rs.generation.kv_cache_bytes,
+        "compiled_decoder": rs.generation.compile,
+        "objective": rs.objective,
+        "keep_start": isinstance(config, TrainRSConfig) and _needs_start(rs),
+    }
+    folder = Path(config.pretrained_checkpoint.restore_from_path)
+    with start(**layout(config)) as runtime:
+        yield MegatronPolicy(folder, config.model, runtime, tokenizer, **how)
+
+
+@contextmanager
+def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler]:
+    """Join the ranks' groups and load the policy, only to sample from it."""
+    say("loading the policy")
+    from rs_aligner.policy.runtime import start
+    from rs_aligner.policy.sampler import Sampler
+
+    decoder = config.model.answers.generation
+    with start(**layout(config)) as runtime:
+        yield Sampler(
+            Path(config.pretrained_checkpoint.restore_from_path),
+            runtime,
+            tokenizer,
+            seed=config.model.seed,
+            precision=config.trainer.precision,
+            kv_cache_bytes=decoder.kv_cache_bytes,
+            compiled_decoder=decoder.compile,
+        )
+
+
+def _needs_start(rs: RSConfig) -> bool:
+    """Whether the starting weights are asked for again."""
+    return rs.objective.kl > 0 or rs.pool.restart or rs.kl_samples > 0
+
+
+@contextmanager
+def reward_model_of(
+    config: TrainRewardModelConfig, tokenizer: Tokenizer, num_optimizer_steps: int
+) -> Iterator[MegatronRewardModel]:
+    """Join the ranks' groups and load the model, to train it for so many optimizer steps at most."""
+    say("loading the model")
+    from rs_aligner.policy.reward_model import MegatronRewardModel
+    from rs_aligner.policy.runtime import start
+
+    folder, how = Path(config.pretrained_checkpoint.restore_from_path), _training(config, num_optimizer_steps)
+    with start(**layout(config)) as runtime:
+        yield MegatronRewardModel(folder, config.model, runtime, tokenizer, **how)
+
+
+def _training(config: TrainConfig, num_optimizer_steps: int) -> dict[str, Any]:
+    """How to train whatever is trained."""
+    optim = config.model.optim
+    return {
+        "precision": config.trainer.precision,
+        "clip_grad": config.loop.gradient_clip_val,
+        "learning_rate": partial(
+            learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps
+        ),
+    }
+
+
+def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:
+    """A line for the plan: what a rank will need."""
+    import torch
+
+    from rs_aligner.files import hugging_face_part
+    from rs_aligner.policy.architecture import read_architecture
+    from rs_aligner.policy.memory import memory_plan
+
+    arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
+    accelerator = config.trainer.accelerator
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    prompts = min(num_prompts, config.model.rs.num_rollout_samples)
+    return memory_plan(arch, config, prompts, longest, on_gpu=on_gpu)

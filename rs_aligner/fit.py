@@ -1,0 +1,88 @@
+"""A whole run of rejection sampling, from a checked config to the trained policy.
+
+What `examples/train_rs.py` and `rs_aligner.train` do alike. What can be wrong comes first, what is slow to
+import last. Left out on purpose: reading the config, starting ranks, and making loggers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rs_aligner import build
+from rs_aligner.config import TrainRSConfig, num_optimizer_steps, plan
+
+if TYPE_CHECKING:
+    from rs_aligner.reward.client import RemoteGPTRMClient
+    from rs_aligner.reward.judges import ServedJudge
+    from rs_aligner.run import Logger, Run
+
+
+def fit(
+    config: TrainRSConfig,
+    judge: ServedJudge | None = None,
+    *,
+    is_first: bool = True,
+    loggers: Callable[[], Sequence[Logger]] = tuple,
+) -> Run:
+    """Reach the judges, read the data, load the policy and train it; every rank of a run calls this.
+
+    Args:
+        config: a checked config.
+        judge: scores in this process, instead of what `remote_rm` names.
+        is_first: whether this rank writes the run's folder and shows the plan.
+        loggers: makes further sinks of the figures; called when everything else is there.
+
+    Returns:
+        The run's folder, closed.
+    """
+    files = config.model.data.data_prefix
+    with _judges(config, judge, is_first) as (client, watched):
+        tokenizer, positions = build.read_tokenizer(config)
+        longest = config.max_prompt_length(positions)
+        prompts = build.read_prompts(files.train, config, tokenizer, longest)
+        validation = build.read_prompts(files.validation, config, tokenizer, longest)
+        scored = build.read_scored(config, tokenizer, positions)
+        anchors = build.read_anchors(config, tokenizer, positions)
+        number = len(scored) or len(prompts)
+        if is_first:
+            print(plan(config, number, len(validation)))
+            asked = [*prompts, *validation, *(group.prompt for group in scored)]
+            print(build.memory(config, number, max(len(p.token_ids) for p in asked)), flush=True)
+
+        from rs_aligner.run import Run
+        from rs_aligner.trainer import RSTrainer
+
+        with build.policy_of(config, tokenizer, num_optimizer_steps(config, number)) as policy:
+            mine = (client, watched) if policy.runtime.is_source else (None, None)
+            run = Run(config.exp_manager, is_writer=is_first, loggers=loggers())
+            data = (prompts, validation)
+            try:
+                RSTrainer(config, policy, mine[0], *data, run, mine[1], scored=scored, anchors=anchors).fit()
+            except BaseException:
+                run.close("failed")
+                raise
+            run.close()
+    return run
+
+
+@contextlib.contextmanager
+def _judges(
+    config: TrainRSConfig, judge: ServedJudge | None, is_first: bool
+) -> Iterator[tuple[RemoteGPTRMClient, RemoteGPTRMClient | None]]:
+    """The judge and the watched one; they are waited for unless nothing is going to be scored."""
+    from rs_aligner.reward.client import RemoteGPTRMClient
+
+    looks = config.loop.val_check_interval is not None and config.model.data.data_prefix.validation
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(RemoteGPTRMClient(config.remote_rm, judge))
+        watched = None
+        if config.watched_rm is not None:
+            watched = stack.enter_context(RemoteGPTRMClient(config.watched_rm))
+        if is_first and (looks or not config.model.rs.offline):
+            build.say("waiting for the judge")
+            for one in (client, watched):
+                if one is not None:
+                    one.wait_until_ready()
+        yield client, watched

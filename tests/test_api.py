@@ -1,0 +1,345 @@
+"""`rs_aligner.train`: real runs in this process, judged by a function, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rs_aligner
+from rs_aligner.config import ConfigError
+from rs_aligner.ledger import Ledger
+from rs_aligner.reward.judges.callables import judge_of
+from rs_aligner.reward.protocol import JudgeFailed
+from tests.tiny import save_tiny_with_tokenizer
+
+PROMPTS: list[Any] = [{"prompt": f"{n} is ", "number": n} for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_with_tokenizer(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    """A run of one step of four prompts, some keys nested and some dotted."""
+    return {
+        "trainer": {"accelerator": "cpu", "threads": 1, "rs.max_steps": 1},
+        "model.global_batch_size": 4,
+        "model": {
+            "optim": {"lr": 1e-2, "sched": {"name": "constant", "warmup_steps": 0}},
+            "rs": {"num_rollouts_per_prompt": 3, "length_params.max_length": 6},
+        },
+        **changes,
+    }
+
+
+def distinct(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+    return [float(len(set(response))) for response in responses]
+
+
+# Real runs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_both_forms_train_in_one_process_and_leave_a_whole_run(policy: Path, tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def in_trlx_form(
+        samples: list[str], prompts: list[str], outputs: list[str], **kwargs: Any
+    ) -> list[float]:
+        seen.append({"samples": samples, "prompts": prompts, "outputs": outputs, **kwargs})
+        return [float(len(set(output))) for output in outputs]
+
+    first = rs_aligner.train(
+        reward_fn=in_trlx_form,
+        prompts=PROMPTS,
+        eval_prompts=["held out ", "also "],
+        config=settings(),
+        model_path=policy,
+        output_dir=tmp_path / "first",
+    )
+    second = rs_aligner.train(
+        reward_fn=distinct,
+        prompts=[row["prompt"] for row in PROMPTS],
+        eval_prompts=["held out ", "also "],
+        config=settings(),
+        model_path=policy,
+        output_dir=tmp_path / "second",
+    )
+    for result in (first, second):
+        assert [row["step"] for row in result.metrics] == [0, 1]
+        assert result.metrics[1]["rollouts/scored"] == 12
+        assert result.metrics[1]["rollouts/kept"] == 4
+        assert "validation/reward" in result.metrics[1]
+        assert (result.final / "model.safetensors").is_file()
+        assert (result.folder / "config.yaml").is_file()
+        for line in Ledger(result.folder / "rollouts").read(1):
+            assert line.reward == len(set(line.response))
+            assert line.judge
+
+    def figures(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+    # The same judge, seed and prompts: the same run, whatever ran in the process before.
+    assert figures(first.metrics) == figures(second.metrics)
+    assert (
+        (first.final / "model.safetensors").read_bytes()
+        == (second.final / "model.safetensors").read_bytes()
+        != (policy / "model.safetensors").read_bytes()
+    )
+    real = [call for call in seen if call["prompts"][0] != "1 + 1 = "]
+    assert {n for call in real for n in call["number"] if n is not None} == {0, 1, 2, 3}
+    for call in real:
+        assert "prompt" not in call
+        assert "text" not in call
+        for sample, prompt, output in zip(call["samples"], call["prompts"], call["outputs"], strict=True):
+            assert sample == prompt + output
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("judge-")]
+    torch_distributed = sys.modules["torch.distributed"]
+    assert not torch_distributed.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_run_goes_on_where_it_was_and_a_judge_that_fails_ends_it(
+    policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = False
+
+    def may_break(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        if broken and not prompts[0].startswith("1 + 1"):
+            raise RuntimeError("out of order")
+        return distinct(prompts, responses, metadata)
+
+    def go(steps: int) -> rs_aligner.api.TrainResult:
+        return rs_aligner.train(
+            reward_fn=may_break,
+            prompts=[row["prompt"] for row in PROMPTS],
+            config=settings(**{"trainer.rs.max_epochs": 3, "trainer.rs.max_steps": steps}),
+            model_path=policy,
+            output_dir=tmp_path / "run",
+        )
+
+    assert [row["step"] for row in go(1).metrics] == [1]
+    broken = True
+    with pytest.raises(
+        JudgeFailed, match="scored none of 12 rollouts: 12 x the judge raised RuntimeError: out"
+    ):
+        go(2)
+    broken = False
+    assert [row["step"] for row in go(2).metrics] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_watched_judge_anchors_and_offline_rollouts_come_by_the_config(
+    policy: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "anchors.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 4)
+    sampled = rs_aligner.train(
+        reward_fn=distinct,
+        prompts=PROMPTS,
+        config=settings(
+            **{
+                "watched_rm": {"in_process": True, "judge": {"name": "length", "kwargs": {"at_most": 1}}},
+                "model.rs.objective.anchor": {"files": [str(tmp_path / "anchors.jsonl")], "share": 0.5},
+            }
+        ),
+        model_path=policy,
+        output_dir=tmp_path / "sampled",
+    )
+    row = sampled.metrics[-1]
+    assert "watched/mean" in row
+    assert row["kl/to_start"] == pytest.approx(0, abs=1e-4)  # the first step samples from the start itself
+    offline = rs_aligner.train(  # nothing is scored, so no judge is needed
+        config=settings(
+            **{
+                "model.rs.offline": [str(sampled.folder / "rollouts")],
+                "model.data.data_prefix.train": [],
+                "trainer.rs.val_check_interval": None,
+            }
+        ),
+        model_path=policy,
+        output_dir=tmp_path / "offline",
+    )
+    assert offline.metrics[-1]["reward/mean"] == pytest.approx(row["reward/mean"])
+    assert offline.metrics[-1]["rollouts/kept"] == 4
+
+
+# What is refused, before anything slow
+
+
+def refused(tmp_path: Path, **arguments: Any) -> str:
+    """The message; nothing may stay behind."""
+    policy = tmp_path / "policy"
+    policy.mkdir(exist_ok=True)
+    (policy / "config.json").write_text("{}")
+    given = {"reward_fn": distinct, "prompts": ["a"], "config": settings(), "model_path": policy}
+    with pytest.raises(ValueError, match=r".") as error:
+        rs_aligner.train(**{**given, **arguments})
+    assert not (tmp_path / "runs" / "train_001").exists()
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": []}, "prompts is empty"),
+        ({"prompts": None}, "model.data.data_prefix.train must be set"),
+        ({"prompts": "one"}, "prompts is one str: it should be a list"),
+        ({"prompts": ["a", 3]}, r"prompts[1] is a int: it should be a text, or a row"),
+        ({"prompts": [{"text": "a", "what": {1, 2}}]}, "prompts[0] cannot be written as JSON"),
+        ({"eval_prompts": []}, "eval_prompts is empty"),
+        ({"reward_fn": 3}, "reward_fn is a int: it should be a function"),
+        (
+            {"reward_fn": lambda texts: [0.0]},
+            "reward_fn(texts) should be f(prompts, responses, metadata), or",
+        ),
+        ({"reward_fn": lambda prompts, responses, metadata: [0.0]}, "1 results for 2 rows"),
+        ({"reward_fn": lambda prompts, responses, metadata: 0.5}, "returned a float, not a list"),
+        ({"reward_fn": lambda prompts, responses, metadata: undefined_name}, "NameError"),  # noqa: F821
+        (
+            {"reward_fn": lambda samples, tokenizer: [0.0]},
+            "cannot be called with the keywords samples: missing",
+        ),
+        ({"reward_fn": lambda **rows: [0.0], "prompts": [{"text": "a", "outputs": 1}]}, "key 'outputs'"),
+        (
+            {"reward_fn": None, "config": settings(**{"remote_rm.in_process": True})},
+            "remote_rm.judge must be",
+        ),
+        ({"config": settings(**{"remote_rm.endpoints": ["a:1"]})}, "but reward_fn is the judge"),
+        ({"config": settings(**{"trainer.devices": 2})}, "2 ranks, but rs_aligner.train has one"),
+        ({"config": settings(**{"model.rs.top_n_rollout": 2})}, "the nearest one is model.rs.top_n_rollouts"),
+        ({"config": {3: 4}}, "3 should be a text"),
+        ({"config": {"model": {"seed": object()}}}, "model.seed cannot be set to <object"),
+        ({"config": "nowhere"}, "there is no file nowhere.yaml"),
+        ({"config": {"pretrained_checkpoint.restore_from_path": "other"}}, "is other in the config, and"),
+    ],
+)
+def test_what_cannot_work_is_refused_and_leaves_nothing(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    assert message in refused(tmp_path, **arguments)
+
+
+def test_under_a_launcher_it_says_which_script_to_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "4 ranks, but rs_aligner.train has one: use examples/train_rs.py" in refused(tmp_path)
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("keep")
+    refused(tmp_path, output_dir=tmp_path / "mine", config=settings(**{"model.rs.top_n_rollout": 2}))
+    assert (tmp_path / "mine" / "notes").read_text() == "keep"
+
+
+def test_a_judge_that_fails_on_made_up_rows_is_only_doubted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def picky(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        raise KeyError("made up")
+
+    with caplog.at_level(logging.WARNING, logger="rs_aligner"):
+        refused(tmp_path, reward_fn=picky, config=settings(**{"model.rs.top_n_rollout": 2}))
+    assert "may be right for real ones: KeyError" in caplog.text
+
+
+# The two forms
+
+
+def scores(function: Any, keys: tuple[str, ...] = ()) -> list[Any]:
+    judge = judge_of(function, keys)
+    return list(judge.score_texts(["a", "b"], ["c", "d"], [{"text": "a", "n": 1}, {"text": "b"}]))
+
+
+def test_the_form_is_told_by_the_names_of_the_parameters() -> None:
+    class Callable:
+        def __call__(self, samples: list[str]) -> list[str]:
+            return samples
+
+    def ours(prompts: Any, responses: Any, metadata: Any) -> Any:
+        return list(zip(prompts, responses, [row.get("n") for row in metadata], strict=True))
+
+    by_position = [("a", "c", 1), ("b", "d", None)]
+    assert scores(ours) == by_position
+    assert scores(lambda x, y, z: ours(x, y, metadata=z)) == by_position
+    assert scores(lambda *columns: list(ours(*columns))) == by_position
+    assert scores(lambda samples, prompts, outputs: samples) == ["ac", "bd"]
+    assert scores(lambda outputs: outputs) == ["c", "d"]
+    assert scores(Callable()) == ["ac", "bd"]
+    assert scores(lambda samples, n: n, ("text", "n")) == [1, None]
+    assert scores(lambda **rows: [sorted(rows)] * 2, ("text", "n", "prompt"))[0] == [
+        "n",
+        "outputs",
+        "prompts",
+        "samples",
+    ]
+
+
+def test_the_fingerprint_is_the_codes() -> None:
+    one = judge_of(lambda samples: [0.0])
+    other = judge_of(lambda samples: [1.0])
+    assert one.fingerprint != other.fingerprint
+    assert judge_of(distinct).fingerprint == judge_of(distinct).fingerprint
+    assert judge_of(max).fingerprint  # no source, and no signature
+
+
+# The config
+
+
+def test_a_yaml_file_is_read_with_what_it_builds_on(tmp_path: Path) -> None:
+    from rs_aligner.config.tree import read_tree
+
+    (tmp_path / "base.yaml").write_text("model: {seed: 1, rs: {top_n_rollouts: 1}}\nhydra: {run: x}\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [base, _self_]\nmodel: {seed: 2}\n")
+    for name in ("mine", "mine.yaml"):
+        assert read_tree(tmp_path / name) == {"model": {"seed": 2, "rs": {"top_n_rollouts": 1}}}
+    (tmp_path / "odd.yaml").write_text("defaults: [{a: b}]\n")
+    with pytest.raises(ConfigError, match="only names of files beside it work"):
+        read_tree(tmp_path / "odd")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="should hold keys and values"):
+        read_tree(tmp_path / "list")
+    (tmp_path / "bad.yaml").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_tree(tmp_path / "bad")
+
+
+def test_the_files_of_the_examples_are_read_too() -> None:
+    from rs_aligner.config.tree import read_tree
+
+    root = Path(rs_aligner.__file__).resolve().parents[1]
+    tree = read_tree(root / "examples" / "conf" / "stories.yaml")
+    assert tree.model.rs.num_rollout_samples == 128
+    assert tree.model.rs.top_n_rollouts == 1
+    assert "hydra" not in tree
+
+
+def test_importing_the_package_stays_light() -> None:
+    import subprocess
+
+    code = "import json, sys, rs_aligner; print(json.dumps(sorted(sys.modules)))"
+    root = Path(rs_aligner.__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert not {"torch", "pydantic", "rs_aligner.api"} & set(json.loads(done.stdout))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        rs_aligner.trian  # noqa: B018
