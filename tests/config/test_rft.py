@@ -60,8 +60,8 @@ def test_do_sample_false_is_greedy(tree):
     [
         (
             f"{KEY}.gen_kwargs={{beams: 3, num_beams: 2}}",
-            f'{KEY}.gen_kwargs is {{"beams": 3, "num_beams": 2}}: beams, num_beams is not known here; known are '
-            "max_new_tokens, temperature, top_k, top_p, do_sample",
+            f'{KEY}.gen_kwargs is {{"beams": 3, "num_beams": 2}}: beams, num_beams is not known here; '
+            "known are max_new_tokens, temperature, top_k, top_p, do_sample",
         ),
         (f"{KEY}.gen_kwargs.do_sample=no", "do_sample should be true or false"),
         (f"{KEY}.gen_kwargs.temperature=-1", "model.rs.sampling_params.temperature is -1"),
