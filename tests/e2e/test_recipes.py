@@ -83,7 +83,7 @@ def test_nemo_rs_keeps_the_best_of_each_new_group_by_the_command_line(
 ) -> None:
     done = run_script(
         "train_rs.py",
-        *("--config-name", "recipes/nemo_rs"),
+        *("--config-name", "recipes/nemo_rs", "exp_manager.create_tensorboard_logger=false"),
         f"exp_manager.explicit_log_dir={tmp_path / 'run'}",
         f"pretrained_checkpoint.restore_from_path={test_data / 'stories260k'}",
         f"model.data.data_prefix={{train: [{prompts}/train.jsonl], validation: [{prompts}/validation.jsonl],"
@@ -272,6 +272,8 @@ def test_grpo_like_learns_from_the_rejected_too(start: Start) -> None:
     for row, rows in zip(run.metrics, run.spy.trained, strict=True):
         assert row["rollouts/kept"] == row["rollouts/scored"] == 32
         assert {"kl", "clip_fraction", "objective/groups_without_signal"} <= set(row)
+        assert row["reward/kept_minus_mean"] == pytest.approx(0)
+        assert "control/z" not in row  # nothing was chosen
         sampled = {(rollout.prompt_token_ids, rollout.token_ids) for rollout in run.ledger(row["step"])}
         assert {(one.prompt, one.response) for one in rows} <= sampled
         assert min(one.weight for one in rows) < 0 < max(one.weight for one in rows)
