@@ -33,11 +33,13 @@ class Collected:
         groups: in the order of the prompts.
         waited: seconds that this rank waited for scores after the last rollout.
         failure: why the judge failed too much to go on; None if it did not.
+        is_new: whether they were sampled now, not read.
     """
 
     groups: list[Group]
     waited: float = 0.0
     failure: str | None = None
+    is_new: bool = True
 
 
 class Collector:

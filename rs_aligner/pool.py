@@ -73,7 +73,7 @@ class ScoredRollouts:
 
     def draw(self, step: int) -> Collected:
         """The next groups."""
-        return Collected([self.groups[draw.index] for draw in next(self.sampler)])
+        return Collected([self.groups[draw.index] for draw in next(self.sampler)], is_new=False)
 
 
 @dataclass(slots=True)
@@ -125,7 +125,7 @@ class Pool:
         found = self.source.draw(step)
         if self.config.improve_steps > 1:
             self._cycle = found.groups
-        new_tokens = sum(num_tokens(group) for group in found.groups)
+        new_tokens = sum(num_tokens(group) for group in found.groups) if found.is_new else 0
         groups = _joined(found.groups, self._fresh_enough(step))
         return Candidates(groups, improve_step, new_tokens, found.waited, found.failure)
 

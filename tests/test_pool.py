@@ -244,6 +244,7 @@ def test_scored_rollouts_are_trained_on_without_sampling(run: FakeRun) -> None:
     (policy,) = run.start(steps=-1, epochs=1, interval=None, scored=scored_groups(6), offline=["unused"])
     assert policy.asked == []
     assert "submit" not in run.events
+    assert {row["tokens/generated"] for row in run.rows} == {0}
     assert sorted(row.response[1] for rows in policy.trained for row in rows) == [1] * 6
     rows = [row for step in run.ledger.steps() for row in run.ledger.read(step)]
     assert len(rows) == 18  # the rejected, too, with their reasons

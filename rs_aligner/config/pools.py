@@ -6,15 +6,22 @@ other sections, so that there is one way through the code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from rs_aligner.config.base import Count, Real, Section, Share, Size, problem
+from rs_aligner.config.common import LengthParams, SamplingParams
+from rs_aligner.config.selection import DuplicatesConfig, PercentileConfig
 
 if TYPE_CHECKING:
     from rs_aligner.config.rs import RSConfig
+
+_logger = logging.getLogger("rs_aligner")
+GEN_KWARGS = ("max_new_tokens", "temperature", "top_k", "top_p", "do_sample")
+"""What of trlX's `gen_kwargs` is read."""
 
 
 class PoolConfig(Section):
@@ -65,43 +72,76 @@ class RFTConfig(Section):
     n_generations_per_prompt: Count = 32
     """Rollouts of a prompt: `num_rollouts_per_prompt`."""
 
+    @field_validator("gen_kwargs")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if unknown := [name for name in value if name not in GEN_KWARGS]:
+            raise ValueError(f"{', '.join(unknown)} is not known here; known are {', '.join(GEN_KWARGS)}")
+        if not isinstance(value.get("do_sample", True), bool):
+            raise ValueError("do_sample should be true or false")
+        return value
 
-def expand_rft(rs: dict[str, Any]) -> dict[str, Any]:
-    """The section `model.rs` with what its `rft` stands for.
+    @field_validator("end_percentile")
+    @classmethod
+    def _rises(cls, value: float, info: ValidationInfo) -> float:
+        start = info.data.get("start_percentile", value)
+        if value < start:
+            raise ValueError(f"should be at least model.rs.rft.start_percentile = {start}")
+        return value
 
-    Raises:
-        ValueError: `rft` says something else than another key that was set, or has a key that trlX has and
-            nothing here reads.
+    @property
+    def selection(self) -> tuple[DuplicatesConfig, PercentileConfig]:
+        """The selectors that its names stand for."""
+        start, end = self.start_percentile, self.end_percentile
+        return DuplicatesConfig(name="duplicates"), PercentileConfig(name="percentile", start=start, end=end)
+
+
+def expand_rft(rs: dict[str, Any], num_rollouts_per_prompt: int) -> dict[str, Any]:
+    """The section `model.rs` with what its `rft` stands for; as it is where `rft` is not valid.
+
+    A key of another section that `rft` overrules is warned of, unless it is at its default, here or in trlX.
+
+    Args:
+        rs: the section as it was written.
+        num_rollouts_per_prompt: the default of that key.
     """
-    if rs.get("rft") is None:
+    try:
+        rft = RFTConfig.model_validate(rs["rft"])
+    except ValidationError:  # told of when the field itself is validated
         return rs
-    rft = rs["rft"] if isinstance(rs["rft"], RFTConfig) else RFTConfig.model_validate(rs["rft"])
-    if rs.get("selection"):
-        raise ValueError("rft brings its own selection; leave selection empty, or leave rft out")
-    sampling, lengths = dict(rs.get("sampling_params") or {}), dict(rs.get("length_params") or {})
+    sampling: dict[str, Any] = {}
+    lengths: dict[str, Any] = {}
     for name, value in rft.gen_kwargs.items():
         match name:
             case "max_new_tokens":
                 lengths["max_length"] = value
-            case "temperature" | "top_k" | "top_p":
-                sampling[name] = value
             case "do_sample":
                 sampling["use_greedy"] = not value
             case _:
-                known = "max_new_tokens, temperature, top_k, top_p, do_sample"
-                raise ValueError(f"rft.gen_kwargs.{name} is not known here; known are {known}")
-    selection = [
-        {"name": "duplicates"},
-        {"name": "percentile", "start": rft.start_percentile, "end": rft.end_percentile},
-    ]
-    return {
-        **rs,
-        "num_rollouts_per_prompt": rft.n_generations_per_prompt,
-        "sampling_params": sampling,
-        "length_params": lengths,
-        "pool": {**dict(rs.get("pool") or {}), "improve_steps": rft.n_improve_steps},
-        "selection": selection,
-    }
+                sampling[name] = value
+    here = {"num_rollouts_per_prompt": rft.n_generations_per_prompt}
+    if rs.get("num_rollouts_per_prompt") != RFTConfig().n_generations_per_prompt:
+        _warn_of_overruled("model.rs", rs, here, {"num_rollouts_per_prompt": num_rollouts_per_prompt})
+    expanded = {**rs, **here, "selection": rs.get("selection") or rft.selection}
+    for section, sets, default in (
+        ("pool", {"improve_steps": rft.n_improve_steps}, PoolConfig()),
+        ("sampling_params", sampling, SamplingParams()),
+        ("length_params", lengths, LengthParams()),
+    ):
+        given = dict(rs.get(section) or {})
+        _warn_of_overruled(f"model.rs.{section}", given, sets, default.model_dump())
+        expanded[section] = {**given, **sets}
+    return expanded
+
+
+def _warn_of_overruled(
+    section: str, given: Mapping[str, Any], sets: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    for name, value in sets.items():
+        if given.get(name, value) not in (value, defaults[name]):
+            _logger.warning(
+                "%s.%s = %s has no effect: model.rs.rft makes it %s", section, name, given[name], value
+            )
 
 
 def check_pools(rs: RSConfig) -> Iterator[str]:
@@ -110,6 +150,10 @@ def check_pools(rs: RSConfig) -> Iterator[str]:
     if pool.improve_steps > 1 and pool.max_staleness:
         keep = "keep one of the two: a cycle's pool is trained on again as it is"
         yield problem("model.rs.pool.max_staleness", pool.max_staleness, f"with pool.improve_steps, {keep}")
+    if rs.rft is not None and rs.selection != rs.rft.selection:
+        names = [selector.name for selector in rs.selection]
+        own = "model.rs.rft brings a selection of its own; leave one of the two out"
+        yield problem("model.rs.selection", names, own)
     if until is None:
         return
     if until.accepted > until.max_rollouts:

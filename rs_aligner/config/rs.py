@@ -82,7 +82,9 @@ class RSConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand_rft(cls, value: Any) -> Any:
-        return expand_rft(dict(value)) if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping) or value.get("rft") is None:
+            return value
+        return expand_rft(dict(value), cls.model_fields["num_rollouts_per_prompt"].default)
 
     @field_validator("val_sampling_params", mode="before")
     @classmethod

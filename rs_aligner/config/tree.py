@@ -1,7 +1,8 @@
 """Config trees that do not come from Hydra: a dict of overrides, or a YAML file.
 
-Keys may be nested or dotted, or both. A YAML file may name others beside it under `defaults`, as the files
-in examples/conf do. Left out on purpose: everything else that Hydra's `defaults` can do.
+Keys may be nested or dotted, or both. A YAML file may name others under `defaults`, as the files in
+examples/conf do: `train_rs` is beside it, `/train_rs` in the nearest folder above that has it. Left out on
+purpose: everything else that Hydra's `defaults` can do.
 """
 
 from __future__ import annotations
@@ -60,8 +61,16 @@ def read_tree(file: str | Path) -> DictConfig:
     for parent in [*parents, *(() if "_self_" in parents else ("_self_",))]:
         if not isinstance(parent, str):
             raise ConfigError([f"config: {path}: defaults has {parent}; only names of files beside it work"])
-        merged.merge_with(tree if parent == "_self_" else read_tree(path.with_name(f"{parent}.yaml")))
+        merged.merge_with(tree if parent == "_self_" else read_tree(_file_of(parent, path)))
     return merged
+
+
+def _file_of(parent: str, path: Path) -> Path:
+    """Where a file that `path` names under `defaults` is."""
+    if not parent.startswith("/"):
+        return path.parent / f"{parent}.yaml"
+    above = [folder / f"{parent[1:]}.yaml" for folder in path.resolve().parents]
+    return next((file for file in above if file.is_file()), above[0])
 
 
 def _flat(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -117,7 +117,8 @@ def test_null_asks_for_nothing_and_warns_of_nothing(caplog):
     assert not caplog.records
 
 
-def test_the_documented_command_line_passes_the_check(workplace, caplog):
+@pytest.mark.parametrize("name", ["train_rs", "recipes/nemo_rs"])
+def test_the_documented_command_line_passes_the_check(name, workplace, caplog):
     line = f"""
         pretrained_checkpoint.restore_from_path={workplace}/policy
         "model.data.data_prefix={{train: [{workplace}/train.jsonl],
@@ -133,7 +134,7 @@ def test_the_documented_command_line_passes_the_check(workplace, caplog):
     """
     overrides = [" ".join(override.split()) for override in shlex.split(line)]
     with caplog.at_level(logging.WARNING, logger="rs_aligner"):
-        config = load_config(compose("train_rs", overrides), TrainRSConfig)
+        config = load_config(compose(name, overrides), TrainRSConfig)
     assert [record.getMessage() for record in caplog.records] == [
         "model.data.data_prefix.test has no effect: there is no test pass"
     ]
@@ -146,7 +147,7 @@ def test_the_documented_command_line_passes_the_check(workplace, caplog):
     assert config.model.data.data_prefix.train == (f"{workplace}/train.jsonl",)
     assert (config.remote_rm.reward_model.ip, config.remote_rm.reward_model.port) == ("judge-node", 5556)
     # The same line also composes without `open_overrides`: all its keys are in the YAML file.
-    assert compose("train_rs", overrides, opened=False) == compose("train_rs", overrides)
+    assert compose(name, overrides, opened=False) == compose(name, overrides)
 
 
 def test_the_other_old_keys_of_a_launch_script_need_no_plus(workplace, caplog):
