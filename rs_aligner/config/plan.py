@@ -157,7 +157,10 @@ def _special(
         if num_prompts is not None:
             steps = schedule_steps(config, num_prompts, largest)
         often = "each step" if pool.improve_steps == 1 else f"every {pool.improve_steps} steps"
-        yield "restart", f"from the starting weights {often}; the learning rate's course is {steps:,} long"
+        yield (
+            "restart",
+            f"to the starting weights {often}; the learning rate begins again, for {steps:,} optimizer steps",
+        )
     if config.trainer.rs.patience is not None:
         number, figure = config.trainer.rs.patience, config.exp_manager.checkpoint_callback_params.figure
         checks = "1 validation" if number == 1 else f"{number} validations"
