@@ -58,7 +58,8 @@ def rs_problems(config: TrainRSConfig) -> Iterator[str]:
 def _prompts(config: TrainRSConfig) -> Iterator[str]:
     train, offline = config.model.data.data_prefix.train, config.model.rs.offline
     if not train and not offline:
-        yield "model.data.data_prefix.train must be set: a file of prompts, or a list of files"
+        instead = "or model.rs.offline, to train on scored rollouts"
+        yield f"model.data.data_prefix.train must be set: a file of prompts, or a list of files; {instead}"
     if train and offline:
         nothing = "nothing is sampled with model.rs.offline; set model.data.data_prefix.train=[]"
         yield problem("model.data.data_prefix.train", list(train), nothing)
