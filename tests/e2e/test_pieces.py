@@ -116,19 +116,22 @@ def test_final_is_the_best_policy_and_not_the_last(folder: Path) -> None:
 def test_a_run_that_is_killed_in_the_middle_of_a_cycle_ends_with_the_same_bits(folder: Path) -> None:
     run = folder / "killed"
     arguments = pieces.overrides(folder, "killed", "improve")
+    written = run / "rollouts" / f"step_{KILLED_IN:06d}.jsonl"
+    (folder / pieces.HOLD).write_text(str(written))  # the next validation does not end before it is killed
     with _started("train_rs.py", *arguments) as process:
-        written = run / "rollouts" / f"step_{KILLED_IN:06d}.jsonl"
         deadline = time.monotonic() + 120
         while not written.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         process.kill()
         process.wait(timeout=20)
+    (folder / pieces.HOLD).unlink()
     assert process.returncode == -signal.SIGKILL
     assert written.exists()
     assert not (run / "final").exists()
+    assert max(figure(run, "step")) <= KILLED_IN
     again = run_script("train_rs.py", *arguments, timeout=150)
     assert again.returncode == 0, again.stdout
-    assert "continuing behind step" in again.stdout
+    assert f"continuing behind step {KILLED_IN - 1} " in again.stdout
     assert_same_bits(folder / "improve", run)
     assert ledger(run) == ledger(folder / "improve")
     assert figures(read_metrics(run)) == figures(read_metrics(folder / "improve"))
