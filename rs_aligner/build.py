@@ -148,7 +148,7 @@ def _reading(config: TrainConfig, positions: int) -> dict[str, Any]:
 def policy_of(
     config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, num_optimizer_steps: int
 ) -> Iterator[MegatronPolicy]:
-    """Join the ranks' groups and load the policy, to train it for so many optimizer steps at most."""
+    """Join the ranks' groups and load the policy; `num_optimizer_steps` is how long its schedule is."""
     say("loading the policy")
     from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.runtime import start
@@ -159,7 +159,7 @@ def policy_of(
         "kv_cache_bytes": rs.generation.kv_cache_bytes,
         "compiled_decoder": rs.generation.compile,
         "objective": rs.objective,
-        "keep_start": isinstance(config, TrainRSConfig) and _needs_start(rs),
+        "keep_start": isinstance(config, TrainRSConfig) and rs.needs_start,
     }
     folder = Path(config.pretrained_checkpoint.restore_from_path)
     with start(**layout(config)) as runtime:
@@ -184,11 +184,6 @@ def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler
             kv_cache_bytes=decoder.kv_cache_bytes,
             compiled_decoder=decoder.compile,
         )
-
-
-def _needs_start(rs: RSConfig) -> bool:
-    """Whether the starting weights are asked for again."""
-    return rs.objective.kl > 0 or rs.pool.restart or rs.kl_samples > 0
 
 
 @contextmanager

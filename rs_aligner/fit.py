@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rs_aligner import build
-from rs_aligner.config import TrainRSConfig, num_optimizer_steps, plan
+from rs_aligner.config import TrainRSConfig, plan, schedule_steps
 
 if TYPE_CHECKING:
     from rs_aligner.reward.client import RemoteGPTRMClient
@@ -37,7 +37,11 @@ def fit(
     Returns:
         The run's folder, closed.
     """
-    files = config.model.data.data_prefix
+    from rs_aligner.selection import build_chain
+
+    files, rs = config.model.data.data_prefix, config.model.rs
+    # Users' code is imported here, so that an error in it comes in seconds.
+    chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
     with _judges(config, judge, is_first) as (client, watched):
         tokenizer, positions = build.read_tokenizer(config)
         longest = config.max_prompt_length(positions)
@@ -46,20 +50,25 @@ def fit(
         scored = build.read_scored(config, tokenizer, positions)
         anchors = build.read_anchors(config, tokenizer, positions)
         number = len(scored) or len(prompts)
+        largest = max((len(group.rollouts) for group in scored), default=None)
         if is_first:
-            print(plan(config, number, len(validation)))
+            print(plan(config, number, len(validation), largest))
             asked = [*prompts, *validation, *(group.prompt for group in scored)]
             print(build.memory(config, number, max(len(p.token_ids) for p in asked)), flush=True)
 
         from rs_aligner.run import Run
         from rs_aligner.trainer import RSTrainer
 
-        with build.policy_of(config, tokenizer, num_optimizer_steps(config, number)) as policy:
+        with build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy:
             mine = (client, watched) if policy.runtime.is_source else (None, None)
             run = Run(config.exp_manager, is_writer=is_first, loggers=loggers())
-            data = (prompts, validation)
             try:
-                RSTrainer(config, policy, mine[0], *data, run, mine[1], scored=scored, anchors=anchors).fit()
+                RSTrainer(
+                    *(config, policy, mine[0], prompts, validation, run, mine[1]),
+                    scored=scored,
+                    anchors=anchors,
+                    chain=chain,
+                ).fit()
             except BaseException:
                 run.close("failed")
                 raise

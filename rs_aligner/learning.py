@@ -58,6 +58,8 @@ class Learner:
 
         Measured on the first rollouts of each prompt that this version sampled, `model.rs.kl_samples` in all.
         """
+        if not self.rs.measures_distance:
+            return {}
         rollouts: list[tuple[TrainingRow, Rollout]] = []
         deepest = max((len(group.rollouts) for group in candidates.groups), default=0)
         for place in range(deepest):

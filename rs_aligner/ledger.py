@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -235,8 +236,10 @@ def _to_line(row: LedgerRow) -> bytes:
 def _from_line(line: bytes, place: str) -> LedgerRow:
     try:
         record = json.loads(line)
-        for key in ("token_ids", "log_probs", "prompt_token_ids"):
+        for key in ("token_ids", "prompt_token_ids"):
             record[key] = tuple(record[key])
+        # Nine digits tell which float32 it was, and a run that continues needs that number to the last bit.
+        record["log_probs"] = tuple(array("f", record["log_probs"]))
         return LedgerRow(**record)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{place}: not a row of a ledger ({error!r})") from error

@@ -35,7 +35,8 @@ def learning_rate(step: int, sched: SchedConfig, lr: float, max_steps: int | Non
         step: optimizer steps made so far in the run, from 0.
         sched: shape of the schedule.
         lr: the highest rate (`model.optim.lr`).
-        max_steps: optimizer steps of the whole run; None where the end is not known.
+        max_steps: optimizer steps of the whole run, or of a cycle where each restarts; None where the end is
+            not known.
 
     Returns:
         The rate to use for this step.

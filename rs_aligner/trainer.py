@@ -25,7 +25,7 @@ from rs_aligner.proof import proof_metrics
 from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Group, Prompt, ScoreFailure, TrainingRow
 from rs_aligner.run import Run
-from rs_aligner.selection import Progress, Selection, build_chain, nothing_kept
+from rs_aligner.selection import Chain, Progress, Selection, build_chain, nothing_kept
 from rs_aligner.watched import watched_metrics
 
 _logger = logging.getLogger("rs_aligner")
@@ -45,6 +45,7 @@ class RSTrainer:
         watched: a second judge that decides nothing; None for none, and on ranks without a judge.
         scored: groups to train on instead of sampling; there are no prompts then.
         anchors: supervised rows to mix in, in the order in which they are taken.
+        chain: who is kept; None builds what the config names.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RSTrainer:
         *,
         scored: Sequence[Group] = (),
         anchors: Sequence[TrainingRow] = (),
+        chain: Chain | None = None,
     ) -> None:
         self.config, self.policy, self.run = config, policy, run
         self.rs, self.loop = config.model.rs, config.trainer.rs
@@ -73,7 +75,7 @@ class RSTrainer:
         self.held_out = HeldOut(config, collector, validation)
         self.num_steps = num_steps(config, number)
         rs = self.rs
-        self.chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
+        self.chain = chain or build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
 
     def fit(self) -> None:
         """Train to the end, until nothing is gained any more, or until the time is up; then save and export.

@@ -183,6 +183,17 @@ def test_a_watched_judge_anchors_and_offline_rollouts_come_by_the_config(
 # What is refused, before anything slow
 
 
+def test_a_users_selector_is_imported_before_the_judge_is_waited_for(policy: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import nowhere_to_be_found\n")
+    chain = [{"name": "function", "function": f"{tmp_path / 'mine.py'}:keep"}]
+    with pytest.raises(
+        ValueError, match=r"model\.rs\.selection\.0\.function: importing .* failed: .*nowhere"
+    ):
+        rs_aligner.train(  # no judge is there to be reached
+            prompts=PROMPTS, config=settings(**{"model.rs.selection": chain}), model_path=policy
+        )
+
+
 def refused(tmp_path: Path, **arguments: Any) -> str:
     """The message; nothing may stay behind."""
     policy = tmp_path / "policy"

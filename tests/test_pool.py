@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,16 @@ def test_scored_rollouts_are_trained_on_without_sampling(run: FakeRun) -> None:
     rows = [row for step in run.ledger.steps() for row in run.ledger.read(step)]
     assert len(rows) == 18  # the rejected, too, with their reasons
     assert {row.reason for row in rows} == {"kept", "not in the top n", "not scored"}
+
+
+def test_the_distance_to_the_start_is_not_measured_on_what_another_run_sampled(run: FakeRun) -> None:
+    """Another run's rollouts of version 0 are not those of this run's, whose start may be another policy."""
+    groups = scored_groups(4)
+    for group in groups:
+        group.rollouts = [replace(r, log_probs=tuple(-1.0 for _ in r.token_ids)) for r in group.rollouts]
+    run.start(steps=1, interval=None, scored=groups, offline=["unused"])
+    assert "reference" not in run.events
+    assert "kl/to_start" not in run.rows[0]
 
 
 # Held-out prompts: patience and the best

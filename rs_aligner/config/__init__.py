@@ -19,7 +19,7 @@ from rs_aligner.config.common import (
 from rs_aligner.config.generate import GenerateConfig
 from rs_aligner.config.load import load_config, open_overrides, register_resolvers
 from rs_aligner.config.objective import AnchorConfig, ObjectiveConfig, num_anchors
-from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, steps_per_epoch
+from rs_aligner.config.plan import num_optimizer_steps, num_steps, plan, schedule_steps, steps_per_epoch
 from rs_aligner.config.pools import PoolConfig, RFTConfig, UntilConfig
 from rs_aligner.config.remote import EndpointConfig, RemoteRMConfig
 from rs_aligner.config.reward_model import TrainRewardModelConfig
@@ -75,5 +75,6 @@ __all__ = [
     "open_overrides",
     "plan",
     "register_resolvers",
+    "schedule_steps",
     "steps_per_epoch",
 ]

@@ -32,7 +32,11 @@ _logger = logging.getLogger("rs_aligner")
 
 
 def check_selection(
-    selectors: Sequence[SelectorConfig], *, top_n: int, min_reward: float | None, num_rollouts: int | None
+    selectors: Sequence[SelectorConfig],
+    *,
+    top_n: int,
+    min_reward: float | None,
+    most_rollouts: tuple[str, int] | None,
 ) -> Iterator[str]:
     """What has to hold among the keys of a chain, a line for each problem.
 
@@ -40,7 +44,7 @@ def check_selection(
         selectors: `model.rs.selection`.
         top_n: `model.rs.top_n_rollouts`.
         min_reward: `model.rs.min_reward`.
-        num_rollouts: `model.rs.num_rollouts_per_prompt`; None where groups are not all of one size.
+        most_rollouts: the key that bounds the rollouts of a prompt, and its value; None where files tell.
     """
     if selectors and min_reward is not None:
         instead = f"model.rs.selection=[{{name: threshold, at_least: {min_reward:g}}}, ...]"
@@ -51,9 +55,9 @@ def check_selection(
         key = f"model.rs.selection.{i}"
         match selector:
             case TopKConfig(k=int(k)) | DiverseConfig(k=k) | DistinctAnswersConfig(k=k):
-                if num_rollouts is not None and k > num_rollouts:
-                    most = f"should be at most model.rs.num_rollouts_per_prompt = {num_rollouts}"
-                    yield problem(f"{key}.k", k, most)
+                if most_rollouts is not None and k > most_rollouts[1]:
+                    bound, most = most_rollouts
+                    yield problem(f"{key}.k", k, f"should be at most {bound} = {most}")
             case PercentileConfig(start=start, end=end) if start > end:
                 yield problem(f"{key}.start", start, f"should be at most {key}.end = {end}")
             case LengthConfig(min_tokens=None, max_tokens=None):
@@ -70,12 +74,21 @@ def check_selection(
                 yield from function_problems(f"{key}.function", function)
 
 
-def most_kept(selectors: Sequence[SelectorConfig], *, top_n: int, num_prompts: int, num_rollouts: int) -> int:
-    """Most rollouts that a step can keep, of `num_prompts` prompts with `num_rollouts` rollouts each.
+def most_kept(
+    selectors: Sequence[SelectorConfig],
+    *,
+    top_n: int,
+    num_prompts: int,
+    num_rollouts: int,
+    num_candidates: int | None = None,
+) -> int:
+    """Most rollouts that a step can keep, of `num_prompts` prompts with at most `num_rollouts` rollouts each.
 
     A bound, not a guess: what passes bars and filters is counted as if all did, and equal rewards tie.
+    `num_candidates` is how many rollouts all prompts have together at most; None if each may have that many.
     """
     each, whole = num_rollouts, num_prompts * num_rollouts
+    whole = whole if num_candidates is None else min(whole, num_candidates)
     for selector in selectors or (TopKConfig(name="topk"),):
         match selector:
             case TopKConfig():
@@ -83,7 +96,7 @@ def most_kept(selectors: Sequence[SelectorConfig], *, top_n: int, num_prompts: i
             case DiverseConfig():
                 each = min(each, selector.k)
             case MedianConfig():
-                each //= 2
+                each, whole = each // 2, whole // 2
             case TopFractionConfig() if whole:
                 whole = max(1, int(selector.fraction * whole + 1e-9))
         whole = min(whole, num_prompts * each)

@@ -1,8 +1,9 @@
 """What relates several keys, or a key and the file system.
 
 Each check is a generator of problem lines, so that one start shows all that is wrong. Types and
-bounds of single values are in the sections themselves. Left out on purpose: what needs torch, such
-as whether there is a GPU, and whether the judge answers; both come right after.
+bounds of single values are in the sections themselves; what concerns sampling is in `check_sampling.py`,
+judges and their server in `check_server.py`. Left out on purpose: what needs torch, such as whether there
+is a GPU, and whether the judge answers; both come right after.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner.config.base import problem
-from rs_aligner.config.chain import check_selection
+from rs_aligner.config.check_sampling import (
+    length_problems,
+    rs_problems,
+    sampling_problems,
+    steps_problems,
+)
 from rs_aligner.config.check_server import judge_problems, server_problems
-from rs_aligner.config.common import ExpManagerBase, LengthParams, ModelBase, SamplingParams
+from rs_aligner.config.common import ExpManagerBase, ModelBase
 from rs_aligner.config.generate import GenerateConfig, check_generate
-from rs_aligner.config.objective import check_objective
-from rs_aligner.config.pools import check_pools
 from rs_aligner.config.remote import check_remote
 from rs_aligner.config.reward_model import TrainRewardModelConfig
-from rs_aligner.config.rs import RSConfig
 from rs_aligner.config.schema import ServeRewardConfig, TrainConfig, TrainRSConfig, TrainSFTConfig
 from rs_aligner.files import hugging_face_part
 
@@ -44,7 +47,7 @@ def check(config: TrainConfig | ServeRewardConfig | GenerateConfig) -> list[str]
     lines += _files("model.data.data_prefix.validation", config.model.data.data_prefix.validation)
     match config:
         case TrainRSConfig():
-            lines += _rs(config)
+            lines += rs_problems(config)
         case TrainSFTConfig():
             lines += _sft(config)
         case TrainRewardModelConfig():
@@ -161,78 +164,13 @@ def _files(key: str, files: tuple[str, ...]) -> Iterator[str]:
             yield problem(key, name, f"{what}; name JSON Lines files (relative to {Path.cwd()})")
 
 
-def _rs(config: TrainRSConfig) -> Iterator[str]:
-    model, rs = config.model, config.model.rs
-    yield from _prompts(config)
-    if rs.top_n_rollouts > rs.num_rollouts_per_prompt:
-        yield problem(
-            "model.rs.top_n_rollouts",
-            rs.top_n_rollouts,
-            f"should be at most model.rs.num_rollouts_per_prompt = {rs.num_rollouts_per_prompt}",
-        )
-    yield from check_selection(
-        rs.selection,
-        top_n=rs.top_n_rollouts,
-        min_reward=rs.min_reward,
-        num_rollouts=rs.num_rollouts_per_prompt,
-    )
-    yield from _steps("trainer.rs.max_steps", config.trainer.rs.max_steps)
-    yield from _sampling("model.rs.sampling_params", rs.sampling_params)
-    yield from _sampling("model.rs.val_sampling_params", rs.val_sampling_params)
-    yield from _length_order("model.rs.length_params", rs.length_params)
-    yield from check_objective(rs.objective, rs.num_rollouts_per_prompt)
-    _warn_of_equal_rollouts(rs)
-    yield from check_pools(rs)
-    yield from _held_out(config)
-    for name, remote in (("remote_rm", config.remote_rm), ("watched_rm", config.watched_rm)):
-        if remote is None:
-            continue
-        yield from check_remote(name, remote)
-        if remote.judge is not None:
-            yield from judge_problems(f"{name}.judge", remote.judge)
-        pad, longest = remote.pad_to_length, model.encoder_seq_length
-        if pad is not None and longest is not None and pad < longest:
-            key = f"{name}.pad_to_length"
-            yield problem(key, pad, f"should be null or at least {longest} (model.encoder_seq_length)")
-
-
-def _prompts(config: TrainRSConfig) -> Iterator[str]:
-    train, offline = config.model.data.data_prefix.train, config.model.rs.offline
-    if not train and not offline:
-        instead = "or model.rs.offline, to train on scored rollouts"
-        yield f"model.data.data_prefix.train must be set: a file of prompts, or a list of files; {instead}"
-    if train and offline:
-        nothing = "nothing is sampled with model.rs.offline; set model.data.data_prefix.train=[]"
-        yield problem("model.data.data_prefix.train", list(train), nothing)
-    for name in offline:
-        if not Path(name).exists():
-            there = f"is not there; name files, or the rollouts folder of a run (relative to {Path.cwd()})"
-            yield problem("model.rs.offline", name, there)
-
-
-def _held_out(config: TrainRSConfig) -> Iterator[str]:
-    """What needs a figure of held-out prompts."""
-    params, loop = config.exp_manager.checkpoint_callback_params, config.trainer.rs
-    if params.figure == "validation/watched" and config.watched_rm is None:
-        key = "exp_manager.checkpoint_callback_params.monitor"
-        yield problem(key, params.monitor, "needs a watched judge; set watched_rm, or monitor another figure")
-    if loop.patience is None:
-        return
-    if not config.model.data.data_prefix.validation or loop.val_check_interval is None:
-        needs = "needs held-out figures; set model.data.data_prefix.validation and val_check_interval"
-        yield problem("trainer.rs.patience", loop.patience, needs)
-    if params.save_top_k == 0:
-        key = "exp_manager.checkpoint_callback_params.save_top_k"
-        yield problem(key, 0, "trainer.rs.patience needs the best checkpoint; set it to 1 or more")
-
-
 def _sft(config: TrainSFTConfig) -> Iterator[str]:
     sft, data = config.model.sft, config.model.data.data_prefix
     if not data.train:
         yield 'model.data.data_prefix.train must be set: a file of {"prompt", "response"} rows, or a list'
-    yield from _steps("trainer.sft.max_steps", config.trainer.sft.max_steps)
-    yield from _sampling("model.sft.sampling_params", sft.sampling_params)
-    yield from _length_order("model.sft.length_params", sft.length_params)
+    yield from steps_problems("trainer.sft.max_steps", config.trainer.sft.max_steps)
+    yield from sampling_problems("model.sft.sampling_params", sft.sampling_params)
+    yield from length_problems("model.sft.length_params", sft.length_params)
     if config.judge is None and data.validation:
         _logger.warning("model.data.data_prefix.validation is not looked at without a judge to score by")
     if config.judge is not None:
@@ -249,7 +187,7 @@ def _pairs(config: TrainRewardModelConfig) -> Iterator[str]:
     if not config.model.data.data_prefix.train:
         rows = '{"prompt", "chosen", "rejected"}'
         yield f"model.data.data_prefix.train must be set: a file of {rows} rows, or a list"
-    yield from _steps("trainer.rm.max_steps", config.trainer.rm.max_steps)
+    yield from steps_problems("trainer.rm.max_steps", config.trainer.rm.max_steps)
     params = config.exp_manager.checkpoint_callback_params
     better = "max" if params.monitor == "validation/accuracy" else "min"
     if params.mode != better:
@@ -259,37 +197,12 @@ def _pairs(config: TrainRewardModelConfig) -> Iterator[str]:
 
 def _generate(config: GenerateConfig) -> Iterator[str]:
     yield from _files("model.data.files", config.model.data.files)
-    yield from _sampling("model.answers.sampling_params", config.model.answers.sampling_params)
-    yield from _length_order("model.answers.length_params", config.length_params)
+    yield from sampling_problems("model.answers.sampling_params", config.model.answers.sampling_params)
+    yield from length_problems("model.answers.length_params", config.length_params)
     if config.remote_rm is not None:
         yield from check_remote("remote_rm", config.remote_rm)
         if config.remote_rm.judge is not None:
             yield from judge_problems("remote_rm.judge", config.remote_rm.judge)
-
-
-def _steps(key: str, max_steps: int) -> Iterator[str]:
-    if max_steps != -1 and max_steps < 1:
-        yield problem(key, max_steps, "should be at least 1, or -1 to leave the end to max_epochs")
-
-
-def _sampling(key: str, sampling: SamplingParams) -> Iterator[str]:
-    if sampling.temperature == 0 and not sampling.use_greedy:
-        yield problem(f"{key}.temperature", 0, f"should be above 0, or {key}.use_greedy should be true")
-
-
-def _length_order(key: str, lengths: LengthParams) -> Iterator[str]:
-    if lengths.min_length > lengths.max_length:
-        most = f"should be at most {key}.max_length = {lengths.max_length}"
-        yield problem(f"{key}.min_length", lengths.min_length, most)
-
-
-def _warn_of_equal_rollouts(rs: RSConfig) -> None:
-    for name, sampling, number in (
-        ("num_rollouts_per_prompt", rs.sampling_params, rs.num_rollouts_per_prompt),
-        ("num_val_rollouts_per_prompt", rs.val_sampling_params, rs.num_val_rollouts_per_prompt),
-    ):
-        if sampling.use_greedy and number > 1:
-            _logger.warning("model.rs.%s is %d, but greedy rollouts of a prompt are all equal", name, number)
 
 
 def _model_json(folder: str) -> dict[str, Any]:

@@ -73,8 +73,11 @@ def num_anchors(num_rows: int, share: float) -> int:
     return max(1, round(num_rows * share / (1 - share)))
 
 
-def check_objective(objective: ObjectiveConfig, num_rollouts_per_prompt: int) -> Iterator[str]:
-    """The problems of the objective's keys with each other, a line each."""
+def check_objective(objective: ObjectiveConfig, most_rollouts: tuple[str, int] | None) -> Iterator[str]:
+    """The problems of the objective's keys with each other, a line each.
+
+    `most_rollouts` is the key that bounds the rollouts of a prompt, and its value; None where files tell.
+    """
     wants = "group or leave_one_out"
     if objective.advantage == "none":
         if objective.positives_only:
@@ -82,8 +85,8 @@ def check_objective(objective: ObjectiveConfig, num_rollouts_per_prompt: int) ->
         if objective.clip is not None:
             what = f"needs {KEY}.advantage, {wants}; set it to null"
             yield problem(f"{KEY}.clip", objective.clip, what)
-    elif num_rollouts_per_prompt < 2:
-        what = "compares the rollouts of a prompt: model.rs.num_rollouts_per_prompt should be at least 2"
+    elif most_rollouts is not None and most_rollouts[1] < 2:
+        what = f"compares the rollouts of a prompt: {most_rollouts[0]} should be at least 2"
         yield problem(f"{KEY}.advantage", objective.advantage, what)
     if objective.clip_high is not None and objective.clip is None:
         what = f"needs {KEY}.clip, the bound from below; set it to null"

@@ -1,12 +1,16 @@
 """What a run is going to do, in numbers, before it does it.
 
-Pure arithmetic on the config and the number of prompts. Left out for now: memory, which depends on
-the policy's sizes.
+Pure arithmetic on the config, the number of prompts and, where scored rollouts are read, their number.
+Left out on purpose: memory, which depends on the policy's sizes (`policy/memory.py`), and guesses of how much
+passes a bar; where it says "at most", everything passes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rs_aligner.config.chain import in_words
+from rs_aligner.config.objective import num_anchors
 from rs_aligner.config.schema import TrainRSConfig
 
 
@@ -26,32 +30,65 @@ def num_steps(config: TrainRSConfig, num_prompts: int) -> int:
     return steps if config.trainer.rs.max_steps == -1 else min(steps, config.trainer.rs.max_steps)
 
 
-def num_optimizer_steps(config: TrainRSConfig, num_prompts: int) -> int:
-    """Optimizer steps of the whole run if every prompt keeps as many rollouts as it may."""
+def num_optimizer_steps(config: TrainRSConfig, num_prompts: int, largest: int | None = None) -> int:
+    """Optimizer steps of the whole run if every step keeps as many rollouts as it may.
+
+    Args:
+        config: a checked config.
+        num_prompts: prompts to train on.
+        largest: most rollouts of a prompt, where they are read instead of sampled; None: as configured.
+    """
+    return sum(_of_each_step(config, num_prompts, largest))
+
+
+def schedule_steps(config: TrainRSConfig, num_prompts: int, largest: int | None = None) -> int:
+    """Optimizer steps over which the learning rate runs its course: the run's, or those of a longest cycle.
+
+    With `pool.restart` the optimizer and its schedule begin again at each cycle. Arguments as for
+    `num_optimizer_steps`.
+    """
+    each, pool = _of_each_step(config, num_prompts, largest), config.model.rs.pool
+    if not pool.restart:
+        return sum(each)
+    cycles = range(0, len(each), pool.improve_steps)
+    return max(sum(each[first : first + pool.improve_steps]) for first in cycles)
+
+
+def _of_each_step(config: TrainRSConfig, num_prompts: int, largest: int | None) -> list[int]:
+    """Most optimizer steps of each step of the run."""
     rs = config.model.rs
     draws = draws_per_epoch(config, num_prompts)
-    short = num_prompts - (draws - 1) * rs.num_rollout_samples
-    optimizer_steps = 0
-    for step in range(num_steps(config, num_prompts)):
-        is_short = step // rs.pool.improve_steps % draws == draws - 1
-        optimizer_steps += _optimizer_steps(config, short if is_short else rs.num_rollout_samples)
-    return optimizer_steps
+    last = num_prompts - (draws - 1) * rs.num_rollout_samples  # the last draw of an epoch has what is left
+
+    def optimizer_steps(draw: int) -> int:
+        recent = range(draw, max(-1, draw - 1 - rs.pool.max_staleness), -1)
+        drawn = [last if one % draws == draws - 1 else rs.num_rollout_samples for one in recent]
+        return _optimizer_steps(config, rs.most_kept(drawn, num_prompts=num_prompts, largest=largest))
+
+    steps = range(num_steps(config, num_prompts))
+    return [optimizer_steps(step // rs.pool.improve_steps) for step in steps]
 
 
-def _optimizer_steps(config: TrainRSConfig, num_prompts: int) -> int:
-    """Most optimizer steps of a step on so many prompts."""
+def _optimizer_steps(config: TrainRSConfig, kept: int) -> int:
+    """Optimizer steps of a step that keeps so many rollouts: each pass cuts its rows into batches anew."""
     rs = config.model.rs
-    kept = rs.most_kept(num_prompts)
-    return rs.pool.passes * -(-kept // config.model.global_batch_size)
+    rows = kept + num_anchors(kept, rs.objective.anchor.share)
+    return rs.pool.passes * -(-rows // config.model.global_batch_size)
 
 
-def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts: int | None = None) -> str:
+def plan(
+    config: TrainRSConfig,
+    num_prompts: int | None = None,
+    num_val_prompts: int | None = None,
+    largest: int | None = None,
+) -> str:
     """The run as a table of two columns.
 
     Args:
         config: a checked config.
         num_prompts: prompts of the training files; None if they have not been read.
         num_val_prompts: prompts of the validation files; None if they have not been read.
+        largest: most rollouts of a prompt, where they are read instead of sampled; None if not known.
 
     Returns:
         Lines without a trailing line break.
@@ -64,8 +101,12 @@ def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts:
     )
     prompts = min(rs.num_rollout_samples, num_prompts or rs.num_rollout_samples)
     each = rs.num_rollouts_per_prompt
-    kept = rs.most_kept(prompts)
-    optimizer_steps = _optimizer_steps(config, prompts)
+    drawn = [prompts] * (1 + rs.pool.max_staleness)
+    kept = rs.most_kept(drawn, num_prompts=num_prompts, largest=largest)
+    optimizer_steps = _optimizer_steps(config, kept)
+    batches = f"{model.global_batch_size:,} rows"
+    if rs.pool.passes > 1:
+        batches += f", in {rs.pool.passes:,} passes"
     micro_batches = model.global_batch_size // (model.micro_batch_size * dp)
     wave = rs.rollout_micro_batch_size or -(-prompts // dp)
     rows = [
@@ -73,10 +114,11 @@ def plan(config: TrainRSConfig, num_prompts: int | None = None, num_val_prompts:
         ("prompts a step", f"{prompts:,}, decoded {wave:,} at a time on each data-parallel rank"),
         ("rollouts a step", _rollouts(config, prompts, each)),
         ("kept a step", f"at most {kept:,} ({_recipe(config)})"),
-        ("optimizer steps a step", f"at most {optimizer_steps:,}, of {model.global_batch_size:,} rows"),
+        ("optimizer steps a step", f"at most {optimizer_steps:,}, of {batches}"),
         ("micro-batches", f"{micro_batches:,} a rank and optimizer step, of {model.micro_batch_size:,} rows"),
         ("steps in the run", _run_length(config, num_prompts)),
         ("validation", _validation(config, num_val_prompts)),
+        *_special(config, kept, num_prompts, largest),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
@@ -91,7 +133,43 @@ def _rollouts(config: TrainRSConfig, prompts: int, each: int) -> str:
         text += f" at most, until {rs.until.accepted} of a prompt score {rs.until.at_least:g} or more"
     if rs.pool.improve_steps > 1:
         text += f"; {rs.pool.improve_steps} steps train on them"
+    if rs.pool.max_staleness:
+        later = "1 step" if rs.pool.max_staleness == 1 else f"{rs.pool.max_staleness} steps"
+        text += f"; the kept stay candidates for {later}"
     return text
+
+
+def _special(
+    config: TrainRSConfig, kept: int, num_prompts: int | None, largest: int | None
+) -> Iterator[tuple[str, str]]:
+    """A row for each choice that not every run makes."""
+    objective, pool = config.model.rs.objective, config.model.rs.pool
+    anchor = objective.anchor
+    if anchor.share:
+        number = num_anchors(kept, anchor.share)
+        weight = "" if anchor.weight == 1 else f", weight {anchor.weight:g}"
+        yield "supervised rows", f"at most {number:,} a pass, {anchor.share:g} of each batch{weight}"
+    if objective.kl:
+        where = "in the CPU's memory" if objective.offload_reference else "on the device"
+        yield "KL term", f"weight {objective.kl:g}, to the starting policy, whose weights wait {where}"
+    if pool.restart:
+        steps = _optimizer_steps(config, kept) * pool.improve_steps
+        if num_prompts is not None:
+            steps = schedule_steps(config, num_prompts, largest)
+        often = "each step" if pool.improve_steps == 1 else f"every {pool.improve_steps} steps"
+        yield (
+            "restart",
+            f"to the starting weights {often}; the learning rate begins again, for {steps:,} optimizer steps",
+        )
+    if config.trainer.rs.patience is not None:
+        number, figure = config.trainer.rs.patience, config.exp_manager.checkpoint_callback_params.figure
+        checks = "1 validation" if number == 1 else f"{number} validations"
+        yield "patience", f"stops after {checks} without a better {figure}; final/ is the best policy"
+    if config.watched_rm is not None:
+        where = "in this process"
+        if not config.watched_rm.in_process:
+            where = "at " + ", ".join(server.url for server in config.watched_rm.servers)
+        yield "watched judge", f"{where}; it scores every rollout and decides nothing"
 
 
 def _recipe(config: TrainRSConfig) -> str:

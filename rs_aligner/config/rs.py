@@ -6,7 +6,7 @@ What is sampled and how; the choices that make a recipe have files of their own:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -70,13 +70,44 @@ class RSConfig(Section):
     length_params: LengthParams = LengthParams()
     generation: GenerationConfig = GenerationConfig()
 
-    def most_kept(self, num_prompts: int) -> int:
-        """Most rollouts that a step of so many prompts can keep: a bound, as if all passed every bar."""
-        return (1 + self.pool.max_staleness) * most_kept(
+    @property
+    def most_rollouts(self) -> tuple[str, int] | None:
+        """The key that bounds the rollouts of a prompt, and its value; None where `offline` tells."""
+        if self.offline:
+            return None
+        if self.until is not None:
+            return "model.rs.until.max_rollouts", self.until.max_rollouts
+        return "model.rs.num_rollouts_per_prompt", self.num_rollouts_per_prompt
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether the starting weights are asked for again: for the KL, trained or measured, or a restart."""
+        return self.objective.kl > 0 or self.pool.restart or self.measures_distance
+
+    @property
+    def measures_distance(self) -> bool:
+        """Whether a step measures its KL to the starting policy: not on rollouts that others sampled."""
+        return self.kl_samples > 0 and not self.offline
+
+    def most_kept(
+        self, drawn: Sequence[int], *, num_prompts: int | None = None, largest: int | None = None
+    ) -> int:
+        """Most rollouts that a step can keep: a bound, as if all passed every bar.
+
+        Args:
+            drawn: prompts of each draw whose rollouts are candidates: the step's own, and those in the bank.
+            num_prompts: of the files, since a prompt that is drawn again is still one; None if not known.
+            largest: most rollouts of a prompt, where the files of `offline` tell.
+        """
+        each = largest or self.num_rollouts_per_prompt
+        most = min(self.until.max_rollouts, each * max(drawn)) if self.until is not None else each
+        prompts = sum(drawn)
+        return most_kept(
             self.selection,
             top_n=self.top_n_rollouts,
-            num_prompts=num_prompts,
-            num_rollouts=self.num_rollouts_per_prompt,
+            num_prompts=prompts if num_prompts is None else min(prompts, num_prompts),
+            num_rollouts=most * len(drawn),
+            num_candidates=each * prompts,
         )
 
     @model_validator(mode="before")

@@ -1,9 +1,11 @@
 """Rollouts that were sampled and scored before: a run's ledger, or a file of answers with their rewards.
 
 A row of a file has a prompt, as prompt files have it, and its answers: `"responses": [...]` with
-`"rewards": [...]`. A reward may be null, where the judge failed. So groups are rows, and never found by
-comparing text. A run's ledger (its `rollouts/` folder) keeps the very tokens that were sampled; those of a
-file come from the tokenizer.
+`"rewards": [...]`, as `examples/generate.py` writes them. A reward may be null, where the judge failed. With
+`"finish_reasons": [...]`, an answer that was cut at the length limit ("length") gets no end token. So groups
+are rows, and never found by comparing text. A run's ledger (its `rollouts/` folder) keeps the very tokens
+that were sampled; those of a file come from the tokenizer. Left out on purpose: log-probabilities in files,
+which would have to fit tokens that are made anew.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Any
 from rs_aligner.data.prompts import row_id
 from rs_aligner.data.rows import Tokenizer, account, prompt_text, read_rows, tokenize, tokenize_response
 from rs_aligner.ledger import Ledger, groups_of
-from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.rollout import FinishReason, Group, Prompt, Rollout, Score, ScoreFailure
+
+_ANSWERS = ("responses", "rewards", "finish_reasons")
 
 
 def load_scored(
@@ -31,7 +35,7 @@ def load_scored(
 
     Args:
         sources: JSON Lines files, or `rollouts/` folders of runs.
-        tokenizer: turns texts into tokens; its first end token closes every response of a file.
+        tokenizer: turns texts into tokens; its first end token closes the responses of a file.
         template: a format string over a row's keys for the prompt; None for `text` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
         max_length: rollouts of more tokens than this, prompt and response together, are left out.
@@ -94,35 +98,54 @@ def _from_file(
     name: str, tokenizer: Tokenizer, template: str | None, add_bos: bool | None
 ) -> Iterator[Group]:
     for where, row in read_rows([name]):
-        responses, rewards = _answers(where, row)
-        prompt_row = {key: value for key, value in row.items() if key not in ("responses", "rewards")}
+        answers = _answers(where, row, tokenizer)
+        prompt_row = {key: value for key, value in row.items() if key not in _ANSWERS}
         text, is_chat = prompt_text(where, prompt_row, tokenizer, template, "text")
+        is_chat = is_chat or _brings_its_begin(text, tokenizer)
         ids = tokenize(where, text, tokenizer, is_chat, add_bos)
-        rollouts = [
-            Rollout(
-                group=0,
-                index=index,
-                token_ids=tokenize_response(where, text, ids, response, tokenizer, is_chat, add_bos),
-                text=response,
-                finish_reason="stop",
-            )
-            for index, response in enumerate(responses)
+        rollouts = []
+        for index, (response, _, finish_reason) in enumerate(answers):
+            tokens = tokenize_response(where, text, ids, response, tokenizer, is_chat, add_bos)
+            if finish_reason == "length" and len(tokens) > 1:
+                tokens = tokens[:-1]
+            rollouts.append(Rollout(0, index, tokens, response, finish_reason))
+        scores = [
+            ScoreFailure("no reward in the file") if reward is None else Score(float(reward))
+            for _, reward, _ in answers
         ]
-        scores = [ScoreFailure("no reward in the file") if r is None else Score(float(r)) for r in rewards]
         yield Group(Prompt(row_id(where, row), text, ids, metadata=prompt_row), rollouts, list(scores))
 
 
-def _answers(where: str, row: dict[str, Any]) -> tuple[list[str], list[float | None]]:
+def _brings_its_begin(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether a text has its begin token inside, as a chat has once its template was applied."""
+    bos = tokenizer.bos_id
+    return bos is not None and tokenizer.encode(text)[:2] == [bos, bos]
+
+
+def _answers(
+    where: str, row: dict[str, Any], tokenizer: Tokenizer
+) -> list[tuple[str, float | None, FinishReason]]:
+    """Each answer with its reward and why it ended."""
     responses, rewards = row.get("responses"), row.get("rewards")
     if not isinstance(responses, list) or not isinstance(rewards, list) or len(responses) != len(rewards):
         raise ValueError(
             f"{where}: should have 'responses' and 'rewards', lists of the same length, beside its prompt"
         )
+    reasons = row.get("finish_reasons", ["stop"] * len(responses))
+    known = isinstance(reasons, list) and all(reason in ("stop", "length") for reason in reasons)
+    if not known or len(reasons) != len(responses):
+        raise ValueError(
+            f'{where}: \'finish_reasons\' should be a list of "stop" or "length", one for each response'
+        )
     for response in responses:
-        if not isinstance(response, str) or not response:
-            raise ValueError(f"{where}: a response should be a text with something in it, not {response!r}")
+        if not isinstance(response, str):
+            raise ValueError(f"{where}: a response should be a text, not {response!r}")
+        if not response and not tokenizer.eos_ids:
+            raise ValueError(
+                f"{where}: a response is empty, and this tokenizer has no end token to stand for it"
+            )
     for reward in rewards:
         is_number = isinstance(reward, int | float) and not isinstance(reward, bool)
         if reward is not None and not (is_number and math.isfinite(reward)):
             raise ValueError(f"{where}: a reward should be a finite number or null, not {reward!r}")
-    return responses, rewards
+    return list(zip(responses, rewards, reasons, strict=True))

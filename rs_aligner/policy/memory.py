@@ -14,14 +14,18 @@ def uses_bf16(precision: str, on_gpu: bool) -> bool:
     return precision == "bf16" or (precision == "auto" and on_gpu)
 
 
-def training_bytes(arch: Architecture, config: TrainRSConfig, *, bf16: bool) -> int:
-    """Weights, gradients and optimizer state of one rank."""
+def training_bytes(arch: Architecture, config: TrainRSConfig, *, bf16: bool, on_gpu: bool) -> int:
+    """Weights, gradients and optimizer state of one rank, on the device that trains.
+
+    A copy of the starting weights is there too, unless it is not needed or waits in the memory beside a GPU.
+    """
     optimizer = ADAM_BYTES + (4 if bf16 else 0)  # bf16 weights have a float32 twin in the optimizer
     if config.model.optim.distributed:
         optimizer = -(-optimizer // config.data_parallel_size)
     weights = 2 if bf16 else 4
-    objective = config.model.rs.objective
-    start = weights if objective.kl and not objective.offload_reference else 0  # a copy on the device
+    rs = config.model.rs
+    is_elsewhere = on_gpu and rs.objective.offload_reference
+    start = weights if rs.needs_start and not is_elsewhere else 0
     each = weights + start + GRADIENT_BYTES + optimizer
     return arch.num_parameters * each // config.model_parallel_size
 
@@ -44,7 +48,7 @@ def memory_plan(
 ) -> str:
     """A line for the printed plan."""
     bf16 = uses_bf16(config.trainer.precision, on_gpu)
-    training = training_bytes(arch, config, bf16=bf16)
+    training = training_bytes(arch, config, bf16=bf16, on_gpu=on_gpu)
     element = 2 if bf16 and on_gpu else 4  # the kernels for a CPU keep float32
     cache = cache_bytes(arch, config, num_prompts, longest_prompt, element=element)
     budget = config.model.rs.generation.kv_cache_bytes

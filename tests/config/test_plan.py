@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rs_aligner.config import TrainRSConfig, load_config, num_steps, plan
+from rs_aligner.config import TrainRSConfig, load_config, num_optimizer_steps, num_steps, plan, schedule_steps
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -67,3 +67,125 @@ def test_a_run_without_validation_says_why(tree):
     assert "none (model.data.data_prefix.validation is empty)" in plan(no_files)
     never = load_config(tree(**{"trainer.rs.val_check_interval": None}), TrainRSConfig)
     assert "none (trainer.rs.val_check_interval is null)" in plan(never)
+
+
+# What a recipe adds. The tree's defaults: 4 rollouts a prompt, the best 1 kept, 64 rows a batch.
+
+SMALL = {
+    "model.global_batch_size": 8,
+    "model.rs.num_rollout_samples": 10,
+    "model.rs.num_rollouts_per_prompt": 4,
+}
+
+
+@pytest.fixture
+def small(tree):
+    def of(**changes: object) -> TrainRSConfig:
+        return load_config(tree(**{**SMALL, **changes}), TrainRSConfig)
+
+    return of
+
+
+def test_supervised_rows_and_passes_make_optimizer_steps(small, workplace):
+    keys = {
+        "model.rs.objective.anchor.files": str(workplace / "train.jsonl"),
+        "model.rs.objective.anchor.share": 0.25,
+        "model.rs.objective.anchor.weight": 2,
+        "model.rs.pool.passes": 3,
+    }
+    config = small(**keys)
+    # 10 kept and round(10 x 0.25 / 0.75) = 3 supervised: 2 batches of 8, 3 times; then 5 and 2: 1 batch.
+    assert num_optimizer_steps(config, 25) == 3 * (2 + 2 + 1)
+    assert schedule_steps(config, 25) == 15
+    text = plan(config, num_prompts=25)
+    assert "\noptimizer steps a step  at most 6, of 8 rows, in 3 passes\n" in text
+    assert text.endswith("\nsupervised rows         at most 3 a pass, 0.25 of each batch, weight 2")
+
+
+def test_every_step_of_a_cycle_trains_and_a_cycle_that_restarts_has_a_schedule_of_its_own(small):
+    keys = {"model.rs.pool.improve_steps": 3, "model.rs.selection": [{"name": "all"}]}
+    grown = small(**keys)
+    # Draws of 10 and of 5 prompts: 40 rollouts in 5 batches or 20 in 3, each 3 times.
+    assert num_optimizer_steps(grown, 15) == 3 * 5 + 3 * 3
+    assert schedule_steps(grown, 15) == 24
+    restarting = small(**keys, **{"model.rs.pool.restart": True, "trainer.rs.max_epochs": 2})
+    assert num_optimizer_steps(restarting, 15) == 48
+    assert schedule_steps(restarting, 15) == 15  # the longest cycle's
+    assert plan(restarting, 15).splitlines()[-1] == (
+        "restart                 to the starting weights every 3 steps; "
+        "the learning rate begins again, for 15 optimizer steps"
+    )
+    cut = small(**keys, **{"model.rs.pool.restart": True, "trainer.rs.max_steps": 2})
+    assert schedule_steps(cut, 15) == 10
+
+
+def test_what_is_banked_is_trained_on_again(small):
+    config = small(**{"model.rs.pool.max_staleness": 2, "model.rs.top_n_rollouts": 2})
+    # Of 40 prompts, 10 a step, 2 of each: 20 rows, then 40, 60 and 60 in batches of 8.
+    assert num_optimizer_steps(config, 40) == 3 + 5 + 8 + 8
+    # Of 15 prompts all are candidates from step 2 on, but no prompt keeps more than 2: 20 rows, then 30.
+    twice = small(
+        **{
+            "model.rs.pool.max_staleness": 2,
+            "model.rs.top_n_rollouts": 2,
+            "trainer.rs.max_epochs": 2,
+        }
+    )
+    assert num_optimizer_steps(twice, 15) == 3 + 4 + 4 + 4
+    text = plan(config, num_prompts=40)
+    assert "\nrollouts a step         40 (4 a prompt); the kept stay candidates for 2 steps\n" in text
+    assert "\nkept a step             at most 60 (2 a prompt)\n" in text
+    assert "\nkept a step             at most 30 (2 a prompt)\n" in plan(config, num_prompts=15)
+
+
+def test_a_budget_that_prompts_share_bounds_what_a_step_keeps(small):
+    until = {"accepted": 2, "at_least": 1, "max_rollouts": 16}
+    everything = small(**{"model.rs.until": until, "model.rs.selection": [{"name": "all"}]})
+    assert everything.model.rs.most_kept([10]) == 40  # the budget, whoever gets it
+    best = small(**{"model.rs.until": until, "model.rs.top_n_rollouts": 8})
+    assert best.model.rs.most_kept([10]) == 40
+    assert small(**{"model.rs.until": until, "model.rs.top_n_rollouts": 3}).model.rs.most_kept([10]) == 30
+    median = small(**{"model.rs.until": until, "model.rs.selection": [{"name": "median"}]})
+    assert median.model.rs.most_kept([10]) == 20  # below the middle of each group, so of all
+    assert "40 (4 a prompt) at most, until 2 of a prompt score 1 or more" in plan(everything, 10)
+
+
+def test_scored_rollouts_are_as_many_as_their_files_have(small, workplace):
+    file = str(workplace / "train.jsonl")
+    config = small(
+        **{
+            "model.data.data_prefix.train": [],
+            "model.rs.offline": file,
+            "model.rs.selection": [{"name": "positive"}],
+        }
+    )
+    assert num_optimizer_steps(config, 10, largest=16) == 20  # 160 rollouts in batches of 8
+    text = plan(config, 10, largest=16)
+    assert "\nrollouts a step         none; scored ones of 10 prompts are read\n" in text
+    assert "\nkept a step             at most 160 (scored above 0)\n" in text
+
+
+def test_a_line_for_each_choice_that_not_every_run_makes(small):
+    names = {"supervised rows", "KL term", "restart", "patience", "watched judge"}
+    plain = plan(small(), num_prompts=25)
+    assert not names & {line[:24].strip() for line in plain.splitlines()}
+    keys = {
+        "model.rs.objective.kl": 0.05,
+        "model.rs.pool.restart": True,
+        "trainer.rs.patience": 3,
+        "watched_rm": {"endpoints": ["one:5555", "two:5556"]},
+        "exp_manager.checkpoint_callback_params.monitor": "validation/watched",
+    }
+    assert plan(small(**keys)).splitlines()[-4:] == [
+        "KL term                 weight 0.05, to the starting policy, whose weights wait in the CPU's memory",
+        "restart                 to the starting weights each step; "
+        "the learning rate begins again, for 2 optimizer steps",
+        "patience                stops after 3 validations without a better validation/watched; "
+        "final/ is the best policy",
+        "watched judge           at http://one:5555, http://two:5556; "
+        "it scores every rollout and decides nothing",
+    ]
+    here = {"in_process": True, "judge": {"name": "exact_answer"}}
+    assert "\nwatched judge           in this process; it " in plan(small(watched_rm=here))
+    on_device = {"model.rs.objective.kl": 1, "model.rs.objective.offload_reference": False}
+    assert plan(small(**on_device)).endswith("whose weights wait on the device")

@@ -173,5 +173,5 @@ def test_every_selector_has_words(tree, name):
 def test_what_a_step_of_ten_prompts_with_eight_rollouts_keeps_at_most(tree, selectors, most):
     changes = {KEY: selectors, "model.rs.num_rollouts_per_prompt": 8, "model.rs.top_n_rollouts": 3}
     rs = load_config(tree(**changes), TrainRSConfig).model.rs
-    assert rs.most_kept(10) == most
+    assert rs.most_kept([10]) == most
     assert most_kept(rs.selection, top_n=3, num_prompts=0, num_rollouts=8) == 0

@@ -103,29 +103,36 @@ def test_the_decoder_samples_from_the_weights_of_a_restart(policy: MegatronPolic
     assert (policy.version, policy.optimizer_steps) == (3, 0)
 
 
+OFFLOADED, ON_DEVICE = {"objective": {"offload_reference": True}}, {"objective": {"offload_reference": False}}
+
+
 @pytest.mark.parametrize(
-    ("objective", "copies"),
+    ("rs", "on_gpu", "copies"),
     [
-        ({}, 0),
-        ({"kl": 0.1}, 0),
-        ({"kl": 0.1, "offload_reference": False}, 1),
-        ({"offload_reference": False}, 0),
+        ({"kl_samples": 0}, True, 0),
+        ({"kl_samples": 0, **ON_DEVICE}, True, 0),
+        ({"kl_samples": 0, "objective": {"kl": 0.1}}, True, 0),
+        ({"kl_samples": 0, "objective": {"kl": 0.1, "offload_reference": False}}, True, 1),
+        ({"kl_samples": 0, "pool": {"restart": True}, **ON_DEVICE}, True, 1),
+        ({"kl_samples": 8, **ON_DEVICE}, True, 1),
+        ({"kl_samples": 8, "offline": "unused", **ON_DEVICE}, True, 0),
+        ({"kl_samples": 8, **OFFLOADED}, True, 0),
+        ({"kl_samples": 8, **OFFLOADED}, False, 1),  # on a CPU it is in the memory that trains
     ],
 )
-def test_the_memory_plan_counts_a_copy_on_the_device(
-    folder: Path, objective: dict[str, Any], copies: int
+def test_the_memory_plan_counts_a_copy_where_the_model_is(
+    folder: Path, rs: dict[str, Any], on_gpu: bool, copies: int
 ) -> None:
-    def planned(objective: dict[str, Any]) -> int:
-        model = {"data": {"data_prefix": {"train": "unused"}}, "rs": {"objective": objective}}
+    def planned(rs: dict[str, Any]) -> int:
         tree = {
             "exp_manager": {"explicit_log_dir": "unused"},
             "pretrained_checkpoint": {"restore_from_path": "unused"},
-            "model": model,
+            "model": {"data": {"data_prefix": {"train": "unused"}}, "rs": rs},
         }
-        return training_bytes(arch, TrainRSConfig.model_validate(tree), bf16=True)
+        return training_bytes(arch, TrainRSConfig.model_validate(tree), bf16=True, on_gpu=on_gpu)
 
     arch = read_architecture(folder)
-    assert planned(objective) - planned({}) == copies * 2 * arch.num_parameters
+    assert planned(rs) - planned({"kl_samples": 0}) == copies * 2 * arch.num_parameters
 
 
 # Rows that an objective cannot take

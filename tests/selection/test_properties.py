@@ -200,7 +200,10 @@ def test_a_step_is_not_changed_by_selecting(name, data, groups, progress):
 def test_a_chain_keeps_no_more_than_the_plan_says(selectors, groups, progress, top_n):
     configs = CONFIGS.validate_python(selectors)
     kept_in_all = build_chain(configs, top_n=top_n).select(groups, progress).keep.sum()
-    assert kept_in_all <= most_kept(configs, top_n=top_n, num_prompts=len(groups), num_rollouts=6)
+    most = {"top_n": top_n, "num_prompts": len(groups), "num_rollouts": 6}
+    assert kept_in_all <= most_kept(configs, **most)
+    candidates = sum(len(group.rollouts) for group in groups)  # as where prompts share a budget
+    assert kept_in_all <= most_kept(configs, **most, num_candidates=candidates) <= candidates
 
 
 def test_every_selector_is_tried():
