@@ -17,9 +17,9 @@ prompt and index alone, so fixed N = n draws the first n rollouts of fixed N = 6
 every n: both sides see the same answers, which takes noise out of the ratio. Tokens are those of responses;
 that every round runs its prompts once more shows in `prompt_runs`.
 
-How much there is to save depends on how far the pass rates lie apart, so their histogram is recorded, and
-`alike` is the same comparison on the prompts with pass rates of 0.2 to 0.4 only. Left out on purpose:
-training on what was accepted.
+The histogram of pass rates is recorded with it. `alike` is the same comparison on the prompts with pass rates
+of 0.2 to 0.4 only: what is saved there comes from luck, which differs from prompt to prompt at the same pass
+rate, too. Left out on purpose: training on what was accepted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,9 +45,11 @@ from curves import mean_and_error
 from rs_aligner import build
 from rs_aligner.collect import Collector, num_tokens
 from rs_aligner.config import TrainRSConfig, UntilConfig
-from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.rollout import Group, Prompt, Rollout, Score
+
+if TYPE_CHECKING:
+    from rs_aligner.policy.policy import MegatronPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = 0.6

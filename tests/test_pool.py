@@ -203,7 +203,7 @@ def test_a_prompt_has_at_most_so_many_rollouts_and_tokens() -> None:
     assert [len(group.rollouts) for group in groups] == [3, 3, 3, 3]
     groups = collect_until(nobody, max_tokens=1, rollouts_a_round=2)
     assert [len(group.rollouts) for group in groups] == [2, 2, 2, 2]  # a round is not cut
-    groups = collect_until(nobody, tokens_per_prompt=1)
+    groups = collect_until(nobody, tokens_per_prompt=1, rollouts_a_round=2)
     assert [len(group.rollouts) for group in groups] == [2, 2, 2, 2]
     assert sum(len(group.rollouts) for group in collect_until(nobody)) == 16
 
