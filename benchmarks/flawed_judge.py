@@ -1,6 +1,6 @@
 """A judge with a planted flaw: whether the watched judge shows it, and what each remedy is worth.
 
-    python benchmarks/flawed_judge.py --work runs/flawed                 9 runs of about 60 CPU seconds
+    python benchmarks/flawed_judge.py --work runs/flawed                 12 runs of about 60 CPU seconds
     python benchmarks/flawed_judge.py --work runs/quick --quick          small ones
 
 stories260k is trained on story openings with the optimised judge: the sentiment of the completion, plus 0.3
@@ -12,6 +12,7 @@ sadness than for anything else. `watched_rm` is the sentiment judge without the 
                      checks; `final/` is then the best by that score
     anchor           plain, with whole real stories as a tenth of each batch, weight 3
     kl               plain, with a KL term to the starting policy, weight 0.3
+    anchor_stopped   anchor and early stopping together
 
 `plain` is the run of `early_stopping`, gone on with without patience. Openings are split in three: 256 to
 train on, 128 for the validations of a run (warning, patience, best step), and the 128 held-out ones, which no
@@ -53,10 +54,12 @@ STOPPING = {
     "trainer.rs.patience": 2,
     "exp_manager.checkpoint_callback_params.monitor": "validation/watched",
 }
+ANCHOR = "model.rs.objective.anchor"
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "anchor": {"model.rs.objective.anchor": {"share": 0.1, "weight": 3.0}},
+    "anchor": {ANCHOR: {"share": 0.1, "weight": 3.0}},
     "kl": {"model.rs.objective.kl": 0.3},
+    "anchor_stopped": {ANCHOR: {"share": 0.1, "weight": 3.0}, **STOPPING},
 }
 COURSE = (
     "validation/reward",
@@ -82,9 +85,8 @@ def flawed(prompts: list[str], responses: list[str], metadata: list[dict[str, An
 def config_of(recipe: str, seed: int, steps: int, num_prompts: int, anchors: Path) -> dict[str, Any]:
     """A run's config: that of the stories example, the watched judge, and what the recipe changes."""
     changes = dict(RECIPES[recipe])
-    if recipe == "anchor":
-        key = "model.rs.objective.anchor"
-        changes[key] = {**changes[key], "files": [str(anchors)]}
+    if ANCHOR in changes:
+        changes[ANCHOR] = {**changes[ANCHOR], "files": [str(anchors)]}
     return {
         "trainer.accelerator": "cpu",
         "trainer.threads": 1,
@@ -94,7 +96,7 @@ def config_of(recipe: str, seed: int, steps: int, num_prompts: int, anchors: Pat
         "trainer.rs.save_interval": 10_000,
         "watched_rm": {"in_process": True, "judge": {"name": "sentiment"}},
         "model.seed": seed,
-        "model.micro_batch_size": 4 if recipe == "anchor" else 16,  # stories are long, and rows are padded
+        "model.micro_batch_size": 4 if ANCHOR in changes else 16,  # stories are long, and rows are padded
         "model.global_batch_size": 16,
         "model.rs.num_rollout_samples": num_prompts,
         "model.rs.num_rollouts_per_prompt": 8,
@@ -147,7 +149,7 @@ def one_run(folder: Path, recipe: str, seed: int, steps: int, quick: bool) -> No
         return
     folder.mkdir(parents=True, exist_ok=True)
     anchors = folder / "anchors.jsonl"
-    if recipe == "anchor":
+    if ANCHOR in RECIPES[recipe]:
         write_anchors(anchors, data)
     file = data / "tinystories" / "prompts_train.jsonl"
     openings = [json.loads(line) for line in file.read_text().splitlines()]
@@ -216,7 +218,7 @@ def summary(runs: Sequence[dict[str, Any]], start: dict[str, float]) -> dict[str
     """Means with standard errors over a recipe's seeds."""
     highest = [max(run["course"], key=lambda row: row["validation/watched"]) for run in runs]
     course = []
-    for rows in zip(*(run["course"] for run in runs), strict=True):
+    for rows in zip(*(run["course"] for run in runs), strict=False):  # up to where the first one stopped
         keys = [key for key in COURSE if all(key in row for row in rows)]
         course.append({"step": rows[0]["step"], **{k: _rounded([row[k] for row in rows]) for k in keys}})
     return {
