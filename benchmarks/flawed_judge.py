@@ -255,7 +255,7 @@ def finals(found: Sequence[dict[str, float]], start: dict[str, float]) -> dict[s
 
 
 def _rounded(values: Sequence[float]) -> dict[str, float]:
-    return {key: round(value, 4) for key, value in mean_and_error(values).items()}
+    return {key: round(value, 4) for key, value in mean_and_error(values).items() if key != "seeds"}
 
 
 def table(results: dict[str, Any]) -> str:
