@@ -117,7 +117,7 @@ class Collector:
             if not asked:
                 break
             asked = asked[:rollouts_left]
-            size = min(until.rollouts_a_round, until.max_rollouts - tried, rollouts_left // len(asked))
+            size = min(_round_size(until, tried), until.max_rollouts - tried, rollouts_left // len(asked))
             subset = [prompts[number] for number in asked]
             found = self._round(subset, size, sampling, step, what, first_index=tried)
             for number, group in zip(asked, found.groups, strict=True):
@@ -200,6 +200,19 @@ class Collector:
 def num_tokens(group: Group) -> int:
     """Response tokens of a group's rollouts, ending tokens included."""
     return sum(len(rollout.token_ids) for rollout in group.rollouts)
+
+
+def _round_size(until: UntilConfig, tried: int) -> int:
+    """Rollouts that a prompt gets in a round, after so many that were not enough.
+
+    Where the config does not say: first as many as are wanted, then a quarter of those tried. What is sampled
+    in vain is what a round brings beyond the last accepted one that was missing. The first round has no such
+    rollout. A prompt that was tried often passes seldom, so that a few more at once bring hardly more than
+    what is missing, while the number of rounds grows only with the logarithm of the tries.
+    """
+    if until.rollouts_a_round is not None:
+        return until.rollouts_a_round
+    return max(1, tried // 4) if tried else until.accepted
 
 
 def _wants_more(group: Group, until: UntilConfig) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Result = Score | ScoreFailure
 NUM_ERRORS = 2.0  # standard errors of a difference that count as significant
+ALONE_ERRORS = 3.0  # of a fall that no significant rise goes with
 
 
 def watched_metrics(
@@ -131,14 +132,18 @@ class Validation:
 
 
 class Parting:
-    """Notices that the optimised judge's held-out score rises while the watched one's falls.
+    """Notices that the watched judge's held-out score falls while the optimised one's rises, or stands still.
 
     The validation at which the watched score was highest is where the two agreed best. They have parted when,
     since then, the optimised score has risen by more than two standard errors of that difference, and the
     watched one has fallen by more than two of its own: `sqrt(e_then^2 + e_now^2)`, as for independent
-    samples.
+    samples. What holds the policy back, such as a KL term, also holds that rise back (it hid the parting for
+    three validations in `benchmarks/flawed_judge.py`); so a fall of more than three suffices where the
+    optimised score has not fallen.
     Validations share prompts and random numbers, so the true errors are smaller and the warning comes late
-    rather than early. Taking the highest of many validations makes it a little earlier.
+    rather than early. Taking the highest of many validations makes it a little earlier. Simulated runs of 20
+    validations in which nothing changes got it in 12 % of cases with independent samples, and in fewer than
+    0.1 % with errors 0.7 times as large.
     """
 
     def __init__(self) -> None:
@@ -162,16 +167,17 @@ class Parting:
             self._best, self.has_parted = now, False
             return None
         rise, fall = now.reward - best.reward, best.watched - now.watched
-        self.has_parted = rise > NUM_ERRORS * math.hypot(
-            best.reward_error, now.reward_error
-        ) and fall > NUM_ERRORS * math.hypot(best.watched_error, now.watched_error)
+        rises = rise > NUM_ERRORS * math.hypot(best.reward_error, now.reward_error)
+        enough = NUM_ERRORS if rises else ALONE_ERRORS
+        fall_error = math.hypot(best.watched_error, now.watched_error)
+        self.has_parted = rise >= 0 and fall > enough * fall_error
         if not self.has_parted or had_parted:
             return None
         return (
             f"the judges part: since step {best.step} the optimised judge's held-out score rose from "
             f"{best.reward:.4f} to {now.reward:.4f}, the watched judge's fell from {best.watched:.4f} to "
-            f"{now.watched:.4f}, both by more than {NUM_ERRORS:g} standard errors; what is learnt since "
-            "may be the judge's blind spots (stop early, or add an anchor or a KL term)"
+            f"{now.watched:.4f}, by more than {enough:g} standard errors; what is learnt since may be the "
+            "judge's blind spots (stop early, or add an anchor or a KL term: docs/metrics.md)"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from rs_aligner.rollout import Group, Prompt, Rollout, Score
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,3 +67,74 @@ def test_the_judges_client_is_measured_against_its_server(tmp_path: Path) -> Non
     assert set(results) == {"cost", "memory", "overlap", "throughput"}
     assert results["memory"]["bounded"]["most"] <= 512 + 4 * 64  # waiting, and under way
     assert results["throughput"]["ratio"] > 1
+
+
+@pytest.fixture
+def selection(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The benchmark's functions; scripts there import each other by bare names."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("selection")
+
+
+def tried(*outcomes: str) -> list[Group]:
+    """A group for each text of rights (1) and wrongs (0), its i-th rollout of i + 1 tokens."""
+    return [
+        Group(
+            Prompt(f"p{number}", "1+1=", (1,)),
+            [Rollout(number, i, (5,) * (i + 1), "2", "stop") for i in range(len(text))],
+            [Score(float(one)) for one in text],
+        )
+        for number, text in enumerate(outcomes)
+    ]
+
+
+def test_fixed_n_counts_no_more_accepted_than_wanted(selection: ModuleType) -> None:
+    groups = tried("1101", "0001")
+    found_N, spent_N = selection.fixed_curves(groups, 2)
+    assert found_N.tolist() == [0, 1, 2, 2, 3]
+    assert spent_N.tolist() == [0, 2, 6, 12, 20]
+    assert selection.fixed_curves(groups, 1)[0].tolist() == [0, 1, 1, 1, 2]
+
+
+def test_equal_accepted_lie_on_the_line_between_two_ns(selection: ModuleType) -> None:
+    found_N, spent_N = selection.fixed_curves(tried("1101", "0001"), 1)
+    assert selection.at_equal_accepted(found_N, spent_N, 1) == (1.0, 2.0)  # the first N that suffices
+    assert selection.at_equal_accepted(found_N, spent_N, 1.5) == (3.5, 16.0)
+    assert selection.at_equal_accepted(found_N, spent_N, 2) == (4.0, 20.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_sampling_until_is_measured_against_fixed_n(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    run("benchmarks/selection.py", "--quick", "--work", str(tmp_path), "--out", str(out), timeout=390)
+    found = json.loads(out.read_text())
+    assert sum(found["policies"][0]["pass_rates"]["shares_by_tenths"]) == pytest.approx(1)
+    for name, row in found["results"].items():
+        k = int(name.removeprefix("k=")[0])
+        budget = 4 * k if "half" in name else 8 * k
+        assert 0 < row["accepted"]["mean"] <= k
+        # A few tokens an answer; groups differ a little in how long theirs are.
+        assert row["tokens"]["mean"] <= 8 * budget
+        assert row["ratio"]["mean"] == pytest.approx(
+            row["tokens"]["mean"] / row["fixed_tokens"]["mean"], rel=1e-2
+        )
+    rounds = {name: row["rounds"]["mean"] for name, row in found["results"].items()}
+    assert rounds["k=1, rounds of 4"] < rounds["k=1, growing rounds"] <= rounds["k=1, rounds of 1"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_judge_with_a_flaw_is_measured_with_every_remedy_asked_for(tmp_path: Path, test_data: Path) -> None:
+    out = tmp_path / "results.json"
+    command = ("benchmarks/flawed_judge.py", "--quick", "--work", str(tmp_path / "work"), "--out", str(out))
+    data = {"RS_ALIGNER_TEST_DATA": str(test_data)}
+    run(*command, timeout=390, **data)
+    found = json.loads(out.read_text())
+    assert set(found["results"]) == {"plain", "anchor", "early_stopping"}
+    plain = found["results"]["plain"]
+    assert [row["step"] for row in plain["course"]] == [0, 1, 2, 3]
+    assert plain["final"]["drift"]["mean"] != 0
+    for row in plain["course"]:
+        assert row["validation/reward"]["mean"] >= row["validation/watched"]["mean"]  # the flaw only adds
+    assert (tmp_path / "work" / "anchor_1" / "result.json").is_file()

@@ -156,7 +156,21 @@ def solved(rate: dict[str, float]) -> Any:
     return score
 
 
-def collect_until(score: Any, **until: Any) -> list[Group]:
+@pytest.fixture
+def recorded_rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Of each round the first index and how many rollouts a prompt gets."""
+    found: list[tuple[int, int]] = []
+    generate = FakePolicy.generate
+
+    def recorded(self: FakePolicy, prompts: Any, num_rollouts: int, *args: Any, **how: Any) -> Any:
+        found.append((how["first_index"], num_rollouts))
+        return generate(self, prompts, num_rollouts, *args, **how)
+
+    monkeypatch.setattr(FakePolicy, "generate", recorded)
+    return found
+
+
+def collect_until(score: Any, budget: int = 4, **until: Any) -> list[Group]:
     config = TrainRSConfig.model_validate(
         {
             "exp_manager": {"explicit_log_dir": "unused"},
@@ -170,7 +184,7 @@ def collect_until(score: Any, **until: Any) -> list[Group]:
     collector = Collector(config, policy, FakeJudge(score, events, 0.0))
     wanted = UntilConfig.model_validate({"accepted": 1, "at_least": 1, **until})
     found = collector.collect_until(
-        prompts, wanted, 4, config.model.rs.sampling_params, step=1, what="step 1"
+        prompts, wanted, budget, config.model.rs.sampling_params, step=1, what="step 1"
     )
     assert found.failure is None
     return found.groups
@@ -188,9 +202,9 @@ def test_a_prompt_has_at_most_so_many_rollouts_and_tokens() -> None:
     nobody = solved({f"p{i}": 0.0 for i in range(4)})
     groups = collect_until(nobody, max_rollouts=3)
     assert [len(group.rollouts) for group in groups] == [3, 3, 3, 3]
-    groups = collect_until(nobody, max_tokens=1)
+    groups = collect_until(nobody, max_tokens=1, rollouts_a_round=2)
     assert [len(group.rollouts) for group in groups] == [2, 2, 2, 2]  # a round is not cut
-    groups = collect_until(nobody, tokens_per_prompt=1)
+    groups = collect_until(nobody, tokens_per_prompt=1, rollouts_a_round=2)
     assert [len(group.rollouts) for group in groups] == [2, 2, 2, 2]
     assert sum(len(group.rollouts) for group in collect_until(nobody)) == 16
 
@@ -208,6 +222,33 @@ def test_a_prompt_is_asked_until_it_has_as_many_accepted_as_wanted() -> None:
         assert sum(accepted) == 2 or len(accepted) == 8 or len(accepted) < 8
         if sum(accepted) == 2:
             assert accepted[-1] == 1.0  # nothing was sampled behind the one that sufficed
+
+
+def test_rounds_grow_with_the_tries_where_no_size_is_set(recorded_rounds: list[tuple[int, int]]) -> None:
+    rate = {"p0": 1.0, "p1": 0.0, "p2": 0.0, "p3": 0.0}
+    groups = collect_until(solved(rate), accepted=2, max_rollouts=40, budget=40)
+    assert [len(group.rollouts) for group in groups] == [2, 40, 40, 40]
+    # As many as are wanted, and then a quarter of those tried; the last round stops at the bound.
+    sizes = [2, 1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7]
+    assert [size for _, size in recorded_rounds] == sizes
+    assert [first for first, _ in recorded_rounds] == [sum(sizes[:place]) for place in range(len(sizes))]
+
+
+def test_the_first_round_samples_nothing_in_vain() -> None:
+    for wanted in (1, 2, 3):
+        rate = {f"p{i}": 1.0 for i in range(4)}
+        groups = collect_until(solved(rate), accepted=wanted)
+        assert [len(group.rollouts) for group in groups] == [wanted] * 4
+
+
+def test_growing_rounds_are_the_same_on_every_replica(run: FakeRun, other: FakeRun) -> None:
+    score = solved({f"p{i}": i / 8 for i in range(6)} | {f"v{i}": 0.5 for i in range(4)})
+    how: dict[str, Any] = {"until": {"accepted": 2, "at_least": 1, "max_rollouts": 20}, "min_reward": 1.0}
+    (policy,) = run.start(score, steps=3, **how)
+    replicas = other.start(score, steps=3, replicas=2, **how)
+    assert {policy.weights for policy in replicas} == {policy.weights}
+    sizes = {len(group.rollouts) for step in (1, 2, 3) for group in groups_of(run.ledger.read(step))}
+    assert len(sizes) > 2
 
 
 def test_a_run_that_samples_until_trains_on_groups_of_different_sizes(run: FakeRun, other: FakeRun) -> None:

@@ -103,10 +103,19 @@ def test_the_judges_part_once_and_the_line_names_where_they_agreed_best():
 
 @pytest.mark.parametrize(
     ("rise", "fall", "parts"),
-    [(0.03, 0.03, True), (0.028, 0.03, False), (0.03, 0.028, False), (-0.03, 0.03, False)],
+    [
+        (0.03, 0.03, True),
+        (0.028, 0.03, False),
+        (0.03, 0.028, False),
+        (-0.03, 0.03, False),
+        (0.001, 0.042, False),
+        (0.001, 0.043, True),
+        (0.0, 0.043, True),
+        (-0.001, 0.5, False),
+    ],
 )
-def test_both_differences_must_exceed_two_standard_errors(rise, fall, parts):
-    # Two errors of 0.01 make 2 sqrt(2) 0.01 = 0.02828.
+def test_both_differences_exceed_two_standard_errors_or_the_fall_alone_three(rise, fall, parts):
+    # Two errors of 0.01 make 2 sqrt(2) 0.01 = 0.02828; three 0.04243.
     lines = said((0.5, 0.5), (0.5 + rise, 0.5 - fall))
     assert (lines[1] is not None) == parts
 

@@ -48,8 +48,12 @@ class UntilConfig(Section):
     """Accepted rollouts after which a prompt is sampled no further."""
     at_least: Real
     """The reward from which a rollout is accepted."""
-    rollouts_a_round: Count = 2
-    """Rollouts that a prompt gets in a round; then the judge is asked."""
+    rollouts_a_round: Count | None = None
+    """Rollouts that a prompt gets in a round; then the judge is asked.
+
+    Null: first as many as are wanted, then a quarter of those tried so far, at least one. Fewer are sampled
+    in vain than with rounds of a fixed size, in fewer rounds.
+    """
     max_rollouts: Count = 64
     """Most rollouts of one prompt."""
     max_tokens: Count | None = None
