@@ -5,11 +5,11 @@
     python benchmarks/learning.py stories --only plain,anchor --seeds 1 --out runs/look     a look
 
 `stories`: a small real model learns to end its stories happily, by the sentiment judge, which runs in the
-same process in both systems. `--trl` names the Python of an environment with TRL (see `trl_grpo.py`); its GRPO
-then runs between our recipes, seed by seed, so that the machine's moods meet all alike. One thread each. After
-each step in `save_at` the weights are written down, with the CPU seconds (user and system, of the process and
-its children, from the first step on, without what writing took) and the response tokens generated until then.
-Then `measuring.py` measures held-out score and drift of all of them in the same way.
+same process in both systems. `--trl` names the Python of an environment with TRL (see `trl_grpo.py`), whose
+GRPO then runs between our recipes, seed by seed, so that the machine's moods meet all alike. One thread each.
+After each step in `save_at` the weights are written down, with the CPU seconds (user and system, of the
+process and its children, from the first step on, without what writing took) and the response tokens generated
+until then. Then `measuring.py` measures held-out score and drift of all of them in the same way.
 
 `arithmetic`: the quickstart's task with its exact judge, from the warm start (a third right) on; what counts
 is the share of 1,000 held-out additions that are solved greedily, and the CPU seconds until then.
