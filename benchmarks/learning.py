@@ -90,7 +90,7 @@ STORIES: dict[str, tuple[dict[str, Any], list[int]]] = {
         [1, 2, 3],
     ),
 }
-# Prompts of a step, learning rate, and the steps that are kept; see results/README.md for how they were found.
+# Prompts of a step, learning rate, and the steps that are kept; results/README.md has how they were found.
 TRL = {
     "gentle": (32, 3e-4, [3, 4, 5, 6]),
     "fast": (8, 5e-4, [3, 4, 5, 6]),
