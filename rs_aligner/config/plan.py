@@ -161,6 +161,13 @@ def _special(
             "restart",
             f"to the starting weights {often}; the learning rate begins again, for {steps:,} optimizer steps",
         )
+        drawn = config.model.rs.num_rollout_samples
+        if num_prompts is not None and num_prompts > drawn:
+            yield (
+                "warning",
+                "a restart forgets what was learnt of other prompts: "
+                f"model.rs.num_rollout_samples = {drawn:,} should be all {num_prompts:,}",
+            )
     if config.trainer.rs.patience is not None:
         number, figure = config.trainer.rs.patience, config.exp_manager.checkpoint_callback_params.figure
         checks = "1 validation" if number == 1 else f"{number} validations"

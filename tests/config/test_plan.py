@@ -111,10 +111,13 @@ def test_every_step_of_a_cycle_trains_and_a_cycle_that_restarts_has_a_schedule_o
     restarting = small(**keys, **{"model.rs.pool.restart": True, "trainer.rs.max_epochs": 2})
     assert num_optimizer_steps(restarting, 15) == 48
     assert schedule_steps(restarting, 15) == 15  # the longest cycle's
-    assert plan(restarting, 15).splitlines()[-1] == (
+    assert plan(restarting, 15).splitlines()[-2:] == [
         "restart                 to the starting weights every 3 steps; "
-        "the learning rate begins again, for 15 optimizer steps"
-    )
+        "the learning rate begins again, for 15 optimizer steps",
+        "warning                 a restart forgets what was learnt of other prompts: "
+        "model.rs.num_rollout_samples = 10 should be all 15",
+    ]
+    assert "warning" not in plan(restarting, 10)
     cut = small(**keys, **{"model.rs.pool.restart": True, "trainer.rs.max_steps": 2})
     assert schedule_steps(cut, 15) == 10
 
