@@ -94,11 +94,6 @@ class Candidates:
     waited: float = 0.0
     failure: str | None = None
 
-    @property
-    def num_rollouts(self) -> int:
-        """Rollouts of all groups."""
-        return sum(len(group.rollouts) for group in self.groups)
-
 
 class Pool:
     """Brings each step its candidates.

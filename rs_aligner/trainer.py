@@ -230,11 +230,13 @@ class RSTrainer:
         self.policy.export(self.run.final)
 
     def _say(self, metrics: dict[str, Any]) -> None:
-        kept = f"{metrics['reward/kept_mean']:.4f}" if "reward/kept_mean" in metrics else "none"
+        mean, kept = (
+            f"{metrics[key]:.4f}" if key in metrics else "none" for key in ("reward/mean", "reward/kept_mean")
+        )
         loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else "nothing kept, no optimizer step"
         _logger.info(
-            "step %d/%d  reward %.4f, kept %s (%d of %d)  %s  %.1f s (generate %.1f, wait %.1f, train %.1f)",
-            *(metrics["step"], self.num_steps, metrics["reward/mean"], kept),
+            "step %d/%d  reward %s, kept %s (%d of %d)  %s  %.1f s (generate %.1f, wait %.1f, train %.1f)",
+            *(metrics["step"], self.num_steps, mean, kept),
             *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
             *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
         )

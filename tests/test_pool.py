@@ -303,6 +303,18 @@ def test_the_distance_to_the_start_is_not_measured_on_what_another_run_sampled(r
     assert "kl/to_start" not in run.rows[0]
 
 
+def test_scored_rollouts_without_any_score_train_nothing(
+    run: FakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups = scored_groups(2)
+    for group in groups:
+        group.scores = [ScoreFailure("none")] * 3
+    with caplog.at_level("INFO", "rs_aligner"):
+        (policy,) = run.start(steps=1, interval=None, scored=groups, offline=["unused"])
+    assert policy.weights == "initial"
+    assert "reward none, kept none (0 of 6)" in caplog.text
+
+
 # Held-out prompts: patience and the best
 
 
