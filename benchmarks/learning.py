@@ -251,6 +251,7 @@ def run_trl(python: str, setting: str, seed: int, folder: Path) -> None:
     saved = ",".join(map(str, steps))
     command = [python, "-W", "ignore", str(ROOT / "benchmarks" / "trl_grpo.py"), "--out", str(folder)]
     command += ["--seed", str(seed), "--threads", "1", "--prompts", str(prompts), "--lr", str(lr)]
+    command += ["--micro-batch", str(min(64, 8 * prompts))]
     _run([*command, "--save-at", saved], PYTHONPATH=str(ROOT))
 
 
@@ -284,16 +285,15 @@ def stories(args: argparse.Namespace) -> None:
     for seed in range(args.seeds):
         for system in systems:
             folder = args.out / f"{system}_{seed}"
-            if (folder / "measured.jsonl").is_file():
-                continue
-            shutil.rmtree(folder, ignore_errors=True)
-            began = time.monotonic()
-            if system.startswith("trl_"):
-                run_trl(args.trl, system.removeprefix("trl_"), seed, folder)
-            else:
-                _run([sys.executable, "-W", "ignore", __file__, "one", system, str(seed), str(folder)])
-            print(f"{system}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
-            if not args.later:
+            if not (folder / "about.json").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                began = time.monotonic()
+                if system.startswith("trl_"):
+                    run_trl(args.trl, system.removeprefix("trl_"), seed, folder)
+                else:
+                    _run([sys.executable, "-W", "ignore", __file__, "one", system, str(seed), str(folder)])
+                print(f"{system}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
+            if not args.later and not (folder / "measured.jsonl").is_file():
                 measure_curve(folder / "curve.jsonl", known=known)
     if args.later:
         return
