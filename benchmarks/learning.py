@@ -399,9 +399,10 @@ def run_sum(recipe: str, seed: int, folder: Path) -> None:
 
 
 def write(results: Path, name: str, found: dict[str, Any]) -> None:
-    """Keep the figures."""
+    """Keep the figures, without this machine's paths."""
     results.mkdir(parents=True, exist_ok=True)
-    (results / name).write_text(json.dumps(found, indent=1) + "\n")
+    text = json.dumps(found, indent=1).replace(f"{ROOT}/", "").replace(f"{DATA}/", "")
+    (results / name).write_text(text + "\n")
     print(f"written: {results / name}")
 
 
