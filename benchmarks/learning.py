@@ -83,11 +83,11 @@ STORIES: dict[str, tuple[dict[str, Any], list[int]]] = {
     "plain_hasty": (
         {
             "model.rs.num_rollout_samples": 16,
-            "model.rs.num_rollouts_per_prompt": 16,
-            "model.rs.top_n_rollouts": 2,
+            "model.micro_batch_size": 8,
+            "model.global_batch_size": 8,
             "model.optim.lr": 1e-3,
         },
-        [1, 2, 3],
+        [1, 2, 3, 4],
     ),
 }
 # Prompts of a step, learning rate, and the steps that are kept; results/README.md has how they were found.

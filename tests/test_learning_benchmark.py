@@ -74,7 +74,7 @@ def test_a_recipe_is_trained_and_measured(test_data: Path, tmp_path: Path) -> No
     )
     assert told.returncode == 0, told.stdout + told.stderr
     course = json.loads((tmp_path / "learning_stories.json").read_text())["plain_hasty"]["course"]
-    assert [row["step"] for row in course] == [0, 1, 2, 3]
+    assert [row["step"] for row in course] == [0, 1, 2, 3, 4]
     tokens = [row["generated_tokens"]["mean"] for row in course]
     assert tokens == sorted(set(tokens))
     assert course[-1]["held_out_score"]["mean"] > course[0]["held_out_score"]["mean"] + 0.2
