@@ -50,6 +50,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         found = (self.tokens, self.mask, self.weights, self.sampled, self.reference)
+        # mypy cannot see that only optional fields are None.
         return MicroBatch(*(None if x is None else x.to(device) for x in found))  # type: ignore[arg-type]
 
 

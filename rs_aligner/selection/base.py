@@ -71,6 +71,7 @@ class Selector(ABC):
             Of each group a part of what was left, in rising order.
         """
 
+    # Not abstract although empty (B027): only selectors that compare with earlier steps have one.
     def remember(self, group: Group, place: int) -> None:  # noqa: B027
         """Take note of a rollout that was trained on. Most selectors look at one step only."""
 
