@@ -179,9 +179,8 @@ class Ledger:
 
 def _rows(step: int, groups: Sequence[Group], selection: Selection) -> Iterator[LedgerRow]:
     for number, (group, kept_N, reasons_N) in enumerate(selection.rows(groups)):
-        watched_N = group.watched or [ScoreFailure("not watched")] * len(group.rollouts)
         for rollout, score, watched, kept, reason in zip(
-            group.rollouts, group.scores, watched_N, kept_N, reasons_N, strict=True
+            group.rollouts, group.scores, group.watched_scores(), kept_N, reasons_N, strict=True
         ):
             failure = score.reason if isinstance(score, ScoreFailure) else None
             yield LedgerRow(

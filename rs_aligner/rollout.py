@@ -137,3 +137,7 @@ class Group:
     rollouts: list[Rollout]
     scores: list[Score | ScoreFailure]
     watched: list[Score | ScoreFailure] = field(default_factory=list)
+
+    def watched_scores(self) -> list[Score | ScoreFailure]:
+        """What the second judge said of each rollout; failures where there was none."""
+        return self.watched or [ScoreFailure("not watched")] * len(self.rollouts)

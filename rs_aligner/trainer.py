@@ -23,13 +23,12 @@ from rs_aligner.metrics import step_metrics
 from rs_aligner.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
 from rs_aligner.proof import proof_metrics
 from rs_aligner.reward.protocol import Judge, JudgeFailed
-from rs_aligner.rollout import Group, Prompt, ScoreFailure, TrainingRow
+from rs_aligner.rollout import Group, Prompt, TrainingRow
 from rs_aligner.run import Run
 from rs_aligner.selection import Chain, Progress, Selection, build_chain, nothing_kept
 from rs_aligner.watched import watched_metrics
 
 _logger = logging.getLogger("rs_aligner")
-NOT_WATCHED = ScoreFailure("not watched")
 
 
 class RSTrainer:
@@ -194,9 +193,8 @@ class RSTrainer:
         """What follows from the step's rollouts, scores and selection."""
         metrics = step_metrics(groups, selection)
         metrics |= proof_metrics(groups, selection, passed_above=self.rs.passed_above)
-        watched = [group.watched or [NOT_WATCHED] * len(group.rollouts) for group in groups]
         if any(group.watched for group in groups):
-            metrics |= watched_metrics(groups, selection, watched)
+            metrics |= watched_metrics(groups, selection, [group.watched_scores() for group in groups])
         return metrics
 
     def _write(self, step: int, groups: list[Group], selection: Selection) -> None:
