@@ -114,7 +114,8 @@ def _in_words(selector: SelectorConfig, top_n: int) -> str:
             return f"the best {selector.k or top_n}"
         case PercentileConfig():
             rising = "" if selector.start == selector.end else f", rising to {selector.end:g}"
-            return f"from the {selector.start:g} quantile of the prompt up{rising}"
+            lowest = ", above the step's lowest" if selector.above_lowest else ""
+            return f"from the {selector.start:g} quantile of the prompt up{rising}{lowest}"
         case ThresholdConfig():
             return f"scored {selector.at_least:g} or more"
         case PositiveConfig():

@@ -68,7 +68,7 @@ class RFTConfig(Section):
     gen_kwargs: dict[str, Any] = Field(default_factory=dict)
     """max_new_tokens is `length_params.max_length`; temperature, top_k, top_p, do_sample: how to sample."""
     start_percentile: Share = 0.7
-    """The bar of a cycle's first step: this percentile of a prompt's scores."""
+    """The bar of a cycle's first step: this percentile of all of a prompt's scores, equal answers counted."""
     end_percentile: Share = 0.95
     """The bar of a cycle's last step, which is really reached there."""
     n_improve_steps: Count = 4
@@ -94,10 +94,15 @@ class RFTConfig(Section):
         return value
 
     @property
-    def selection(self) -> tuple[DuplicatesConfig, PercentileConfig]:
-        """The selectors that its names stand for."""
+    def selection(self) -> tuple[PercentileConfig, DuplicatesConfig]:
+        """The selectors that its names stand for, in trlX's order.
+
+        The percentile counts every sample, also the same answer again: a policy that finds a good answer
+        more often raises the bar for the others. With the duplicates out first it would stay where it was.
+        """
         start, end = self.start_percentile, self.end_percentile
-        return DuplicatesConfig(name="duplicates"), PercentileConfig(name="percentile", start=start, end=end)
+        bar = PercentileConfig(name="percentile", start=start, end=end, above_lowest=True)
+        return bar, DuplicatesConfig(name="duplicates")
 
 
 def expand_rft(rs: dict[str, Any], num_rollouts_per_prompt: int) -> dict[str, Any]:

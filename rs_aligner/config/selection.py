@@ -43,6 +43,8 @@ class PercentileConfig(Section):
     """p at the last pass, and where there is only one; p rises in equal steps."""
     over: Literal["improve_steps", "run"] = "improve_steps"
     """Whether p rises over the passes through a pool, or over the steps of the whole run."""
+    above_lowest: bool = False
+    """Whether the lowest reward of the step is below every bar, unless all rewards of the step are equal."""
 
 
 class ThresholdConfig(Section):

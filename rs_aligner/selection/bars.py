@@ -41,23 +41,28 @@ class TopK(Selector):
         return [keep_N.nonzero().flatten().tolist() for keep_N in keep_PN]
 
 
-class Percentile(GroupSelector):
+class Percentile(Selector):
     """What is at or above the p-th percentile of its group, p rising from `start` to `end`.
 
     The rising bar of trlX's RFT. There, p at the t-th of T passes is start + t/T (end - start), which never
-    comes to `end`, and thresholds are clipped to the range that those of all prompts span, less 0.001 at each
-    end. Here `end` is reached at the last pass, and nothing is clipped: the best of a group always stays.
+    comes to `end`; here it is reached at the last pass. There, thresholds are also clipped to the range that
+    those of all prompts span, less 0.001 at each end, so that the worst scores are not trained on. What this
+    is for is `above_lowest`, without a width that would depend on the scale of the rewards.
 
     Args:
         start: p at the first pass, from 0 to 1.
         end: p at the last pass, also where it is the only one.
         over_run: whether p rises over the run's steps instead of over the passes through a pool.
+        above_lowest: whether the lowest reward of the step is below every bar, so that a prompt at which all
+            rollouts fail keeps none; where all rewards of the step are equal, all stay.
     """
 
     reason = "below the percentile"
 
-    def __init__(self, start: float, end: float, *, over_run: bool = False) -> None:
-        self.start, self.end, self.over_run = start, end, over_run
+    def __init__(
+        self, start: float, end: float, *, over_run: bool = False, above_lowest: bool = False
+    ) -> None:
+        self.start, self.end, self.over_run, self.above_lowest = start, end, over_run, above_lowest
 
     def percentile(self, progress: Progress) -> float:
         """The bar's height p, from 0 to 1."""
@@ -66,10 +71,21 @@ class Percentile(GroupSelector):
             done, last = progress.step - 1, progress.num_steps - 1
         return self.end if done >= last else self.start + (self.end - self.start) * done / last
 
-    def of_group(self, group: Group, left: Places, progress: Progress) -> Places:
-        """What reaches the quantile of what is left."""
-        bar = quantile([reward(group, place) for place in left], self.percentile(progress))
-        return [place for place in left if reward(group, place) >= bar]
+    def select(self, groups: Sequence[Group], left: Sequence[Places], progress: Progress) -> Sequence[Places]:
+        """What reaches the quantile of what is left of its group."""
+        p = self.percentile(progress)
+        rewards = [
+            [reward(group, place) for place in places] for group, places in zip(groups, left, strict=True)
+        ]
+        everything = [value for values in rewards for value in values]
+        lowest = min(everything, default=math.inf)
+        too_low = lowest if self.above_lowest and lowest < max(everything, default=lowest) else -math.inf
+        stays: list[Places] = []
+        for places, values in zip(left, rewards, strict=True):
+            bar = quantile(values, p) if values else math.inf
+            pairs = zip(places, values, strict=True)
+            stays.append([place for place, value in pairs if value >= bar and value > too_low])
+        return stays
 
 
 class Threshold(GroupSelector):

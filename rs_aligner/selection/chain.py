@@ -114,7 +114,9 @@ def _selector(key: str, config: conf.SelectorConfig, top_n: int) -> Selector | N
         case conf.TopKConfig():
             return bars.TopK(config.k or top_n)
         case conf.PercentileConfig():
-            return bars.Percentile(config.start, config.end, over_run=config.over == "run")
+            return bars.Percentile(
+                config.start, config.end, over_run=config.over == "run", above_lowest=config.above_lowest
+            )
         case conf.ThresholdConfig():
             return bars.Threshold(config.at_least)
         case conf.PositiveConfig():

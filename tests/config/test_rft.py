@@ -39,16 +39,17 @@ def test_trlx_names_work_as_overrides(name, tree, caplog):
     assert rs.length_params.max_length == 40
     sampling = rs.sampling_params
     assert (sampling.use_greedy, sampling.top_k, sampling.top_p, sampling.temperature) == (False, 5, 0.9, 0.8)
-    duplicates, percentile = rs.selection
+    percentile, duplicates = rs.selection  # trlX's order: the bar is taken over all samples
     assert duplicates.name == "duplicates"
     assert (percentile.start, percentile.end, percentile.over) == (0.6, 0.9, "improve_steps")
+    assert percentile.above_lowest
 
 
 @pytest.mark.parametrize("name", ["train_rs", "recipes/trlx_rft"])
 def test_what_is_left_out_has_trlx_defaults(name, tree):
     rs = load(tree(), name, f"{KEY}.gen_kwargs.do_sample=true").model.rs
     assert (rs.num_rollouts_per_prompt, rs.pool.improve_steps) == (32, 4)
-    assert (rs.selection[1].start, rs.selection[1].end) == (0.7, 0.95)
+    assert (rs.selection[0].start, rs.selection[0].end) == (0.7, 0.95)
 
 
 def test_do_sample_false_is_greedy(tree):

@@ -121,15 +121,18 @@ def test_trlx_rft_trains_one_pool_four_times_with_a_bar_that_rises_to_the_end(st
     assert [row["consumed_prompts"] for row in run.metrics] == [4] * 4 + [8] * 4
     for first in (1, 5):
         pool: dict[int, dict[str, tuple[int, float]]] = {}  # of each prompt: text -> (first index, reward)
+        samples: dict[int, list[float]] = {}  # of each prompt: the rewards of all, equal texts counted
         for row in run.ledger(first):
             assert row.reward is not None
             pool.setdefault(row.prompt_row, {}).setdefault(row.response, (row.index, row.reward))
+            samples.setdefault(row.prompt_row, []).append(row.reward)
+        lowest = min(reward for rewards in samples.values() for reward in rewards)
         for turn, percentile in enumerate((0.7, 0.7 + 0.25 / 3, 0.7 + 0.5 / 3, 0.95)):
             expected = {
                 (prompt, index)
                 for prompt, texts in pool.items()
                 for index, reward in texts.values()
-                if reward >= np.quantile([reward for _, reward in texts.values()], percentile) - 1e-9
+                if reward >= np.quantile(samples[prompt], percentile) - 1e-9 and reward > lowest
             }
             kept = {(row.prompt_row, row.index) for row in run.ledger(first + turn) if row.kept}
             assert kept == expected

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rs_aligner.selection import Progress, select_topk
+from rs_aligner.config import RFTConfig
+from rs_aligner.selection import Progress, build_chain, select_topk
 from rs_aligner.selection.bars import Percentile, quantile, share
 from tests.selection.steps import chain, group, kept, select, steps
 
@@ -72,6 +73,29 @@ def test_a_percentile_is_of_each_group_and_of_what_filters_left():
     bar = {"name": "percentile", "start": 0.5, "end": 0.5}
     assert select(groups, bar) == [[2, 3], [0, 1], [1]]
     assert select(groups, {"name": "truncated"}, bar) == [[1, 2], [0, 1], [1]]
+
+
+def test_the_lowest_reward_of_a_step_is_below_every_bar_where_trlx_would_have_it_so():
+    failed, mixed, level = group([0.0] * 3), group([0.0, 0.0, 0.0, 1.0]), group([0.5, 0.5])
+    bar = {"name": "percentile", "start": 0.5, "end": 0.5, "above_lowest": True}
+    assert select([failed, mixed, level], bar) == [[], [3], [0, 1]]
+    assert select([failed, group([0.0])], bar) == [[0, 1, 2], [0]]  # nothing tells them apart
+    assert select([group([1.0, 1.0]), group([None])], bar) == [[0, 1], []]
+    assert select([group([]), group([None])], bar) == [[], []]
+    assert select([], bar) == []
+
+
+def test_rft_takes_the_percentile_over_all_samples_and_then_duplicates_out():
+    # Six times the best answer and once each of four others: of all ten scores the median is 1.0.
+    texts = ["best"] * 6 + ["a", "b", "c", "d"]
+    step = [group([1.0] * 6 + [0.2, 0.4, 0.6, 0.8], texts), group([0.0] * 10, list("efghijklmn"))]
+    rft = RFTConfig(start_percentile=0.5, end_percentile=0.5)
+    assert kept(build_chain(rft.selection, top_n=1).select(step, Progress(1, 1))) == [[0], []]
+    # With duplicates out first the bar would be 0.6, and the prompt that nobody solved would keep all ten.
+    assert select(step, {"name": "duplicates"}, {"name": "percentile", "start": 0.5, "end": 0.5}) == [
+        [0, 8, 9],
+        list(range(10)),
+    ]
 
 
 @given(

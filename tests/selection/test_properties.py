@@ -31,7 +31,12 @@ SELECTORS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     name: st.fixed_dictionaries({"name": st.just(name), **keys})
     for name, keys in {
         **{name: {"k": st.integers(1, 6), **keys} for name, keys in WITH_K.items()},
-        "percentile": {"start": SHARES, "end": SHARES, "over": st.sampled_from(["improve_steps", "run"])},
+        "percentile": {
+            "start": SHARES,
+            "end": SHARES,
+            "over": st.sampled_from(["improve_steps", "run"]),
+            "above_lowest": st.booleans(),
+        },
         "threshold": {"at_least": SHARES},
         "positive": {"above": SHARES},
         "top_fraction": {"fraction": st.sampled_from([0.1, 0.5, 1.0])},
