@@ -63,9 +63,11 @@ def train(
     Args:
         reward_fn: the judge: `f(prompts, responses, metadata)`, or in trlX's form, called with keywords,
             `f(samples, prompts, outputs, **kwargs)`. It returns a number for each row, higher is better; NaN,
-            or an exception, means that the row has no score. It is called from another thread, by one thread
-            at a time, and once before the run with two made-up rows. None: the judge that `remote_rm` of the
-            config names.
+            or an exception, means that the row has no score. It is called in the thread that calls `train`
+            (so that `signal.alarm` works in it, where that is the main one), with at most
+            `remote_rm.max_batch_size` rows, and once before the run with two made-up ones. Nothing is sampled
+            meanwhile: a judge that is slow is better served. None: the judge that `remote_rm` of the config
+            names.
         prompts: to train on: texts, or rows as in a prompt file (`text` or `prompt`, or `messages`, or what
             `model.data.prompt_template` puts together), whose keys the judge gets. None: the config's files.
         eval_prompts: held-out prompts, never trained on.

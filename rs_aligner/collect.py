@@ -31,7 +31,7 @@ class Collected:
 
     Attributes:
         groups: in the order of the prompts.
-        waited: seconds that this rank waited for scores after the last rollout.
+        waited: seconds that this rank waited for a judge: while it took rows in, and after the last rollout.
         failure: why the judge failed too much to go on; None if it did not.
         is_new: whether they were sampled now, not read.
     """
@@ -144,6 +144,7 @@ class Collector:
         """Every rank's share, gathered; the failure is that of a judge that could not be asked."""
         mine: list[tuple[Rollout, Pending, Pending | None]] = []
         problem: str | None = None
+        waited = 0.0
         stream = self.policy.generate(
             prompts,
             num_rollouts,
@@ -159,6 +160,7 @@ class Collector:
             if self.judge is None:
                 continue
             prompt = prompts[rollout.group]
+            handing_in = time.monotonic()
             score: Pending
             if problem is not None:  # the others wait for this rank, so it samples to the end
                 score = ScoreFailure(problem)
@@ -169,12 +171,13 @@ class Collector:
                     problem = str(error)
                     score = ScoreFailure(problem)
             mine.append((rollout, score, self._watch(prompt, rollout)))
+            waited += time.monotonic() - handing_in
         waiting = time.monotonic()
         for judge in (self.judge, self.watched):
             if judge is not None:
                 judge.flush()
         scored = [(rollout, _result(score), _result(seen)) for rollout, score, seen in mine]
-        waited = time.monotonic() - waiting
+        waited += time.monotonic() - waiting
         gathered = self.policy.gather((scored, problem))
         everyone = [item for replica, _ in gathered for item in replica]
         everyone.sort(key=lambda item: (item[0].group, item[0].index))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -111,6 +112,39 @@ def test_both_forms_train_in_one_process_and_leave_a_whole_run(policy: Path, tmp
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("judge-")]
     torch_distributed = sys.modules["torch.distributed"]
     assert not torch_distributed.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_reward_function_may_set_alarms_and_leave_some_behind(policy: Path, tmp_path: Path) -> None:
+    class TooSlow(Exception):
+        pass
+
+    def late(number: int, frame: Any) -> None:
+        raise TooSlow
+
+    def bounded(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        rewards = []
+        for place, response in enumerate(responses):
+            signal.signal(signal.SIGALRM, late)  # as math_verify does, which raises in any other thread
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            try:
+                while place == 1:  # takes for ever
+                    pass
+                rewards.append(float(len(set(response))))
+            except TooSlow:
+                rewards.append(-1.0)
+        return rewards  # the last alarm is still to come, in the midst of the run
+
+    before = signal.getsignal(signal.SIGALRM)
+    result = rs_aligner.train(
+        reward_fn=bounded, prompts=PROMPTS, config=settings(), model_path=policy, output_dir=tmp_path / "run"
+    )
+    assert signal.getsignal(signal.SIGALRM) is before
+    rows = Ledger(result.folder / "rollouts").read(1)
+    assert result.metrics[-1]["rollouts/scored"] == len(rows) == 12
+    assert [row.reward for row in rows].count(-1.0) == 1  # 12 rows are one call
+    assert result.metrics[-1]["time/score_wait"] >= 0.02  # what it takes is not the sampling's
 
 
 @pytest.mark.slow

@@ -265,7 +265,7 @@ class JudgeSource(Section):
     time_limit: Positive | None = 5
     """Seconds that `function` or `regex` may take over a row, or the row has failed; null for no limit.
 
-    With a limit it has a process of its own, which is ended when a row takes longer.
+    A function has a process of its own, with a limit a `regex` too, which is ended when a row takes longer.
     """
 
 

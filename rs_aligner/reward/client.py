@@ -5,6 +5,9 @@ Rollouts are handed in one by one and wait until a batch is full or the oldest h
 service over, and results come back through futures. Every answer is checked (`protocol`). What fails is asked
 again, another server first (`endpoints`), as long as there is hope and patience (`retry`); what then has no
 score gets a failure with its reason. Whether a run goes on with so many failures is for the trainer to say.
+
+A judge that is handed over as an object, `rs_aligner.train`'s `reward_fn`, is asked in the thread that hands
+rows in, whenever a batch is full: users' code may rely on the main thread, as `signal.alarm` does.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ class RemoteGPTRMClient:
 
     Args:
         cfg: the `remote_rm` part of the config.
-        judge: scores in this process, instead of what the config names; closed with the client.
+        judge: scores in this process, instead of what the config names; closed with the client. It is called
+            by `submit` and `flush`, in the thread that calls them, so a row may wait until `flush`.
 
     Raises:
         ValueError: the access token cannot be read, or the judge of this process cannot be used.
@@ -61,6 +65,7 @@ class RemoteGPTRMClient:
         self._trial = Trial(cfg, has_token=token is not None)
         self._queue = RowQueue(cfg.max_batch_size, cfg.max_queued)
         self._local = _local_judge(cfg, judge)
+        self._asks_here = judge is not None
         self._pool = EndpointPool(_endpoints(cfg, token, self._local), cfg.max_in_flight, self._try_out)
         self._ready = threading.Lock()
         self._is_ready = False
@@ -87,11 +92,14 @@ class RemoteGPTRMClient:
         with self._ready:
             if self._is_ready or self._closed:
                 return
-            try:
-                self._pool.open(self._cfg.startup_timeout)
-            except TransportError as error:
-                raise JudgeUnreachable(self._unreachable(str(error))) from None
-            self._start_senders()
+            if self._asks_here:
+                self._let_local_in()
+            else:
+                try:
+                    self._pool.open(self._cfg.startup_timeout)
+                except TransportError as error:
+                    raise JudgeUnreachable(self._unreachable(str(error))) from None
+                self._start_senders()
             self._is_ready = True
 
     def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Result]:
@@ -116,11 +124,16 @@ class RemoteGPTRMClient:
         waiting = Waiting(row, length, time.monotonic() + self._cfg.max_wait_seconds, next(self._ids))
         if not self._queue.put(waiting):
             raise RuntimeError("the judge's client is closed")
+        if self._asks_here:
+            self._ask_here(full=True)
         return waiting.future
 
     def flush(self) -> None:
         """Send what is waiting at once, in batches that may not be full."""
-        self._queue.flush()
+        if self._asks_here:
+            self._ask_here(full=False)
+        else:
+            self._queue.flush()
 
     def close(self) -> None:
         """Cut requests short and end the threads. Rows without a score get a failure. Safe to call twice."""
@@ -148,6 +161,13 @@ class RemoteGPTRMClient:
     ) -> None:
         self.close()
 
+    def _let_local_in(self) -> None:
+        """Without a trial, which asks in a thread of its own: who hands a judge over has tried it."""
+        assert self._local is not None
+        [endpoint] = self._pool.endpoints
+        self._trial.trust(endpoint, self._local.offer(0.0), self._local.fingerprint)
+        self._pool.let_in(endpoint)
+
     def _start_senders(self) -> None:
         with self._lock:
             if self._closed:
@@ -162,16 +182,25 @@ class RemoteGPTRMClient:
     def _send(self) -> None:
         """Ask for batches until the client is closed (the life of a sender thread)."""
         while batch := self._queue.take():
-            with self._lock:
-                self._in_flight.update(waiting.future for waiting in batch)
-            try:
-                results = self._ask(batch, Patience(self._cfg))
-            except Exception as error:  # a sender that died would leave futures open for ever
-                results = [ScoreFailure(f"unexpected {type(error).__name__}: {error}") for _ in batch]
-            for waiting, result in zip(batch, results, strict=True):
-                _resolve(waiting.future, result)
-            with self._lock:
-                self._in_flight.difference_update(waiting.future for waiting in batch)
+            self._answer(batch)
+
+    def _ask_here(self, *, full: bool) -> None:
+        """Ask for what waits in this thread: full batches, or all of it."""
+        while batch := self._queue.take_now(full=full):
+            self._answer(batch)
+
+    def _answer(self, batch: Sequence[Waiting]) -> None:
+        """Ask for a batch, and resolve its futures."""
+        with self._lock:
+            self._in_flight.update(waiting.future for waiting in batch)
+        try:
+            results = self._ask(batch, Patience(self._cfg))
+        except Exception as error:  # a sender that died would leave futures open for ever
+            results = [ScoreFailure(f"unexpected {type(error).__name__}: {error}") for _ in batch]
+        for waiting, result in zip(batch, results, strict=True):
+            _resolve(waiting.future, result)
+        with self._lock:
+            self._in_flight.difference_update(waiting.future for waiting in batch)
 
     def _ask(self, batch: Sequence[Waiting], patience: Patience) -> list[Result]:
         """Ask until there is an answer, or no hope or patience is left.

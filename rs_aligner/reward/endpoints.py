@@ -124,6 +124,13 @@ class EndpointPool:
         for endpoint in out:
             _logger.warning("the judge at %s is left out until it scores: %s", endpoint.url, endpoint.why_out)
 
+    def let_in(self, endpoint: Endpoint) -> None:
+        """From now on it can be asked."""
+        with self._changed:
+            endpoint.why_out, endpoint.hopeless, endpoint.failures = None, None, 0
+            self._all_out_since = None
+            self._changed.notify_all()
+
     def acquire(self, avoid: Endpoint | None, outage: float) -> Endpoint | None:
         """The server to ask next, to be given back with `succeeded` or `failed`. Waits while all are busy.
 
@@ -247,8 +254,5 @@ class EndpointPool:
             self._try_out(endpoint, None if until is None else max(until - time.monotonic(), 0.01))
         except Exception as error:  # of whatever kind: it does not score
             return error
-        with self._changed:
-            endpoint.why_out, endpoint.hopeless, endpoint.failures = None, None, 0
-            self._all_out_since = None
-            self._changed.notify_all()
+        self.let_in(endpoint)
         return None

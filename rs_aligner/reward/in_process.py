@@ -3,7 +3,7 @@
 For notebooks, unit tests and judges that cost next to nothing. It stands where a connection to a server would
 stand, so that everything around it (batches, row ids, fingerprint, what counts as a score) is the client's.
 Left out on purpose: token ids, several judges at once, and a deadline for a request; `judge.time_limit` has
-one for each row of a user's function.
+one for each row of a function that the config names.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class LocalJudge:
         self._judge = judge
         self._max_rows = max_rows
         self._one_at_a_time = threading.Lock()
+
+    @property
+    def fingerprint(self) -> str:
+        """The judge's."""
+        return self._judge.fingerprint
 
     def problem(self, timeout: float) -> str | None:
         """It is always ready."""

@@ -90,6 +90,17 @@ class RowQueue:
                     return batch
             return []
 
+    def take_now(self, *, full: bool) -> list[Waiting]:
+        """A batch without waiting for one: a full one, or whatever is there. Empty where there is none."""
+        with self._has_work:
+            while self._rows and (not full or len(self._rows) >= self._batch_size):
+                batch = self._cut()
+                self._has_room.notify_all()
+                batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
+                if batch:
+                    return batch
+            return []
+
     def flush(self) -> None:
         """Let everything that waits be taken at once, in batches that may not be full."""
         with self._has_work:

@@ -91,6 +91,16 @@ class Trial:
             )
         endpoint.takes_ids = "row_ids" in offer.inputs & offer.outputs
 
+    def trust(self, endpoint: Endpoint, offer: Offer, fingerprint: str) -> None:
+        """Take a judge of this process for what it says that it is; no row is made up for it.
+
+        Raises:
+            ValueError: it does not take what the config says.
+        """
+        self._mode = self._choose(endpoint, offer)
+        self._fingerprint = fingerprint, endpoint.url
+        endpoint.takes_ids = True
+
     def encode(self, prompt: Prompt, rollout: Rollout) -> Any:
         """A row as it will be sent.
 

@@ -14,7 +14,7 @@ import pytest
 from rs_aligner.config import JudgeConfig
 from rs_aligner.reward.judges import BUILT_IN, ServedJudge, TokenJudge, load_judge, rewards_of, score_rows
 from rs_aligner.reward.judges.combined import StandardisedJudge
-from rs_aligner.reward.judges.functions import FunctionJudge, smoke_test
+from rs_aligner.reward.judges.functions import FunctionJudge, smoke_test, users_judge
 from rs_aligner.rollout import Score, ScoreFailure
 
 
@@ -58,7 +58,10 @@ def write_judge(folder: Path, body: str) -> str:
 
 
 def in_process(function: str, **kwargs: Any) -> ServedJudge:
-    return load_judge(JudgeConfig(function=function, kwargs=kwargs, time_limit=None))
+    """What the judge's own process loads, in this one."""
+    judge, warning = users_judge(function, kwargs)
+    assert warning is None
+    return judge
 
 
 def test_a_users_function_is_loaded_from_a_file_that_imports_its_neighbours(tmp_path: Path) -> None:

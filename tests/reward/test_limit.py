@@ -77,6 +77,33 @@ def score(judge: LimitedJudge, *responses: str) -> list[Score | ScoreFailure]:
     return score_rows(judge.score_texts, ([""] * n, list(responses), [{}] * n), max_rows=64)
 
 
+@pytest.mark.parametrize("time_limit", [None, 20.0])
+def test_a_judge_may_set_alarms_of_its_own_with_a_limit_and_without(
+    tmp_path: Path, time_limit: float | None
+) -> None:
+    (tmp_path / "judge.py").write_text(
+        "import signal, time\n"
+        "def late(number, frame): raise TimeoutError\n"
+        "def judge(prompts, responses, metadata):\n"
+        "    signal.signal(signal.SIGALRM, late)\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0.1)\n"
+        "    try:\n"
+        "        while responses[0] == 'loop': pass\n"
+        "        return [1.0] * len(responses)\n"
+        "    except TimeoutError:\n"
+        "        return [0.5] * len(responses)\n"
+        "    finally:\n"
+        "        signal.setitimer(signal.ITIMER_REAL, 0)\n"
+    )
+    judge = load_judge(JudgeConfig(function=f"{tmp_path}/judge.py:judge", time_limit=time_limit))
+    try:
+        assert judge.score_texts(["", ""], ["loop", ""], [{}, {}]) == [Score(0.5), Score(0.5)]
+        assert judge.score_texts([""], ["a"], [{}]) == [Score(1.0)]
+    finally:
+        judge.close()
+    assert children() == []
+
+
 def test_scores_and_components_come_back_from_the_other_process(make: Make) -> None:
     scores = score(make(), "a", "raise", "abc")
     assert [scores[0], scores[2]] == [Score(1.0, {"twice": 2.0}), Score(3.0, {"twice": 6.0})]
@@ -107,8 +134,7 @@ def test_a_process_that_was_killed_while_it_waited_is_started_again_and_no_row_f
     judge = make()
     (process,) = children()
     process.kill()
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # all its threads are gone, not only the first
     assert score(judge, "a") == [Score(1.0, {"twice": 2.0})]
 
 
@@ -117,8 +143,7 @@ def test_a_judge_whose_code_has_changed_is_not_started_again(make: Make, tmp_pat
     (tmp_path / "judge.py").write_text(JUDGE + "# other\n")
     (process,) = children()
     process.kill()
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # all its threads are gone, not only the first
     (failure,) = score(judge, "a")
     assert isinstance(failure, ScoreFailure)
     assert failure.reason.endswith("its code is not what it was when the server started")

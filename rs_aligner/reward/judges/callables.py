@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from rs_aligner.reward.judges.alarm import keeping_alarm
 from rs_aligner.reward.judges.base import JudgeFunction, Metadata, Value, content_hash
 from rs_aligner.reward.judges.functions import FunctionJudge
 
@@ -33,7 +34,8 @@ def judge_of(function: Callable[..., Any], row_keys: Collection[str] = ()) -> Fu
         row_keys: the keys of the prompts' rows, for trlX's form.
 
     Returns:
-        The judge. Its fingerprint is of the function's source, where that can be read.
+        The judge. Its fingerprint is of the function's source, where that can be read. An alarm or a handler
+        of it that a call leaves behind is taken back (`alarm`).
 
     Raises:
         ValueError: it cannot be called in either form.
@@ -41,7 +43,7 @@ def judge_of(function: Callable[..., Any], row_keys: Collection[str] = ()) -> Fu
     if not callable(function):
         raise ValueError(f"reward_fn is a {type(function).__name__}: it should be a function, {_FORMS}")
     adapted = _adapted(function, row_keys)
-    return FunctionJudge(adapted, content_hash(*_identity(function)))
+    return FunctionJudge(keeping_alarm(adapted), content_hash(*_identity(function)))
 
 
 def _adapted(function: Callable[..., Any], row_keys: Collection[str]) -> JudgeFunction:

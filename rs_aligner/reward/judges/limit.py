@@ -1,9 +1,10 @@
-"""A time limit for judges that are Python code, which may loop for ever on some text.
+"""Judges that are a user's Python code, in a process of their own, with a time limit for each row.
 
-A thread cannot be stopped, and a signal does not reach code that waits in C. So the judge lives in a process
-of its own, and a row that takes too long costs that process its life: its rows
-are then tried one by one in a new one, so that only the guilty row fails. The process goes with the one that
-started it, however that ends.
+Such code may loop for ever on some text; a thread cannot be stopped, and a signal does not reach code that
+waits in C. So a row that takes too long costs the process its life: its rows are then tried one by one in a
+new one, so that only the guilty row fails. There the code runs in the main thread, so that alarms of its own
+work, too, which is why a judge without a time limit lives in such a process as well. The process goes with
+the one that started it, however that ends.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ class LimitedJudge:
     Args:
         spec: as `functions.users_judge`.
         kwargs: the judge's settings.
-        time_limit: seconds that a row may take.
+        time_limit: seconds that a row may take; None for no limit.
 
     Raises:
         ValueError: as `functions.users_judge`.
     """
 
-    def __init__(self, spec: str, kwargs: Mapping[str, Any], time_limit: float) -> None:
+    def __init__(self, spec: str, kwargs: Mapping[str, Any], time_limit: float | None) -> None:
         self._spec, self._kwargs, self._limit = spec, dict(kwargs), time_limit
         self._lock = threading.Lock()
         # A process that asks to die with its parent dies with the thread that started it.
@@ -127,6 +128,7 @@ class LimitedJudge:
             raise ChildProcessError(f"the judge's process died over this row ({self._end()})") from None
         except ValueError as error:
             raise ChildProcessError(f"the judge cannot be started again: {error}") from None
+        assert self._limit is not None  # without one, there is no end of waiting but an answer
         self._end()
         raise TimeoutError(f"the judge took more than {self._limit:g} s over this row (judge.time_limit)")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from rs_aligner.config import JudgeConfig, JudgePart, JudgeSource
 from rs_aligner.reward.judges.base import Metadata, ServedJudge, Value, content_hash, score_rows
 from rs_aligner.reward.judges.combined import WeightedJudge
-from rs_aligner.reward.judges.functions import FunctionJudge, bind, smoke_test, users_judge
+from rs_aligner.reward.judges.functions import FunctionJudge, bind, smoke_test
 from rs_aligner.reward.judges.huggingface import HuggingFaceJudge
 from rs_aligner.reward.judges.limit import LimitedJudge
 from rs_aligner.reward.judges.megatron import MegatronJudge
@@ -19,8 +18,6 @@ from rs_aligner.reward.judges.rules import format_rules, length, regex
 from rs_aligner.reward.judges.sentiment import sentiment
 from rs_aligner.reward.judges.verifiers import exact_answer, final_answer
 from rs_aligner.rollout import Score
-
-_logger = logging.getLogger("rs_aligner")
 
 BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
     "exact_answer": exact_answer,
@@ -63,12 +60,7 @@ def load_judge(cfg: JudgeSource) -> ServedJudge:
     if cfg.name is not None:
         return _built_in(cfg.name, cfg.kwargs, cfg.time_limit)
     assert cfg.function is not None
-    if cfg.time_limit is not None:
-        return LimitedJudge(cfg.function, cfg.kwargs, cfg.time_limit)
-    judge, warning = users_judge(cfg.function, cfg.kwargs)
-    if warning is not None:
-        _logger.warning("%s", warning)
-    return judge
+    return LimitedJudge(cfg.function, cfg.kwargs, cfg.time_limit)
 
 
 def rewards_of(judge: ServedJudge) -> Callable[[list[str], list[str], list[Metadata]], list[float]]:
