@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.native import LANES, address
 from rs_aligner.generation.native_network import Session
 from rs_aligner.generation.sampling import Controls, choose, penalize, uniforms
@@ -16,11 +17,11 @@ class Chooser:
     Args:
         session: where the logits come from.
         controls: how to sample.
-        eos: int32, the tokens that end a rollout.
+        allowed: which tokens may come.
     """
 
-    def __init__(self, session: Session, controls: Controls, eos: np.ndarray) -> None:
-        self.session, self.controls, self.eos = session, controls, eos
+    def __init__(self, session: Session, controls: Controls, allowed: AllowedTokens) -> None:
+        self.session, self.controls, self.allowed = session, controls, allowed
         filtered = controls.top_k > 0 or controls.top_p < 1
         self._on_torch = controls.repetition_penalty != 1.0 or (filtered and not controls.greedy)
         self._sums = np.zeros((session.arch.vocab_size // LANES + 1) * LANES, dtype=np.float32)
@@ -47,7 +48,7 @@ class Chooser:
             else:
                 self.session.kernels.choose(
                     *(address(logits), logits.shape[1], count, address(seeds), address(lengths)),
-                    *(1.0 / controls.temperature, controls.greedy, address(self.eos), len(self.eos)),
+                    *(controls.inverse_temperature, controls.greedy, address(self.allowed.kinds)),
                     *(controls.min_length, address(self._sums), address(tokens), address(log_probs)),
                 )
         return self.session.from_last_stage(tokens), self.session.from_last_stage(log_probs)
@@ -61,9 +62,7 @@ class Chooser:
         log_probs = rows.log_softmax(-1)
         if controls.repetition_penalty != 1.0:
             rows = penalize(rows, torch.from_numpy(seen), controls.repetition_penalty)
-        short = np.flatnonzero(lengths < controls.min_length)
-        if len(short) and len(self.eos):
-            rows[np.ix_(short, self.eos)] = -torch.inf
+        rows = self.allowed.restrict(rows, torch.from_numpy(lengths))
         tokens = choose(rows, controls, torch.from_numpy(uniforms(seeds.tolist(), lengths.tolist())))
         picked = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         return tokens.numpy().astype(np.int32), picked.numpy()

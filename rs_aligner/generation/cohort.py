@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.cache import CohortCache
 from rs_aligner.generation.network import Network
 from rs_aligner.generation.rows import Ended, RolloutRow
@@ -31,12 +32,13 @@ class Cohort:
         tokenizer: Tokenizer,
         end_strings: EndStrings,
         controls: Controls,
+        allowed: AllowedTokens,
         rows: list[RolloutRow],
         prompt_logits: torch.Tensor,
         cache: CohortCache,
     ) -> None:
         self.network, self.end_strings, self.controls = network, end_strings, controls
-        self.rows, self.cache = rows, cache
+        self.allowed, self.rows, self.cache = allowed, rows, cache
         device = self.network.device
         self.logits = prompt_logits.index_select(0, torch.tensor(cache.owners, device=device))
         self.positions = torch.tensor([len(row.prompt.token_ids) for row in rows], device=device)
@@ -102,8 +104,7 @@ class Cohort:
             log_probs = logits.log_softmax(-1)
             if self.seen is not None:
                 logits = penalize(logits, self.seen, self.controls.repetition_penalty)
-            if self.length < self.controls.min_length and len(self.eos):
-                logits = logits.index_fill(-1, self.eos, -torch.inf)
+            logits = self.allowed.restrict(logits, torch.tensor([self.length]))
             uniform = torch.from_numpy(uniforms(self.seeds, [self.length] * len(self.seeds))).to(device)
             unchanged = log_probs if logits is self.logits else None
             tokens = choose(logits, self.controls, uniform, log_probs=unchanged)

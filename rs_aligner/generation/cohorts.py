@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.cache import CohortCache, PromptCache
 from rs_aligner.generation.cohort import Cohort
 from rs_aligner.generation.network import Network
@@ -35,6 +36,9 @@ class CohortWave:
         kv_cache_bytes: int | None,
     ) -> None:
         self.network, self.tokenizer, self.controls = network, tokenizer, controls
+        self.allowed = AllowedTokens(
+            network.arch.vocab_size, tokenizer.eos_ids, controls.min_length, network.allowed
+        )
         self.end_strings = EndStrings(tokenizer, controls.end_strings)
         self.waiting = rows
         self.cohorts: list[Cohort] = []
@@ -88,7 +92,10 @@ class CohortWave:
         counts = [sum(row.group == group for row in rows) for group, _ in prompts]
         cohort_cache = CohortCache(cache, counts, max(row.limit for row in rows))
         self.cohorts.append(
-            Cohort(self.network, self.tokenizer, self.end_strings, self.controls, rows, logits, cohort_cache)
+            Cohort(
+                *(self.network, self.tokenizer, self.end_strings, self.controls, self.allowed),
+                *(rows, logits, cohort_cache),
+            )
         )
 
     def _places(self, rows: Sequence[RolloutRow]) -> int:

@@ -45,7 +45,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "rs_run": (_POINTER, _POINTER, _POINTER, _LONG, _LONG),
     "rs_choose": (
         *(_POINTER, _LONG, _LONG, _POINTER, _POINTER, _FLOAT, _INT),
-        *(_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER),
+        *(_POINTER, _LONG, _POINTER, _POINTER, _POINTER),
     ),
 }
 

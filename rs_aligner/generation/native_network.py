@@ -62,10 +62,19 @@ class NativeNetwork:
         arch: its architecture.
         runtime: this rank's place.
         kernels: made for the architecture's heads.
+        allowed: bool `[V]`, the ids that may be sampled; None for all.
     """
 
-    def __init__(self, model: GPTModel, arch: Architecture, runtime: Runtime, kernels: Kernels) -> None:
+    def __init__(
+        self,
+        model: GPTModel,
+        arch: Architecture,
+        runtime: Runtime,
+        kernels: Kernels,
+        allowed: torch.Tensor | None = None,
+    ) -> None:
         self.model, self.arch, self.runtime, self.kernels = model, arch, runtime, kernels
+        self.allowed = allowed
         self.num_layers = len(model.decoder.layers)
         self.num_kv_heads = arch.num_kv_heads // runtime.tp_size
         self.tp_group = parallel_state.get_tensor_model_parallel_group()

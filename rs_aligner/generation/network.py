@@ -32,10 +32,15 @@ class Network:
         model: this rank's part of the policy (Megatron's `GPTModel`).
         arch: its architecture.
         runtime: this rank's place.
+        allowed: bool `[V]`, the ids that may be sampled; None for all.
     """
 
-    def __init__(self, model: GPTModel, arch: Architecture, runtime: Runtime) -> None:
-        self.model, self.arch, self.runtime = model, arch, runtime
+    allowed: torch.Tensor | None = None
+
+    def __init__(
+        self, model: GPTModel, arch: Architecture, runtime: Runtime, allowed: torch.Tensor | None = None
+    ) -> None:
+        self.model, self.arch, self.runtime, self.allowed = model, arch, runtime, allowed
         self.num_layers = len(model.decoder.layers)
         self.num_kv_heads = arch.num_kv_heads // runtime.tp_size
         self.group = arch.num_heads // arch.num_kv_heads

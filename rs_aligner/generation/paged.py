@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.choosing import Chooser
 from rs_aligner.generation.native import LANES, tile_shape
 from rs_aligner.generation.native_network import NativeNetwork, Session, TokenBatch
@@ -86,7 +87,7 @@ class PagedWave:
         kv_cache_bytes: most bytes of keys and values on this rank; None for no bound.
 
     Raises:
-        ValueError: a single rollout may not fit into `kv_cache_bytes`.
+        ValueError: a single rollout may not fit into `kv_cache_bytes`, or no token may come.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class PagedWave:
         kv_cache_bytes: int | None,
     ) -> None:
         self.network, self.controls, self.waiting = network, controls, rows
+        vocab_size = network.arch.vocab_size
+        allowed = AllowedTokens(vocab_size, tokenizer.eos_ids, controls.min_length, network.allowed)
         self.end_strings = EndStrings(tokenizer, controls.end_strings)
         self.prompts: dict[int, _PromptPages] = {}
         prompts = {row.group: row.prompt for row in rows}
@@ -119,10 +122,9 @@ class PagedWave:
         rows_at_once, logits_at_once = (max(self.together, n) for n in (longest_run, len(prompts)))
         self.session = Session(network, rows_at_once, logits_at_once, num_pages, self.max_pages)
         self.pool = self.session.pool
-        self.is_end = np.zeros(network.arch.vocab_size, dtype=bool)
-        eos = np.array(tokenizer.eos_ids, dtype=np.int32)
-        self.is_end[eos] = True
-        self.chooser = Chooser(self.session, controls, eos)
+        self.is_end = np.zeros(vocab_size, dtype=bool)
+        self.is_end[list(tokenizer.eos_ids)] = True
+        self.chooser = Chooser(self.session, controls, allowed)
         self.alive = self._join([])
         self.batch: TokenBatch | None = None  # of those alive, until they change
 

@@ -73,6 +73,11 @@ class Controls:
             if not fine:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {wanted}")
 
+    @property
+    def inverse_temperature(self) -> float:
+        """One over the temperature, at most what a float32 holds: near zero the likeliest token is left."""
+        return min(1.0 / self.temperature, float(np.finfo(np.float32).max))
+
 
 def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
     """Make seen tokens less likely (Keskar et al., 2019): positive logits are divided, negative multiplied.
@@ -107,7 +112,8 @@ def choose(
     if controls.greedy:
         return logits.argmax(-1)
     if controls.temperature != 1.0:
-        logits, log_probs = logits / controls.temperature, None
+        most = logits.amax(-1, keepdim=True)  # taken off first: it stays finite at any temperature
+        logits, log_probs = (logits - most) * controls.inverse_temperature, None
     if 0 < controls.top_k < logits.shape[-1]:
         least = logits.topk(controls.top_k, dim=-1).values[:, -1:]
         logits, log_probs = logits.masked_fill(logits < least, -torch.inf), None

@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from megatron.core.models.gpt import GPTModel
 
+from rs_aligner.generation.allowed import check_allowed
 from rs_aligner.generation.cohorts import CohortWave
 from rs_aligner.generation.native import NoKernels, load_kernels
 from rs_aligner.generation.native_network import NativeNetwork
@@ -28,7 +30,12 @@ _logger = logging.getLogger("rs_aligner")
 
 
 def new_network(
-    model: GPTModel, arch: Architecture, runtime: Runtime, *, compiled: bool = True
+    model: GPTModel,
+    arch: Architecture,
+    runtime: Runtime,
+    *,
+    compiled: bool = True,
+    allowed: torch.Tensor | None = None,
 ) -> Network | NativeNetwork:
     """The fastest forward pass for this model here; logs which, and why not another. Every rank must call it.
 
@@ -37,7 +44,12 @@ def new_network(
         arch: its architecture.
         runtime: this rank's place.
         compiled: whether kernels may be compiled on a CPU.
+        allowed: bool `[V]`, the ids that may be sampled: those that the tokenizer has; None for all.
+
+    Raises:
+        ValueError: `allowed` does not fit the model, or allows nothing.
     """
+    allowed = check_allowed(allowed, arch.vocab_size)
     kernels, chosen = None, "torch"
     if runtime.device.type == "cpu" and compiled:
         try:
@@ -52,8 +64,8 @@ def new_network(
     if runtime.rank == 0:
         _logger.info("decoder: %s", chosen)
     if kernels is None:
-        return Network(model, arch, runtime)
-    return NativeNetwork(model, arch, runtime, kernels)
+        return Network(model, arch, runtime, allowed)
+    return NativeNetwork(model, arch, runtime, kernels, allowed)
 
 
 def generate(
@@ -89,7 +101,7 @@ def generate(
         limits: most tokens of single rollouts, by (group, index), where that is less than `max_length`.
 
     Raises:
-        ValueError: a single rollout may not fit into `kv_cache_bytes`.
+        ValueError: a single rollout may not fit into `kv_cache_bytes`, or no token may come.
     """
     wave_size = wave_size or max(1, len(prompts))  # a replica may have no prompt of a short step
     for start in range(0, len(prompts), wave_size):

@@ -228,6 +228,12 @@ def test_a_value_that_cannot_work_says_what_would(key, value, message, tree):
     assert message in line
 
 
+@pytest.mark.parametrize("least", [0, 256])
+def test_a_least_length_on_its_bounds_is_taken(least, tree):
+    changed = tree(**{"model.rs.length_params": {"min_length": least, "max_length": 256}})
+    assert load_config(changed, TrainRSConfig).model.rs.length_params.min_length == least
+
+
 def test_all_problems_of_a_config_come_at_once(tree):
     lines = problems(
         tree(**{"trainer.devices": 0, "model.seed": -1, "model.foo": 1, "model.peft.peft_scheme": "x"})

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rs_aligner.generation import native
+from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.native import Kernels, NoKernels, address, load_kernels, tile_shape
 from rs_aligner.generation.sampling import Controls, choose, derive_seed, uniforms
 from rs_aligner.generation.waves import new_network
@@ -113,15 +114,20 @@ def choose_natively(
     greedy: bool = False,
     banned: tuple[int, ...] = (),
     least: int = 0,
+    allowed: torch.Tensor | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     count, vocab = logits.shape
     tiles = as_tiles(logits)
-    ids, sums = np.array(banned, dtype=np.int32), np.zeros((vocab // 16 + 1) * 16, dtype=np.float32)
+    kinds, sums = (
+        AllowedTokens(vocab, banned, least, allowed).kinds,
+        np.zeros((vocab // 16 + 1) * 16, dtype=np.float32),
+    )
     given = np.array(seeds, dtype=np.uint64), np.array(lengths, dtype=np.int64)
     tokens, log_probs = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.float32)
     kernels.choose(
-        *(address(tiles), vocab, count, *map(address, given), 1.0 / temperature, greedy),
-        *(address(ids), len(ids), least, address(sums), address(tokens), address(log_probs)),
+        *(address(tiles), vocab, count, *map(address, given)),
+        *(Controls(temperature=temperature).inverse_temperature, greedy, address(kinds), least),
+        *(address(sums), address(tokens), address(log_probs)),
     )
     return tokens, log_probs
 

@@ -22,74 +22,84 @@ INLINE double uniform(uint64_t seed, uint64_t position) {
     return (double)(mix(mix(seed + 0x9E3779B97F4A7C15u * (position + 1))) >> 11) * 0x1p-53;
 }
 
+#define NOTHING 2e-38f /* weights below are none: `exp_vec` never falls below e^-87 */
+
 /* The next token of each row, at place `lengths` of its response, and its log-probability (of the logits as they
  * are).
  *
- * Greedy, or by inverting the cumulative distribution of softmax(logits / temperature) at the token's random
- * number: first among blocks of the vocabulary, then within one. In rows shorter than `least` the tokens in
- * `banned` have no weight. `sums` has room for (vocab / VOCAB_BLOCK + 1) * LANES numbers. */
+ * kinds[v] says when token v may come: 0 never, 1 in rows of at least `least` tokens, 2 always. Greedy, or by
+ * inverting the cumulative distribution of softmax(logits / temperature) over the tokens that may come at the row's
+ * random number: first among blocks of the vocabulary, then within one. Weights are measured against the greatest
+ * among them, since against one that may not come all of them can be too small for a float. `sums` has room for
+ * (vocab / VOCAB_BLOCK + 1) * LANES numbers. */
 EXPORT void rs_choose(const float *logits, long vocab, long rows, const uint64_t *seeds, const int64_t *lengths,
-                      float inverse_temperature, int greedy, const int32_t *banned, long num_banned, long least,
-                      float *sums, int32_t *tokens, float *log_probs) {
+                      float inverse_temperature, int greedy, const uint8_t *kinds, long least, float *sums,
+                      int32_t *tokens, float *log_probs) {
     const long blocks = (vocab + VOCAB_BLOCK - 1) / VOCAB_BLOCK;
     for (long r = 0; r < rows; r += LANES) {
         const float *tile = logits + r / TILE * vocab * TILE + r % TILE;
         const int lanes = rows - r < LANES ? rows - r : LANES;
-        vec most = *(const vec *)tile;
-        for (long v = 1; v < vocab; v++) most = max_vec(*(const vec *)(tile + v * TILE), most);
-        double total[LANES] = {0}, weight[LANES] = {0};
+        ivec grown = (ivec){0}; /* all bits where a row has `least` tokens */
+        for (int lane = 0; lane < lanes; lane++) grown[lane] = -(lengths[r + lane] >= least);
+        const vec lowest = splat(-INFINITY);
+        vec most = *(const vec *)tile, peak = lowest; /* of all tokens; of those that may come */
+        for (long v = 0; v < vocab; v++) {
+            const vec logit = *(const vec *)(tile + v * TILE);
+            most = max_vec(logit, most);
+            if (kinds[v] == 2) peak = max_vec(logit, peak);
+            else if (kinds[v] == 1) peak = max_vec((vec)(((ivec)logit & grown) | ((ivec)lowest & ~grown)), peak);
+        }
+        int same = inverse_temperature == 1.0f; /* both sums are of the same weights where all tokens may come */
+        for (int lane = 0; lane < lanes; lane++) same &= peak[lane] == most[lane];
+        double total[LANES] = {0};
         for (long b = 0; b < blocks; b++) {
             const long end = (b + 1) * VOCAB_BLOCK < vocab ? (b + 1) * VOCAB_BLOCK : vocab;
             vec plain = (vec){0}, tempered = (vec){0};
-            for (long v = b * VOCAB_BLOCK; v < end; v++) plain += weights_of(tile + v * TILE, most, 1.0f);
-            if (inverse_temperature == 1.0f) tempered = plain;
-            else
-                for (long v = b * VOCAB_BLOCK; v < end; v++)
-                    tempered += weights_of(tile + v * TILE, most, inverse_temperature);
-            *(loose_vec *)(sums + b * LANES) = tempered;
+            int open = 1;
+            for (long v = b * VOCAB_BLOCK; v < end; v++) {
+                plain += weights_of(tile + v * TILE, most, 1.0f);
+                open &= kinds[v] == 2;
+            }
             for (int lane = 0; lane < LANES; lane++) total[lane] += plain[lane];
+            if (greedy) continue;
+            if (same && open) tempered = plain;
+            else
+                for (long v = b * VOCAB_BLOCK; v < end; v++) {
+                    if (kinds[v] == 0) continue;
+                    const vec weights = weights_of(tile + v * TILE, peak, inverse_temperature);
+                    tempered += kinds[v] == 2 ? weights : (vec)((ivec)weights & grown);
+                }
+            *(loose_vec *)(sums + b * LANES) = tempered;
         }
         for (int lane = 0; lane < lanes; lane++) {
-            const int limited = lengths[r + lane] < least;
+            const int bar = grown[lane] ? 1 : 2;
             long token = -1;
-#define IS_BANNED(v)                                                                                          \
-    ({                                                                                                        \
-        int found = 0;                                                                                        \
-        if (limited)                                                                                          \
-            for (long i = 0; i < num_banned; i++) found |= banned[i] == (v);                                  \
-        found;                                                                                                \
-    })
             if (greedy) {
                 float top = -INFINITY;
                 for (long v = 0; v < vocab; v++) {
                     const float logit = tile[v * TILE + lane];
-                    if ((logit > top || token < 0) && !IS_BANNED(v)) top = logit, token = v;
+                    if ((logit > top || token < 0) && kinds[v] >= bar) top = logit, token = v;
                 }
             } else {
-                for (long i = 0; limited && i < num_banned; i++) { /* add their blocks up again without them */
-                    const long b = banned[i] / VOCAB_BLOCK;
-                    const long end = (b + 1) * VOCAB_BLOCK < vocab ? (b + 1) * VOCAB_BLOCK : vocab;
-                    float sum = 0.0f;
-                    for (long v = b * VOCAB_BLOCK; v < end; v++)
-                        if (!IS_BANNED(v)) sum += weights_of(tile + v * TILE, most, inverse_temperature)[lane];
-                    sums[b * LANES + lane] = sum;
+                /* Where rounding puts the target at the end, the last block, and token, that adds anything counts. */
+                double weight = 0.0, before = 0.0, inside = 0.0;
+                long last = 0, b = 0;
+                for (long i = 0; i < blocks; i++) {
+                    const double sum = sums[i * LANES + lane];
+                    if (sum > VOCAB_BLOCK * NOTHING && weight + sum > weight) last = i, weight += sum;
+                    else sums[i * LANES + lane] = 0.0f;
                 }
-                for (long b = 0; b < blocks; b++) weight[lane] += sums[b * LANES + lane];
-                const double target = uniform(seeds[r + lane], lengths[r + lane]) * weight[lane];
-                double before = 0.0;
-                long b = 0, last = 0;
-                for (long i = 0; i < blocks; i++) /* the last block with any weight, for rounding at the end */
-                    if (sums[i * LANES + lane] > 0.0f) last = i;
+                const double target = uniform(seeds[r + lane], lengths[r + lane]) * weight;
                 for (; b < last && before + sums[b * LANES + lane] <= target; b++) before += sums[b * LANES + lane];
                 const long end = (b + 1) * VOCAB_BLOCK < vocab ? (b + 1) * VOCAB_BLOCK : vocab;
-                for (long v = b * VOCAB_BLOCK; v < end; v++) {
-                    const float one = IS_BANNED(v) ? 0.0f : weights_of(tile + v * TILE, most, inverse_temperature)[lane];
-                    if (one > 0.0f) token = v;
-                    before += one;
-                    if (before > target && one > 0.0f) break;
+                for (long v = b * VOCAB_BLOCK; v < end && !(token >= 0 && inside > target - before); v++) {
+                    if (kinds[v] < bar) continue;
+                    const double one = weights_of(tile + v * TILE, peak, inverse_temperature)[lane];
+                    if (one > NOTHING && inside + one > inside) token = v, inside += one;
                 }
             }
-            if (token < 0) token = 0; /* logits that are no numbers */
+            if (token < 0) /* logits that are no numbers: the first token that may come */
+                for (token = 0; token < vocab - 1 && kinds[token] < bar; token++) {}
             tokens[r + lane] = token;
             log_probs[r + lane] = tile[token * TILE + lane] - most[lane] - (float)log(total[lane]);
         }
