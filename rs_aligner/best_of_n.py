@@ -14,6 +14,7 @@ from typing import Any
 
 from rs_aligner.config.generate import Choice
 from rs_aligner.estimates import powers_of_two
+from rs_aligner.precision import PRECISIONS
 from rs_aligner.proof import best_of_metrics
 from rs_aligner.reward.answers import final_answer
 from rs_aligner.rollout import Group, Score
@@ -104,6 +105,9 @@ def answer_row(group: Group, how: Choice) -> dict[str, Any]:
         "log_probs": [sum(rollout.log_probs) for rollout in group.rollouts],
         "metadata": group.prompt.metadata,
     }
+    types = {score.precision for score in group.scores if isinstance(score, Score)}
+    if types - {"float64"}:
+        row["reward_dtype"] = min(types, key=PRECISIONS.index)
     if chosen.votes:
         row |= {"answers": answers, "votes": chosen.votes}
     if any(isinstance(score, Score) and score.components for score in group.scores):

@@ -221,7 +221,7 @@ def _round_size(until: UntilConfig, tried: int) -> int:
 def _wants_more(group: Group, until: UntilConfig) -> bool:
     if until.max_tokens is not None and num_tokens(group) >= until.max_tokens:
         return False
-    accepted = sum(isinstance(s, Score) and s.reward >= until.at_least for s in group.scores)
+    accepted = sum(isinstance(s, Score) and s.reaches(until.at_least) for s in group.scores)
     return accepted < until.accepted
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.files import write_whole
+from rs_aligner.precision import PRECISIONS, Precision
 from rs_aligner.rollout import FinishReason, Group, Prompt, Rollout, Score, ScoreFailure
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class LedgerRow:
         kept: whether it was trained on.
         reason: why, or why not.
         metadata: the prompt's whole data row.
+        reward_dtype: the type in which the judge gave the reward; bars are compared in it.
     """
 
     step: int
@@ -77,13 +79,14 @@ class LedgerRow:
     kept: bool
     reason: str
     metadata: dict[str, Any]
+    reward_dtype: Precision = "float64"
 
     @property
     def score(self) -> Score | ScoreFailure:
         """The judge's answer as the rest of the package knows it."""
         if self.reward is None:
             return ScoreFailure(self.failure or "no reason recorded")
-        return Score(self.reward, self.components, self.judge)
+        return Score(self.reward, self.components, self.judge, self.reward_dtype)
 
     @property
     def as_prompt(self) -> Prompt:
@@ -205,6 +208,7 @@ def _rows(step: int, groups: Sequence[Group], selection: Selection) -> Iterator[
                 kept=kept,
                 reason=reason,
                 metadata=group.prompt.metadata,
+                reward_dtype=score.precision if isinstance(score, Score) else "float64",
             )
 
 
@@ -239,6 +243,8 @@ def _from_line(line: bytes, place: str) -> LedgerRow:
             record[key] = tuple(record[key])
         # Nine digits tell which float32 it was, and a run that continues needs that number to the last bit.
         record["log_probs"] = tuple(array("f", record["log_probs"]))
+        if record.get("reward_dtype", "float64") not in PRECISIONS:
+            raise ValueError(f"reward_dtype is {record['reward_dtype']!r}")
         return LedgerRow(**record)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{place}: not a row of a ledger ({error!r})") from error

@@ -57,6 +57,7 @@ def proof_metrics(
     """
     keep = kept_rows(groups, selection)
     rewards = [[s.reward for s in group.scores if isinstance(s, Score)] for group in groups]
+    passed = [[s.exceeds(passed_above) for s in group.scores if isinstance(s, Score)] for group in groups]
     kept_rewards = [
         [s.reward for s, is_kept in zip(group.scores, row, strict=True) if is_kept and isinstance(s, Score)]
         for group, row in zip(groups, keep, strict=True)
@@ -71,7 +72,7 @@ def proof_metrics(
     return {
         **control_metrics(rewards, kept_rewards),
         **best_of_metrics(rewards),
-        **pass_metrics(rewards, passed_above),
+        **pass_metrics(rewards, passed),
         **_shift_metrics(everyone, chosen),
         **variety_metrics(groups, chosen),
     }
@@ -142,9 +143,14 @@ def best_of_metrics(rewards: Sequence[Sequence[float]]) -> dict[str, float]:
     return {f"best_of/{k}": sums[k] / counts[k] for k in ks}
 
 
-def pass_metrics(rewards: Sequence[Sequence[float]], passed_above: float) -> dict[str, float]:
-    """`pass_at/k`, and the shares of groups that the judge decides, that all pass and that none pass."""
-    counted = [(len(scores), sum(r > passed_above for r in scores)) for scores in rewards if scores]
+def pass_metrics(rewards: Sequence[Sequence[float]], passed: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """`pass_at/k`, and the shares of groups that the judge decides, that all pass and that none pass.
+
+    Args:
+        rewards: of the scored rollouts of each group.
+        passed: whether each of them has passed.
+    """
+    counted = [(len(scores), sum(row)) for scores, row in zip(rewards, passed, strict=True) if scores]
     if not counted:
         return {}
     metrics = {

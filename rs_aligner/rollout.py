@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rs_aligner.precision import Precision, rounded
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -104,6 +106,7 @@ class Score:
         reward: higher is better.
         components: named parts of the reward.
         judge: the judge's fingerprint, where it has one. Two scores are equal whoever gave them.
+        precision: the type in which the judge answered, which is that of a comparison with a bar.
 
     Raises:
         ValueError: the reward or a component is NaN or infinite.
@@ -112,11 +115,20 @@ class Score:
     reward: float
     components: dict[str, float] = field(default_factory=dict)
     judge: str = field(default="", compare=False)
+    precision: Precision = field(default="float64", compare=False)
 
     def __post_init__(self) -> None:
         for name, value in {"reward": self.reward, **self.components}.items():
             if not math.isfinite(value):
                 raise ValueError(f"a score must be finite, but {name} is {value}")
+
+    def reaches(self, bar: float) -> bool:
+        """Whether the reward is at least `bar`, as the judge's type can tell."""
+        return rounded(self.reward, self.precision) >= rounded(bar, self.precision)
+
+    def exceeds(self, bar: float) -> bool:
+        """Whether the reward is above `bar`, as the judge's type can tell."""
+        return rounded(self.reward, self.precision) > rounded(bar, self.precision)
 
 
 @dataclass(frozen=True, slots=True)

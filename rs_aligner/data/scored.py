@@ -2,10 +2,11 @@
 
 A row of a file has a prompt, as prompt files have it, and its answers: `"responses": [...]` with
 `"rewards": [...]`, as `examples/generate.py` writes them. A reward may be null, where the judge failed. With
-`"finish_reasons": [...]`, an answer that was cut at the length limit ("length") gets no end token. So groups
-are rows, and never found by comparing text. A run's ledger (its `rollouts/` folder) keeps the very tokens
-that were sampled; those of a file come from the tokenizer. Left out on purpose: log-probabilities in files,
-which would have to fit tokens that are made anew.
+`"finish_reasons": [...]`, an answer that was cut at the length limit ("length") gets no end token, and with
+`"reward_dtype": "float32"` rewards meet bars as numbers of that type. So groups are rows, and never found by
+comparing text. A run's ledger (its `rollouts/` folder) keeps the very tokens that were sampled; those of a
+file come from the tokenizer. Left out on purpose: log-probabilities in files, which would have to fit tokens
+that are made anew.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 from rs_aligner.data.prompts import row_id
 from rs_aligner.data.rows import Tokenizer, account, prompt_text, read_rows, tokenize, tokenize_response
 from rs_aligner.ledger import Ledger, groups_of
+from rs_aligner.precision import PRECISIONS
 from rs_aligner.rollout import FinishReason, Group, Prompt, Rollout, Score, ScoreFailure
 
-_ANSWERS = ("responses", "rewards", "finish_reasons")
+_ANSWERS = ("responses", "rewards", "finish_reasons", "reward_dtype")
 
 
 def load_scored(
@@ -99,6 +101,10 @@ def _from_file(
 ) -> Iterator[Group]:
     for where, row in read_rows([name]):
         answers = _answers(where, row, tokenizer)
+        precision = row.get("reward_dtype", "float64")
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise ValueError(f"{where}: 'reward_dtype' is {precision!r}; known are {known}")
         prompt_row = {key: value for key, value in row.items() if key not in _ANSWERS}
         text, is_chat = prompt_text(where, prompt_row, tokenizer, template, "text")
         is_chat = is_chat or _brings_its_begin(text, tokenizer)
@@ -110,7 +116,9 @@ def _from_file(
                 tokens = tokens[:-1]
             rollouts.append(Rollout(0, index, tokens, response, finish_reason))
         scores = [
-            ScoreFailure("no reward in the file") if reward is None else Score(float(reward))
+            ScoreFailure("no reward in the file")
+            if reward is None
+            else Score(float(reward), precision=precision)
             for _, reward, _ in answers
         ]
         yield Group(Prompt(row_id(where, row), text, ids, metadata=prompt_row), rollouts, list(scores))

@@ -13,7 +13,6 @@ rows in, whenever a batch is full: users' code may rely on the main thread, as `
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 import time
 import uuid
@@ -47,8 +46,9 @@ class RemoteGPTRMClient:
     """A judge behind the HTTP endpoints of one or more Triton servers; a `protocol.Judge`.
 
     Works with this project's server and with NeMo-Aligner's, and with `remote_rm.in_process` without any.
-    Thread-safe. To be closed at the end, best as a context manager. Nothing is sent and no thread started
-    before it is asked for something.
+    Thread-safe: any number of threads may submit, flush and close, and rows of all of them share batches. To
+    be closed at the end, best as a context manager. Nothing is sent and no thread started before it is asked
+    for something.
 
     Args:
         cfg: the `remote_rm` part of the config.
@@ -69,9 +69,10 @@ class RemoteGPTRMClient:
         self._pool = EndpointPool(_endpoints(cfg, token, self._local), cfg.max_in_flight, self._try_out)
         self._ready = threading.Lock()
         self._is_ready = False
-        self._ids = (b"%s-%d" % (uuid.uuid4().hex[:16].encode(), number) for number in itertools.count())
+        self._name = uuid.uuid4().hex[:16].encode()
         # What follows is guarded by this lock.
         self._lock = threading.Lock()
+        self._num_rows = 0
         self._in_flight: set[Future[Result]] = set()
         self._conversations: set[Connection] = set()
         self._threads: list[threading.Thread] = []
@@ -121,7 +122,7 @@ class RemoteGPTRMClient:
             future.set_result(ScoreFailure(f"the row cannot be sent to the judge: {error}"))
             return future
         length = len(prompt.token_ids) + len(rollout.token_ids)
-        waiting = Waiting(row, length, time.monotonic() + self._cfg.max_wait_seconds, next(self._ids))
+        waiting = Waiting(row, length, time.monotonic() + self._cfg.max_wait_seconds, self._next_id())
         if not self._queue.put(waiting):
             raise RuntimeError("the judge's client is closed")
         if self._asks_here:
@@ -167,6 +168,12 @@ class RemoteGPTRMClient:
         [endpoint] = self._pool.endpoints
         self._trial.trust(endpoint, self._local.offer(0.0), self._local.fingerprint)
         self._pool.let_in(endpoint)
+
+    def _next_id(self) -> bytes:
+        """An id that no other row of any client has."""
+        with self._lock:
+            self._num_rows += 1
+            return b"%s-%d" % (self._name, self._num_rows)
 
     def _start_senders(self) -> None:
         with self._lock:

@@ -60,8 +60,7 @@ class LocalJudge:
         with self._one_at_a_time:
             scores = score_rows(self._judge.score_texts, (prompts, responses, metadata), self._max_rows)
         return {
-            # float32, as over the wire: the same judge gives the same scores wherever it runs.
-            "rewards": np.array([[_reward(score)] for score in scores], dtype=np.float32),
+            "rewards": np.array([[_reward(score)] for score in scores], dtype=np.float64),
             "errors": bytes_column(
                 [s.reason.encode() if isinstance(s, ScoreFailure) else b"" for s in scores]
             ),

@@ -19,11 +19,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from rs_aligner.precision import PRECISIONS, Precision
 from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure
 
 Mode = Literal["text", "tokens"]
@@ -157,8 +158,9 @@ def parse_answer(
     """Check an answer and turn it into one score or failure a row.
 
     Args:
-        answer: outputs by name. `rewards` is floating point, `[B, 1]` or `[B]`. The others are bytes of the
-            same shape, and optional: `errors` (why a row has no reward; empty where it has one), `row_ids`,
+        answer: outputs by name. `rewards` is floating point, `[B, 1]` or `[B]`, of the type that the model
+            declares: float64 of our server, float32 of NeMo-Aligner's. The others are bytes of the same
+            shape, and optional: `errors` (why a row has no reward; empty where it has one), `row_ids`,
             `fingerprint` (of the judge, the same in every row), `components` (named parts of the reward as a
             JSON object, or empty). Outputs of other names are not looked at.
         num_rows: B, how many rows were asked for.
@@ -171,7 +173,7 @@ def parse_answer(
     Raises:
         BadAnswer: an output of the wrong shape or type, another request's rows, another judge.
     """
-    rewards = _rewards(answer.get("rewards"), num_rows)
+    rewards, precision = _rewards(answer.get("rewards"), num_rows)
     reasons = _bytes_of(answer, "errors", num_rows)
     ids = _bytes_of(answer, "row_ids", num_rows)
     if row_ids is not None and ids != list(row_ids):
@@ -184,7 +186,7 @@ def parse_answer(
     components = _bytes_of(answer, "components", num_rows)
     empty = [b""] * num_rows
     rows = zip(rewards, reasons or empty, components or empty, strict=True)
-    return [_result(reward, reason, parts, judge) for reward, reason, parts in rows]
+    return [_result(reward, reason, parts, judge, precision) for reward, reason, parts in rows]
 
 
 def fingerprint_of(answer: Mapping[str, object], num_rows: int) -> str:
@@ -201,7 +203,9 @@ def fingerprint_of(answer: Mapping[str, object], num_rows: int) -> str:
     return column[0].decode("utf-8", "replace")
 
 
-def _result(reward: float, reason: bytes, parts: bytes, judge: str) -> Score | ScoreFailure:
+def _result(
+    reward: float, reason: bytes, parts: bytes, judge: str, precision: Precision
+) -> Score | ScoreFailure:
     """A row is a failure if the judge gave it a reason to be one, or no number."""
     if reason:
         return ScoreFailure(reason.decode("utf-8", "replace"))
@@ -211,20 +215,22 @@ def _result(reward: float, reason: bytes, parts: bytes, judge: str) -> Score | S
         components = json.loads(parts) if parts else {}
         if not all(type(value) in (int, float) for value in components.values()):
             raise ValueError("not all of them are numbers")
-        return Score(reward, {name: float(value) for name, value in components.items()}, judge)
+        return Score(reward, {name: float(value) for name, value in components.items()}, judge, precision)
     except Exception as error:  # JSON has many ways to be none
         return ScoreFailure(f"the judge's components cannot be read: {error}")
 
 
-def _rewards(rewards: object, num_rows: int) -> list[float]:
+def _rewards(rewards: object, num_rows: int) -> tuple[list[float], Precision]:
+    """The rewards as doubles, and the type that they came in."""
     if rewards is None:
         raise BadAnswer("the judge's answer has no `rewards`")
-    if not isinstance(rewards, np.ndarray) or rewards.dtype.kind != "f":
+    if not isinstance(rewards, np.ndarray) or rewards.dtype.name not in PRECISIONS:
         kind = rewards.dtype if isinstance(rewards, np.ndarray) else type(rewards).__name__
         raise BadAnswer(f"the judge's `rewards` are {kind}, not floating point")
     if rewards.shape not in ((num_rows, 1), (num_rows,)):
         raise BadAnswer(f"the judge answered rewards of shape {list(rewards.shape)} for {num_rows} rows")
-    return [float(value) for value in rewards.ravel().tolist()]
+    precision = cast(Precision, rewards.dtype.name)
+    return [float(value) for value in rewards.ravel().tolist()], precision
 
 
 def _bytes_of(answer: Mapping[str, object], name: str, num_rows: int) -> list[bytes] | None:

@@ -144,7 +144,7 @@ class Scorer:
             for score in scores
         ]
         return {
-            "rewards": np.array(rewards, dtype=np.float32)[:, None],
+            "rewards": np.array(rewards, dtype=np.float64)[:, None],
             "errors": _column(errors),
             "row_ids": request.data["row_ids"] if "row_ids" in request.data else _column([b""] * num_rows),
             "fingerprint": _column([self._fingerprint] * num_rows),

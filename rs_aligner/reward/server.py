@@ -2,7 +2,7 @@
 
 One Triton model takes both kinds of request of `protocol`: `tokens` and `sequence_lengths` (and `sentences`)
 of NeMo-Aligner's contract, or `prompts`, `responses` and `metadata`, each with optional `row_ids`. It answers
-`rewards`, float32 `[B, 1]`, NaN where there is none, and as bytes `[B, 1]` why (`errors`), the ids as they
+`rewards`, float64 `[B, 1]`, NaN where there is none, and as bytes `[B, 1]` why (`errors`), the ids as they
 came, the judge's fingerprint, and named components as JSON. `scorer` does that; `serving` runs Triton.
 
 The judge is loaded and tried before anything listens, and outlives a Triton that breaks: the server starts

@@ -52,7 +52,7 @@ INPUTS = [
     Tensor(name="row_ids", dtype=bytes, shape=(1,), optional=True),
 ]
 OUTPUTS = [
-    Tensor(name="rewards", dtype=np.float32, shape=(1,)),
+    Tensor(name="rewards", dtype=np.float64, shape=(1,)),
     Tensor(name="errors", dtype=bytes, shape=(1,)),
     Tensor(name="row_ids", dtype=bytes, shape=(1,)),
     Tensor(name="fingerprint", dtype=bytes, shape=(1,)),

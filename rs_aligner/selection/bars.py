@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from rs_aligner.rollout import Group
-from rs_aligner.selection.base import GroupSelector, Places, Progress, Selector, reward
+from rs_aligner.selection.base import GroupSelector, Places, Progress, Selector, reward, score
 from rs_aligner.selection.topk import select_topk
 
 
@@ -96,7 +96,7 @@ class Threshold(GroupSelector):
 
     def of_group(self, group: Group, left: Places, progress: Progress) -> Places:
         """What reaches the bar."""
-        return [place for place in left if reward(group, place) >= self.at_least]
+        return [place for place in left if score(group, place).reaches(self.at_least)]
 
 
 class Positive(GroupSelector):
@@ -109,7 +109,7 @@ class Positive(GroupSelector):
 
     def of_group(self, group: Group, left: Places, progress: Progress) -> Places:
         """What is above the bar."""
-        return [place for place in left if reward(group, place) > self.above]
+        return [place for place in left if score(group, place).exceeds(self.above)]
 
 
 class Median(GroupSelector):

@@ -91,9 +91,14 @@ class GroupSelector(Selector):
 
 def reward(group: Group, place: int) -> float:
     """The reward of a scored rollout."""
-    score = group.scores[place]
-    assert isinstance(score, Score)
-    return score.reward
+    return score(group, place).reward
+
+
+def score(group: Group, place: int) -> Score:
+    """The score of a scored rollout."""
+    found = group.scores[place]
+    assert isinstance(found, Score)
+    return found
 
 
 def best_first(group: Group, places: Places) -> list[int]:

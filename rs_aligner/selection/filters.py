@@ -63,7 +63,7 @@ class PassRate(GroupSelector):
 
     def of_group(self, group: Group, left: Places, progress: Progress) -> Places:
         """All that is left of the group, or nothing."""
-        passed = [score.reward > self.above for score in group.scores if isinstance(score, Score)]
+        passed = [score.exceeds(self.above) for score in group.scores if isinstance(score, Score)]
         rate = sum(passed) / len(passed)
         fits = (self.least is None or rate > self.least) and (self.most is None or rate < self.most)
         return left if fits else ()

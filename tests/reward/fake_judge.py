@@ -12,9 +12,9 @@ from typing import Any
 Answer = tuple[int, dict[str, Any]]
 
 
-def rewards(values: list[float]) -> Answer:
+def rewards(values: list[float], datatype: str = "FP32") -> Answer:
     """Rewards as JSON, as a server without the binary extension sends them."""
-    tensor = {"name": "rewards", "datatype": "FP32", "shape": [len(values), 1], "data": values}
+    tensor = {"name": "rewards", "datatype": datatype, "shape": [len(values), 1], "data": values}
     return 200, {"outputs": [tensor]}
 
 

@@ -17,6 +17,8 @@ import pytest
 
 from rs_aligner.config import EndpointConfig, RemoteRMConfig
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
+from rs_aligner.reward.judges.functions import FunctionJudge
+from rs_aligner.reward.queue import Waiting
 from rs_aligner.rollout import Score, ScoreFailure
 from tests.reward.fake_judge import Answer, fake_judge, rewards
 from tests.reward.rows import free_port, row
@@ -84,6 +86,48 @@ def test_flush_sends_what_is_waiting() -> None:
         client.flush()
         assert [future.result(timeout=10) for future in futures] == [Score(1.0)] * 3
     assert judge.batches == [3]
+
+
+def test_many_threads_may_hand_in_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny switch interval lets threads meet wherever they can."""
+    from tests.reward.triton_judge import truth
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        judge = FunctionJudge(lambda prompts, responses, rows: [truth(r) for r in responses], "f")
+        found: dict[str, Future[Score | ScoreFailure]] = {}
+        ids: list[bytes] = []
+        errors: list[BaseException] = []
+        with RemoteGPTRMClient(RemoteRMConfig(max_batch_size=16, max_queued=64), judge) as client:
+            put = client._queue.put
+
+            def noted(waiting: Waiting) -> bool:
+                ids.append(waiting.id)
+                return put(waiting)
+
+            monkeypatch.setattr(client._queue, "put", noted)
+
+            def work(number: int) -> None:
+                try:
+                    for text in (f"{number} {i}" for i in range(200)):
+                        found[text] = client.submit(*row(text))
+                    client.flush()
+                except BaseException as error:
+                    errors.append(error)
+
+            threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(30)
+            assert errors == []
+            client.flush()
+            scores = {text: future.result(timeout=20) for text, future in found.items()}
+    finally:
+        sys.setswitchinterval(before)
+    assert scores == {text: Score(truth(text)) for text in found}
+    assert len(set(ids)) == len(ids) == 12 * 200
 
 
 def test_requests_overlap_but_no_more_of_them_than_allowed() -> None:

@@ -17,6 +17,7 @@ import pytest
 from rs_aligner.config import EndpointConfig, RemoteRMConfig
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
 from rs_aligner.rollout import Score, ScoreFailure
+from tests.bars import BARS, beaten
 from tests.reward.rows import free_port, row
 from tests.reward.service import Service, service
 from tests.reward.triton_judge import FINGERPRINT, TritonJudge, triton_judge, truth_of_tokens
@@ -128,6 +129,16 @@ def test_a_batch_that_the_server_finds_too_large_is_asked_in_halves(ours: Triton
         futures = [client.submit(*row(str(number))) for number in range(200)]  # it takes 128 rows at most
         found = [future.result(timeout=30) for future in futures]
     assert all(isinstance(result, Score) for result in found)
+
+
+def test_a_reward_of_single_precision_that_equals_its_bar_reaches_it(ours: TritonJudge) -> None:
+    """What the model declares is what bars are compared in: a server of before answers in float32."""
+    with RemoteGPTRMClient(remote(ours.port)) as client:
+        futures = [client.submit(*row(f"={bar}")) for bar in BARS]
+        scores = [future.result(timeout=30) for future in futures]
+    assert beaten(scores) == {}
+    rewards = [score.reward for score in scores if isinstance(score, Score)]
+    assert any(reward < bar for reward, bar in zip(rewards, BARS, strict=True))
 
 
 def test_servers_that_are_not_the_same_judge_are_refused_at_the_start(

@@ -187,7 +187,7 @@ def test_a_dict_of_numbers_is_a_reward_with_components() -> None:
 
     scores = score_rows(judge, (["", ""], ["", ""], [{}, {}]), max_rows=2)
     assert scores[0] == Score(1.0, {"right": 0.5})
-    assert scores[1] == ScoreFailure("the judge's right is nan, not a finite float32")
+    assert scores[1] == ScoreFailure("the judge's right is nan, not a finite number")
 
 
 def test_the_smoke_test_tells_a_broken_judge_from_one_that_needs_real_rows() -> None:
@@ -206,7 +206,7 @@ def test_the_smoke_test_tells_a_broken_judge_from_one_that_needs_real_rows() -> 
 def picky(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
     if "bad" in responses:
         raise KeyError("no such thing")
-    return [{"nan": math.nan, "huge": 1e300}.get(r, float(len(r))) for r in responses]
+    return [{"nan": math.nan, "huge": math.inf}.get(r, float(len(r))) for r in responses]
 
 
 def test_a_row_that_fails_does_not_touch_the_scores_of_its_neighbours() -> None:
@@ -217,7 +217,7 @@ def test_a_row_that_fails_does_not_touch_the_scores_of_its_neighbours() -> None:
     assert len(reasons) == 3
     assert "KeyError: 'no such thing'" in reasons[0]
     assert "nan" in reasons[1]
-    assert "1e+300" in reasons[2]
+    assert "inf" in reasons[2]
 
 
 def test_a_judge_never_sees_more_rows_than_allowed() -> None:

@@ -17,6 +17,7 @@ from rs_aligner.config import EndpointConfig, RemoteRMConfig
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
 from rs_aligner.reward.transport import TransportError, TritonConnection
 from rs_aligner.rollout import Score, ScoreFailure
+from tests.bars import BARS, beaten
 from tests.reward.rows import free_port, row
 from tests.reward.service import JUDGE, Service, service
 
@@ -81,6 +82,15 @@ def test_text_mode_scores_each_row_with_its_metadata(served: Service) -> None:
     assert results == [Score(float(i + 100 * (i % 2))) for i in range(150)]
 
 
+def test_a_reward_that_equals_its_bar_reaches_it(served: Service) -> None:
+    rows = [row("", bonus=bar) for bar in BARS]
+    with RemoteGPTRMClient(remote(served.port)) as client:
+        futures = [client.submit(*pair) for pair in rows]
+        scores = [future.result(timeout=30) for future in futures]
+    assert beaten(scores) == {}
+    assert scores == [Score(bar) for bar in BARS]
+
+
 def test_token_mode_decodes_the_sequence_for_a_text_judge(served: Service) -> None:
     with RemoteGPTRMClient(remote(served.port, mode="tokens")) as client:
         prompt, rollout = row(tokens=0)  # tokens 1, 2, 3
@@ -92,7 +102,7 @@ def test_rows_without_a_score_are_failures_and_their_neighbours_keep_theirs(serv
         futures = [client.submit(*row(text)) for text in ("abc", "nan", "raise", "a")]
         results = [future.result(timeout=30) for future in futures]
     assert [results[0], results[3]] == [Score(3.0), Score(1.0)]
-    assert results[1] == ScoreFailure("the judge's reward is nan, not a finite float32")
+    assert results[1] == ScoreFailure("the judge's reward is nan, not a finite number")
     assert results[2] == ScoreFailure("the judge raised KeyError: 'this row is bad'")
 
 
@@ -105,7 +115,7 @@ def test_a_plain_client_of_nemo_aligners_contract_gets_rewards(served: Service) 
     with ModelClient(f"http://127.0.0.1:{served.port}", "reward_model") as client:
         rewards = client.infer_batch(tokens=tokens, sequence_lengths=lengths)["rewards"]
         of_sentence = client.infer_batch(sentences=sentences)["rewards"]
-    assert rewards.dtype == np.float32
+    assert rewards.dtype == np.float64
     np.testing.assert_array_equal(rewards, [[4.0], [3.0]])
     np.testing.assert_array_equal(of_sentence, [[4.0]])
 

@@ -32,7 +32,9 @@ FINGERPRINT = "f00dbeef"
 
 
 def truth(text: str) -> float:
-    """The score of a text, in steps that float32 has."""
+    """The score of a text: the number behind a leading `=`, else one in steps that float32 has."""
+    if text.startswith("="):
+        return float(text[1:])
     return (crc32(text.encode()) % 65536) / 64
 
 

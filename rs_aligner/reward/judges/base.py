@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rs_aligner import __version__
+from rs_aligner.precision import as_meant
 from rs_aligner.rollout import Score, ScoreFailure
 from rs_aligner.users_code import describe
 
@@ -154,7 +155,7 @@ def content_hash(*parts: Any) -> str:
 
 
 def _read(value: Any) -> Score | ScoreFailure:
-    """A score if every number of a row's value is finite as float32, which is how it travels."""
+    """A score if every number of a row's value is finite."""
     if isinstance(value, ScoreFailure | Score):
         return value
     if not isinstance(value, Mapping):
@@ -167,21 +168,23 @@ def _read(value: Any) -> Score | ScoreFailure:
 
 def _score(reward: float, components: dict[str, float]) -> Score | ScoreFailure:
     for name, number in {REWARD: reward, **components}.items():
-        with np.errstate(over="ignore"):
-            if not math.isfinite(np.float32(number)):
-                return ScoreFailure(f"the judge's {name} is {number}, not a finite float32")
+        if not math.isfinite(number):
+            return ScoreFailure(f"the judge's {name} is {number}, not a finite number")
     return Score(reward, components)
 
 
 def _number(value: Any) -> float:
-    """Accept Python's numbers and the scalars of numpy and torch; a text that looks like one is none."""
+    """Accept Python's numbers and the scalars of numpy and torch; a text that looks like one is none.
+
+    A scalar of a narrower type is the number that it stands for: as a double, float32's 0.7 is below 0.7.
+    """
     try:
         number = value.item() if hasattr(value, "item") else value
     except (ValueError, RuntimeError):  # an array of several numbers
         number = None
     if not isinstance(number, (int, float)):
         raise BadResult(f"the judge returned {_shown(value)} for a row, not a number")
-    return float(number)
+    return as_meant(float(number), str(getattr(value, "dtype", "")).removeprefix("torch."))
 
 
 def _shown(value: Any, most: int = 100) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,14 +61,16 @@ class WeightedJudge:
         ]
 
     def _row(self, scores: Mapping[str, Score | ScoreFailure]) -> Score | ScoreFailure:
-        total, components = 0.0, {}
+        terms: list[float] = []
+        components: dict[str, float] = {}
         for name, score in scores.items():
             if isinstance(score, ScoreFailure):
                 return ScoreFailure(f"{name}: {score.reason}")
-            total += self._parts[name][0] * score.reward
+            terms.append(self._parts[name][0] * score.reward)
             components[name] = score.reward
             components |= {f"{name}/{key}": value for key, value in score.components.items()}
-        return Score(total, components)
+        # Rounded once: weights of 0.7, 0.1 and 0.2 come to 1, not to a little less.
+        return Score(math.fsum(terms), components)
 
 
 class StandardisedJudge:
