@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from rs_aligner.answers import final_answer, is_right
 from rs_aligner.config.generate import Choice
 from rs_aligner.estimates import powers_of_two
 from rs_aligner.precision import PRECISIONS
 from rs_aligner.proof import best_of_metrics
-from rs_aligner.reward.answers import final_answer
 from rs_aligner.rollout import Group, Score
 
 
@@ -126,8 +126,6 @@ def accuracies(groups: Sequence[Group], answer_key: str, *, judged: bool) -> dic
         answer_key: of the reference in a prompt's row.
         judged: whether the choices that need rewards are looked at.
     """
-    from rs_aligner.reward.judges.verifiers import is_right  # brings the judges
-
     hits: dict[str, list[float]] = {}
     for group in groups:
         reference = group.prompt.metadata.get(answer_key)

@@ -27,6 +27,7 @@ HEAVY = {
 }
 WITHOUT_TORCH = [
     "rs_aligner",
+    "rs_aligner.answers",
     "rs_aligner.rollout",
     "rs_aligner.config",
     "rs_aligner.files",
@@ -37,7 +38,6 @@ WITHOUT_TORCH = [
     "rs_aligner.watched",
     "rs_aligner.schedule",
     "rs_aligner.users_code",
-    "rs_aligner.reward.answers",
     "rs_aligner.reward.protocol",
 ]
 WITH_TORCH = ["rs_aligner.loss", "rs_aligner.selection"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Mapping
 from hashlib import blake2b
 from typing import Literal
 
-from rs_aligner.reward.answers import final_answer
+from rs_aligner.answers import final_answer
 from rs_aligner.rollout import Group, Prompt, Rollout
 from rs_aligner.selection.base import GroupSelector, Places, Progress, best_first
 from rs_aligner.selection.likeness import edit_likeness, edit_likeness_at_most, jaccard, ngrams, normalised
@@ -94,7 +94,7 @@ def _identity(rollout: Rollout) -> tuple[int, int]:
 class DistinctAnswers(AtMost):
     """Rejects more than `k` responses that come to the same final answer.
 
-    The answer is that of the verifiers (`reward/answers.py`), or what a pattern's group holds at its last
+    The answer is that of the verifiers (`answers/`), or what a pattern's group holds at its last
     match. Responses in which the pattern does not match have one answer together: none.
 
     Args:

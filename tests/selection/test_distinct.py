@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rs_aligner.reward.answers import final_answer
+from rs_aligner.answers import final_answer
 from rs_aligner.rollout import Group
 from rs_aligner.selection.likeness import (
     edit_distance,

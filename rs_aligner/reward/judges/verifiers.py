@@ -11,10 +11,10 @@ import re
 from decimal import Decimal
 from typing import Literal
 
-from rs_aligner.reward.answers import MARK, marked_answer, number_of, words
+from rs_aligner.answers import is_right, marked_answer
 from rs_aligner.reward.judges.base import BadSetting, Metadata
-from rs_aligner.reward.numbers import Number, find_numbers, plain_text
 
+_MARK = re.compile("(?<!#)####(?!#)")  # four: with more it is a heading
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 
 
@@ -49,9 +49,10 @@ def final_answer(
 ) -> list[float]:
     r"""Reward 1.0 if the answer that the response comes to is the reference's, else 0.0.
 
-    It is what follows the last `####`, else what is in the last `\boxed{}`, else the last number. Numbers
-    are equal as people see it: 1,234.50 dollars is 1234.5, 50% is 0.5, `\frac{1}{2}` is 0.5. What is no
-    number must be the same text, but for case, white space, quotes and a full stop.
+    It is what is in the last `\boxed{}`, else what follows `####` on its line, else the last number. Numbers
+    are equal as people see it: 1,234.50 dollars is 1234.5, 50% is 0.5, `\frac{1}{2}` is 0.5; they count where
+    nothing is left over but a unit, a currency or `x =`. What is no number must be the same text, but for
+    case, white space, quotes and a full stop.
 
     Args:
         prompts: not looked at.
@@ -71,16 +72,6 @@ def final_answer(
     return [float(right(response, _reference(row, answer_key))) for response, row in pairs]
 
 
-def is_right(response: str, reference: str) -> bool:
-    """Whether the response comes to the reference's answer, as `final_answer` sees it."""
-    said, expected = marked_answer(response), marked_answer(reference)
-    number = _expected(reference) if expected is None else number_of(expected, is_marked=True)
-    if number is not None and number.value is not None:
-        answer = number_of(response if said is None else said, is_marked=said is not None)
-        return answer is not None and answer.same_as(number)
-    return words(response if said is None else said) == words(reference if expected is None else expected)
-
-
 def _reference(row: Metadata, key: str) -> str:
     if row.get(key) is None:
         raise ValueError(
@@ -90,21 +81,16 @@ def _reference(row: Metadata, key: str) -> str:
     return str(row[key])
 
 
-def _expected(reference: str) -> Number | None:
-    """The number of a reference that is nothing but the answer; a solution without a mark has several."""
-    numbers = find_numbers(plain_text(reference), in_prose=False)
-    return numbers[0] if len(numbers) == 1 else None
-
-
 def _same_text(response: str, reference: str) -> bool:
     said, expected = marked_answer(response), marked_answer(reference)
-    return " ".join((response if said is None else said).split()) == " ".join(
-        (reference if expected is None else expected).split()
+    response, reference = (
+        text if mark is None else mark.text for text, mark in ((response, said), (reference, expected))
     )
+    return response.split() == reference.split()
 
 
 def _is_exact(response: str, reference: str) -> bool:
-    response, reference = (" ".join(text.rpartition(MARK)[2].split()) for text in (response, reference))
+    response, reference = (" ".join(_MARK.split(text)[-1].split()) for text in (response, reference))
     if response == reference:
         return True
     if not (_NUMBER.fullmatch(response) and _NUMBER.fullmatch(reference)):

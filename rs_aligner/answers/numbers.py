@@ -10,43 +10,17 @@ Left out on purpose: numbers in words, and rounding: 3.33 is not 10/3.
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-UNREADABLE = "\ufffd"
-"""Stands for a formula that is not a number."""
+from rs_aligner.answers.plain import UNREADABLE
 
 _MOST_DIGITS = 100
-_BEFORE = 24  # characters before a number that may hold its sign and currency
-_MARKUP = r"text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname|boldsymbol|bm"
-_LATEX = [
-    (re.compile(r"\\[$%#&]"), lambda m: m[0][1]),
-    (re.compile(r"\{\s*,\s*\}|,\\!"), lambda m: ","),
-    (re.compile(r"\\[!()\[\]]|\\(?:left|right|displaystyle)(?![A-Za-z])"), lambda m: ""),
-    (re.compile(r"\\[,;:> ]|~|\\q?quad(?![A-Za-z])"), lambda m: " "),
-    (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])"), lambda m: " degrees"),
-    (re.compile(r"\\times(?![A-Za-z])"), lambda m: "\u00d7"),
-    (re.compile(r"\\cdot(?![A-Za-z])"), lambda m: "*"),
-    (re.compile(r"\\div(?![A-Za-z])"), lambda m: "\u00f7"),
-    (re.compile(r"\\pm(?![A-Za-z])"), lambda m: "±"),
-    (re.compile(r"\\pi(?![A-Za-z])"), lambda m: "π"),
-    (re.compile(rf"\\(?:{_MARKUP})\s*\{{([^{{}}]*)\}}"), lambda m: f" {m[1]} "),
-    (re.compile(r"\^\s*\{\s*(-?\d+)\s*\}"), lambda m: f"^{m[1]}"),
-    (
-        re.compile(r"(\d?)\\[dtc]?frac\s*\{\s*(-?[\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}"),
-        lambda m: _over(*m.groups()),
-    ),
-    (re.compile(r"(\d?)\\[dtc]?frac\s*(\d)\s*(\d)(?!\d)"), lambda m: _over(*m.groups())),
-    (re.compile(r"\\(?:[dtc]?frac|sqrt)(?:\[[^\]]*\])?\s*(?:\{[^{}]*\}\s*){0,2}|√"), lambda m: UNREADABLE),
-    (re.compile(r"\\[A-Za-z]+"), lambda m: " "),
-]
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_BEFORE = 24  # characters before a number that may hold its sign, its currency and what it belongs to
 _CURRENCY = "$€£¥₹"
-_CODES = re.compile(r"\b(?:USD?|EUR|GBP|JPY|INR|AUD|CAD|CHF|US|Rs)\.?\s?[$]?\s?(?=-?\d)")
 
 _START = re.compile(
-    r"(?<![A-Za-z_^\d])(?<!\d[.,])"
+    r"(?<![A-Za-z_^\dπ])(?<!\d[.,])"
     rf"(?:{UNREADABLE}|\d{{1,3}}(?: \d{{3}})+(?![\d,'])(?:\.\d+)?|\.?\d(?:[.,'_]?\d)*)"
 )
 _PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
@@ -119,24 +93,6 @@ class Number:
             return self.value in (reference.value, reference.value / 100)
         # 50 % is said: of an expected 0.5 it is the same, of an expected 50 the unit.
         return self.value == (reference.value * 100 if abs(reference.value) < 1 else reference.value)
-
-
-def plain_text(text: str) -> str:
-    """The text with LaTeX, Markdown and typography reduced to what `find_numbers` reads."""
-    text = "".join(_vulgar(char) for char in text)
-    text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))
-    text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda m: "^" + m[0].translate(_SUPERSCRIPTS), text)
-    text = unicodedata.normalize("NFKC", text)
-    text = re.sub("[\u2212\u2013\u2010\u2011]", "-", text).replace("\u2019", "'").replace("\u2044", "/")
-    text = re.sub(r"\*\*|__|`|(?<!\w)_|_(?!\w)", "", text)
-    for _ in range(3):  # what is nested two deep
-        for pattern, replacement in _LATEX[:-2]:
-            text = pattern.sub(replacement, text)
-    for pattern, replacement in _LATEX[-2:]:
-        text = pattern.sub(replacement, text)
-    text = _CODES.sub("$", text)
-    text = re.sub(r"(?<=[A-Za-z)}\s])\^-?\d+", "", text)  # of a unit
-    return re.sub(r"[^\S\n]+", " ", text)
 
 
 def find_numbers(text: str, *, in_prose: bool) -> list[Number]:
@@ -226,15 +182,3 @@ def _digits(text: str) -> Fraction | None:
     if _EUROPEAN.fullmatch(text):
         return Fraction(text.replace(".", "").replace(",", "."))
     return None
-
-
-def _vulgar(char: str) -> str:
-    """One half as 1/2, apart from what stands before it."""
-    if unicodedata.decomposition(char).startswith("<fraction>"):
-        return " " + unicodedata.normalize("NFKC", char).replace("\u2044", "/")
-    return char
-
-
-def _over(before: str, above: str, below: str) -> str:
-    """A LaTeX fraction as a/b; behind a whole number with a space, as mixed numbers are written."""
-    return f"{before} {above}/{below}" if before else f"{above}/{below}"
