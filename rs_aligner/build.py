@@ -65,14 +65,20 @@ def layout(config: TrainConfig | GenerateConfig) -> dict[str, Any]:
 
 
 def read_tokenizer(config: TrainConfig | GenerateConfig) -> tuple[Tokenizer, int]:
-    """The policy's tokenizer, and the number of positions that the policy was made for."""
-    say("reading the data")
-    from rs_aligner.files import hugging_face_part
-    from rs_aligner.policy.architecture import read_architecture
-    from rs_aligner.policy.tokenizer import Tokenizer
+    """The policy's tokenizer, and the number of positions that the policy was made for.
 
-    source = hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path))
-    return Tokenizer(source), read_architecture(source).max_positions
+    Raises:
+        ValueError: the model cannot be used; said before anything of it is loaded.
+    """
+    say("reading the data")
+    from rs_aligner.policy.folder import read_model_folder
+
+    tokenizer, arch = read_model_folder(
+        config.pretrained_checkpoint.restore_from_path,
+        "pretrained_checkpoint.restore_from_path",
+        use="train_scoring" if isinstance(config, TrainRewardModelConfig) else "generate",
+    )
+    return tokenizer, arch.max_positions
 
 
 def read_prompts(

@@ -28,11 +28,9 @@ from rs_aligner.config.remote import check_remote
 from rs_aligner.config.reward_model import TrainRewardModelConfig
 from rs_aligner.config.schema import ServeRewardConfig, TrainConfig, TrainRSConfig, TrainSFTConfig
 from rs_aligner.files import hugging_face_part
+from rs_aligner.model_folder import problem_with
 
 _logger = logging.getLogger("rs_aligner")
-
-# What megatron-core's dist_checkpointing writes, and what Megatron's own launchers write above it.
-_MEGATRON_FILES = ("metadata.json", "latest_checkpointed_iteration.txt")
 
 
 def check(config: TrainConfig | ServeRewardConfig | GenerateConfig) -> list[str]:
@@ -113,14 +111,8 @@ def _run_folder(manager: ExpManagerBase) -> Iterator[str]:
 
 def _policy(config: TrainConfig | GenerateConfig) -> Iterator[str]:
     key, path = "pretrained_checkpoint.restore_from_path", config.pretrained_checkpoint.restore_from_path
-    wanted = "name a Hugging Face folder (with config.json) or a Megatron checkpoint folder"
-    folder = Path(path)
-    if path.endswith(".nemo"):
-        yield problem(key, path, f".nemo archives are not read; {wanted}")
-    elif not folder.is_dir():
-        yield problem(key, path, f"is {'a file' if folder.exists() else 'not there'}; {wanted}")
-    elif not (folder / "config.json").is_file() and not any((folder / n).is_file() for n in _MEGATRON_FILES):
-        yield problem(key, path, f"holds neither config.json nor a Megatron checkpoint; {wanted}")
+    if (why := problem_with(path)) is not None:
+        yield problem(key, path, why)
     else:
         yield from _fits_policy(config, _model_json(path))
 

@@ -122,7 +122,7 @@ class PretrainedCheckpoint(Section):
     """What the training starts from."""
 
     restore_from_path: Text
-    """The policy to start from: a Hugging Face folder (with config.json) or a Megatron checkpoint folder."""
+    """The model to start from: a Hugging Face folder with safetensors, or a checkpoint of an earlier run."""
 
 
 class SamplingParams(Section):

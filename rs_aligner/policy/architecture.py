@@ -74,7 +74,7 @@ def read_architecture(folder: Path) -> Architecture:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-    config: dict[str, Any] = json.loads(path.read_text())
+    config = _config(path)
     family = config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"{path}: model_type {family!r} is not supported; one of {', '.join(FAMILIES)} is")
@@ -118,6 +118,16 @@ def read_architecture(folder: Path) -> Architecture:
         qk_norm=family == "qwen3",
         value_head=value_head,
     )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} should be a JSON object, not {type(config).__name__}")
+    return config
 
 
 def _has_value_head(path: Path, config: dict[str, Any]) -> bool:

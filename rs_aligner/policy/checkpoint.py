@@ -117,7 +117,8 @@ def save(
         dist_checkpointing.save({**_state(trainer, False), "counters": counters}, str(partial))
     runtime.barrier()
     if runtime.rank == 0:
-        huggingface.copy_all_but_weights(source, partial / CHECKPOINT_PART, changes)
+        dtype = huggingface.export_dtype(source)  # of what is made of it; the checkpoint itself keeps its own
+        huggingface.copy_all_but_weights(source, partial / CHECKPOINT_PART, dtype, changes)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     runtime.barrier()

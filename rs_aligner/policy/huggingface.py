@@ -9,6 +9,7 @@ stage, so no rank ever holds more than its own stage.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,21 @@ from safetensors.torch import save_file
 
 from rs_aligner.policy.architecture import Architecture
 from rs_aligner.policy.runtime import Runtime
+from rs_aligner.policy.tensors import (
+    DTYPES,
+    EMBEDDING,
+    HEAD,
+    INDEX,
+    SCORE,
+    WHOLE,
+    check_tensors,
+    read_headers,
+)
 
+_logger = logging.getLogger("rs_aligner")
 Tensors = Sequence[torch.Tensor]
-INDEX = "model.safetensors.index.json"
-SCORE = "score.weight"  # the value head of a reward model
+_DTYPE_KEYS = ("dtype", "torch_dtype")  # in a config.json; before version 5 of transformers it was the second
+_EXPORTED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -87,9 +99,9 @@ def _parameters(
         "mlp.linear_fc1.weight": ((f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"), _GATED),
         "mlp.linear_fc2.weight": ((f"{mlp}.down_proj.weight",), _COLUMNS),
     }
-    unembedding = "model.embed_tokens.weight" if arch.tied_embeddings else "lm_head.weight"
+    unembedding = EMBEDDING if arch.tied_embeddings else HEAD
     outside = {
-        "embedding.word_embeddings.weight": ("model.embed_tokens.weight", _ROWS),
+        "embedding.word_embeddings.weight": (EMBEDDING, _ROWS),
         "decoder.final_layernorm.weight": ("model.norm.weight", _REPLICATED),
         "output_layer.weight": (SCORE, _REPLICATED) if arch.value_head else (unembedding, _ROWS),
     }
@@ -104,27 +116,6 @@ def _parameters(
             yield parameter, tuple(f"model.layers.{first_layer + int(local)}.{n}" for n in names), layout
 
 
-class _Reader:
-    """Tensors by name from a folder of one or several safetensors files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        index = folder / INDEX
-        if index.is_file():
-            self.file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        elif (folder / "model.safetensors").is_file():
-            with safe_open(folder / "model.safetensors", "pt") as file:
-                self.file_of = dict.fromkeys(file.keys(), "model.safetensors")
-        else:
-            raise ValueError(f"{folder} has no model.safetensors and no {INDEX}; other formats are not read")
-
-    def __call__(self, name: str) -> torch.Tensor:
-        if name not in self.file_of:
-            raise ValueError(f"{self.folder} lacks the tensor {name}, which its config.json asks for")
-        with safe_open(self.folder / self.file_of[name], "pt") as file:
-            return file.get_tensor(name)
-
-
 @torch.no_grad()
 def load_weights(
     folder: Path, model: GPTModel, arch: Architecture, runtime: Runtime, *, leave: Collection[str] = ()
@@ -135,24 +126,33 @@ def load_weights(
         leave: Hugging Face names of tensors that stay as they are.
 
     Raises:
-        ValueError: a tensor is missing or has another shape than the config says.
+        ValueError: the folder has not just the tensors of such a model, as `check_tensors` says.
     """
-    read = _Reader(folder)
+    stored = check_tensors(folder, arch, leave=leave)
     for parameter, names, layout in _parameters(model, arch, runtime):
         if leave and not set(names).isdisjoint(leave):
             continue
-        tensors = [read(name) for name in names]
-        try:
-            part = layout.cut(tensors, runtime.tp_rank, runtime.tp_size)
-        except RuntimeError:  # they do not even fit together
-            part = None
-        if part is None or part.shape != parameter.shape:
-            found = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(names, tensors, strict=True))
-            raise ValueError(
-                f"{folder}: {found} cannot be what its config.json asks for: {list(parameter.shape)} on each "
-                f"of {runtime.tp_size} ranks"
-            )
-        parameter.copy_(part)
+        tensors = []
+        for name in names:
+            with safe_open(stored[name].file, "pt") as file:
+                tensors.append(file.get_tensor(name))
+        parameter.copy_(layout.cut(tensors, runtime.tp_rank, runtime.tp_size))
+
+
+def export_dtype(source: Path) -> torch.dtype:
+    """The type of the weights that are made of `source`: the one that its `config.json` names.
+
+    Where it names none that weights are trained from, it is that of its files, else float32.
+    """
+    config = json.loads((source / "config.json").read_text())
+    for key in _DTYPE_KEYS:
+        if (named := str(config.get(key)).removeprefix("torch.")) in _EXPORTED:
+            return _EXPORTED[named]
+    try:
+        stored = read_headers(source).values()
+    except ValueError:  # in a checkpoint there is none
+        return torch.float32
+    return _EXPORTED.get(DTYPES.get(next(iter(stored)).dtype, ""), torch.float32)
 
 
 @torch.no_grad()
@@ -166,18 +166,28 @@ def save_weights(
 ) -> None:
     """Write the model as a Hugging Face folder: weights here, config and tokenizer copied from `source`.
 
-    Every rank must call it. The folder appears whole, under its name, or not at all. `changes` are keys
-    of `config.json` to be set.
+    Every rank must call it. The folder appears whole, under its name, or not at all. The weights have the
+    type that `source` names (`export_dtype`), whatever they were trained in, and `config.json` says so.
+    `changes` are keys of `config.json` to be set.
     """
     partial = folder.with_name(folder.name + ".partial")
-    if runtime.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        copy_all_but_weights(source, partial, changes)
-    runtime.barrier()
     tensors = gather_tensors(model, arch, runtime)
     if arch.tied_embeddings and not runtime.is_first_stage:
-        tensors.pop("model.embed_tokens.weight", None)
-    file = "model.safetensors"
+        tensors.pop(EMBEDDING, None)
+    dtype = _fitting(export_dtype(source), tensors, runtime)
+    trained = model.config.params_dtype
+    if runtime.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        copy_all_but_weights(source, partial, dtype, changes)
+        if torch.finfo(dtype).bits < torch.finfo(trained).bits:
+            _logger.info(
+                "%s is rounded to %s, the type of the model it came from; checkpoints keep %s",
+                *(folder, _name(dtype), _name(trained)),
+            )
+    runtime.barrier()
+    for name in tensors:
+        tensors[name] = tensors[name].to(dtype)
+    file = WHOLE
     if runtime.pp_size > 1:
         file = f"model-{runtime.pp_rank + 1:05d}-of-{runtime.pp_size:05d}.safetensors"
     if runtime.dp_rank == 0 and runtime.tp_rank == 0:
@@ -189,16 +199,39 @@ def save_weights(
     runtime.barrier()
 
 
-def copy_all_but_weights(source: Path, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
-    """Copy config, tokenizer and chat template of a Hugging Face folder, with changes to the config."""
+def _fitting(dtype: torch.dtype, tensors: Mapping[str, torch.Tensor], runtime: Runtime) -> torch.dtype:
+    """The type, or float32 where a weight on any rank is too large for it."""
+    largest = max(float(tensor.abs().max()) for tensor in tensors.values())
+    largest = runtime.maximum({"largest": largest})["largest"]
+    if largest > torch.finfo(dtype).max:
+        _logger.warning(
+            "a weight has grown to %g, too much for %s: float32 is written", largest, _name(dtype)
+        )
+        return torch.float32
+    return dtype
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def copy_all_but_weights(
+    source: Path, folder: Path, dtype: torch.dtype, changes: Mapping[str, Any] | None = None
+) -> None:
+    """Copy config, tokenizer and chat template of a Hugging Face folder, with changes to the config.
+
+    The config names `dtype` as the weights' type, under the key or keys that it had for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         wanted = path.suffix in (".json", ".jinja", ".model") or path.name in ("merges.txt", "vocab.txt")
         if wanted and path.name != INDEX:
             shutil.copyfile(path, folder / path.name)
-    if changes:
-        config = {**json.loads((source / "config.json").read_text()), **changes}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    config = json.loads((source / "config.json").read_text())
+    keys = [key for key in _DTYPE_KEYS if key in config] or _DTYPE_KEYS[:1]
+    changed = {**config, **dict.fromkeys(keys, _name(dtype)), **(changes or {})}
+    if changed != config:
+        (folder / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
 
 
 def gather_tensors(

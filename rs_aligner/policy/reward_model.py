@@ -27,6 +27,7 @@ from rs_aligner.policy.model import build_model, transformer_config
 from rs_aligner.policy.pairs import PairStats, PairTrainer
 from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.scoring import SequenceScorer
+from rs_aligner.policy.tensors import SCORE
 from rs_aligner.policy.tokenizer import Tokenizer
 from rs_aligner.policy.trainable import Trainable
 from rs_aligner.policy.training import adam
@@ -62,7 +63,7 @@ def load_reward_model(
     if runtime.is_last_stage:
         model.output_layer.initialise(seed)
     if source == folder:
-        leave = () if made.value_head else (huggingface.SCORE,)
+        leave = () if made.value_head else (SCORE,)
         huggingface.load_weights(folder, model, arch, runtime, leave=leave)
     else:
         checkpoint.load_weights(folder, model, runtime, with_head=made.value_head)

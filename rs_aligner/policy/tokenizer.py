@@ -39,6 +39,11 @@ class Tokenizer:
         fillers = (self._tokenizer.pad_token_id, self.bos_id)
         self.pad_id = next((i for i in fillers if i is not None and i not in self.eos_ids), None)
 
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest token id, added tokens included."""
+        return 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+
     def encode(self, text: str) -> list[int]:
         """Token ids; a begin token leads if that is the tokenizer's own rule."""
         ids: list[int] = self._tokenizer(text)["input_ids"]

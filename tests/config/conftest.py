@@ -34,6 +34,7 @@ def workplace(tmp_path: Path) -> Path:
     """A folder with `policy/`, `train.jsonl`, `validation.jsonl` and `test.jsonl`."""
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "config.json").write_text(json.dumps(POLICY))
+    (tmp_path / "policy" / "model.safetensors").touch()
     for name in ("train", "validation", "test"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "Once"}\n')
     return tmp_path

@@ -219,7 +219,7 @@ def test_an_unknown_key_names_the_nearest_one(key, value, nearest, tree):
             '"nowhere.jsonl": is not there; name JSON Lines files',
         ),
         ("pretrained_checkpoint.restore_from_path", "nowhere", "is not there; name a Hugging Face folder"),
-        ("pretrained_checkpoint.restore_from_path", "gpt.nemo", ".nemo archives are not read"),
+        ("pretrained_checkpoint.restore_from_path", "gpt.nemo", "is a .nemo archive, which is not read"),
         ("model.seed", "${nothing}", "model.seed cannot be resolved: Interpolation key 'nothing' not found"),
     ],
 )
@@ -266,12 +266,16 @@ def test_a_layout_that_the_policy_does_not_fit_is_refused(key, size, message, tr
     assert line == f"{key} is {size}: {message}"
 
 
-def test_a_folder_that_holds_no_policy_is_refused_and_a_megatron_checkpoint_is_not(tree, workplace):
+def test_a_folder_that_holds_no_policy_is_refused_and_a_checkpoint_of_a_run_is_not(tree, workplace):
     empty = workplace / "empty"
     empty.mkdir()
     changed = tree(**{"pretrained_checkpoint.restore_from_path": str(empty)})
-    assert "holds neither config.json nor a Megatron checkpoint" in problems(changed)[0]
-    (empty / "metadata.json").write_text("{}")
+    assert "is an empty folder; name a Hugging Face folder" in problems(changed)[0]
+    for file in ("metadata.json", ".metadata", "__0_0.distcp"):
+        (empty / file).write_text("{}")
+    assert "is a Megatron checkpoint of another program" in problems(changed)[0]
+    (empty / "huggingface").mkdir()
+    (empty / "huggingface" / "config.json").write_text("{}")
     assert load_config(changed, TrainRSConfig).pretrained_checkpoint.restore_from_path == str(empty)
 
 

@@ -86,3 +86,10 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it has no config\.json") as error:
         read_architecture(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '"llama"'])
+def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|should be a JSON object)"):
+        read_architecture(tmp_path)

@@ -11,10 +11,12 @@ import transformers
 from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file, save_file
 
-from rs_aligner.policy import huggingface
+from rs_aligner.policy import checkpoint, huggingface
 from rs_aligner.policy.architecture import Architecture, read_architecture
 from rs_aligner.policy.model import build_model, transformer_config
 from rs_aligner.policy.runtime import Runtime
+from rs_aligner.policy.tensors import INDEX
+from tests.policy.layout_program import new_trainer
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.timeout(120)
@@ -97,7 +99,7 @@ def test_an_exported_folder_has_everything_but_old_weights(
 ) -> None:
     for name in ("tokenizer.json", "chat_template.jinja", "merges.txt", "pytorch_model.bin", "README.md"):
         (folder / name).write_text("{}")
-    (folder / huggingface.INDEX).write_text(json.dumps({"weight_map": {}}))
+    (folder / INDEX).write_text(json.dumps({"weight_map": {}}))
     out = tmp_path / "run" / "final"
     out.mkdir(parents=True)
     (out / "old.txt").write_text("of an earlier export")
@@ -118,3 +120,108 @@ def test_bf16_weights_survive_the_way_through_single_precision(
     for name, tensor in load_file(folder / FILE).items():
         assert tensors[name].dtype == torch.float32
         assert torch.equal(tensors[name].bfloat16(), tensor)
+
+
+def in_type(folder: Path, dtype: torch.dtype, key: str | None = "dtype", named: str | None = None) -> None:
+    """Rewrite a folder's weights in a type, named in its config under a key, or not at all."""
+    change(folder, {name: tensor.to(dtype) for name, tensor in load_file(folder / FILE).items()})
+    config = json.loads((folder / "config.json").read_text())
+    config = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
+    if key is not None:
+        config[key] = named or str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype", None])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_was_trained_in_float32_has_the_type_of_what_it_came_from(
+    folder: Path,
+    model: GPTModel,
+    arch: Architecture,
+    rt: Runtime,
+    tmp_path: Path,
+    dtype: torch.dtype,
+    key: str | None,
+) -> None:
+    in_type(folder, dtype, key)
+    huggingface.load_weights(folder, model, arch, rt)
+    trained = huggingface.gather_tensors(model, arch, rt)
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    huggingface.save_weights(tmp_path / "final", model, arch, rt, folder)
+    written = load_file(tmp_path / "final" / FILE)
+    assert {tensor.dtype for tensor in written.values()} == {dtype}
+    assert all(torch.equal(written[name], tensor.to(dtype)) for name, tensor in trained.items())
+    config = json.loads((tmp_path / "final" / "config.json").read_text())
+    named = {name: config[name] for name in ("dtype", "torch_dtype") if name in config}
+    assert named == {key or "dtype": str(dtype).removeprefix("torch.")}
+    assert (tmp_path / "final" / FILE).stat().st_size == (folder / FILE).stat().st_size
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype="auto")
+    assert loaded.dtype == dtype
+
+
+def test_the_config_decides_where_its_files_have_another_type(
+    folder: Path, model: GPTModel, arch: Architecture, rt: Runtime, tmp_path: Path
+) -> None:
+    in_type(folder, torch.float32, named="bfloat16")
+    huggingface.load_weights(folder, model, arch, rt)
+    huggingface.save_weights(tmp_path / "final", model, arch, rt, folder)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "final" / FILE).values()} == {torch.bfloat16}
+
+
+def test_a_weight_too_large_for_the_type_is_not_written_as_infinity(
+    folder: Path,
+    model: GPTModel,
+    arch: Architecture,
+    rt: Runtime,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    in_type(folder, torch.float16)
+    huggingface.load_weights(folder, model, arch, rt)
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = 1e6
+    with caplog.at_level("WARNING", "rs_aligner"):
+        huggingface.save_weights(tmp_path / "final", model, arch, rt, folder)
+    assert "1e+06, too much for float16: float32 is written" in caplog.text
+    written = load_file(tmp_path / "final" / FILE)
+    assert {tensor.dtype for tensor in written.values()} == {torch.float32}
+    assert json.loads((tmp_path / "final" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_an_export_that_rounds_says_so(
+    folder: Path,
+    model: GPTModel,
+    arch: Architecture,
+    rt: Runtime,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", "rs_aligner"):
+        huggingface.save_weights(tmp_path / "final", model, arch, rt, folder)
+        assert caplog.text == ""
+        in_type(folder, torch.bfloat16)
+        huggingface.save_weights(tmp_path / "final", model, arch, rt, folder)
+    assert "is rounded to bfloat16" in caplog.text
+    assert "checkpoints keep float32" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["torch_dtype", None])
+def test_a_checkpoint_remembers_the_type_and_keeps_every_bit(
+    folder: Path, arch: Architecture, rt: Runtime, tmp_path: Path, key: str | None
+) -> None:
+    """Where the source's config names no type, its files do; a checkpoint has none of them to ask later."""
+    in_type(folder, torch.bfloat16, key)
+    trainer = new_trainer(folder, rt, distributed=True)
+    model = trainer.ddp.module
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = 1 / 3
+    step = tmp_path / "step_000001"
+    checkpoint.save(step, trainer, rt, {}, folder)
+    config = json.loads((step / "huggingface" / "config.json").read_text())
+    assert config[key or "dtype"] == "bfloat16"
+
+    again = build_model(arch, transformer_config(arch, rt, dtype=torch.float32), rt)
+    checkpoint.load_weights(step, again, rt)
+    assert float(next(again.parameters())[0, 0]) == float(torch.tensor(1 / 3))
+    huggingface.save_weights(tmp_path / "final", again, arch, rt, step / "huggingface")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "final" / FILE).values()} == {torch.bfloat16}

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from rs_aligner.config.common import PolicyModelBase
 from rs_aligner.config.reward_model import PairModelConfig
@@ -160,3 +161,14 @@ def test_a_padding_token_that_ends_texts_is_not_used_for_padding(tmp_path: Path)
         saved.save_pretrained(tmp_path / "other")
         found = Tokenizer(tmp_path / "other")
         assert found.pad_id == expected, (pad, bos)
+
+
+def test_a_reward_model_of_a_bfloat16_folder_is_written_in_bfloat16(rt: Runtime, tmp_path: Path) -> None:
+    start = save_tiny("qwen2", tmp_path / "policy")
+    transformers.AutoModelForCausalLM.from_pretrained(start, dtype=torch.bfloat16).save_pretrained(start)
+    model, arch = load_reward_model(start, rt)
+    changes = config_changes(arch, SimpleNamespace(pad_id=None))  # type: ignore[arg-type]
+    huggingface.save_weights(tmp_path / "reward", model, arch, rt, start, changes)
+    written = load_file(tmp_path / "reward" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "reward" / "config.json").read_text())["dtype"] == "bfloat16"

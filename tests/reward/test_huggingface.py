@@ -227,7 +227,7 @@ def test_settings_that_do_not_fit_are_refused(
 
 
 def test_a_folder_that_holds_no_classifier_is_refused(tmp_path: Path, test_data: Path) -> None:
-    with pytest.raises(ValueError, match=r"judge\.kwargs\.folder is .*should be a Hugging Face folder"):
+    with pytest.raises(ValueError, match=r"judge\.kwargs\.folder is .*name a Hugging Face folder"):
         judge_of(tmp_path)
     with pytest.raises(ValueError, match=r"is a LlamaForCausalLM, not a \*ForSequenceClassification"):
         judge_of(test_data / "stories260k")

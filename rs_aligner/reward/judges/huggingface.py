@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rs_aligner.model_folder import problem_with
 from rs_aligner.reward.judges.base import Metadata, Tokens, Value, content_hash
 from rs_aligner.rollout import ScoreFailure
 from rs_aligner.users_code import describe
@@ -62,8 +63,8 @@ class HuggingFaceJudge:
         for key, value in (("batch_size", batch_size), ("max_length", max_length), ("threads", threads)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"judge.kwargs.{key} is {value!r}: should be a whole number above 0")
+        _check_folder(folder)
         place = Path(folder)
-        _check_folder(place)
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
@@ -190,14 +191,13 @@ def _check(key: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"judge.kwargs.{key} is {value!r}: should be one of {', '.join(allowed)}")
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: str) -> None:
+    if (problem := problem_with(folder, reads_bin=True)) is not None:
+        raise ValueError(f"judge.kwargs.folder is {folder!r}: {problem}")
     try:
-        made = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        raise ValueError(
-            f"judge.kwargs.folder is {str(folder)!r}: should be a Hugging Face folder with config.json"
-        ) from None
-    heads = made.get("architectures") or []
+        heads = json.loads((Path(folder) / "config.json").read_text()).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        raise ValueError(f"judge.kwargs.folder: {folder} has no config.json that can be read") from None
     if not any(str(head).endswith(_HEAD) for head in heads):
         raise ValueError(
             f"judge.kwargs.folder: {folder} is a {', '.join(heads) or 'model without a head'}, not a *{_HEAD}"

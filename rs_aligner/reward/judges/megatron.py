@@ -20,7 +20,7 @@ from typing import Any
 
 from rs_aligner.data.rows import tokenize, tokenize_response
 from rs_aligner.files import SETTINGS, hugging_face_part
-from rs_aligner.policy.architecture import Architecture, read_architecture
+from rs_aligner.policy.architecture import Architecture
 from rs_aligner.policy.score_ranks import RankSettings
 from rs_aligner.reward.judges.base import Metadata, Tokens, Value, content_hash
 from rs_aligner.reward.judges.ranks import Ranks
@@ -73,15 +73,12 @@ class MegatronJudge:
         )
         _one_of("precision", precision, _PRECISIONS)
         _one_of("accelerator", accelerator, _ACCELERATORS)
-        if not Path(folder).is_dir():
-            raise ValueError(f"judge.kwargs.folder is {folder!r}: is not there; name a reward model's folder")
+        from rs_aligner.policy.folder import read_model_folder  # slow
+
+        self._tokenizer, self._arch = read_model_folder(folder, "judge.kwargs.folder", use="score")
         place = Path(folder).resolve()
         source = hugging_face_part(place)
-        self._arch = _reward_architecture(source)
         self._add_bos = json.loads((source / "config.json").read_text()).get(SETTINGS, {}).get("add_bos")
-        from rs_aligner.policy.tokenizer import Tokenizer  # slow
-
-        self._tokenizer = Tokenizer(source)
         self.tokenizer_folder = str(source)
         self.fingerprint = content_hash("megatron_reward_model", precision, batch_size, *_files(place))
         self._batch_size, self._num_copies = batch_size, data_parallel_size
@@ -195,16 +192,6 @@ def _problem(sequence: Sequence[int], arch: Architecture) -> str | None:
     if min(sequence) < 0 or max(sequence) >= arch.vocab_size:
         return f"a token id is outside of the reward model's vocabulary of {arch.vocab_size}"
     return None
-
-
-def _reward_architecture(source: Path) -> Architecture:
-    arch = read_architecture(source)
-    if not arch.value_head:
-        raise ValueError(
-            f"judge.kwargs.folder: {source} is no reward model (a *ForSequenceClassification model with one "
-            "label); train one with examples/train_reward_model.py"
-        )
-    return arch
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,0 +1,213 @@
+"""What lies where a model is looked for, by the names of the files; and what to do where it cannot be read.
+
+Two kinds are read: a Hugging Face folder with safetensors, and a checkpoint of a run. Whatever else people
+have (a name on the hub, a `.nemo` archive, Megatron's or DeepSpeed's checkpoints, `.bin`, GGUF, an adapter,
+...) is told by its name, with the way from there to a folder that is read. Imports nothing heavy: this is
+said in the first second. Left out on purpose: what the files hold (`policy/architecture.py`, `tensors.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from rs_aligner.files import CHECKPOINT_PART
+
+WANTED = "a Hugging Face folder (config.json, *.safetensors, the tokenizer's files) or a checkpoint of a run"
+_NAME_IT = f"name {WANTED}"
+_HUB_URL = re.compile(r"^(?:https?://(?:huggingface\.co|hf\.co)/|hf://)(?P<name>[\w.-]+/[\w.-]+)")
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_MEGATRON = (
+    "convert it to a Hugging Face folder with the tool of the framework that wrote it (for Megatron-LM and "
+    "NeMo 2: Megatron Bridge, AutoBridge.export_ckpt), and name that folder"
+)
+_NEMO = (
+    "convert it to a Hugging Face folder with NeMo's own converter (convert_<model>_nemo_to_hf.py in its "
+    "scripts/checkpoint_converters, or nemo.collections.llm.export_ckpt), and name that folder"
+)
+_COPY = "copy config.json and the tokenizer's files into"
+_SUBFOLDERS = 3  # so many are named where a folder above a model is given
+
+
+def problem_with(path: str, *, reads_bin: bool = False) -> str | None:
+    """Why no model can be read from `path`, and what would work; None if it looks like one.
+
+    Args:
+        path: what the user named.
+        reads_bin: whether `pytorch_model.bin` will do, too.
+
+    Returns:
+        The end of a sentence that begins with the path: "is a file; ...".
+    """
+    place = Path(path)
+    if not place.exists():
+        return _absent(path)
+    if not place.is_dir():
+        return _file(place)
+    if (place / CHECKPOINT_PART / "config.json").is_file():
+        if any(place.glob("*.distcp")):
+            return None
+        return f"is a checkpoint without its weights (*.distcp); {_NAME_IT}"
+    names = {found.name for found in place.iterdir()}
+    weights = {"model.safetensors", "model.safetensors.index.json"}
+    if reads_bin:
+        weights |= {"pytorch_model.bin", "pytorch_model.bin.index.json"}
+    has_weights = bool(names & weights)
+    if "config.json" in names and has_weights and "adapter_config.json" not in names:
+        return None
+    return next(text for is_kind, text in _kinds(place, names, has_weights) if is_kind())
+
+
+def _kinds(place: Path, names: set[str], has_weights: bool) -> list[tuple[Callable[[], bool], str]]:
+    """Tests of what a folder is, the telling ones first, each with what to do; the last one always holds."""
+
+    def has(*patterns: str) -> Callable[[], bool]:
+        return lambda: any(next(place.glob(pattern), None) is not None for pattern in patterns)
+
+    inside, shards = _models_inside(place), "*-of-*.safetensors"
+    return [
+        (has("adapter_config.json"), _adapter(place)),
+        (
+            has("zero_to_fp32.py", "zero_pp_rank_*", "global_step*", "*/zero_pp_rank_*"),
+            "holds DeepSpeed's shards; put them together first: `python zero_to_fp32.py . OUT "
+            f"--safe_serialization` in that folder, {_COPY} OUT, and name OUT",
+        ),
+        (
+            has("pytorch_model_fsdp_*"),
+            "holds FSDP's shards; put them together first: `accelerate merge-weights "
+            f"{_first(place, 'pytorch_model_fsdp_*')} OUT` in that folder, {_COPY} OUT, and name OUT",
+        ),
+        (has("pytorch_model*.bin"), _bin(place)),
+        (has("*.gguf"), _gguf(f"holds {_first(place, '*.gguf')}, a GGUF file")),
+        (
+            has("tf_model*.h5", "flax_model*.msgpack"),
+            f"holds weights of TensorFlow or Flax, which are not read; {_NAME_IT}",
+        ),
+        (
+            has("model_config.yaml", "context/model.yaml", "context/io.json", "*.nemo"),
+            f"is a checkpoint of NeMo, which is not read; {_NEMO}",
+        ),
+        (
+            lambda: place.name == CHECKPOINT_PART and any(place.parent.glob("*.distcp")),
+            f"is a part of a checkpoint; name the checkpoint, {place.parent}",
+        ),
+        (
+            has(
+                "mp_rank_*", "iter_*", "release", "latest_checkpointed_iteration.txt", "*.distcp", ".metadata"
+            ),
+            f"is a Megatron checkpoint of another program (no {CHECKPOINT_PART}/config.json); {_MEGATRON}",
+        ),
+        (
+            has("consolidated*", "params.json"),
+            "holds weights in the format of the model's authors (consolidated.*, params.json); use the "
+            "Hugging Face version of the model, or transformers' convert_<model>_weights_to_hf.py",
+        ),
+        (lambda: bool(inside), f"is a folder above a model; name the one that you mean, such as {inside}"),
+        (
+            lambda: "config.json" not in names and has_weights,
+            f"holds weights, but no config.json to say what they are; {_COPY} it",
+        ),
+        (
+            lambda: not has_weights and next(place.glob(shards), None) is not None,
+            "holds parts of a model without their index, model.safetensors.index.json; fetch it, too",
+        ),
+        (
+            lambda: "config.json" not in names and bool(names & {"tokenizer.json", "tokenizer_config.json"}),
+            f"holds a tokenizer only, without a model; {_NAME_IT}",
+        ),
+        (
+            has("config.json"),
+            f"holds a config.json, but no weights (model.safetensors, or parts with an index); {_NAME_IT}",
+        ),
+        (lambda: not names, f"is an empty folder; {_NAME_IT}"),
+        (lambda: True, f"holds neither config.json nor a checkpoint; {_NAME_IT}"),
+    ]
+
+
+def _absent(path: str) -> str:
+    url, first = _HUB_URL.match(path), path.split("/", maxsplit=1)[0]
+    if url is not None:
+        return f"is an address on the Hugging Face hub, and nothing is downloaded here; {_fetch(url['name'])}"
+    if path.startswith("~"):
+        return f"is not there: ~ stays as it is behind an equals sign; write {Path(path).expanduser()}"
+    if path.endswith(".nemo"):
+        return f"is a .nemo archive, which is not read (nor is it there); {_NEMO}"
+    if _HUB_NAME.match(path) and not Path(first).is_dir():
+        return (
+            f"is not there (relative paths start at {Path.cwd()}). If it is a name on the Hugging Face hub: "
+            f"nothing is downloaded here; {_fetch(path)}"
+        )
+    return f"is not there; {_NAME_IT}; relative paths start at {Path.cwd()}"
+
+
+def _fetch(name: str) -> str:
+    folder = f"models/{name.split('/')[1]}"
+    return f"fetch it first, `hf download {name} --local-dir {folder}`, and name {folder}"
+
+
+def _file(file: Path) -> str:
+    if file.suffix == ".nemo":
+        return f"is a .nemo archive, which is not read; {_NEMO}"
+    if file.suffix == ".gguf":
+        return _gguf("is a GGUF file")
+    if file.name in ("config.json", "model.safetensors") or file.suffix in (".safetensors", ".distcp"):
+        return f"is a file; name its folder, {file.parent}"
+    if file.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        return f"is a file in PyTorch's own format, which is not read; {_NAME_IT}"
+    return f"is a file; {_NAME_IT}"
+
+
+def _bin(place: Path) -> str:
+    return (
+        "holds its weights as pytorch_model*.bin, a format that can run code and is not read; write them as "
+        f'safetensors beside it, once: python -c "from transformers import {_auto_class(place)} as M; '
+        f"M.from_pretrained('{place}', dtype='auto').save_pretrained('{place}')\""
+    )
+
+
+def _gguf(what: str) -> str:
+    return (
+        f"{what}, mostly quantised and made for inference; use the Hugging Face folder that it was made from "
+        "(transformers can turn some back: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE))"
+    )
+
+
+def _adapter(place: Path) -> str:
+    base = _json(place / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+    return (
+        f"holds a PEFT adapter of {base}; merge it first: "
+        f"python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{place}')"
+        ".merge_and_unload().save_pretrained('MERGED')\", copy the tokenizer's files into MERGED, and name "
+        "that"
+    )
+
+
+def _auto_class(place: Path) -> str:
+    heads = _json(place / "config.json").get("architectures")
+    is_classifier = isinstance(heads, list) and any("SequenceClassification" in str(head) for head in heads)
+    return "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
+
+
+def _json(file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _first(place: Path, pattern: str) -> str:
+    return min((found.name for found in place.glob(pattern)), default="")
+
+
+def _models_inside(place: Path) -> str:
+    """The first folders below with a model: of a run, of the hub's cache, or of models side by side."""
+    below = (
+        found.parent
+        for pattern in ("*/config.json", "*/*/config.json", "*/*/*/config.json")
+        for found in sorted(place.glob(pattern))
+    )
+    models = [str(one.parent if one.name == CHECKPOINT_PART else one) for one in below]
+    return ", ".join(list(dict.fromkeys(models))[:_SUBFOLDERS])
