@@ -56,7 +56,9 @@ class EpochTrainer(Generic[Row]):
 
     def __init__(self, config: TrainConfig, learner: Learner[Row], rows: Sequence[Row], run: Run) -> None:
         self.loop, self.learner, self.rows, self.run = config.loop, learner, rows, run
-        self.sampler = PromptSampler(len(rows), config.model.global_batch_size, seed=config.model.seed)
+        self.sampler = PromptSampler(
+            len(rows), config.model.global_batch_size, seed=config.model.seed, even=True
+        )
         self.num_steps = num_epoch_steps(config, len(rows))
 
     def validate(self, step: int) -> dict[str, float]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 import rs_aligner
 from rs_aligner.config import ConfigError
@@ -388,3 +390,35 @@ def test_importing_the_package_stays_light() -> None:
     assert not {"torch", "pydantic", "rs_aligner.api"} & set(json.loads(done.stdout))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         rs_aligner.trian  # noqa: B018
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_run_that_keeps_a_tenth_of_what_it_could_still_trains_at_its_rate(
+    policy: Path, tmp_path: Path
+) -> None:
+    """The schedule is planned for what could be kept, so the run ends in the first tenth of it."""
+
+    def one_in_ten(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        return [float(row.get("number", 1) % 10 == 0) for row in metadata]
+
+    result = rs_aligner.train(
+        reward_fn=one_in_ten,
+        prompts=[{"prompt": f"{n} is ", "number": n} for n in range(40)],
+        config={
+            "trainer": {"accelerator": "cpu", "threads": 1, "rs.max_epochs": 3},
+            "model.global_batch_size": 4,
+            "model.optim.lr": 1e-3,
+            "model.rs": {"num_rollouts_per_prompt": 2, "min_reward": 1, "length_params.max_length": 4},
+        },
+        model_path=policy,
+        output_dir=tmp_path / "few",
+    )
+    # 40 could be kept in each of 3 steps, in 10 batches: a schedule of 30 steps with 2 to warm up.
+    assert [row["rollouts/kept"] for row in result.metrics] == [4, 4, 4]
+    rates = [row["lr"] for row in result.metrics]
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
+    before, after = (
+        safetensors.torch.load_file(folder / "model.safetensors") for folder in (policy, result.final)
+    )
+    assert all(not torch.equal(before[name], after[name]) for name in before)

@@ -87,6 +87,7 @@ def test_every_epoch_passes_over_all_pairs_and_each_validation_over_all_held_out
     assert sorted(pair.chosen for batch in model.trained[:4] for pair in batch) == [
         pair.chosen for pair in PAIRS
     ]
+    assert [len(batch) for batch in model.trained] == [3, 3, 2, 2] * 2
     assert model.asked == [3] * 9
     assert metrics[0] == {"step": 0, "validation/loss": 0.7, "validation/accuracy": 0.0}
     assert metrics[2]["validation/accuracy"] == pytest.approx(0.2)

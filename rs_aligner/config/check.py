@@ -94,7 +94,7 @@ def _model(config: TrainConfig) -> Iterator[str]:
         yield problem(
             "model.precision", model.precision, f"should be trainer.precision = {precision}, or null"
         )
-    if sched.name == "CosineAnnealing" and sched.min_lr > model.optim.lr:
+    if sched.name == "CosineAnnealing" and (sched.min_lr or 0) > model.optim.lr:
         yield problem(
             "model.optim.sched.min_lr", sched.min_lr, f"should be at most model.optim.lr = {model.optim.lr}"
         )

@@ -152,16 +152,23 @@ class LengthParams(Section):
 
 
 class SchedConfig(Section):
-    """The learning rate over the run's optimizer steps."""
+    """The learning rate over the planned optimizer steps of the run.
+
+    What is null follows the run's length, so that no length switches training off; what is set has
+    NeMo-Aligner's meaning.
+    """
 
     name: Literal["CosineAnnealing", "constant"] = "CosineAnnealing"
     """`CosineAnnealing` falls from lr to min_lr along a cosine; `constant` stays at lr after the warm-up."""
-    warmup_steps: Size = 10
-    """Optimizer steps over which the rate rises from 0 to lr."""
-    constant_steps: Size = 1000
-    """Optimizer steps at min_lr at the end of the run (CosineAnnealing only)."""
-    min_lr: NotNegative = 9e-8
-    """Where the cosine ends (CosineAnnealing only)."""
+    warmup_steps: Size | None = None
+    """Optimizer steps over which the rate rises to lr; null for a twentieth of those planned.
+
+    None in a run of one. With `constant_steps` set besides, the first step has rate 0, as in NeMo-Aligner.
+    """
+    constant_steps: Size | None = None
+    """Optimizer steps at min_lr at the end of the run (CosineAnnealing only); null for none."""
+    min_lr: NotNegative | None = None
+    """Where the cosine ends (CosineAnnealing only); null for a tenth of lr."""
 
 
 class OptimConfig(Section):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rs_aligner.batching import even_batches
 from rs_aligner.config.chain import in_words
 from rs_aligner.config.objective import num_anchors
 from rs_aligner.config.schema import TrainRSConfig
@@ -104,12 +105,14 @@ def plan(
     drawn = [prompts] * (1 + rs.pool.max_staleness)
     kept = rs.most_kept(drawn, num_prompts=num_prompts, largest=largest)
     optimizer_steps = _optimizer_steps(config, kept)
-    batches = f"{model.global_batch_size:,} rows"
+    rows = kept + num_anchors(kept, rs.objective.anchor.share)
+    sizes = sorted({len(batch) for batch in even_batches(range(rows), model.global_batch_size)})
+    batches = f"{' or '.join(f'{size:,}' for size in sizes) or 'no'} rows"
     if rs.pool.passes > 1:
         batches += f", in {rs.pool.passes:,} passes"
     micro_batches = model.global_batch_size // (model.micro_batch_size * dp)
     wave = rs.rollout_micro_batch_size or -(-prompts // dp)
-    rows = [
+    lines = [
         ("layout", f"{config.world_size} ranks = {dp} data x {tp} tensor x {pp} pipeline"),
         ("prompts a step", f"{prompts:,}, decoded {wave:,} at a time on each data-parallel rank"),
         ("rollouts a step", _rollouts(config, prompts, each)),
@@ -120,8 +123,8 @@ def plan(
         ("validation", _validation(config, num_val_prompts)),
         *_special(config, kept, num_prompts, largest),
     ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
 def _rollouts(config: TrainRSConfig, prompts: int, each: int) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rs_aligner.batching import next_batch_size
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -31,27 +33,31 @@ class PromptSampler(Iterator[list[Draw]]):
     """Draws the prompts of step after step, without end.
 
     Every prompt comes exactly once in an epoch. A step does not reach across epochs: the last one of
-    an epoch has what is left, rather than dropping prompts or mixing two orders. The order of an epoch
-    depends on the seed and the epoch alone, so the state is two numbers, and what guards them.
+    an epoch has what is left, rather than dropping prompts or mixing two orders; or, where draws are to be
+    `even`, an epoch's differ by one at most. The order of an epoch depends on the seed and the epoch alone,
+    so the state is two numbers, and what guards them.
 
     Args:
         num_prompts: how many prompts there are.
-        num_per_step: how many a step takes.
+        num_per_step: how many a step takes, at most.
         seed: of the order.
         shuffle: False keeps the order of the files.
+        even: whether an epoch is cut into equal draws. For draws that are batches of an optimizer step.
 
     Raises:
         ValueError: a number is below 1.
     """
 
-    def __init__(self, num_prompts: int, num_per_step: int, *, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, num_prompts: int, num_per_step: int, *, seed: int, shuffle: bool = True, even: bool = False
+    ) -> None:
         if num_prompts < 1 or num_per_step < 1:
             raise ValueError(
                 f"needs at least one prompt and one per step, got {num_prompts} and {num_per_step}"
             )
         self._guard = {"num_prompts": num_prompts, "seed": seed, "shuffle": shuffle}
         self._num_prompts, self._num_per_step = num_prompts, num_per_step
-        self._seed, self._shuffle = seed, shuffle
+        self._seed, self._shuffle, self._even = seed, shuffle, even
         self._epoch, self._position = 0, 0
         self._order = self._order_of(epoch=0)
 
@@ -66,8 +72,10 @@ class PromptSampler(Iterator[list[Draw]]):
         return self._epoch * self._num_prompts + self._position
 
     def __next__(self) -> list[Draw]:
-        begin = self._position
-        end = min(begin + self._num_per_step, self._num_prompts)
+        begin, left = self._position, self._num_prompts - self._position
+        end = begin + (
+            next_batch_size(left, self._num_per_step) if self._even else min(left, self._num_per_step)
+        )
         draws = [Draw(self._order[position], position, self._epoch) for position in range(begin, end)]
         if end == self._num_prompts:
             self._epoch, self._position = self._epoch + 1, 0

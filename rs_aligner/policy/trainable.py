@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from megatron.core.models.gpt import GPTModel
 
+from rs_aligner.batching import even_batches
 from rs_aligner.policy import checkpoint, huggingface
 from rs_aligner.policy.architecture import Architecture
 from rs_aligner.policy.runtime import Runtime
@@ -29,7 +30,7 @@ class Trainable(Generic[T, Row, Stats]):
         arch: its architecture.
         trainer: its optimizer.
         source: the Hugging Face folder that has its config and tokenizer.
-        batch_size: rows of an optimizer step.
+        batch_size: rows of an optimizer step, at most.
         learning_rate: the rate of an optimizer step, by the number of steps made before it.
         changes: keys of `config.json` that are other than in `source`.
 
@@ -61,12 +62,12 @@ class Trainable(Generic[T, Row, Stats]):
     def train(self, rows: Sequence[Row]) -> list[Stats]:
         """Pass once over the rows, an optimizer step for each batch.
 
-        The rows are the same on every rank. A short last batch has its own true denominator.
+        The rows are the same on every rank. There are as few batches as `batch_size` allows, their sizes
+        differ by at most one, and each has its own true denominator.
         """
         stats = []
-        for start in range(0, len(rows), self.batch_size):
-            rate = self.learning_rate(self.optimizer_steps)
-            stats.append(self.step(rows[start : start + self.batch_size], rate))
+        for batch in even_batches(rows, self.batch_size):
+            stats.append(self.step(batch, self.learning_rate(self.optimizer_steps)))
             self.optimizer_steps += 1
         return stats
 

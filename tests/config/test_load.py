@@ -204,9 +204,9 @@ def test_an_unknown_key_names_the_nearest_one(key, value, nearest, tree):
         ("model.loss_normalization", "batch", "should be 'sequence' or 'token'"),
         ("model.optim.name", "sgd", "model.optim.name is \"sgd\": should be 'distributed_fused_adam'"),
         (
-            "model.optim.lr",
-            1e-9,
-            "model.optim.sched.min_lr is 9e-08: should be at most model.optim.lr = 1e-09",
+            "model.optim.sched.min_lr",
+            1e-3,
+            "model.optim.sched.min_lr is 0.001: should be at most model.optim.lr = 9e-07",
         ),
         ("model.data.data_impl", "mmap", 'model.data.data_impl is "mmap": only JSON Lines files are read'),
         ("model.data.prompt_template", "Answer:", "names no key of the row"),

@@ -121,7 +121,7 @@ def test_a_recipe_that_needs_held_out_prompts_says_so(tree):
 
 
 def test_nemo_rs_is_what_train_rs_does_without_a_word(tree):
-    """The defaults of `gpt_rs_actor.yaml` are ours, but for the wave."""
+    """The defaults of `gpt_rs_actor.yaml` are ours, but for the wave and a schedule that fits its own run."""
     found: list[dict[str, Any]] = []
     for name in ("train_rs", "recipes/nemo_rs"):
         composed = compose(name, [])
@@ -130,6 +130,13 @@ def test_nemo_rs_is_what_train_rs_does_without_a_word(tree):
     ours, theirs = found
     assert theirs["model"]["rs"].pop("rollout_micro_batch_size") == 8
     assert ours["model"]["rs"].pop("rollout_micro_batch_size") is None
+    assert theirs["model"]["optim"].pop("sched") == {
+        "name": "CosineAnnealing",
+        "warmup_steps": 10,
+        "constant_steps": 1000,
+        "min_lr": 9e-8,
+    }
+    assert set(ours["model"]["optim"].pop("sched").values()) == {"CosineAnnealing", None}
     assert theirs == ours
 
 
