@@ -169,6 +169,11 @@ def _sft(config: TrainSFTConfig) -> Iterator[str]:
         yield from judge_problems("judge", config.judge)
         if not data.validation:
             yield "model.data.data_prefix.validation must be set: the judge scores responses to its prompts"
+    if config.exp_manager.checkpoint_callback_params.figure == "validation/watched":
+        key = "exp_manager.checkpoint_callback_params.monitor"
+        yield problem(
+            key, "validation/watched", "there is no watched judge here; set it to validation/reward"
+        )
     stop = config.trainer.sft.stop_at_validation
     if stop is not None and (config.judge is None or config.trainer.sft.val_check_interval is None):
         missing = "judge" if config.judge is None else "trainer.sft.val_check_interval"

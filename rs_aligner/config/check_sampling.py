@@ -16,7 +16,7 @@ from rs_aligner.config.check_server import judge_problems
 from rs_aligner.config.common import LengthParams, SamplingParams
 from rs_aligner.config.objective import check_objective
 from rs_aligner.config.pools import check_pools
-from rs_aligner.config.remote import check_remote
+from rs_aligner.config.remote import check_remote, check_watched
 from rs_aligner.config.rs import RSConfig
 from rs_aligner.config.schema import TrainRSConfig
 
@@ -46,7 +46,7 @@ def rs_problems(config: TrainRSConfig) -> Iterator[str]:
     for name, remote in (("remote_rm", config.remote_rm), ("watched_rm", config.watched_rm)):
         if remote is None:
             continue
-        yield from check_remote(name, remote)
+        yield from (check_watched if name == "watched_rm" else check_remote)(name, remote)
         if remote.judge is not None:
             yield from judge_problems(f"{name}.judge", remote.judge)
         pad, longest = remote.pad_to_length, model.encoder_seq_length

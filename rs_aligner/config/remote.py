@@ -5,6 +5,7 @@ Types, bounds and spellings of single values; what relates several keys is check
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from pydantic import ValidationInfo, field_validator
 
 from rs_aligner.config.base import Count, NotNegative, Port, Positive, Section, Share, Text, problem
 from rs_aligner.config.common import JudgeConfig
+
+_logger = logging.getLogger("rs_aligner")
 
 
 class EndpointConfig(Section):
@@ -99,8 +102,19 @@ class RemoteRMConfig(Section):
         return self.endpoints or (self.reward_model,)
 
 
+def check_watched(section: str, config: RemoteRMConfig) -> Iterator[str]:
+    """What relates several keys of a judge that is only watched: its failures end nothing."""
+    yield from check_remote(section, config)
+    if config.on_failure == "abort":
+        yield problem(
+            f"{section}.on_failure", "abort", "a watched judge ends no run; set it to drop or retry"
+        )
+    if config.max_failed_fraction != RemoteRMConfig().max_failed_fraction:
+        _logger.warning("%s.max_failed_fraction has no effect: a watched judge ends no run", section)
+
+
 def check_remote(section: str, config: RemoteRMConfig) -> Iterator[str]:
-    """What relates several keys of `remote_rm`, or of `watched_rm`, a line for each problem."""
+    """What relates several keys of a judge that is asked, a line for each problem."""
     one, default = config.reward_model, EndpointConfig()
     places = [(endpoint.ip, endpoint.port, endpoint.name) for endpoint in config.endpoints]
     if len(set(places)) < len(places):

@@ -522,3 +522,23 @@ def test_one_server_may_be_named_in_both_ways(tree):
         **{"remote_rm.endpoints": ["a:1", "b:2"], "remote_rm.reward_model": {"ip": "b", "port": 2}}
     )
     assert len(load_config(changed, TrainRSConfig).remote_rm.servers) == 2
+
+
+def test_a_watched_judge_is_told_what_it_cannot_do(tree, caplog):
+    assert problems(tree(**{"watched_rm.on_failure": "abort"})) == [
+        'watched_rm.on_failure is "abort": a watched judge ends no run; set it to drop or retry'
+    ]
+    with caplog.at_level(logging.WARNING, logger="rs_aligner"):
+        load_config(tree(**{"watched_rm.max_failed_fraction": 0.1}), TrainRSConfig)
+    assert "watched_rm.max_failed_fraction has no effect" in caplog.text
+    caplog.clear()
+    load_config(tree(**{"watched_rm.reward_model.port": 5556}), TrainRSConfig)
+    load_config(tree(**{"remote_rm.max_failed_fraction": 0.1}), TrainRSConfig)
+    assert "has no effect" not in caplog.text
+
+
+def test_supervised_training_has_no_watched_judge_to_monitor(tree):
+    key = "exp_manager.checkpoint_callback_params.monitor"
+    assert problems(tree(**{key: "validation/watched"}), TrainSFTConfig) == [
+        f'{key} is "validation/watched": there is no watched judge here; set it to validation/reward'
+    ]

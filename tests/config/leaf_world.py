@@ -1,0 +1,361 @@
+"""A world in which every command runs to its end in a moment, and what its parts are given is written down.
+
+The scripts, the config, the data, the loops, the judge's client and the server's scorer are the real ones.
+What costs time or needs a network is not there: the model, its optimizer, the decoder, connections to
+judges, Triton, and the loggers of NeMo. In their places stand fakes that note what they receive. `look` runs
+a command and returns the notes by name: "rates", "optimizer", "requests" and so on; `leaf_table.py` says
+which of them shows the effect of which key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from rs_aligner.policy import pairs, policy, reward_model, runtime, sampler, training
+from rs_aligner.policy.architecture import read_architecture
+from rs_aligner.policy.runtime import Runtime
+from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.rollout import Rollout
+from tests.config.leaf_judges import Notes, chance_of, set_up_judges, set_up_server
+from tests.conftest import ROOT
+from tests.tiny import save_tiny_with_tokenizer
+
+WORDS = ("red", "Red", "dog", "runs")
+CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+JUDGES = """
+def one(prompts, responses, metadata, scale=1.0):
+    return [scale * len(response) for response in responses]
+
+def two(prompts, responses, metadata):
+    return [-float(len(response)) for response in responses]
+
+def together(prompts, responses, metadata):
+    return [float(len(responses))] * len(responses)
+
+def keep_short(prompt, responses, rewards, metadata, most=8):
+    return [len(response) <= most for response in responses]
+
+def keep_none(prompt, responses, rewards, metadata):
+    return [False] * len(responses)
+"""
+
+
+def make_place(place: Path) -> None:
+    """The files that configs of the table name, as `@/name`."""
+    save_tiny_with_tokenizer(place / "policy")
+    (place / "policy" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    shutil.copytree(place / "policy", place / "other_policy")
+    texts = [
+        "Say",
+        "What is red?",
+        "Who runs home today?",
+        "Blue or red, dog",
+        "The end of a long day is",
+        "Go",
+    ]
+
+    def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
+        (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    prompts = [{"id": f"p{n}", "text": text, "n": n, "right": str(n % 3)} for n, text in enumerate(texts)]
+    write("prompts.jsonl", prompts)
+    write(
+        "held_out.jsonl", [{**row, "id": f"h{n}", "text": f"?{row['text']}"} for n, row in enumerate(prompts)]
+    )
+    write("failing.jsonl", [{**row, "fails": n in (1, 3)} for n, row in enumerate(prompts)])
+    write("more.jsonl", [{**row, "id": f"m{n}", "text": f"!{row['text']}"} for n, row in enumerate(prompts)])
+    rows = [{"prompt": text, "n": n, "response": f"{text[::-1]}."} for n, text in enumerate(texts)]
+    write("sft.jsonl", rows)
+    write("more_sft.jsonl", [{**row, "response": f"{row['prompt']}!"} for row in rows])
+    pairs_ = [{"prompt": t, "n": n, "chosen": f"{t}.", "rejected": f"no {n}"} for n, t in enumerate(texts)]
+    write("pairs.jsonl", pairs_)
+    write("more_pairs.jsonl", [{**row, "rejected": f"not {row['n']}"} for row in pairs_])
+    write("scored.jsonl", [{**row, "responses": ["a", "bb"], "rewards": [row["n"], 0.5]} for row in prompts])
+    write("check.jsonl", [{"prompt": "1 + 1 = ", "response": "2"}, {"prompt": "2 + 2 = ", "response": "5"}])
+    (place / "token").write_text("a-secret-token-of-the-test\n")
+    (place / "judges.py").write_text(JUDGES)
+
+
+def at_place(value: Any, place: Path) -> Any:
+    """The value with `@/` standing for the folder of the files."""
+    if isinstance(value, str):
+        return value.replace("@/", f"{place}/")
+    if isinstance(value, Mapping):
+        return {key: at_place(item, place) for key, item in value.items()}
+    return [at_place(item, place) for item in value] if isinstance(value, list | tuple) else value
+
+
+def look(
+    command: str, tree: Mapping[str, Any], place: Path, *, again: bool = False, ranks: int = 1
+) -> dict[str, Any]:
+    """Run `examples/<command>.py` and return what was written down.
+
+    Args:
+        command: the script's name.
+        tree: its whole config, nested.
+        place: a folder filled by `make_place`; what a run writes goes below `@/out`.
+        again: the command has run there before, with the same config.
+        ranks: how many ranks `torchrun` says that it started.
+    """
+    if not again:
+        shutil.rmtree(place / "out", ignore_errors=True)
+    notes = Notes(place)
+    logger = logging.getLogger("rs_aligner")
+    before = logger.handlers, logger.propagate, logger.level
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(place):
+        _set_up(patch, notes, ranks)
+        script = importlib.import_module(command)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                logger.handlers, logger.propagate = [notes.handler], False
+                script.main.__wrapped__(OmegaConf.create(at_place(tree, place)))
+        except SystemExit as error:
+            notes.add("status", error.code)
+        finally:
+            notes.add("threads", os.environ.get("OMP_NUM_THREADS"))
+            logger.handlers, logger.propagate, level = before
+            logger.setLevel(level)
+    notes.add("printed", _without_times(out.getvalue()))
+    notes.add("error", err.getvalue())
+    for path in sorted((place / "out").rglob("*")):
+        notes.add("files", str(path.relative_to(place)))
+        if path.name == "metrics.jsonl":
+            notes.add("metrics", [_figures(line) for line in path.read_text().splitlines()])
+        elif path.suffix == ".jsonl" and path.parent == place / "out":
+            notes.add("answers", path.read_text())
+    return notes.all()
+
+
+def _figures(line: str) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(line).items() if not key.startswith("time/")}
+
+
+def _without_times(text: str) -> str:
+    """What a command printed, without the numbers that the clock decides."""
+    return re.sub(r"[\d,.]+ (s|ms|rows a second)\b", r"? \1", text)
+
+
+class _Clock:
+    """Each look at it is a second later."""
+
+    def __init__(self) -> None:
+        self.now = itertools.count(1000.0)
+
+    def monotonic(self) -> float:
+        return next(self.now)
+
+
+class _Runtime(Runtime):
+    """The only rank, without process groups."""
+
+    def gather(self, item: Any) -> list[Any]:
+        return [item]
+
+    def maximum(self, values: dict[str, float]) -> dict[str, float]:
+        return values
+
+    def barrier(self) -> None: ...
+
+    def cuda_stand_in(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+ALONE = _Runtime(torch.device("cpu"), 0, 1, 0, 1, 0, 1, 0, 1, None)  # type: ignore[arg-type]
+
+
+def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "RS_ALIGNER_JUDGE_TOKEN"):
+        patch.delenv(name, raising=False)
+    for name, value in {"RANK": "0", "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}.items():
+        patch.setenv(name, value)
+    patch.syspath_prepend(str(ROOT / "examples"))
+    experiment = importlib.import_module("experiment")
+    patch.setattr(experiment, "log_handler", lambda: notes.handler)
+    patch.setattr("os.fsync", lambda _: None)
+    patch.setattr("rs_aligner.policy.tokenizer.Tokenizer", _read_tokenizer)
+    patch.setattr("rs_aligner.run.time", _Clock())
+    _set_up_ranks(patch, notes)
+    _set_up_models(patch, notes)
+    set_up_judges(patch, notes)
+    set_up_server(patch, notes)
+    _set_up_loggers(patch, notes)
+
+
+@cache
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    """Read once: it takes longer than the rest of a run."""
+    return Tokenizer(folder)
+
+
+def _set_up_ranks(patch: pytest.MonkeyPatch, notes: Notes) -> None:
+    @contextlib.contextmanager
+    def start(**how: Any) -> Iterator[Runtime]:
+        notes.add("ranks", how)
+        yield ALONE
+
+    patch.setattr(runtime, "start", start)
+
+
+def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
+    """Models, optimizer, decoder, checkpoints."""
+    model = SimpleNamespace(
+        config=SimpleNamespace(params_dtype=torch.float32, sequence_parallel=False),
+        eval=lambda: None,
+        train=lambda: None,
+        parameters=list,
+        named_parameters=list,
+    )
+
+    def load_model(folder: Path, _: Runtime, precision: str, **how: Any) -> sampler.Loaded:
+        notes.add("model", folder.name, precision, how)
+        arch = read_architecture(folder)
+        return sampler.Loaded(model, model.config, arch, torch.float32, folder)  # type: ignore[arg-type]
+
+    def load_reward_model(folder: Path, _: Runtime, **how: Any) -> Any:
+        notes.add("model", folder.name, how)
+        return model, replace(read_architecture(folder), value_head=True)
+
+    def optimizer(config: Any, models: Any, *args: Any, **how: Any) -> Any:
+        notes.add("optimizer", config, args, how)
+        return SimpleNamespace(param_groups=[], config=config)
+
+    def network(*_: Any, compiled: bool = True) -> None:
+        notes.add("decoder", compiled)
+
+    for module in (policy, sampler):
+        patch.setattr(module, "load_model", load_model)
+        patch.setattr(module, "new_network", network)
+        patch.setattr(module, "generate", partial(_generate, notes))
+    patch.setattr(reward_model, "load_reward_model", load_reward_model)
+    patch.setattr(reward_model, "SequenceScorer", lambda *args: partial(_score_sequences, notes))
+    patch.setattr(training, "get_megatron_optimizer", optimizer)
+    patch.setattr(
+        training,
+        "DistributedDataParallel",
+        lambda config, ddp, module: SimpleNamespace(module=module, eval=lambda: None, train=lambda: None),
+    )
+
+    def step(self: Any, rows: Sequence[Any], *, learning_rate: float, **how: Any) -> Any:
+        notes.add("rates", learning_rate)
+        notes.add("batches", len(rows), how)
+        notes.add("rows", rows)
+        objective = getattr(self, "objective", None)
+        notes.add("objective", objective and {**dict(objective), "bounds": objective.bounds})
+        if isinstance(self, pairs.PairTrainer):
+            return pairs.PairStats(1.0, 0.5, 2.0, learning_rate)
+        return training.StepStats(1.0, 2.0, learning_rate)
+
+    patch.setattr(training.Trainer, "step", step)
+    patch.setattr(pairs.PairTrainer, "step", step)
+
+    class Start:
+        def __init__(self, _: Any, offload: bool) -> None:
+            notes.add("starting weights", offload)
+
+        in_place = staticmethod(contextlib.nullcontext)
+
+        def restore(self) -> None:
+            notes.add("restart")
+
+    patch.setattr(policy, "StartingWeights", Start)
+    patch.setattr(
+        policy,
+        "response_log_probs",
+        lambda _, rows, *more: [tuple(-1.5 for _ in row.response) for row in rows],
+    )
+
+    def save(folder: Path, trainer: Any, _: Runtime, state: dict[str, Any], *more: Any) -> None:
+        notes.add("saved", folder.name)
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(json.dumps(state))
+
+    def load(folder: Path, *more: Any) -> dict[str, Any]:
+        return dict(json.loads((folder / "state.json").read_text()))
+
+    def export(folder: Path, *args: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        notes.add("exported", folder.name, args[-1])
+
+    patch.setattr("rs_aligner.policy.checkpoint.save", save)
+    patch.setattr(
+        "rs_aligner.policy.checkpoint.load",
+        lambda folder, *_: json.loads((folder / "state.json").read_text()),
+    )
+    patch.setattr("rs_aligner.policy.huggingface.save_weights", export)
+
+
+def _generate(
+    notes: Notes,
+    network: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    num_rollouts: int,
+    controls: Any,
+    *,
+    seed: int,
+    step: int,
+    policy_version: int = 0,
+    first_index: int = 0,
+    **how: Any,
+) -> Iterator[Rollout]:
+    """Answers that depend on what a rollout's seed comes from, and on the weights."""
+    asked = [(prompt.id, prompt.token_ids) for _, prompt in prompts]
+    notes.add("sampled", step, seed, first_index, num_rollouts, asked, how)
+    notes.add("controls" if step else "held-out controls", controls)
+    for group, prompt in prompts:
+        for index in range(first_index, first_index + num_rollouts):
+            chance = random.Random(f"{seed} {step} {prompt.position} {index} {policy_version}")
+            words = [chance.choice(WORDS) for _ in range(chance.choice((1, 1, 2, 3, 6, 6)))]
+            yield Rollout(
+                group,
+                index,
+                token_ids=tuple(10 + WORDS.index(word) for word in words),
+                text=f"{' '.join(words)} {len(words) % 3}",
+                finish_reason="length" if len(words) == 6 else "stop",
+                policy_version=policy_version,
+                seed=index,
+                log_probs=tuple(-1.0 for _ in words),
+            )
+
+
+def _score_sequences(notes: Notes, sequences: Sequence[Any]) -> list[float]:
+    """Rewards that depend on the weights: on how many steps were trained."""
+    return [chance_of(tokens, notes.number("rates")) for tokens in sequences]
+
+
+def _set_up_loggers(patch: pytest.MonkeyPatch, notes: Notes) -> None:
+    """Lightning's trainer and NeMo's experiment manager, which cost seconds to import."""
+
+    def module(name: str, **members: Any) -> None:
+        found = ModuleType(name)
+        vars(found).update(members)
+        patch.setitem(sys.modules, name, found)
+
+    module("lightning")
+    module("lightning.pytorch", Trainer=lambda **_: SimpleNamespace(loggers=[]))
+    module("lightning.pytorch.plugins")
+    module("lightning.pytorch.plugins.environments", LightningEnvironment=object)
+    module("nemo")
+    module("nemo.utils")
+    module("nemo.utils.exp_manager", exp_manager=lambda _, how: notes.add("loggers", how))
