@@ -180,6 +180,8 @@ class OptimConfig(Section):
     """The highest learning rate."""
     weight_decay: NotNegative = 0.1
     """Share of a weight taken off at each step, times the learning rate."""
+    decay_norms_and_biases: bool = False
+    """Whether weight decay takes norms and biases (tensors of one dimension), too, and not matrices only."""
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     """How much of the running means of gradient and squared gradient stays at each step."""
     eps: Positive = 1e-8

@@ -60,7 +60,10 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         super().__init__(
             model,
             arch,
-            Trainer(model, model_config, runtime, optimizer, objective),
+            Trainer(
+                *(model, model_config, runtime, optimizer, objective),
+                decay_norms_and_biases=config.optim.decay_norms_and_biases,
+            ),
             source,
             batch_size=config.global_batch_size,
             learning_rate=learning_rate,

@@ -122,7 +122,10 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
         super().__init__(
             model,
             arch,
-            PairTrainer(model, model.config, runtime, optimizer),
+            PairTrainer(
+                *(model, model.config, runtime, optimizer),
+                decay_norms_and_biases=config.optim.decay_norms_and_biases,
+            ),
             hugging_face_part(folder),
             batch_size=config.global_batch_size,
             learning_rate=learning_rate,

@@ -72,10 +72,17 @@ class BaseTrainer:
         config: the model's Megatron config; its `finalize_model_grads_func` is set here.
         runtime: this rank's place.
         optimizer_config: Megatron's; `use_distributed_optimizer` shards the state over replicas.
+        decay_norms_and_biases: whether weight decay takes these, too, and not matrices only.
     """
 
     def __init__(
-        self, model: GPTModel, config: TransformerConfig, runtime: Runtime, optimizer_config: OptimizerConfig
+        self,
+        model: GPTModel,
+        config: TransformerConfig,
+        runtime: Runtime,
+        optimizer_config: OptimizerConfig,
+        *,
+        decay_norms_and_biases: bool = False,
     ) -> None:
         self.runtime = runtime
         self.config = config
@@ -85,6 +92,7 @@ class BaseTrainer:
         )
         config.finalize_model_grads_func = _finalize
         self.ddp = DistributedDataParallel(config, ddp, model)
+        self._weight_decay, self._decays_all = optimizer_config.weight_decay, decay_norms_and_biases
         with runtime.cuda_stand_in():
             self.optimizer: MegatronOptimizer = get_megatron_optimizer(optimizer_config, [self.ddp])
 
@@ -97,6 +105,8 @@ class BaseTrainer:
         """Let the optimizer use the gradient that lies in the parameters; return its norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+            # Megatron marks 1-D tensors and biases with a factor of 0, which only its own scheduler reads.
+            group["weight_decay"] = self._weight_decay * (1.0 if self._decays_all else group["wd_mult"])
         with self.runtime.cuda_stand_in():
             _, grad_norm, _ = self.optimizer.step()
         return float(grad_norm)
@@ -159,7 +169,7 @@ class Trainer(BaseTrainer):
     negative log-likelihood; rows with a reference's have the KL term besides. All may share a batch.
 
     Args:
-        model, config, runtime, optimizer_config: as `BaseTrainer`.
+        model, config, runtime, optimizer_config, decay_norms_and_biases: as `BaseTrainer`.
         objective: its `clip` and `kl`. With `kl` 0 a reference is only measured.
     """
 
@@ -170,8 +180,12 @@ class Trainer(BaseTrainer):
         runtime: Runtime,
         optimizer_config: OptimizerConfig,
         objective: ObjectiveConfig = PLAIN,
+        *,
+        decay_norms_and_biases: bool = False,
     ) -> None:
-        super().__init__(model, config, runtime, optimizer_config)
+        super().__init__(
+            model, config, runtime, optimizer_config, decay_norms_and_biases=decay_norms_and_biases
+        )
         self.objective = objective
 
     def step(

@@ -174,6 +174,9 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
         step(trainer)
         found[f"two steps {label}"] = weights(trainer)
         resumed = new_trainer(folder, rt, distributed=distributed, sequence_parallel=sequence_parallel)
+        resumed.update(0.5 / resumed.optimizer.config.weight_decay)  # no gradient: weight decay alone
+        found[f"decayed {label}"] = weights(resumed)
+        resumed = new_trainer(folder, rt, distributed=distributed, sequence_parallel=sequence_parallel)
         assert checkpoint.load(saved, resumed, rt) == {"steps": 1}
         step(resumed)
         found[f"resumed {label}"] = weights(resumed)

@@ -95,6 +95,17 @@ def test_optimizer_steps_agree_across_layouts(
 
 
 @pytest.mark.parametrize("kind", ["ordinary", "distributed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_without_a_gradient_halves_matrices_and_leaves_norms_as_they_are(
+    results: dict[str, dict[str, Any]], hf_model: torch.nn.Module, layout: str, kind: str
+) -> None:
+    """The rate makes weight decay take half of what it takes from."""
+    start = dict(hf_model.named_parameters())
+    for name, weights in results[layout][f"decayed {kind}"].items():
+        assert torch.equal(weights, start[name] * (0.5 if start[name].dim() > 1 else 1.0)), name
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "distributed"])
 @pytest.mark.parametrize("layout", TWO)
 def test_a_checkpoint_of_another_layout_continues(
     results: dict[str, dict[str, Any]], layout: str, kind: str
