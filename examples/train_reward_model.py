@@ -15,7 +15,13 @@ import hydra
 from omegaconf import DictConfig
 
 from rs_aligner import build
-from rs_aligner.config import TrainRewardModelConfig, load_config, open_overrides
+from rs_aligner.config import (
+    TrainRewardModelConfig,
+    epoch_plan,
+    load_config,
+    num_epoch_steps,
+    open_overrides,
+)
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="train_reward_model")
@@ -34,14 +40,12 @@ def train(config: TrainRewardModelConfig) -> None:
     pairs = build.read_pairs(files.train, config, tokenizer, positions)
     validation = build.read_pairs(files.validation, config, tokenizer, positions)
 
-    from rs_aligner.epochs import num_epoch_steps
     from rs_aligner.preference import PreferenceTrainer
     from rs_aligner.run import Run
 
     steps = num_epoch_steps(config, len(pairs))
     if first:
-        size = config.model.global_batch_size
-        print(f"{len(pairs):,} pairs, at most {steps:,} steps of {size:,}", flush=True)
+        print(epoch_plan(config, len(pairs), len(validation)), flush=True)
     with build.reward_model_of(config, tokenizer, steps) as model:
         run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
         PreferenceTrainer(config, model, pairs, validation, run).fit()

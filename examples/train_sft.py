@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig
 
 from rs_aligner import build
-from rs_aligner.config import TrainSFTConfig, load_config, open_overrides
+from rs_aligner.config import TrainSFTConfig, epoch_plan, load_config, num_epoch_steps, open_overrides
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="train_sft")
@@ -35,7 +35,6 @@ def train(config: TrainSFTConfig) -> None:
     first = experiment.rank() == 0
     tokenizer, positions = build.read_tokenizer(config)
 
-    from rs_aligner.epochs import num_epoch_steps
     from rs_aligner.run import Run
     from rs_aligner.sft import SFTTrainer
 
@@ -44,9 +43,7 @@ def train(config: TrainSFTConfig) -> None:
     validation = build.read_prompts(files, config, tokenizer, longest)
     steps = num_epoch_steps(config, len(rows))
     if first:
-        print(
-            f"{len(rows):,} rows, at most {steps:,} steps of {config.model.global_batch_size:,}", flush=True
-        )
+        print(epoch_plan(config, len(rows), len(validation)), flush=True)
     with build.policy_of(config, tokenizer, steps) as policy:
         run = Run(config.exp_manager, is_writer=first, loggers=experiment.loggers(config.exp_manager))
         mine = judge if policy.runtime.is_source else None

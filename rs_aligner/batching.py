@@ -30,3 +30,8 @@ def even_batches(rows: Sequence[Row], most: int) -> list[Sequence[Row]]:
         batches.append(rows[start:end])
         start = end
     return batches
+
+
+def is_few(rows: int, most: int) -> bool:
+    """Whether an optimizer step on so many rows should be warned of: fewer than a tenth of a batch."""
+    return 0 < 10 * rows < most

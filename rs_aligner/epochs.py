@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from rs_aligner.config import TrainConfig
+from rs_aligner.config import TrainConfig, num_epoch_steps
 from rs_aligner.data import PromptSampler
 from rs_aligner.loop import Stats, is_due, out_of_time, resume, training_metrics
 from rs_aligner.run import Run
@@ -36,12 +36,6 @@ class Learner(Protocol[Row_contra]):
     def save(self, folder: Path, counters: dict[str, Any]) -> None: ...
     def load(self, folder: Path) -> dict[str, Any]: ...
     def export(self, folder: Path) -> None: ...
-
-
-def num_epoch_steps(config: TrainConfig, num_rows: int) -> int:
-    """Steps of the whole run: all epochs, or `max_steps` if that is less."""
-    steps = config.loop.max_epochs * -(-num_rows // config.model.global_batch_size)
-    return steps if config.loop.max_steps == -1 else min(steps, config.loop.max_steps)
 
 
 class EpochTrainer(Generic[Row]):

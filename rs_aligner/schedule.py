@@ -19,6 +19,8 @@ from typing import Protocol
 
 WARMUP_SHARE = 20  # an unset warm-up is the 20th part of the run
 MIN_LR_SHARE = 10  # an unset end is the 10th part of the highest rate
+NEAR = 0.9
+"""A rate of at least this share of `lr` counts as the asked one; a cosine has it in a fifth of its steps."""
 
 
 class Schedule(Protocol):
@@ -41,8 +43,7 @@ class RatePath:
     Attributes:
         steps: optimizer steps.
         first, highest, mean, last: rates.
-        near_lr: steps whose rate is at least 0.9 of `model.optim.lr`.
-        zero: steps whose rate is zero.
+        near_lr: steps whose rate is at least `NEAR` of `model.optim.lr`.
     """
 
     steps: int
@@ -51,7 +52,6 @@ class RatePath:
     mean: float
     last: float
     near_lr: int
-    zero: int
 
 
 def default_warmup(max_steps: int | None) -> int:
@@ -125,6 +125,5 @@ def rate_path(sched: Schedule, lr: float, num_steps: int) -> RatePath:
         highest=max(rates),
         mean=fmean(rates),
         last=rates[-1],
-        near_lr=sum(rate >= 0.9 * lr for rate in rates),
-        zero=rates.count(0.0),
+        near_lr=sum(rate >= NEAR * lr for rate in rates),
     )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from rs_aligner.batching import is_few
 from rs_aligner.collect import Collector
 from rs_aligner.config import TrainRSConfig, num_steps
 from rs_aligner.data import PromptSampler
@@ -73,6 +74,7 @@ class RSTrainer:
         self.learner = Learner(self.rs, policy, anchors)
         self.held_out = HeldOut(config, collector, validation)
         self.num_steps = num_steps(config, number)
+        self._said_few = False
         rs = self.rs
         self.chain = chain or build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
 
@@ -228,6 +230,14 @@ class RSTrainer:
         self.policy.export(self.run.final)
 
     def _say(self, metrics: dict[str, Any]) -> None:
+        few, most = metrics["rollouts/kept"], self.config.model.global_batch_size
+        if is_few(few, most) and not self._said_few:
+            self._said_few = True
+            _logger.warning(
+                "step %d kept %d rollouts, fewer than a tenth of model.global_batch_size = %d: an optimizer "
+                "step on few rows goes as far as one on many; lower it, or let a step keep more (said once)",
+                *(metrics["step"], few, most),
+            )
         mean, kept = (
             f"{metrics[key]:.4f}" if key in metrics else "none" for key in ("reward/mean", "reward/kept_mean")
         )

@@ -221,6 +221,7 @@ class FakeRun:
         watched: Callable[[Prompt, Rollout], Result] | None = None,
         scored: Sequence[Group] = (),
         params: dict[str, Any] | None = None,
+        batch: int = 4,
         **rs: Any,
     ) -> list[FakePolicy]:
         """Train; returns the replicas' policies.
@@ -247,14 +248,14 @@ class FakeRun:
                 "pretrained_checkpoint": {"restore_from_path": "unused"},
                 "remote_rm": remote_rm or {},
                 "model": {
-                    "global_batch_size": 4,
+                    "global_batch_size": batch,
                     "data": {"data_prefix": {"train": "unused"}},
                     "rs": {"num_rollout_samples": 4, "num_rollouts_per_prompt": 4, **rs},
                 },
             }
         )
         exchange = Exchange(replicas)
-        policies = [FakePolicy(self.events, 4, exchange, replica) for replica in range(replicas)]
+        policies = [FakePolicy(self.events, batch, exchange, replica) for replica in range(replicas)]
         errors = self.errors = []
 
         def fit(policy: FakePolicy) -> None:

@@ -92,6 +92,17 @@ def test_a_step_that_keeps_nothing_makes_no_optimizer_step_and_says_so(
     assert not {*TRAINED_KEYS, "reward/kept_mean"} & set(row)
 
 
+def test_a_step_on_fewer_rows_than_a_tenth_of_a_batch_is_told_of_once(
+    run: FakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", "rs_aligner"):
+        run.start(steps=3, batch=41)
+    assert caplog.text.count("kept 4 rollouts, fewer than a tenth of model.global_batch_size = 41") == 1
+    caplog.clear()
+    run.start(steps=6, batch=20)  # steps of 4 and of 2
+    assert "fewer than a tenth" not in caplog.text
+
+
 def test_min_reward_rejects_what_scores_below_it_and_the_ledger_says_why(run: FakeRun) -> None:
     run.start(lambda prompt, rollout: Score(float(rollout.index)), steps=1, top_n_rollouts=3, min_reward=2.0)
     for row in run.ledger.read(1):

@@ -16,6 +16,7 @@ from rs_aligner.config.common import (
     SamplingParams,
     SchedConfig,
 )
+from rs_aligner.config.epoch_plan import epoch_plan, num_epoch_steps
 from rs_aligner.config.generate import GenerateConfig
 from rs_aligner.config.load import load_config, open_overrides, register_resolvers
 from rs_aligner.config.objective import AnchorConfig, ObjectiveConfig, num_anchors
@@ -67,9 +68,11 @@ __all__ = [
     "TrainSFTConfig",
     "TrainerConfig",
     "UntilConfig",
+    "epoch_plan",
     "load_config",
     "model_positions",
     "num_anchors",
+    "num_epoch_steps",
     "num_optimizer_steps",
     "num_steps",
     "open_overrides",

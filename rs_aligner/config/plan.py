@@ -8,8 +8,10 @@ passes a bar; where it says "at most", everything passes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
-from rs_aligner.batching import even_batches
+from rs_aligner.batching import is_few
+from rs_aligner.config import plan_parts as parts
 from rs_aligner.config.chain import in_words
 from rs_aligner.config.objective import num_anchors
 from rs_aligner.config.schema import TrainRSConfig
@@ -57,24 +59,35 @@ def schedule_steps(config: TrainRSConfig, num_prompts: int, largest: int | None 
 
 def _of_each_step(config: TrainRSConfig, num_prompts: int, largest: int | None) -> list[int]:
     """Most optimizer steps of each step of the run."""
+    passes, most = config.model.rs.pool.passes, config.model.global_batch_size
+    return [passes * -(-rows // most) for rows in _rows_of_each_step(config, num_prompts, largest)]
+
+
+def _rows_of_each_step(config: TrainRSConfig, num_prompts: int, largest: int | None) -> list[int]:
+    """Most rows that each step of the run trains on in a pass."""
     rs = config.model.rs
     draws = draws_per_epoch(config, num_prompts)
     last = num_prompts - (draws - 1) * rs.num_rollout_samples  # the last draw of an epoch has what is left
 
-    def optimizer_steps(draw: int) -> int:
-        recent = range(draw, max(-1, draw - 1 - rs.pool.max_staleness), -1)
-        drawn = [last if one % draws == draws - 1 else rs.num_rollout_samples for one in recent]
-        return _optimizer_steps(config, rs.most_kept(drawn, num_prompts=num_prompts, largest=largest))
+    @cache
+    def rows(drawn: tuple[int, ...]) -> int:
+        return _rows(config, rs.most_kept(drawn, num_prompts=num_prompts, largest=largest))
 
-    steps = range(num_steps(config, num_prompts))
-    return [optimizer_steps(step // rs.pool.improve_steps) for step in steps]
+    def of_draw(draw: int) -> int:
+        recent = range(draw, max(-1, draw - 1 - rs.pool.max_staleness), -1)
+        return rows(tuple(last if one % draws == draws - 1 else rs.num_rollout_samples for one in recent))
+
+    return [of_draw(step // rs.pool.improve_steps) for step in range(num_steps(config, num_prompts))]
+
+
+def _rows(config: TrainRSConfig, kept: int) -> int:
+    """Rows of a pass over so many kept rollouts, with the supervised ones that are mixed in."""
+    return kept + num_anchors(kept, config.model.rs.objective.anchor.share)
 
 
 def _optimizer_steps(config: TrainRSConfig, kept: int) -> int:
     """Optimizer steps of a step that keeps so many rollouts: each pass cuts its rows into batches anew."""
-    rs = config.model.rs
-    rows = kept + num_anchors(kept, rs.objective.anchor.share)
-    return rs.pool.passes * -(-rows // config.model.global_batch_size)
+    return config.model.rs.pool.passes * -(-_rows(config, kept) // config.model.global_batch_size)
 
 
 def plan(
@@ -95,36 +108,67 @@ def plan(
         Lines without a trailing line break.
     """
     model, rs = config.model, config.model.rs
-    tp, pp, dp = (
-        model.tensor_model_parallel_size,
-        model.pipeline_model_parallel_size,
-        config.data_parallel_size,
-    )
     prompts = min(rs.num_rollout_samples, num_prompts or rs.num_rollout_samples)
     each = rs.num_rollouts_per_prompt
     drawn = [prompts] * (1 + rs.pool.max_staleness)
     kept = rs.most_kept(drawn, num_prompts=num_prompts, largest=largest)
-    optimizer_steps = _optimizer_steps(config, kept)
-    rows = kept + num_anchors(kept, rs.objective.anchor.share)
-    sizes = sorted({len(batch) for batch in even_batches(range(rows), model.global_batch_size)})
-    batches = f"{' or '.join(f'{size:,}' for size in sizes) or 'no'} rows"
+    batches = f"{parts.batch_sizes(_rows(config, kept), model.global_batch_size)} rows"
     if rs.pool.passes > 1:
         batches += f", in {rs.pool.passes:,} passes"
-    micro_batches = model.global_batch_size // (model.micro_batch_size * dp)
-    wave = rs.rollout_micro_batch_size or -(-prompts // dp)
-    lines = [
-        ("layout", f"{config.world_size} ranks = {dp} data x {tp} tensor x {pp} pipeline"),
-        ("prompts a step", f"{prompts:,}, decoded {wave:,} at a time on each data-parallel rank"),
-        ("rollouts a step", _rollouts(config, prompts, each)),
-        ("kept a step", f"at most {kept:,} ({_recipe(config)})"),
-        ("optimizer steps a step", f"at most {optimizer_steps:,}, of {batches}"),
-        ("micro-batches", f"{micro_batches:,} a rank and optimizer step, of {model.micro_batch_size:,} rows"),
-        ("steps in the run", _run_length(config, num_prompts)),
-        ("validation", _validation(config, num_val_prompts)),
-        *_special(config, kept, num_prompts, largest),
-    ]
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+    wave = rs.rollout_micro_batch_size or -(-prompts // config.data_parallel_size)
+    return parts.table(
+        [
+            parts.layout(config),
+            ("prompts a step", f"{prompts:,}, decoded {wave:,} at a time on each data-parallel rank"),
+            ("rollouts a step", _rollouts(config, prompts, each)),
+            ("kept a step", f"at most {kept:,} ({_recipe(config)})"),
+            ("optimizer steps a step", f"at most {_optimizer_steps(config, kept):,}, of {batches}"),
+            parts.micro_batches(config),
+            ("steps in the run", _run_length(config, num_prompts)),
+            *_rates(config, num_prompts, largest),
+            ("validation", _validation(config, num_val_prompts)),
+            *_special(config, kept, num_prompts, largest),
+            *_warnings(config, num_prompts, largest),
+        ]
+    )
+
+
+def _rates(config: TrainRSConfig, num_prompts: int | None, largest: int | None) -> Iterator[parts.Line]:
+    """The optimizer steps of the run and what the learning rate does meanwhile, if the prompts are known."""
+    if num_prompts is None:
+        return
+    yield "optimizer steps in all", f"at most {num_optimizer_steps(config, num_prompts, largest):,}"
+    planned = schedule_steps(config, num_prompts, largest)
+    if planned:
+        each = " of a cycle" if config.model.rs.pool.restart else ""
+        yield parts.learning_rate(config.model.optim, planned, each)
+
+
+def _warnings(config: TrainRSConfig, num_prompts: int | None, largest: int | None) -> Iterator[parts.Line]:
+    """A line for each choice under which a run of so many prompts hardly trains, or trains on chance."""
+    if num_prompts is None:
+        return
+    rs, most = config.model.rs, config.model.global_batch_size
+    restarts = rs.pool.restart and num_prompts > rs.num_rollout_samples
+    if restarts:
+        yield (
+            "warning",
+            "a restart forgets what was learnt of other prompts: "
+            f"model.rs.num_rollout_samples = {rs.num_rollout_samples:,} should be all {num_prompts:,}",
+        )
+    rows = [number for number in _rows_of_each_step(config, num_prompts, largest) if number]
+    if not rows:
+        return
+    if is_few(max(rows), most):
+        yield parts.few_rows(
+            f"model.global_batch_size = {most:,}", max(rows), most, "lower it, or keep more in a step"
+        )
+    elif is_few(min(rows), most):
+        draws = draws_per_epoch(config, num_prompts)
+        even = f"{-(-num_prompts // draws):,} would make the draws of an epoch equal"
+        key = f"model.rs.num_rollout_samples = {rs.num_rollout_samples:,}"
+        yield parts.few_rows(key, min(rows), most, even)
+    yield from parts.rate_warnings(config.model.optim, schedule_steps(config, num_prompts, largest))
 
 
 def _rollouts(config: TrainRSConfig, prompts: int, each: int) -> str:
@@ -144,7 +188,7 @@ def _rollouts(config: TrainRSConfig, prompts: int, each: int) -> str:
 
 def _special(
     config: TrainRSConfig, kept: int, num_prompts: int | None, largest: int | None
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[parts.Line]:
     """A row for each choice that not every run makes."""
     objective, pool = config.model.rs.objective, config.model.rs.pool
     anchor = objective.anchor
@@ -164,13 +208,6 @@ def _special(
             "restart",
             f"to the starting weights {often}; the learning rate begins again, for {steps:,} optimizer steps",
         )
-        drawn = config.model.rs.num_rollout_samples
-        if num_prompts is not None and num_prompts > drawn:
-            yield (
-                "warning",
-                "a restart forgets what was learnt of other prompts: "
-                f"model.rs.num_rollout_samples = {drawn:,} should be all {num_prompts:,}",
-            )
     if config.trainer.rs.patience is not None:
         number, figure = config.trainer.rs.patience, config.exp_manager.checkpoint_callback_params.figure
         checks = "1 validation" if number == 1 else f"{number} validations"
@@ -192,7 +229,7 @@ def _recipe(config: TrainRSConfig) -> str:
 
 def _run_length(config: TrainRSConfig, num_prompts: int | None) -> str:
     loop = config.trainer.rs
-    epochs = "1 epoch" if loop.max_epochs == 1 else f"{loop.max_epochs:,} epochs"
+    epochs = parts.epochs(config)
     if num_prompts is None:
         limit = "" if loop.max_steps == -1 else f", at most {loop.max_steps:,}"
         return f"{epochs} of the prompts{limit}"

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from rs_aligner.config import TrainRSConfig, load_config, num_optimizer_steps, num_steps, plan, schedule_steps
+from rs_aligner.config import (
+    TrainRewardModelConfig,
+    TrainRSConfig,
+    TrainSFTConfig,
+    epoch_plan,
+    load_config,
+    num_optimizer_steps,
+    num_steps,
+    plan,
+    schedule_steps,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -43,6 +53,11 @@ def test_the_numbers_of_a_step_and_of_the_run(config):
     assert facts["optimizer steps a step"] == "at most 16, of 62 or 63 rows"
     assert facts["micro-batches"] == "8 a rank and optimizer step, of 2 rows"
     assert facts["steps in the run"] == "9 (3 epochs, 3 steps for 1,200 prompts)"
+    assert facts["optimizer steps in all"] == "at most 117"  # 16, 16, and 7 for 200 prompts; three times
+    assert facts["learning rate"] == (
+        "first 1.29e-07, highest 9e-07, mean 4.96e-07, last 9.02e-08 "
+        "(CosineAnnealing over 117 optimizer steps)"
+    )
     assert facts["validation"].startswith("100 prompts, 400 rollouts; before the first step, every 10")
 
 
@@ -192,3 +207,83 @@ def test_a_line_for_each_choice_that_not_every_run_makes(small):
     assert "\nwatched judge           in this process; it " in plan(small(watched_rm=here))
     on_device = {"model.rs.objective.kl": 1, "model.rs.objective.offload_reference": False}
     assert plan(small(**on_device)).endswith("whose weights wait on the device")
+
+
+# What is senseless is warned of, in a line that names the key.
+
+
+def warnings(text: str) -> list[str]:
+    return [line.split("  ", 1)[1].strip() for line in text.splitlines() if line.startswith("warning")]
+
+
+def test_defaults_are_warned_of_at_no_length(small):
+    for prompts in (1, 8, 100, 2000):
+        assert warnings(plan(small(), num_prompts=prompts)) == []
+
+
+def test_nemos_schedule_in_a_short_run_is_warned_of_by_the_key_that_leaves_no_room_for_it(small):
+    nemo = {"warmup_steps": 10, "constant_steps": 1000, "min_lr": 9e-8}
+    config = small(**{"model.optim.sched": nemo, "model.optim.lr": 1e-5})
+    text = plan(config, num_prompts=500)
+    assert "\nlearning rate           first 0, highest 1e-05, mean 6.3e-07, last 9e-08 (Cosine" in text
+    assert warnings(text) == [
+        "model.optim.sched.constant_steps = 1,000: the rate is near model.optim.lr = 1e-05 (0.9 of it or "
+        "more) in only 2 of 100 optimizer steps; null fits the run's length",
+        "model.optim.sched.constant_steps = 1,000: the mean rate is 6.3% of model.optim.lr = 1e-05; "
+        "null fits the run's length",
+    ]
+    assert warnings(plan(config, num_prompts=50_000)) == []
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_of(small):
+    for name in ("constant", "CosineAnnealing"):
+        config = small(**{"model.optim.sched": {"name": name, "warmup_steps": 500}})
+        rarely, low = warnings(plan(config, num_prompts=500))
+        assert rarely.startswith(
+            "model.optim.sched.warmup_steps = 500: the rate is near model.optim.lr = 9e-07"
+        )
+        assert "in only 0 of 100 optimizer steps" in rarely
+        assert low.startswith("model.optim.sched.warmup_steps = 500: the mean rate is 10.1% of")
+
+
+def test_keys_that_only_together_leave_no_rate_are_both_named(small):
+    sched = {"warmup_steps": 200, "constant_steps": 200}
+    (rarely,) = warnings(plan(small(**{"model.optim.sched": sched}), num_prompts=500))
+    assert rarely.startswith("model.optim.sched = {constant_steps: 200, warmup_steps: 200}: the rate is near")
+
+
+def test_steps_on_few_rows_are_warned_of_by_what_makes_them_few(small):
+    all_few = small(**{"model.global_batch_size": 128})
+    assert warnings(plan(all_few, num_prompts=500)) == [
+        "model.global_batch_size = 128: an optimizer step on 10 rows at most, fewer than a tenth of it; "
+        "lower it, or keep more in a step"
+    ]
+    last_few = small(**{"model.global_batch_size": 64})
+    assert warnings(plan(last_few, num_prompts=30)) == []
+    assert warnings(plan(last_few, num_prompts=31)) == [
+        "model.rs.num_rollout_samples = 10: an optimizer step on 1 row at most, fewer than a tenth of "
+        "model.global_batch_size = 64; 8 would make the draws of an epoch equal"
+    ]
+    cut = small(**{"model.global_batch_size": 64, "trainer.rs.max_steps": 3})
+    assert warnings(plan(cut, num_prompts=31)) == []
+
+
+@pytest.mark.parametrize(("schema", "name"), [(TrainSFTConfig, "sft"), (TrainRewardModelConfig, "rm")])
+def test_trainings_that_pass_over_rows_have_a_plan_too(tree, schema, name):
+    what = {"sft": "rows", "rm": "pairs"}[name]
+    config = load_config(tree(**{f"trainer.{name}.max_epochs": 3}), schema)
+    facts = {line: text.strip() for line, text in rows(epoch_plan(config, 1000, 8)).items()}
+    assert facts["data"] == f"1,000 {what}, 3 epochs"
+    assert facts["optimizer steps"] == f"at most 48, of 62 or 63 {what}"
+    assert facts["micro-batches"] == "64 a rank and optimizer step, of 1 rows"
+    assert facts["learning rate"].startswith("first 2.25e-07, highest 9e-07, mean 5.01e-07, last 9.1")
+    assert facts["validation"].startswith({"sft": "none (there is no judge)", "rm": "8 pairs; before"}[name])
+    assert "warning" not in facts
+    nemo = {"warmup_steps": 10, "constant_steps": 1000}
+    few = load_config(tree(**{"model.optim.sched": nemo}), schema)
+    cause, *rates = warnings(epoch_plan(few, 6, 0))
+    assert cause == (
+        "model.global_batch_size = 64: an optimizer step on "
+        f"6 rows at most, fewer than a tenth of it; the data has 6 {what}"
+    )
+    assert [line.split(":")[0] for line in rates] == ["model.optim.sched = {constant_steps"] * 2
