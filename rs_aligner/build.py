@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rs_aligner.config import (
     GenerateConfig,
     RSConfig,
+    SamplingParams,
     TrainConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
@@ -78,7 +79,42 @@ def read_tokenizer(config: TrainConfig | GenerateConfig) -> tuple[Tokenizer, int
         "pretrained_checkpoint.restore_from_path",
         use="train_scoring" if isinstance(config, TrainRewardModelConfig) else "generate",
     )
+    _configure(config, tokenizer)
     return tokenizer, arch.max_positions
+
+
+def _configure(config: TrainConfig | GenerateConfig, tokenizer: Tokenizer) -> None:
+    """Tell the tokenizer what `model.data` says, and the user what of the config it does not know."""
+    from rs_aligner.generation.text import unknown_special
+
+    data = config.model.data
+    shown = getattr(data, "judge_special_tokens", False)  # the training of a reward model samples nothing
+    taught = config.model.rs.sampling_params.end_strings if isinstance(config, TrainRSConfig) else ()
+    tokenizer.configure(data.chat_template_kwargs, shown, taught)
+    for note in tokenizer.notes():
+        _logger.info(note)
+    for key, sampling in _samplings(config).items():
+        if unknown := unknown_special(tokenizer, sampling.end_strings):
+            _logger.warning(
+                "%s.end_strings: %s is no token of this tokenizer; it ends a response that spells it out",
+                *(key, ", ".join(unknown)),
+            )
+
+
+def _samplings(config: TrainConfig | GenerateConfig) -> dict[str, SamplingParams]:
+    """What is sampled with which end strings, by key; that of held-out prompts only if it has others."""
+    match config:
+        case TrainRSConfig():
+            rs = config.model.rs
+            found = {"model.rs.sampling_params": rs.sampling_params}
+            if rs.val_sampling_params.end_strings != rs.sampling_params.end_strings:
+                found["model.rs.val_sampling_params"] = rs.val_sampling_params
+            return found
+        case TrainSFTConfig():
+            return {"model.sft.sampling_params": config.model.sft.sampling_params}
+        case GenerateConfig():
+            return {"model.answers.sampling_params": config.model.answers.sampling_params}
+    return {}
 
 
 def read_prompts(

@@ -15,6 +15,9 @@ from rs_aligner.precision import Precision, rounded
 
 FinishReason = Literal["stop", "length"]
 
+PREFILLED = "prefilled"
+"""The key of a prompt's metadata with what its answer begins with already, at the end of the prompt."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -24,7 +27,8 @@ class Prompt:
         id: the row's own id, or `file:line`.
         text: the text as fed to the model (template or chat template applied).
         token_ids: the tokens as fed to the model, a leading begin token included.
-        metadata: the whole data row.
+        metadata: the whole data row; and under `PREFILLED` what the chat template, or the row's last message,
+            begins the answer with, if anything.
         position: the prompt's place in the epoch's order (part of the rollouts' seeds).
         row: the prompt's place in the set of prompts, the same in every epoch; -1 where it has none.
     """

@@ -13,28 +13,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rs_aligner.data import PromptSampler, load_prompts, load_sft_rows
+from tests.tiny import FakeTokenizer
 
 pytestmark = pytest.mark.timeout(60)
 
 BOS, EOS = 1, 2
 
 
-class Letters:
+class Letters(FakeTokenizer):
     """A token for each letter; `<s>` is the begin token's text."""
 
     def __init__(self, *, adds_bos: bool = True, bos_id: int | None = BOS) -> None:
         self.adds_bos, self.bos_id, self.eos_ids = adds_bos, bos_id, (EOS, 3)
 
-    def encode(self, text: str) -> list[int]:
-        ids = [BOS] if self.adds_bos else []
+    def encode(self, text: str, *, is_chat: bool = False, plain: Sequence[tuple[int, int]] = ()) -> list[int]:
+        ids = [BOS] if self.adds_bos and not is_chat and not text.startswith("<s>") else []
         for n, part in enumerate(text.split("<s>")):
             ids += ([BOS] if n else []) + [100 + ord(letter) for letter in part]
         return ids
 
-    def apply_chat_template(self, messages: Sequence[dict[str, Any]]) -> str:
+    def apply_chat_template(self, messages: Any, tools: Any = None, arguments: Any = None) -> tuple[str, str]:
         if messages[0]["role"] == "system":
             raise ValueError("this model knows no system message")
-        return "<s>" + "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]"
+        return "<s>" + "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]", ""
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -139,7 +140,14 @@ def test_nothing_to_use_is_an_error(write):
         ({"messages": "hi"}, "should be a list of at least one message"),
         ({"messages": ["hi"]}, "should have the texts 'role' and 'content', not 'hi'"),
         ({"messages": [{"role": "user", "content": None}]}, "should have the texts 'role' and 'content'"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "ends with the assistant's turn"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "a part of a message's content is 'image'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "tools": {"a": 1}},
+            "'tools' should be a list of JSON",
+        ),
         ({"messages": [{"role": "system", "content": "a"}]}, "cannot be applied (this model knows no system"),
     ],
 )
@@ -187,8 +195,8 @@ def test_supervised_rows_take_the_template_for_the_prompt(write):
 
 def test_a_response_whose_start_would_merge_into_the_prompt_is_tokenized_alone(write):
     class Merging(Letters):
-        def encode(self, text: str) -> list[int]:
-            return [BOS] + [ord(c) for c in text.replace("ab", "\N{LATIN SMALL LETTER AE}")]
+        def encode(self, text: str, *, is_chat: bool = False, plain: Any = ()) -> list[int]:
+            return [BOS][is_chat:] + [ord(c) for c in text.replace("ab", "\N{LATIN SMALL LETTER AE}")]
 
     (row,) = load_sft_rows([write({"prompt": "xa", "response": "bc"})], Merging(), max_length=9).rows
     assert row.prompt == (BOS, ord("x"), ord("a"))
@@ -226,14 +234,11 @@ def test_real_files_load_with_a_real_tokenizer(test_data):
 
     real = AutoTokenizer.from_pretrained(test_data / "stories260k")
 
-    class Real:
+    class Real(FakeTokenizer):
         bos_id, eos_ids = real.bos_token_id, (real.eos_token_id,)
 
-        def encode(self, text: str) -> list[int]:
-            return real.encode(text)
-
-        def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
-            raise ValueError("no chat template")
+        def encode(self, text: str, *, is_chat: bool = False, plain: Any = ()) -> list[int]:
+            return real.encode(text, add_special_tokens=not is_chat)
 
     stories = load_prompts(
         [str(test_data / "tinystories" / "prompts_validation.jsonl")], Real(), max_prompt_length=448

@@ -14,22 +14,23 @@ import torch
 from rs_aligner.data import load_pairs
 from rs_aligner.loss import bradley_terry
 from rs_aligner.rollout import PreferencePair
+from tests.tiny import FakeTokenizer
 
 pytestmark = pytest.mark.timeout(60)
 BOS, EOS = 256, 257
 
 
-class Bytes:
+class Bytes(FakeTokenizer):
     """A token for each byte, a begin token in front, and a chat template of two marks."""
 
     bos_id = BOS
     eos_ids = (EOS, 7)
 
-    def encode(self, text: str) -> list[int]:
-        return [BOS, *text.encode()]
+    def encode(self, text: str, *, is_chat: bool = False, plain: Any = ()) -> list[int]:
+        return [BOS, *text.encode()][is_chat:]
 
-    def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
-        return "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<a>"
+    def apply_chat_template(self, messages: Any, tools: Any = None, arguments: Any = None) -> tuple[str, str]:
+        return "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<a>", ""
 
 
 def write(folder: Path, *rows: Any) -> list[str]:

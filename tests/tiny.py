@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
 import transformers
+
+
+class FakeTokenizer:
+    """What a made-up tokenizer of the data tests need not say itself: no control tokens, one end token."""
+
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    control_tokens: tuple[str, ...] = ()
+
+    def encode(self, text: str, *, is_chat: bool = False, plain: Sequence[tuple[int, int]] = ()) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int], *, raw: bool = False) -> str:
+        return " ".join(map(str, ids))
+
+    def closing(self, is_chat: bool) -> tuple[int, ...]:
+        return self.eos_ids[:1]
+
+    def token(self, text: str) -> int | None:
+        return None
+
+    def apply_chat_template(self, messages: Any, tools: Any = None, arguments: Any = None) -> tuple[str, str]:
+        raise ValueError("no chat template")
+
+    def answer_in_template(self, messages: Any, tools: Any = None, arguments: Any = None) -> str:
+        raise ValueError("no chat template")
+
+    def chat_in(self, text: str) -> tuple[bool, bool, str]:
+        return False, False, ""
+
 
 SIZES = {
     "vocab_size": 96,

@@ -7,12 +7,13 @@ say something about one value; what relates several values stands in `check.py`.
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from rs_aligner.config.template import PromptTemplate
 
 FUNCTION = "path/to/file.py:name or package.module:name"
 """How a user's function is named."""
@@ -72,6 +73,15 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _tokens(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    tokens = _as_tuple(value)
+    if not isinstance(tokens, tuple | list) or not all(isinstance(token, str) and token for token in tokens):
+        raise ValueError("should be false, true, or a list of special tokens such as ['<think>', '</think>']")
+    return tuple(tokens)
+
+
 def _seconds(value: Any) -> Any:
     """Seconds of `DD:HH:MM:SS`, the format of NeMo's `max_time_per_run`."""
     if not isinstance(value, str):
@@ -104,28 +114,9 @@ def _precision(value: Any) -> Any:
     return _PRECISIONS[name]
 
 
-def template_keys(template: str) -> tuple[str, ...]:
-    """The row keys that a prompt template names.
-
-    Raises:
-        ValueError: the template cannot be read, names nothing, or uses a field without a name.
-    """
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise ValueError(
-            f"is not a Python format string ({error}): {{question}} is a key of the row, {{{{ a brace"
-        ) from None
-    if not names:
-        raise ValueError("names no key of the row, so all prompts would be equal; write e.g. {question}")
-    if any(not name or name.isdigit() or set(name) & set(".[") for name in names):
-        raise ValueError("should name whole keys of the row, e.g. {question}; not {}, {0}, {a.b} or {a[0]}")
-    return tuple(names)
-
-
 def _template(value: Any) -> Any:
     if isinstance(value, str):
-        template_keys(value)
+        PromptTemplate(value)
     return value
 
 
@@ -148,6 +139,8 @@ Beta = Annotated[float, _Number, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)]
 """A text or a list of texts, none of them empty."""
+JudgeSpecialTokens = Annotated[bool | tuple[Text, ...], BeforeValidator(_tokens)]
+"""False, true, or a list of tokens."""
 Template = Annotated[str, BeforeValidator(_template)]
 Precision = Annotated[Literal["auto", "bf16", "fp32"], BeforeValidator(_precision)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]

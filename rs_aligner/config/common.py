@@ -14,6 +14,7 @@ from rs_aligner.config.base import (
     Beta,
     Count,
     Fraction,
+    JudgeSpecialTokens,
     NotNegative,
     Positive,
     Precision,
@@ -203,17 +204,31 @@ class DataPrefix(Section):
     """Held-out prompts, never trained on: a path or a list of paths; empty for no validation."""
 
 
-class DataConfig(Section):
-    """What is read, and how a row becomes a prompt."""
+class ReadingConfig(Section):
+    """How a row becomes a prompt."""
 
-    data_prefix: DataPrefix
-    """The data files, e.g. "model.data.data_prefix={train: [a.jsonl], validation: [b.jsonl]}"."""
     seq_length: Count | None = None
     """A prompt of more tokens is left out and counted; null for what `max_length` leaves of the sequence."""
     prompt_template: Template | None = None
     """Makes the prompt, e.g. "Question: {question}\\nAnswer:"; null takes `text` or `messages`."""
     add_bos: bool | None = None
     """Whether a prompt starts with the begin token; null leaves it to the tokenizer and its chat template."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the chat template, such as {enable_thinking: false}; a row may have some of its own."""
+
+
+class DataConfig(ReadingConfig):
+    """What is read, and how a row becomes a prompt."""
+
+    data_prefix: DataPrefix
+    """The data files, e.g. "model.data.data_prefix={train: [a.jsonl], validation: [b.jsonl]}"."""
+
+
+class PolicyDataConfig(DataConfig):
+    """What is read, how a row becomes a prompt, and how a response becomes a text."""
+
+    judge_special_tokens: JudgeSpecialTokens = False
+    """Special tokens that a response's text shows to the judge: false for none, true for all, or a list."""
 
 
 class ModelBase(Section):
@@ -246,6 +261,7 @@ class ModelBase(Section):
 class PolicyModelBase(ModelBase):
     """The policy, which learns the responses of rows."""
 
+    data: PolicyDataConfig
     loss_normalization: Literal["sequence", "token"] = "sequence"
     """What counts the same in a batch: every response, or every token of a response."""
 

@@ -9,27 +9,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from rs_aligner.config.base import Count, Section, Size, Template, Text, Texts, problem
-from rs_aligner.config.common import LengthParams, PretrainedCheckpoint, SamplingParams, TrainerBase
+from rs_aligner.config.base import Count, JudgeSpecialTokens, Section, Size, Text, Texts, problem
+from rs_aligner.config.common import (
+    LengthParams,
+    PretrainedCheckpoint,
+    ReadingConfig,
+    SamplingParams,
+    TrainerBase,
+)
 from rs_aligner.config.remote import RemoteRMConfig
 from rs_aligner.config.rs import GenerationConfig
 
 Choice = Literal["first", "best", "majority", "weighted"]
 
 
-class GenerateDataConfig(Section):
-    """What is read, and how a row becomes a prompt."""
+class GenerateDataConfig(ReadingConfig):
+    """What is read, how a row becomes a prompt, and how a response becomes a text."""
 
     files: Texts
     """Prompt files, JSON Lines: a path or a list of paths."""
     num_prompts: Count | None = None
     """The first so many prompts; null for all."""
-    seq_length: Count | None = None
-    """A prompt of more tokens is left out and counted; null for what `max_length` leaves of the sequence."""
-    prompt_template: Template | None = None
-    """Makes the prompt, e.g. "Question: {question}\\nAnswer:"; null takes `text` or `messages`."""
-    add_bos: bool | None = None
-    """Whether a prompt starts with the begin token; null leaves it to the tokenizer and its chat template."""
+    judge_special_tokens: JudgeSpecialTokens = False
+    """Special tokens that an answer's text has, in the file and for the judge: false, true, or a list."""
     answer_key: Text = "answer"
     """The key of a row's right answer, by which accuracies are counted where rows have it."""
 

@@ -15,13 +15,13 @@ from pydantic import Field, field_validator
 
 from rs_aligner.config.base import Count, Port, Positive, Real, Section, Size, Text
 from rs_aligner.config.common import (
-    DataConfig,
     ExpManagerBase,
     ExpManagerConfig,
     JudgeConfig,
     LengthParams,
     LoopConfig,
     ModelBase,
+    PolicyDataConfig,
     PolicyModelBase,
     PretrainedCheckpoint,
     SamplingParams,
@@ -155,7 +155,7 @@ class SFTConfig(Section):
 class SFTModelConfig(PolicyModelBase):
     """The policy and its supervised training."""
 
-    data: DataConfig
+    data: PolicyDataConfig
     """Train rows are {"prompt", "response"} or chats; validation rows are prompts, as for `train_rs`."""
     sft: SFTConfig = SFTConfig()
 

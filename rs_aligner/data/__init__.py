@@ -5,7 +5,7 @@ Left out on purpose: index files, packing and streaming; the prompts of a run fi
 
 from rs_aligner.data.pairs import PairSet, load_pairs
 from rs_aligner.data.prompts import PromptSet, load_prompts
-from rs_aligner.data.rows import Tokenizer
+from rs_aligner.data.reading import Tokenizer
 from rs_aligner.data.sampler import Draw, PromptSampler
 from rs_aligner.data.scored import load_scored
 from rs_aligner.data.sft import SFTSet, load_sft_rows

@@ -6,16 +6,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rs_aligner.data.rows import (
-    Tokenizer,
-    account,
-    check_text,
-    prompt_text,
-    read_rows,
-    shown_keys,
-    tokenize,
-    tokenize_response,
-)
+from rs_aligner.data.reading import RowReader, Tokenizer
+from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
 from rs_aligner.rollout import PreferencePair
 
 _logger = logging.getLogger("rs_aligner")
@@ -47,7 +39,7 @@ def load_pairs(
 
     Args:
         files: JSON Lines files.
-        tokenizer: turns texts into tokens; its first end token closes every answer.
+        tokenizer: turns texts into tokens, and says what closes an answer.
         template: a format string over a row's keys for the prompt; None for `prompt` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
         max_length: most tokens of prompt and answer together.
@@ -58,24 +50,24 @@ def load_pairs(
     """
     pairs: list[PreferencePair] = []
     num_too_long = num_ties = 0
+    reader = RowReader(tokenizer, template, add_bos)
     for where, row in read_rows(files):
         for key in ("chosen", "rejected"):
             if key not in row:
                 raise ValueError(f"{where}: has no {key!r} but {shown_keys(row)}")
             check_text(where, repr(key), row[key])
-        text, is_chat = prompt_text(where, row, tokenizer, template, "prompt")
-        prompt_ids = tokenize(where, text, tokenizer, is_chat, add_bos)
+        prompt = reader.prompt(where, row, "prompt")
         chosen, rejected = (
-            prompt_ids + tokenize_response(where, text, prompt_ids, row[key], tokenizer, is_chat, add_bos)
-            for key in ("chosen", "rejected")
+            prompt.token_ids + reader.response(where, prompt, row[key]) for key in ("chosen", "rejected")
         )
         pair = PreferencePair(chosen, rejected)
         if chosen == rejected:
             num_ties += 1
-        elif len(pair) > max_length or len(prompt_ids) > (max_prompt_length or max_length):
+        elif len(pair) > max_length or len(prompt.token_ids) > (max_prompt_length or max_length):
             num_too_long += 1
         else:
             pairs.append(pair)
+    reader.tell()
     names = ", ".join(files)
     if num_ties and not pairs and not num_too_long:
         raise ValueError(f"{names}: no pairs to use (in all {num_ties}, chosen and rejected are the same)")

@@ -1,7 +1,8 @@
 """Prompt files: `{"text": ...}`, a chat `{"messages": [...]}`, or any row with a template over its keys.
 
-The whole row travels on as metadata, for the judge. A prompt that is too long is counted and left
-out, never cut and never replaced.
+The whole row travels on as metadata, for the judge, with what the chat template begins the answer with, if
+anything, under the key `prefilled`. A prompt that is too long is counted and left out, never cut and never
+replaced.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rs_aligner.data.rows import Tokenizer, account, prompt_text, read_rows, tokenize
+from rs_aligner.data.reading import RowReader, Tokenizer
+from rs_aligner.data.rows import account, read_rows
 from rs_aligner.rollout import Prompt
 
 
@@ -53,13 +55,17 @@ def load_prompts(
     """
     prompts: list[Prompt] = []
     num_too_long = 0
+    reader = RowReader(tokenizer, template, add_bos)
     for where, row in read_rows(files):
-        text, is_chat = prompt_text(where, row, tokenizer, template, "text")
-        ids = tokenize(where, text, tokenizer, is_chat, add_bos)
-        if len(ids) > max_prompt_length:
+        read = reader.prompt(where, row, "text")
+        if len(read.token_ids) > max_prompt_length:
             num_too_long += 1
             continue
-        prompts.append(Prompt(row_id(where, row), text, ids, metadata=row, position=len(prompts)))
+        told = reader.metadata(where, row, read)
+        prompts.append(
+            Prompt(row_id(where, row), read.text, read.token_ids, metadata=told, position=len(prompts))
+        )
+    reader.tell()
     account(files, "prompts", len(prompts), num_too_long, max_prompt_length)
     return PromptSet(tuple(prompts), num_too_long)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner.data.prompts import row_id
-from rs_aligner.data.rows import Tokenizer, account, prompt_text, read_rows, tokenize, tokenize_response
+from rs_aligner.data.reading import RowReader, Tokenizer
+from rs_aligner.data.rows import account, read_rows
 from rs_aligner.ledger import Ledger, groups_of
 from rs_aligner.precision import PRECISIONS
 from rs_aligner.rollout import FinishReason, Group, Prompt, Rollout, Score, ScoreFailure
@@ -37,7 +38,7 @@ def load_scored(
 
     Args:
         sources: JSON Lines files, or `rollouts/` folders of runs.
-        tokenizer: turns texts into tokens; its first end token closes the responses of a file.
+        tokenizer: turns texts into tokens, and says what closes the responses of a file.
         template: a format string over a row's keys for the prompt; None for `text` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
         max_length: rollouts of more tokens than this, prompt and response together, are left out.
@@ -50,12 +51,10 @@ def load_scored(
     """
     groups: list[Group] = []
     num_rollouts = num_too_long = 0
+    reader = RowReader(tokenizer, template, add_bos)
     for source in sources:
-        found = (
-            _from_ledger(Path(source), tokenizer)
-            if Path(source).is_dir()
-            else _from_file(source, tokenizer, template, add_bos)
-        )
+        is_ledger = Path(source).is_dir()
+        found = _from_ledger(Path(source), tokenizer) if is_ledger else _from_file(source, reader)
         for group in found:
             room = max_length - len(group.prompt.token_ids)
             fits = [len(rollout.token_ids) <= room for rollout in group.rollouts]
@@ -71,6 +70,7 @@ def load_scored(
             if places:
                 rollouts = [group.rollouts[place] for place in places]
                 groups.append(Group(prompt, rollouts, [group.scores[place] for place in places]))
+    reader.tell()
     account(sources, "rollouts", num_rollouts, num_too_long, max_length)
     return tuple(groups)
 
@@ -89,31 +89,29 @@ def _check_tokenizer(folder: Path, step: int, prompt: Prompt, tokenizer: Tokeniz
     """Refuses tokens that this tokenizer would not have made of the same prompt, begin token or not."""
     bos = tokenizer.bos_id
     made, recorded = list(tokenizer.encode(prompt.text)), list(prompt.token_ids)
-    if [i for i in made if i != bos] != [i for i in recorded if i != bos]:
+    made, recorded = ([i for i in ids if i != bos] for ids in (made, recorded))
+    # Control tokens that a user spelled out are plain text in the prompt: the same text, but other tokens.
+    if made != recorded and tokenizer.decode(made, raw=True) != tokenizer.decode(recorded, raw=True):
         raise ValueError(
             f"{folder}, step {step}: the tokens of prompt {prompt.id} are not those of this policy's "
             "tokenizer; the ledger is of a run with another one"
         )
 
 
-def _from_file(
-    name: str, tokenizer: Tokenizer, template: str | None, add_bos: bool | None
-) -> Iterator[Group]:
+def _from_file(name: str, reader: RowReader) -> Iterator[Group]:
     for where, row in read_rows([name]):
-        answers = _answers(where, row, tokenizer)
+        answers = _answers(where, row, reader.tokenizer)
         precision = row.get("reward_dtype", "float64")
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ValueError(f"{where}: 'reward_dtype' is {precision!r}; known are {known}")
         prompt_row = {key: value for key, value in row.items() if key not in _ANSWERS}
-        text, is_chat = prompt_text(where, prompt_row, tokenizer, template, "text")
-        is_chat = is_chat or _brings_its_begin(text, tokenizer)
-        ids = tokenize(where, text, tokenizer, is_chat, add_bos)
+        prompt = reader.prompt(where, prompt_row, "text")
         rollouts = []
         for index, (response, _, finish_reason) in enumerate(answers):
-            tokens = tokenize_response(where, text, ids, response, tokenizer, is_chat, add_bos)
-            if finish_reason == "length" and len(tokens) > 1:
-                tokens = tokens[:-1]
+            # A cut answer that is empty is its end token: a row without any token cannot be learnt.
+            is_closed = finish_reason == "stop" or not response
+            tokens = reader.response(where, prompt, response, is_closed=is_closed)
             rollouts.append(Rollout(0, index, tokens, response, finish_reason))
         scores = [
             ScoreFailure("no reward in the file")
@@ -121,13 +119,9 @@ def _from_file(
             else Score(float(reward), precision=precision)
             for _, reward, _ in answers
         ]
-        yield Group(Prompt(row_id(where, row), text, ids, metadata=prompt_row), rollouts, list(scores))
-
-
-def _brings_its_begin(text: str, tokenizer: Tokenizer) -> bool:
-    """Whether a text has its begin token inside, as a chat has once its template was applied."""
-    bos = tokenizer.bos_id
-    return bos is not None and tokenizer.encode(text)[:2] == [bos, bos]
+        told = reader.metadata(where, prompt_row, prompt)
+        made = Prompt(row_id(where, row), prompt.text, prompt.token_ids, metadata=told)
+        yield Group(made, rollouts, list(scores))
 
 
 def _answers(

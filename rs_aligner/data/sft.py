@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rs_aligner.data.rows import (
-    Tokenizer,
-    account,
-    check_messages,
-    check_text,
-    prompt_text,
-    read_rows,
-    shown_keys,
-    tokenize,
-    tokenize_response,
-)
+from rs_aligner.data.chats import check_messages
+from rs_aligner.data.reading import RowReader, Tokenizer
+from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
 from rs_aligner.rollout import TrainingRow
 
 
@@ -44,7 +36,7 @@ def load_sft_rows(
 
     Args:
         files: JSON Lines files.
-        tokenizer: turns texts into tokens; its first end token closes every response.
+        tokenizer: turns texts into tokens, and says what closes a response.
         template: a format string over a row's keys for the prompt; None for `prompt` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
         max_length: rows of more tokens than this, prompt and response together, are left out.
@@ -55,26 +47,29 @@ def load_sft_rows(
     """
     rows: list[TrainingRow] = []
     num_too_long = 0
+    reader = RowReader(tokenizer, template, add_bos)
     for where, row in read_rows(files):
-        prompt_row, response = _split_response(where, row, template)
-        text, is_chat = prompt_text(where, prompt_row, tokenizer, template, "prompt")
-        prompt_ids = tokenize(where, text, tokenizer, is_chat, add_bos)
-        response_ids = tokenize_response(where, text, prompt_ids, response, tokenizer, is_chat, add_bos)
+        prompt_row, response = _split_response(where, row, reader, template is not None)
+        prompt = reader.prompt(where, prompt_row, "prompt")
+        prompt_ids, response_ids = prompt.token_ids, reader.response(where, prompt, response)
         is_too_long = max_prompt_length is not None and len(prompt_ids) > max_prompt_length
         if is_too_long or len(prompt_ids) + len(response_ids) > max_length:
             num_too_long += 1
         else:
             rows.append(TrainingRow(prompt_ids, response_ids))
+    reader.tell()
     account(files, "rows", len(rows), num_too_long, max_length)
     return SFTSet(tuple(rows), num_too_long)
 
 
-def _split_response(where: str, row: dict[str, Any], template: str | None) -> tuple[dict[str, Any], str]:
-    if "messages" not in row or template is not None:
+def _split_response(
+    where: str, row: dict[str, Any], reader: RowReader, has_template: bool
+) -> tuple[dict[str, Any], str]:
+    if "messages" not in row or has_template:
         if "response" not in row:
             raise ValueError(f"{where}: has no 'response' but {shown_keys(row)}")
         return row, check_text(where, "'response'", row["response"])
     messages = check_messages(where, row["messages"])
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise ValueError(f"{where}: should end with the assistant's answer to a message before it")
-    return {**row, "messages": messages[:-1]}, check_text(where, "the answer", messages[-1]["content"])
+    return {**row, "messages": messages[:-1]}, reader.answer(where, row, messages)

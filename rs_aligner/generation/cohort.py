@@ -11,7 +11,7 @@ from rs_aligner.generation.cache import CohortCache
 from rs_aligner.generation.network import Network
 from rs_aligner.generation.rows import Ended, RolloutRow
 from rs_aligner.generation.sampling import Controls, choose, penalize, uniforms
-from rs_aligner.generation.text import EndStrings, Tokenizer
+from rs_aligner.generation.text import EndStrings
 from rs_aligner.rollout import FinishReason
 
 PACK_BELOW = 0.875  # a cohort is packed when a smaller share of its rows is still alive
@@ -29,7 +29,6 @@ class Cohort:
     def __init__(
         self,
         network: Network,
-        tokenizer: Tokenizer,
         end_strings: EndStrings,
         controls: Controls,
         allowed: AllowedTokens,
@@ -48,7 +47,7 @@ class Cohort:
         self.alive = torch.ones(len(rows), dtype=torch.bool)
         self.seeds = [row.seed for row in rows]
         self.limits = torch.tensor([row.limit for row in rows])
-        self.eos = torch.tensor(tokenizer.eos_ids, dtype=torch.long, device=device)
+        self.eos = torch.tensor(end_strings.eos_ids, dtype=torch.long, device=device)
         self.seen = self._seen() if self.controls.repetition_penalty != 1.0 else None
 
     @property

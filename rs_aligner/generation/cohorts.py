@@ -35,11 +35,11 @@ class CohortWave:
         controls: Controls,
         kv_cache_bytes: int | None,
     ) -> None:
-        self.network, self.tokenizer, self.controls = network, tokenizer, controls
-        self.allowed = AllowedTokens(
-            network.arch.vocab_size, tokenizer.eos_ids, controls.min_length, network.allowed
-        )
+        self.network, self.controls = network, controls
         self.end_strings = EndStrings(tokenizer, controls.end_strings)
+        self.allowed = AllowedTokens(
+            network.arch.vocab_size, self.end_strings.eos_ids, controls.min_length, network.allowed
+        )
         self.waiting = rows
         self.cohorts: list[Cohort] = []
         self.longest = max(len(row.prompt.token_ids) for row in rows)
@@ -93,7 +93,7 @@ class CohortWave:
         cohort_cache = CohortCache(cache, counts, max(row.limit for row in rows))
         self.cohorts.append(
             Cohort(
-                *(self.network, self.tokenizer, self.end_strings, self.controls, self.allowed),
+                *(self.network, self.end_strings, self.controls, self.allowed),
                 *(rows, logits, cohort_cache),
             )
         )

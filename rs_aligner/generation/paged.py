@@ -100,8 +100,9 @@ class PagedWave:
     ) -> None:
         self.network, self.controls, self.waiting = network, controls, rows
         vocab_size = network.arch.vocab_size
-        allowed = AllowedTokens(vocab_size, tokenizer.eos_ids, controls.min_length, network.allowed)
         self.end_strings = EndStrings(tokenizer, controls.end_strings)
+        ends = self.end_strings.eos_ids
+        allowed = AllowedTokens(vocab_size, ends, controls.min_length, network.allowed)
         self.prompts: dict[int, _PromptPages] = {}
         prompts = {row.group: row.prompt for row in rows}
         self.rollouts = Counter(row.group for row in rows)
@@ -123,7 +124,7 @@ class PagedWave:
         self.session = Session(network, rows_at_once, logits_at_once, num_pages, self.max_pages)
         self.pool = self.session.pool
         self.is_end = np.zeros(vocab_size, dtype=bool)
-        self.is_end[list(tokenizer.eos_ids)] = True
+        self.is_end[list(ends)] = True
         self.chooser = Chooser(self.session, controls, allowed)
         self.alive = self._join([])
         self.batch: TokenBatch | None = None  # of those alive, until they change

@@ -21,7 +21,7 @@ from rs_aligner.generation.network import Network
 from rs_aligner.generation.paged import PagedWave
 from rs_aligner.generation.rows import RolloutRow
 from rs_aligner.generation.sampling import Controls, derive_seed
-from rs_aligner.generation.text import Tokenizer, response_text
+from rs_aligner.generation.text import Tokenizer
 from rs_aligner.policy.architecture import Architecture
 from rs_aligner.policy.runtime import Runtime
 from rs_aligner.rollout import Prompt, Rollout
@@ -126,9 +126,7 @@ def generate(
                 group=row.group,
                 index=row.index,
                 token_ids=tuple(tokens),
-                text=response_text(
-                    tokenizer, row.prompt.token_ids, tokens, controls.end_strings if reason == "stop" else ()
-                ),
+                text=wave.end_strings.text(row.prompt.token_ids, tokens, has_ended=reason == "stop"),
                 finish_reason=reason,
                 policy_version=policy_version,
                 seed=row.seed,

@@ -220,7 +220,8 @@ def copy_all_but_weights(
 ) -> None:
     """Copy config, tokenizer and chat template of a Hugging Face folder, with changes to the config.
 
-    The config names `dtype` as the weights' type, under the key or keys that it had for it.
+    The config names `dtype` as the weights' type, under the key or keys that it had for it. An `eos_token_id`
+    among the changes goes into `generation_config.json`, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
@@ -232,6 +233,16 @@ def copy_all_but_weights(
     changed = {**config, **dict.fromkeys(keys, _name(dtype)), **(changes or {})}
     if changed != config:
         (folder / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
+    if "eos_token_id" in (changes or {}):
+        _name_end_tokens(folder, changed)
+
+
+def _name_end_tokens(folder: Path, config: Mapping[str, Any]) -> None:
+    """Give the end tokens of a config.json to generation_config.json, which is what engines stop by."""
+    path = folder / "generation_config.json"
+    known = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
+    made = json.loads(path.read_text()) if path.is_file() else known
+    path.write_text(json.dumps({**made, "eos_token_id": config["eos_token_id"]}, indent=2) + "\n")
 
 
 def gather_tensors(

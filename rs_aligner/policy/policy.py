@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from rs_aligner.config.common import LengthParams, PolicyModelBase, SamplingParams
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.generation.waves import generate, new_network
@@ -67,9 +69,11 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             source,
             batch_size=config.global_batch_size,
             learning_rate=learning_rate,
+            changes=tokenizer.end_token_changes,
         )
         self.config, self.tokenizer, self.kv_cache_bytes = config, tokenizer, kv_cache_bytes
-        self.network = new_network(model, arch, runtime, compiled=compiled_decoder)
+        allowed = torch.from_numpy(tokenizer.known_ids(arch.vocab_size))
+        self.network = new_network(model, arch, runtime, compiled=compiled_decoder, allowed=allowed)
         # Taken now, before a checkpoint is loaded: a continued run has the same start.
         self._start = StartingWeights(self.trainer, objective.offload_reference) if keep_start else None
 

@@ -8,7 +8,7 @@ started from with its head. Left out on purpose: regression to given scores, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -70,20 +70,26 @@ def load_reward_model(
     return model, arch
 
 
-def config_changes(arch: Architecture, tokenizer: Tokenizer, add_bos: bool | None = None) -> dict[str, Any]:
+def config_changes(
+    arch: Architecture,
+    tokenizer: Tokenizer,
+    add_bos: bool | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What makes the `config.json` of a policy that of its reward model, and how texts are to be scored.
 
     `transformers` reads the head at the last token that is not padding, so the token that pads must not be
     one that ends a text. Where a tokenizer has no other, the begin token pads (it stands at the front only);
     where there is none either, nothing does, and `transformers` scores one text at a time.
     """
+    reading = {"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}
     return {
         "architectures": [f"{_CLASSES[arch.family]}ForSequenceClassification"],
         "id2label": {"0": "reward"},
         "label2id": {"reward": 0},
         "tie_word_embeddings": False,
         "pad_token_id": tokenizer.pad_id,
-        SETTINGS: {"add_bos": add_bos},
+        SETTINGS: {"add_bos": add_bos, **reading},
     }
 
 
@@ -129,7 +135,7 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
             hugging_face_part(folder),
             batch_size=config.global_batch_size,
             learning_rate=learning_rate,
-            changes=config_changes(arch, tokenizer, config.data.add_bos),
+            changes=config_changes(arch, tokenizer, config.data.add_bos, config.data.chat_template_kwargs),
         )
         self.micro_batch_size = config.micro_batch_size
         self.score = SequenceScorer(self.trainer.ddp, runtime, 2 * config.micro_batch_size)

@@ -94,7 +94,10 @@ class Sampler:
         loaded.model.eval()
         self.runtime, self.tokenizer, self.seed = runtime, tokenizer, seed
         self.kv_cache_bytes = kv_cache_bytes
-        self.network = new_network(loaded.model, loaded.arch, runtime, compiled=compiled_decoder)
+        allowed = torch.from_numpy(tokenizer.known_ids(loaded.arch.vocab_size))
+        self.network = new_network(
+            loaded.model, loaded.arch, runtime, compiled=compiled_decoder, allowed=allowed
+        )
 
     def generate(
         self,

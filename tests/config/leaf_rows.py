@@ -111,6 +111,7 @@ ON_TWO_RANKS: dict[str, Any] = {"given": {"/trainer.devices": 2}, "ranks": 2}
 LAYOUT: Rows = shown_by(
     "ranks", {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}, **ON_TWO_RANKS
 )
+CHATS: Rows = {"chat_template_kwargs": Row({"mood": "sad"}, "error")}  # the template of the world reads none
 TRAINED: Rows = {
     **LAYOUT,
     **shown_by("batches", {"micro_batch_size": 2, "global_batch_size": 3}),
@@ -120,7 +121,7 @@ TRAINED: Rows = {
     ),
     **shown_by("error", {"precision": "bf16"}),  # another name of trainer.precision, and has to agree
     **under("optim", OPTIM),
-    **under("data", shown_by("rows", {"seq_length": 10, "prompt_template": "Q{n}:", "add_bos": True})),
+    **under("data", shown_by("rows", {"seq_length": 10, "prompt_template": "Q{n}:", "add_bos": True}), CHATS),
 }
 SAMPLING: Rows = {
     "use_greedy": Row(True, "controls"),

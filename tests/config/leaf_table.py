@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.config.leaf_rows import (
+    CHATS,
     EXP_MANAGER,
     GENERATION,
     LAYOUT,
@@ -76,6 +77,7 @@ TRAIN_RS: Rows = {
     "pretrained_checkpoint.restore_from_path": Row("@/other_policy", "model"),
     **under("model", TRAINED),
     "model.loss_normalization": Row("token", "batches"),
+    "model.data.judge_special_tokens": Row(True, "shown"),
     f"{_PREFIX}.train": Row("@/more.jsonl", "rows"),
     f"{_PREFIX}.validation": Row("@/more.jsonl", "sampled"),
     **under(
@@ -195,6 +197,7 @@ TRAIN_SFT: Rows = {
     "pretrained_checkpoint.restore_from_path": Row("@/other_policy", "model"),
     **under("model", TRAINED),
     "model.loss_normalization": Row("token", "batches"),
+    "model.data.judge_special_tokens": Row(True, "shown"),
     f"{_PREFIX}.train": Row("@/more_sft.jsonl", "rows"),
     f"{_PREFIX}.validation": Row("@/more.jsonl", "sampled"),
     "model.sft.num_val_samples": Row(2, "sampled"),
@@ -236,6 +239,7 @@ GENERATE_BASE = {
 }
 GENERATE: Rows = {
     **under("trainer", TRAINER),
+    **under("model.data", CHATS, {"judge_special_tokens": Row(True, "shown")}),
     **under("remote_rm", remote_judge("answers")),
     "remote_rm.max_failed_fraction": Row(0.1, "error", {"model.data.files": "@/failing.jsonl"}),
     "pretrained_checkpoint.restore_from_path": Row("@/other_policy", "model"),

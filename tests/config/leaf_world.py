@@ -240,7 +240,7 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         notes.add("optimizer", config, args, how)
         return SimpleNamespace(param_groups=[], config=config)
 
-    def network(*_: Any, compiled: bool = True) -> None:
+    def network(*_: Any, compiled: bool = True, allowed: Any = None) -> None:
         notes.add("decoder", compiled)
 
     for module in (policy, sampler):
@@ -322,6 +322,7 @@ def _generate(
     """Answers that depend on what a rollout's seed comes from, and on the weights."""
     asked = [(prompt.id, prompt.token_ids) for _, prompt in prompts]
     notes.add("sampled", step, seed, first_index, num_rollouts, asked, how)
+    notes.add("shown", tokenizer.decode([tokenizer.bos_id]))
     notes.add("controls" if step else "held-out controls", controls)
     for group, prompt in prompts:
         for index in range(first_index, first_index + num_rollouts):

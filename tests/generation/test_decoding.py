@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,31 @@ def test_an_end_string_ends_real_stories_behind_their_first_sentence(
         assert said.startswith(rollout.text)
         assert said[len(rollout.text) :].startswith((". ", "!"))
         assert not any(end in text for end in (". ", "!") for text in (rollout.text, before))
+
+
+def test_an_end_string_that_is_a_token_ends_rollouts_on_kernels_and_on_torch(network: AnyNetwork) -> None:
+    class Named(NoText):
+        """Writes one of the tokens that come as `<x>`."""
+
+        def __init__(self, name: int) -> None:
+            self.name = name
+
+        def token(self, text: str) -> int | None:
+            return self.name if text == "<x>" else None
+
+        def continuation(self, prompt: Sequence[int], response: Sequence[int], *, raw: bool = False) -> str:
+            return "".join("<x>" if i == self.name else f" {i}" for i in response)
+
+    usual = decode(network, prompts())
+    name = next(rollout.token_ids[4] for rollout in usual if len(rollout.token_ids) > 5)
+    controls = Controls(**{**asdict(SAMPLED), "end_strings": ("<x>",)})
+    ended = generate(network, Named(name), prompts(), 4, controls, seed=1, step=1)
+    found = {(rollout.group, rollout.index): rollout for rollout in ended}
+    for rollout in usual:
+        # Its token is not banned before `min_length` only: where it came later, all before it is as it was.
+        place = rollout.token_ids.index(name) if name in rollout.token_ids else None
+        if place is not None and place >= SAMPLED.min_length:
+            stopped = found[rollout.group, rollout.index]
+            assert (stopped.token_ids, stopped.finish_reason) == (rollout.token_ids[: place + 1], "stop")
+            assert "<x>" not in stopped.text
+    assert any(rollout.token_ids[-1] == name for rollout in found.values())

@@ -6,6 +6,7 @@ The network here is a table: each token is followed by a known one. So what a ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,8 +16,11 @@ import torch
 from rs_aligner.generation.cache import PromptCache
 from rs_aligner.generation.network import Attend, Network
 from rs_aligner.generation.sampling import Controls
+from rs_aligner.generation.text import unknown_special
 from rs_aligner.generation.waves import generate
+from rs_aligner.policy.tokenizer import Tokenizer
 from rs_aligner.rollout import Prompt, Rollout
+from tests.chat_models import SPECIAL, save_tokenizer
 
 EOS = 0
 
@@ -70,7 +74,10 @@ class Bytes:
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self.vocabulary[i] for i in ids if i != EOS).decode(errors="replace")
 
-    def continuation(self, prompt: Sequence[int], response: Sequence[int]) -> str:
+    def token(self, text: str) -> int | None:
+        return None
+
+    def continuation(self, prompt: Sequence[int], response: Sequence[int], *, raw: bool = False) -> str:
         before, whole = self.decode(prompt), self.decode((*prompt, *response))
         return whole[len(before) :] if whole.startswith(before) else self.decode(response)
 
@@ -188,3 +195,120 @@ def test_a_replica_without_a_prompt_gives_no_rollout(wave_size: int | None) -> N
         table, Bytes(table.vocabulary), [], 4, Controls(max_length=3), seed=1, step=1, wave_size=wave_size
     )
     assert list(none) == []
+
+
+# Special tokens among the end strings, on a real tokenizer
+
+
+class Script(Table):
+    """Says these ids one after the other."""
+
+    def __init__(self, ids: Sequence[int], vocab_size: int) -> None:
+        super().__init__([])
+        self.arch = cast(Any, SimpleNamespace(vocab_size=vocab_size))
+        self.ids = list(ids)
+
+    def _after(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([self.ids.pop(0)]), self.arch.vocab_size).float() * 50
+
+
+def say_text(tokenizer: Tokenizer, said: str, *ids: int, **controls: Any) -> Rollout:
+    """The rollout of a network that says the tokens of a text, special ones too, and then these ids."""
+    spoken = [*tokenizer.encode(said, is_chat=True), *ids]
+    vocab_size = 300
+    (rollout,) = generate(
+        *(Script([*spoken, *[50] * 99], vocab_size), tokenizer, [(0, Prompt("p", "Q", (51,)))], 1),
+        Controls(greedy=True, **{"max_length": 60, **controls}),
+        seed=1,
+        step=1,
+    )
+    return rollout
+
+
+@pytest.fixture
+def chatml(tmp_path: Path) -> Tokenizer:
+    """Ends with `<|endoftext|>` (0), and with `<|im_end|>` (2) if it is told so; has no chat template."""
+    return Tokenizer(save_tokenizer(tmp_path, SPECIAL["think"], eos="<|endoftext|>"))
+
+
+def test_a_special_token_among_the_end_strings_ends_a_response_by_its_id(chatml: Tokenizer) -> None:
+    rollout = say_text(chatml, "four<|im_end|>and more", end_strings=("<|im_end|>",))
+    assert (rollout.text, rollout.finish_reason) == ("four", "stop")
+    assert rollout.token_ids[-1] == 2
+    without = say_text(chatml, "four<|im_end|>and more<|endoftext|>")
+    assert without.text == "fourand more"
+
+
+def test_nemo_aligners_own_end_strings_end_a_response(chatml: Tokenizer) -> None:
+    nemo = ("<|endoftext|>", "<extra_id_1>")
+    assert say_text(chatml, "four<|endoftext|>", end_strings=nemo).text == "four"
+    spelled = say_text(chatml, "four<extra_id_1>", end_strings=nemo)
+    assert (spelled.text, spelled.finish_reason) == ("four", "stop")
+    assert unknown_special(chatml, (*nemo, "</answer>", "\n")) == ["<extra_id_1>"]
+
+
+def test_a_special_token_inside_a_longer_end_string_counts(chatml: Tokenizer) -> None:
+    end = "</a><|im_end|>\n"
+    rollout = say_text(chatml, "4</a>5<|im_end|>6</a><|im_end|>\nmore", end_strings=(end,))
+    assert (rollout.text, rollout.finish_reason) == ("4</a>56", "stop")
+    assert chatml.decode(rollout.token_ids, raw=True).endswith(end)
+
+
+def test_an_end_string_may_be_completed_by_the_end_token(chatml: Tokenizer) -> None:
+    assert say_text(chatml, "4</a><|endoftext|>", end_strings=("</a><|endoftext|>",)).text == "4"
+
+
+def test_an_end_string_that_begins_within_a_shown_token_leaves_the_rest_of_it(chatml: Tokenizer) -> None:
+    chatml.configure(judge_special_tokens=["<think>"])
+    assert say_text(chatml, "4<think>5", end_strings=("nk>5",)).text == "4<thi"
+    chatml.configure()
+    assert say_text(chatml, "4<think>5", end_strings=("nk>5",)).text == "4"
+
+
+def test_an_end_string_that_is_a_token_does_not_come_before_the_least_length(
+    chatml: Tokenizer,
+) -> None:
+    """As an end token does not: it is not sampled, and so does not stay in the text."""
+    rollout = say_text(chatml, "<|im_end|><|im_end|>ab<|im_end|>", end_strings=("<|im_end|>",), min_length=3)
+    assert 2 not in rollout.token_ids[:2]
+    assert rollout.token_ids[-1] == 2
+    assert len(rollout.token_ids) >= 3
+
+
+def test_an_end_token_that_is_no_special_one_is_no_part_of_the_text(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(save_tokenizer(tmp_path, SPECIAL["plain"], eos="</s>", named=[5, 1]))
+    mark = tokenizer.decode([5])
+    rollout = say_text(tokenizer, "four", 5)
+    assert (rollout.token_ids[-1], rollout.text) == (5, "four")
+    assert mark not in rollout.text
+
+
+# Special tokens in a response (C3)
+
+
+def test_a_response_has_no_special_tokens_unless_they_are_to_be_shown(
+    chatml: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "<think>\nok</think>4<|im_start|><|endoftext|>"
+    with caplog.at_level("WARNING", "rs_aligner"):
+        assert say_text(chatml, said).text == "\nok4"
+        assert say_text(chatml, said).text == "\nok4"
+    (line,) = caplog.messages
+    assert "<think> </think> <|im_start|>" in line
+    assert "model.data.judge_special_tokens=true" in line
+    chatml.configure(judge_special_tokens=True)
+    assert say_text(chatml, said).text == "<think>\nok</think>4<|im_start|>"
+    chatml.configure(judge_special_tokens=["<think>", "</think>"])
+    assert say_text(chatml, said).text == "<think>\nok</think>4"
+    with pytest.raises(ValueError, match=r"judge_special_tokens has '<thnk>', .* <think>"):
+        chatml.configure(judge_special_tokens=["<thnk>"])
+
+
+def test_the_end_that_is_left_out_anyway_is_not_warned_of(
+    chatml: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", "rs_aligner"):
+        say_text(chatml, "4<|endoftext|>")
+        say_text(chatml, "4<|im_end|>", end_strings=("<|im_end|>",))
+        say_text(chatml, "4</a><|im_end|>", end_strings=("</a><|im_end|>",))
+    assert caplog.messages == []

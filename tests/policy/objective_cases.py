@@ -9,8 +9,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -67,6 +68,10 @@ class NoText:
 
     eos_ids: tuple[int, ...] = ()
     pad_id = None
+    end_token_changes: ClassVar[dict[str, Any]] = {}
+
+    def known_ids(self, vocab_size: int) -> Any:
+        return np.ones(vocab_size, dtype=bool)
 
     def continuation(self, prompt: Any, response: Any) -> str:
         return ""

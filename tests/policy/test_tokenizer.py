@@ -77,7 +77,7 @@ def test_special_tokens_are_no_part_of_a_text(folder: Path) -> None:
 
 def test_a_chat_ends_where_the_answer_begins(folder: Path) -> None:
     messages = [{"role": "user", "content": "Hello"}]
-    assert Tokenizer(folder).apply_chat_template(messages) == "<user>Hello<assistant>"
+    assert Tokenizer(folder).apply_chat_template(messages) == ("<user>Hello<assistant>", "")
 
 
 def test_what_a_template_refuses_is_a_clear_error(folder: Path) -> None:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from rs_aligner import __version__
 from rs_aligner.precision import as_meant
-from rs_aligner.rollout import Score, ScoreFailure
+from rs_aligner.rollout import PREFILLED, Score, ScoreFailure
 from rs_aligner.users_code import describe
 
 Metadata = dict[str, Any]
@@ -63,7 +63,7 @@ class ServedJudge(Protocol):
         Args:
             prompts: the prompts as fed to the policy; empty where only token ids were sent.
             responses: the texts to be judged.
-            metadata: the data rows.
+            metadata: the data rows; where the prompt begins the answer already, `prefilled` is with what.
 
         Raises:
             Exception: whatever fails. Of several rows it fails the call, and each is then tried alone.
@@ -87,6 +87,14 @@ class TokenJudge(ServedJudge, Protocol):
             lengths: `[B]`, how many of a row's tokens count.
         """
         ...
+
+
+def whole_answers(responses: Sequence[str], metadata: Sequence[Metadata]) -> list[str]:
+    """The answers with what the prompt began them with, such as the `<think>` of a chat template."""
+    return [
+        f"{row[PREFILLED]}{response}" if PREFILLED in row else response
+        for response, row in zip(responses, metadata, strict=True)
+    ]
 
 
 def score_rows(

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rs_aligner.data.chats import answered, tools_of
 from rs_aligner.model_folder import problem_with
 from rs_aligner.reward.judges.base import Metadata, Tokens, Value, content_hash
 from rs_aligner.rollout import ScoreFailure
@@ -123,8 +124,8 @@ class HuggingFaceJudge:
         if self._reads == "response":
             text = response
         elif isinstance(messages, list) and self._tokenizer.chat_template:
-            chat = [*messages, {"role": "assistant", "content": response}]
-            text = self._tokenizer.apply_chat_template(chat, tokenize=False)
+            chat, tools = answered("the row", row, response), tools_of("the row", row)
+            text = self._tokenizer.apply_chat_template(chat, tools=tools, tokenize=False)
             return self._tokenizer(text, add_special_tokens=False)["input_ids"], None
         else:
             text = prompt + response

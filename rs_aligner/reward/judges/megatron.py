@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rs_aligner.data.rows import tokenize, tokenize_response
+from rs_aligner.data.reading import RowReader
 from rs_aligner.files import SETTINGS, hugging_face_part
 from rs_aligner.policy.architecture import Architecture
 from rs_aligner.policy.score_ranks import RankSettings
 from rs_aligner.reward.judges.base import Metadata, Tokens, Value, content_hash
 from rs_aligner.reward.judges.ranks import Ranks
-from rs_aligner.rollout import ScoreFailure
+from rs_aligner.rollout import PREFILLED, ScoreFailure
 
 _logger = logging.getLogger("rs_aligner")
 _PRECISIONS = ("auto", "bf16", "fp32")
@@ -78,7 +78,9 @@ class MegatronJudge:
         self._tokenizer, self._arch = read_model_folder(folder, "judge.kwargs.folder", use="score")
         place = Path(folder).resolve()
         source = hugging_face_part(place)
-        self._add_bos = json.loads((source / "config.json").read_text()).get(SETTINGS, {}).get("add_bos")
+        trained = json.loads((source / "config.json").read_text()).get(SETTINGS, {})
+        self._tokenizer.configure(trained.get("chat_template_kwargs"))
+        self._reader = RowReader(self._tokenizer, add_bos=trained.get("add_bos"))
         self.tokenizer_folder = str(source)
         self.fingerprint = content_hash("megatron_reward_model", precision, batch_size, *_files(place))
         self._batch_size, self._num_copies = batch_size, data_parallel_size
@@ -121,14 +123,18 @@ class MegatronJudge:
 
     def _encode(self, prompt: str, response: str, row: Metadata) -> list[int]:
         """Token ids as `train_reward_model.py` makes them."""
-        is_chat = "messages" in row and self._tokenizer.has_chat_template
-        if is_chat:
-            prompt = self._tokenizer.apply_chat_template(row["messages"])
-        prompt_ids: tuple[int, ...] = ()
-        if prompt:
-            prompt_ids = tokenize("the prompt", prompt, self._tokenizer, is_chat, self._add_bos)
-        how = (self._tokenizer, is_chat, self._add_bos)
-        return [*prompt_ids, *tokenize_response("the response", prompt, prompt_ids, response, *how)]
+        if "messages" in row and self._tokenizer.has_chat_template:
+            chat: Metadata = {
+                key: row[key] for key in ("messages", "tools", "chat_template_kwargs") if key in row
+            }
+            read = self._reader.prompt("the row", self._tokenizer.template.only_read(chat), "text")
+            if not read.goes_on:  # else its messages have it
+                response = row.get(PREFILLED, "") + response
+        elif prompt:
+            read = self._reader.prompt("the row", {"text": prompt}, "text")
+        else:
+            return list(self._reader.alone("the row", response))
+        return [*read.token_ids, *self._reader.response("the response", read, response)]
 
     def _score(self, sequences: Sequence[list[int]]) -> list[Value]:
         problems = [_problem(sequence, self._arch) for sequence in sequences]

@@ -1,5 +1,8 @@
 """Judges that look at the form of a response: a regular expression, its length, its format.
 
+Where the prompt begins the answer already, as with the `<think>` of a chat template, `regex` and `format`
+look at the answer from there; `length` counts what the policy wrote.
+
 Each gives 1.0 or 0.0; `judge.parts` weighs several of them, or them and others, into one reward.
 """
 
@@ -10,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from rs_aligner.reward.judges.base import BadSetting, Metadata
+from rs_aligner.reward.judges.base import BadSetting, Metadata, whole_answers
 
 
 def regex(
@@ -27,7 +30,7 @@ def regex(
     Args:
         prompts: not looked at.
         responses: what is judged.
-        metadata: not looked at.
+        metadata: for what the prompt begins the answer with.
         pattern: in Python's syntax; `.` matches line ends, too.
         full: whether it has to match the whole response.
         ignore_case: whether case plays no part.
@@ -40,7 +43,7 @@ def regex(
     except re.error as error:
         raise BadSetting(f"judge.kwargs.pattern is {pattern!r}: {error}") from None
     find = compiled.fullmatch if full else compiled.search
-    return [float(find(response) is not None) for response in responses]
+    return [float(find(answer) is not None) for answer in whole_answers(responses, metadata)]
 
 
 def length(
@@ -97,7 +100,7 @@ def format_rules(
     Args:
         prompts: not looked at.
         responses: what is judged, without white space around.
-        metadata: not looked at.
+        metadata: for what the prompt begins the answer with.
         starts_with: what it has to begin with.
         ends_with: what it has to end with.
         tags: names of elements `<name>...</name>` that it has once each, one after the other.
@@ -112,7 +115,7 @@ def format_rules(
             "judge.kwargs: set what the format demands: starts_with, ends_with, tags, is_json or without"
         )
     values = []
-    for response in map(str.strip, responses):
+    for response in map(str.strip, whole_answers(responses, metadata)):
         met: dict[str, bool] = {}
         if starts_with:
             met["starts_with"] = response.startswith(starts_with)
