@@ -29,18 +29,19 @@ def main(raw: DictConfig) -> None:
 
 def train(config: TrainSFTConfig) -> None:
     # What can be wrong comes first, what is slow to import last.
+    first = experiment.rank() == 0
+    tokenizer, positions = build.read_tokenizer(config)
+
     from rs_aligner.reward.judges import load_judge, rewards_of
 
     judge = None if config.judge is None else rewards_of(load_judge(config.judge))
-    first = experiment.rank() == 0
-    tokenizer, positions = build.read_tokenizer(config)
 
     from rs_aligner.run import Run
     from rs_aligner.sft import SFTTrainer
 
     rows = build.read_sft_rows(config, tokenizer, positions)
-    files, longest = config.model.data.data_prefix.validation, config.max_prompt_length(positions)
-    validation = build.read_prompts(files, config, tokenizer, longest)
+    files = config.model.data.data_prefix.validation if config.samples else ()
+    validation = build.read_prompts(files, config, tokenizer, config.max_prompt_length(positions))
     steps = num_epoch_steps(config, len(rows))
     if first:
         print(epoch_plan(config, len(rows), len(validation)), flush=True)

@@ -26,7 +26,7 @@ def fit(
     is_first: bool = True,
     loggers: Callable[[], Sequence[Logger]] = tuple,
 ) -> Run:
-    """Reach the judges, read the data, load the policy and train it; every rank of a run calls this.
+    """Read the data, reach the judges, load the policy and train it; every rank of a run calls this.
 
     Args:
         config: a checked config.
@@ -42,8 +42,8 @@ def fit(
     files, rs = config.model.data.data_prefix, config.model.rs
     # Users' code is imported here, so that an error in it comes in seconds.
     chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
-    with _judges(config, judge, is_first) as (client, watched):
-        tokenizer, positions = build.read_tokenizer(config)
+    tokenizer, positions = build.read_tokenizer(config)
+    with _judges(config, judge) as (client, watched):
         longest = config.max_prompt_length(positions)
         prompts = build.read_prompts(files.train, config, tokenizer, longest)
         validation = build.read_prompts(files.validation, config, tokenizer, longest)
@@ -55,6 +55,7 @@ def fit(
             print(plan(config, number, len(validation), largest))
             asked = [*prompts, *validation, *(group.prompt for group in scored)]
             print(build.memory(config, number, max(len(p.token_ids) for p in asked)), flush=True)
+            _wait_for(config, client, watched)
 
         from rs_aligner.run import Run
         from rs_aligner.trainer import RSTrainer
@@ -78,20 +79,24 @@ def fit(
 
 @contextlib.contextmanager
 def _judges(
-    config: TrainRSConfig, judge: ServedJudge | None, is_first: bool
+    config: TrainRSConfig, judge: ServedJudge | None
 ) -> Iterator[tuple[RemoteGPTRMClient, RemoteGPTRMClient | None]]:
-    """The judge and the watched one; they are waited for unless nothing is going to be scored."""
+    """The judge and the watched one."""
     from rs_aligner.reward.client import RemoteGPTRMClient
 
-    looks = config.loop.val_check_interval is not None and config.model.data.data_prefix.validation
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(RemoteGPTRMClient(config.remote_rm, judge))
         watched = None
         if config.watched_rm is not None:
             watched = stack.enter_context(RemoteGPTRMClient(config.watched_rm))
-        if is_first and (looks or not config.model.rs.offline):
-            build.say("waiting for the judge")
-            for one in (client, watched):
-                if one is not None:
-                    one.wait_until_ready()
         yield client, watched
+
+
+def _wait_for(config: TrainRSConfig, *judges: RemoteGPTRMClient | None) -> None:
+    """Wait until the judges are ready, unless nothing is going to be scored."""
+    if not config.samples:
+        return
+    build.say("waiting for the judge")
+    for judge in judges:
+        if judge is not None:
+            judge.wait_until_ready()

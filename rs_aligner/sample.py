@@ -45,6 +45,10 @@ def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Grou
         JudgeFailed: the judge scored too little. The answers are in the file, with the scores there are.
     """
     data = config.model.data
+    # What can be wrong without the judge comes before it.
+    tokenizer, positions = build.read_tokenizer(config)
+    prompts = build.read_prompts(data.files, config, tokenizer, config.max_prompt_length(positions))
+    prompts = prompts[: data.num_prompts]
     with contextlib.ExitStack() as stack:
         client = None
         if config.remote_rm is not None:
@@ -54,9 +58,6 @@ def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Grou
             if is_first:
                 build.say("waiting for the judge")
                 client.wait_until_ready()
-        tokenizer, positions = build.read_tokenizer(config)
-        prompts = build.read_prompts(data.files, config, tokenizer, config.max_prompt_length(positions))
-        prompts = prompts[: data.num_prompts]
         sampler = stack.enter_context(build.sampler_of(config, tokenizer))
         began = time.monotonic()
         judge = client if sampler.runtime.is_source else None

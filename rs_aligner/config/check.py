@@ -138,6 +138,8 @@ def _fits_policy(config: TrainConfig | GenerateConfig, made: dict[str, Any]) -> 
         yield problem(key, model.encoder_seq_length, f"the policy was made for at most {positions} positions")
     if not isinstance(config, TrainRSConfig | TrainSFTConfig | GenerateConfig):
         return  # nothing is sampled
+    if not isinstance(config, GenerateConfig) and not config.samples:
+        return
     section = {TrainRSConfig: "model.rs", TrainSFTConfig: "model.sft"}.get(type(config), "model.answers")
     lengths = config.length_params
     room = model.sequence_length(positions)

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from rs_aligner.config.aliases import meant
 from rs_aligner.config.base import ConfigError, Section, problem
 from rs_aligner.config.check import check
 from rs_aligner.config.generate import GenerateConfig
@@ -148,10 +149,7 @@ def _explain(item: Any, fields: dict[str, FieldInfo]) -> list[str]:
         case "missing":
             return _must_be_set(key, fields)
         case "extra_forbidden":
-            section = isinstance(item["input"], dict)
-            candidates = [name for name, field in fields.items() if _is_section(field) == section]
-            candidates = candidates or list(fields)
-            return [f"{key} is not a key; the nearest one is {_nearest(key, candidates)}"]
+            return [_unknown_key(key, item["input"], fields)]
         case "model_type" | "model_attributes_type" | "dict_type":
             return [problem(key, item["input"], "this is a section, it holds keys of its own")]
     what = re.sub(r"^(Value error, |Input )", "", item["msg"])
@@ -196,6 +194,34 @@ def _unknown_name(key: str, item: Any) -> str:
     names = re.findall(r"'(\w+)'", item["ctx"]["expected_tags"])
     nearest = _nearest(str(item["ctx"]["tag"]), names)
     return problem(key, item["ctx"]["tag"], f"should be one of {', '.join(names)}; the nearest is {nearest}")
+
+
+def _unknown_key(key: str, value: Any, fields: dict[str, FieldInfo]) -> str:
+    """An unknown key, with the one that was meant: by what it is called elsewhere, or by its letters."""
+    found = meant(_leaf(key), fields)
+    if found is not None:
+        name, note = found
+        return f"{key} is not a key; the nearest one is {name}" + (f" ({note})" if note else "")
+    section = isinstance(value, dict)
+    candidates = [name for name, field in fields.items() if _is_section(field) == section] or list(fields)
+    # A key of that very name, under another section, is what is meant, however unlike the whole.
+    same = [name for name in candidates if _leaf(name) == _leaf(key)]
+    nearest = _nearest(key, same or candidates)
+    lines = [f"{key} is not a key; the nearest one is {nearest}"]
+    for name in _leaves(value) if section else ():
+        there = meant(_leaf(name), fields)
+        if there is not None and f"{nearest}.{name}" not in fields:
+            lines.append(f"{key}.{name} is {there[0]} here")
+    return "; ".join(lines)
+
+
+def _leaves(value: dict[Any, Any]) -> Iterator[str]:
+    """The dotted names of what is in a section, as deep as it goes."""
+    for name, below in value.items():
+        if isinstance(below, dict):
+            yield from (f"{name}.{leaf}" for leaf in _leaves(below))
+        else:
+            yield str(name)
 
 
 def _nearest(key: str, candidates: Sequence[str]) -> str:

@@ -93,6 +93,16 @@ class _SampleConfig(TrainConfig):
     def length_params(self) -> LengthParams:
         """Tokens of a response that the policy samples."""
 
+    @property
+    @abstractmethod
+    def samples(self) -> bool:
+        """Whether the policy samples at all, so that there has to be room for its responses."""
+
+    @property
+    def _validates(self) -> bool:
+        """Whether held-out prompts are looked at."""
+        return self.loop.val_check_interval is not None and bool(self.model.data.data_prefix.validation)
+
     def max_prompt_length(self, model_positions: int) -> int:
         """Most tokens of a prompt, for a model made for `model_positions` tokens.
 
@@ -128,6 +138,11 @@ class TrainRSConfig(_SampleConfig):
     def length_params(self) -> LengthParams:
         """Tokens of a response."""
         return self.model.rs.length_params
+
+    @property
+    def samples(self) -> bool:
+        """Whether the policy samples at all: not where rollouts are read and nothing is held out."""
+        return not self.model.rs.offline or self._validates
 
 
 class SFTLoopConfig(LoopConfig):
@@ -177,6 +192,11 @@ class TrainSFTConfig(_SampleConfig):
     def length_params(self) -> LengthParams:
         """Tokens of a held-out response."""
         return self.model.sft.length_params
+
+    @property
+    def samples(self) -> bool:
+        """Whether the policy samples at all: for a judge that scores held-out responses."""
+        return self.judge is not None and self._validates
 
 
 class InferenceConfig(Section):
