@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
@@ -17,6 +18,7 @@ class FakeTokenizer:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     control_tokens: tuple[str, ...] = ()
+    chat_template_kwargs: Mapping[str, Any] = MappingProxyType({})
 
     def encode(self, text: str, *, is_chat: bool = False, plain: Sequence[tuple[int, int]] = ()) -> list[int]:
         raise NotImplementedError

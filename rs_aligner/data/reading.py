@@ -29,6 +29,9 @@ class Tokenizer(Protocol):
     eos_ids: tuple[int, ...]
     control_tokens: tuple[str, ...]
 
+    @property
+    def chat_template_kwargs(self) -> Mapping[str, Any]: ...
+
     def encode(
         self, text: str, *, is_chat: bool = False, plain: Sequence[tuple[int, int]] = ()
     ) -> list[int]: ...
@@ -102,6 +105,7 @@ class RowReader:
         self._template = None if template is None else PromptTemplate(template)
         self._control = ControlTokens(tokenizer.control_tokens)
         self._notes: dict[str, tuple[int, str]] = {}
+        self._saw_chats = False
 
     def prompt(self, where: str, row: dict[str, Any], key: str) -> ReadPrompt:
         """The prompt of a row: of the template, of its `key`, or of its `messages`.
@@ -186,6 +190,8 @@ class RowReader:
             rows = "1 row" if count == 1 else f"{count:,} rows, the first"
             _logger.warning("data: %s (%s: %s)", what, rows, first)
         self._notes.clear()
+        if self.tokenizer.chat_template_kwargs and not self._saw_chats:
+            _logger.warning("model.data.chat_template_kwargs has no effect: no row is a chat")
 
     def _note(self, what: str, where: str) -> None:
         count, first = self._notes.get(what, (0, where))
@@ -206,6 +212,7 @@ class RowReader:
             raise ValueError(f"{where}: model.data.prompt_template does not fit the row ({error})") from None
 
     def _chat(self, where: str, row: dict[str, Any]) -> ReadPrompt:
+        self._saw_chats = True
         messages, tools = check_messages(where, row["messages"]), tools_of(where, row)
         if messages[-1]["role"] == "assistant":
             if messages[-1].get("tool_calls"):
@@ -233,9 +240,7 @@ class RowReader:
         self._note_plain(where, plain)
         if is_free and not is_turn:
             tokens = self._control.found(text)
-            if tokens and not (
-                tokens == [tokens[0]] and self._is_begin(tokens[0]) and text.startswith(tokens[0])
-            ):
+            if tokens and not (text.startswith(tokens[0]) and self._is_begin(tokens)):
                 self._note("the text has control tokens in it, which are read as such", where)
         ids = self._tokenize(where, text, has_its_begin, plain)
         return ReadPrompt(text, ids, is_turn, has_its_begin, prefilled, plain)

@@ -17,6 +17,7 @@ import numpy as np
 import transformers
 
 from rs_aligner.policy.chat_template import ChatTemplate, Message, TurnMarks
+from rs_aligner.policy.encoding import Encoder
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -55,7 +56,7 @@ class Tokenizer:
         self._added = {token.content: number for number, token in added.items()}
         self._special = {number for number, token in added.items() if token.special}
         self._special |= set(self._tokenizer.all_special_ids)
-        self._before = self._own_rule()
+        self._encoder = Encoder(self._tokenizer)
         self._hidden, self._told = frozenset(self._special), False
         self.configure()
         if not self.eos_ids:
@@ -128,29 +129,8 @@ class Tokenizer:
     # Text to tokens
 
     def encode(self, text: str, *, is_chat: bool = False, plain: Sequence[tuple[int, int]] = ()) -> list[int]:
-        """Token ids.
-
-        A begin token leads if that is the tokenizer's own rule and the text does not have it already. An end
-        token that the tokenizer puts behind every text is left out: a prompt goes on, and a response is
-        closed by `closing`.
-
-        Args:
-            text: what is read.
-            is_chat: whether a chat template has written all that belongs in front; nothing is added then.
-            plain: parts of the text, by first and last place, that are no control tokens though they look so.
-        """
-        ids: list[int] = []
-        place = 0
-        for first, last in (*plain, (len(text), len(text))):
-            if place == 0:
-                ids += self._raw(text[:first]) if first else []
-            else:
-                ids += self._inside(text[place:first])
-            ids += self._spelled(text[first:last])
-            place = last
-        if is_chat or ids[: len(self._before)] == self._before:
-            return ids
-        return [*self._before, *ids]
+        """Token ids of a prompt or an answer; see `Encoder.encode`."""
+        return self._encoder.encode(text, is_chat=is_chat, plain=plain)
 
     def closing(self, is_chat: bool) -> tuple[int, ...]:
         """What closes a response: the end of a turn, or the end token for other texts.
@@ -209,6 +189,11 @@ class Tokenizer:
     # Chats
 
     @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """What the chat template is always given."""
+        return self.template.arguments
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `apply_chat_template` can work at all."""
         return bool(self.template.sources)
@@ -249,12 +234,12 @@ class Tokenizer:
 
     def _find_turn_end(self, marks: TurnMarks) -> tuple[int, ...]:
         """The tokens behind an assistant's turn, up to the one that ends it; empty if there is none."""
-        ids = self._inside(marks.end)
+        ids = self._encoder.inside(marks.end)
         for place, number in enumerate(ids):
             if self._ends(number):
                 return tuple(ids[: place + 1])
         # Not behind the last turn: some end one only where another follows, or by its very header.
-        ids = self._inside(marks.following)
+        ids = self._encoder.inside(marks.following)
         for place, number in enumerate(ids):
             if self._ends(number):
                 is_end = number in self.named_eos_ids or number == self._own_eos
@@ -272,30 +257,6 @@ class Tokenizer:
         if number in self._special or number in self.eos_ids:
             return True
         return bool(text.strip()) and any(text in source for source in self.template.sources)
-
-    # Parts of a text
-
-    def _raw(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _inside(self, text: str) -> list[int]:
-        """Tokens of a text that stands behind another one: no space in front is made up."""
-        if not text:
-            return []
-        anchor = self._raw("\n")
-        ids = self._raw("\n" + text)
-        return ids[len(anchor) :] if anchor and ids[: len(anchor)] == anchor else self._raw(text)
-
-    def _spelled(self, token: str) -> list[int]:
-        """The tokens of a control token's characters: cut in two, it is not that token any more."""
-        return self._inside(token[:1]) + self._inside(token[1:])
-
-    def _own_rule(self) -> list[int]:
-        """What the tokenizer puts in front of every text; what it puts behind is not wanted."""
-        bare, whole = self._raw("a"), list(self._tokenizer("a")["input_ids"])
-        starts = (n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare)
-        return whole[: next(starts, 0)]
 
 
 def _named_end_tokens(folder: Path) -> tuple[int, ...]:
