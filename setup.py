@@ -37,6 +37,7 @@ setup(
         "einops>=0.8",
         "hydra-core>=1.3",
         "lightning>=2.4",
+        "math-verify>=0.9,<0.10",
         "megatron-core>=0.16,<0.17",
         "nemo_toolkit[core]>=3.0,<4",
         # PyTriton 0.7 needs numpy below 2, and pyarrow 26 refuses numpy 1.26 when it is imported.

@@ -1,8 +1,8 @@
 r"""Choosing one of N answers: the best-scored, or the one whose final answer most of them come to.
 
-Pure functions of texts and scores. An answer votes for its final answer (what follows `####`, what is in
-`\boxed{}`, else the last number, else its first line); one that comes to nothing abstains. All ties go to
-the answer that came first. Left out on purpose: sampling and judging (`sample`).
+Pure functions of texts and scores. An answer votes for its final answer (what is in `\boxed{}`, what follows
+`####`, else the last number, else its first line; see `answers`); one that comes to nothing abstains. All
+ties go to the answer that came first. Left out on purpose: sampling and judging (`sample`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from rs_aligner.answers import final_answer, is_right
+from rs_aligner.answers import Undecided, final_answer, final_answers, is_right
 from rs_aligner.config.generate import Choice
 from rs_aligner.estimates import powers_of_two
 from rs_aligner.precision import PRECISIONS
@@ -91,7 +91,7 @@ def answer_row(group: Group, how: Choice) -> dict[str, Any]:
 
     `text`, `responses` and `rewards` are what `model.rs.offline` reads, so the file can be trained on.
     """
-    answers = [final_answer(rollout.text) for rollout in group.rollouts]
+    answers = final_answers([rollout.text for rollout in group.rollouts])
     chosen = choose(how, answers, rewards_of(group))
     row: dict[str, Any] = {
         "id": group.prompt.id,
@@ -131,7 +131,7 @@ def accuracies(groups: Sequence[Group], answer_key: str, *, judged: bool) -> dic
         reference = group.prompt.metadata.get(answer_key)
         if reference is None or not group.rollouts:
             continue
-        right = [is_right(rollout.text, str(reference)) for rollout in group.rollouts]
+        right = [_is_right(group.prompt.text, rollout.text, str(reference)) for rollout in group.rollouts]
         answers, rewards = [final_answer(rollout.text) for rollout in group.rollouts], rewards_of(group)
         hits.setdefault("one answer", []).append(fmean(right))
         ways: tuple[Choice, ...] = ("majority", "weighted", "best") if judged else ("majority",)
@@ -140,6 +140,14 @@ def accuracies(groups: Sequence[Group], answer_key: str, *, judged: bool) -> dic
             hits.setdefault(way, []).append(float(index is not None and right[index]))
         hits.setdefault("any answer", []).append(float(any(right)))
     return {name: fmean(values) for name, values in hits.items()}
+
+
+def _is_right(prompt: str, response: str, reference: str) -> bool:
+    """Whether an answer is certainly right."""
+    try:
+        return is_right(response, reference, prompt)
+    except Undecided:
+        return False
 
 
 def summary(groups: Sequence[Group], *, judged: bool, answer_key: str = "answer") -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rs_aligner.answers.numbers import Number, find_numbers
-from rs_aligner.answers.plain import UNREADABLE, WRAPPED, plain_text
+from rs_aligner.answers.plain import UNREADABLE, WRAPPED, keyboard, plain_text
+from rs_aligner.answers.units import TELLING, unit_of
 
 _LONGEST = 300  # characters of an answer that is read
 _WINDOW = 100  # characters of prose before a number that say what it belongs to
@@ -28,6 +29,7 @@ _SIMPLE_END = re.compile(
 
 _PAIR = re.compile(r"\d+,\d{1,2}")  # in a formula two numbers, in prose a decimal comma
 _NAME = r"[A-Za-z]\w*'?(?:\([A-Za-z\d ,]{1,20}\))?"
+_POWER = re.compile(r"[A-Za-z}] ?\^ ?\{?([23])\}?[\s.)}$]*\Z")  # of a unit at the end
 _LABEL = re.compile(rf"[ (]*(?:{_NAME}|[A-Za-z][A-Za-z ,.:'()-]*)?[ :)]*")
 _ARITHMETIC = re.compile(r"(?:[-\d\s.,+*\u00d7\u00f7/^()$€£¥₹%]|(?<=[\d ])x(?=[\d ]))*")
 _WORDS_BEFORE = re.compile(r"[\s$€£¥₹(\[*\"'`~+:.-]*(?:[A-Za-z]{2,}+[\s$€£¥₹(\[*\"'`~+:.,-]*|[Aa] )*")
@@ -36,14 +38,7 @@ _UNITS_BEHIND = re.compile(
     rf"[\s\-]*(?:(?:{_UNIT_WORD}|¢)(?:[\s/*.\-]+|\s*(?=\())?|/\s*)*(?:\([A-Za-z][A-Za-z ,.-]+\))?"
     r"[\s.,;:)\]*\"'`$€£¥₹]*"
 )
-# Words that make something else of a number beside them.
-_TELLING = frozenset(
-    {"or", "and", "not", "no", "nor", "but", "if", "when", "unless", "except", "either", "neither", "between"}
-    | {"factorial", "squared", "cubed", "choose", "mod", "modulo", "plus", "minus", "times", "over", "root"}
-    | {"divided", "log", "ln", "sin", "cos", "tan", "than", "least", "most", "below", "above", "under"}
-    | {"to", "from"}
-)
-_TELLING_BEFORE = _TELLING - {"to", "from", "over", "under", "and"} | {"sqrt"}
+_TELLING_BEFORE = TELLING - {"to", "from", "over", "under", "and"} | {"sqrt"}
 _SCALING = {
     "hundred",
     "thousand",
@@ -56,43 +51,13 @@ _SCALING = {
     "cents",
     "mil",
 }
-_ENOUGH = _TELLING | _SCALING
+_ENOUGH = TELLING | _SCALING
 _UNIT_LETTERS = frozenset("mgshLlNJWVKCFaA")  # a and A: an article
 _GLUED = re.compile(
     r"(?:st|nd|rd|th|kg|mg|g|km|cm|mm|nm|mi|mph|kph|lbs?|oz|ft|in|yd|hrs?|h|mins?|secs?|ms|am|pm|AM|PM|ml|mL|L|kW|kWh"
     r"|kB|MB|GB|TB|Hz|kHz|MHz|cc|pts?|USD|EUR|GBP|cents?|dollars?|degrees?|meters?|metres?|hours?|days?|minutes?"
     r"|seconds?|miles?|feet|inches|pounds?)(?![A-Za-z])"
 )
-_CANON = {
-    **dict.fromkeys(["$", "dollar", "usd", "buck"], "dollar"),
-    **dict.fromkeys(["%", "percent", "pct", "percentage"], "percent"),
-    **dict.fromkeys(["degree", "deg"], "degree"),
-    **dict.fromkeys(["m", "meter", "metre"], "m"),
-    **dict.fromkeys(["cm", "centimeter", "centimetre"], "cm"),
-    **dict.fromkeys(["mm", "millimeter", "millimetre"], "mm"),
-    **dict.fromkeys(["km", "kilometer", "kilometre"], "km"),
-    **dict.fromkeys(["g", "gram"], "g"),
-    **dict.fromkeys(["kg", "kilogram", "kilo"], "kg"),
-    **dict.fromkeys(["mg", "milligram"], "mg"),
-    **dict.fromkeys(["lb", "pound"], "pound"),
-    **dict.fromkeys(["oz", "ounce"], "ounce"),
-    **dict.fromkeys(["ft", "foot", "feet"], "foot"),
-    **dict.fromkeys(["in", "inch", "inche"], "inch"),
-    **dict.fromkeys(["yd", "yard"], "yard"),
-    **dict.fromkeys(["mi", "mile"], "mile"),
-    **dict.fromkeys(["s", "sec", "second"], "second"),
-    **dict.fromkeys(["min", "minute"], "minute"),
-    **dict.fromkeys(["h", "hr", "hour"], "hour"),
-    **dict.fromkeys(["day"], "day"),
-    **dict.fromkeys(["week", "wk"], "week"),
-    **dict.fromkeys(["month"], "month"),
-    **dict.fromkeys(["year", "yr"], "year"),
-    **dict.fromkeys(["l", "liter", "litre"], "l"),
-    **dict.fromkeys(["ml", "milliliter", "millilitre"], "ml"),
-    **dict.fromkeys(["cent", "¢"], "cent"),
-    **dict.fromkeys(["€", "euro", "eur"], "euro"),
-    **dict.fromkeys(["£", "gbp"], "sterling"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +108,7 @@ def whole_number(text: str, *, formula: bool) -> Quantity | None:
         return None
     [number] = numbers
     before, behind = answer[: number.start], answer[number.end :]
-    allowed = frozenset(wrapped.split()) if formula else _UNIT_LETTERS
+    allowed = frozenset(re.findall("[A-Za-z]+", wrapped)) if formula else _UNIT_LETTERS
     digits = answer[number.start : number.end]
     if formula and ((digits[-1:] in "kK" and not wrapped) or _PAIR.fullmatch(digits)):
         return None
@@ -151,7 +116,9 @@ def whole_number(text: str, *, formula: bool) -> Quantity | None:
         return None  # a pair, or an interval
     if not _is_label(before) or not _is_unit(behind, allowed):
         return None
-    return Quantity(number, _unit(before, behind))
+    unit = unit_of(before, behind)
+    power = _POWER.search(keyboard(text)) if unit and ("^" in text or not text.isascii()) else None
+    return Quantity(number, f"{unit}^{power[1]}" if power else unit)
 
 
 def last_number(text: str) -> Quantity | None:
@@ -173,7 +140,7 @@ def last_number(text: str) -> Quantity | None:
     if _is_part(before, behind) or (len(numbers) > 1 and _is_listed(window, numbers[-2], number, behind)):
         return None
     known = re.match(r" ?-?([A-Za-z%¢€£$]+)", behind)
-    return Quantity(number, _unit(before, known[0] if known else ""))
+    return Quantity(number, unit_of(before, known[0] if known else ""))
 
 
 def _simple(text: str, *, in_prose: bool) -> Quantity | None:
@@ -190,7 +157,7 @@ def _simple(text: str, *, in_prose: bool) -> Quantity | None:
     money, minus, digits, decimals, words = match.groups()
     if words and not _ENOUGH.isdisjoint(words.split()):
         return None
-    return _quantity(digits, decimals, is_negative=bool(minus), unit=_unit(money, words))
+    return _quantity(digits, decimals, is_negative=bool(minus), unit=unit_of(money, words))
 
 
 def _quantity(digits: str, decimals: str | None, *, is_negative: bool, unit: str) -> Quantity:
@@ -228,22 +195,9 @@ def _is_unit(behind: str, letters: frozenset[str]) -> bool:
     if not _UNITS_BEHIND.fullmatch(behind):
         return False
     words = re.findall("[A-Za-z]+", behind)
-    if _TELLING.intersection(word.lower() for word in words):
+    if TELLING.intersection(word.lower() for word in words):
         return False
     return all(len(word) > 1 or word in letters or word == "a" for word in words)
-
-
-def _unit(before: str, behind: str) -> str:
-    """The unit, where it is one that is known by several names."""
-    if before.rstrip(" -(").endswith("$"):
-        return "dollar"
-    words = re.findall(r"[A-Za-z]+|[%¢€£$]", behind)
-    if not words:
-        return ""
-    if words[0].lower() in ("square", "sq", "cubic") and len(words) > 1:
-        words = words[1:]
-    word = words[0].lower()
-    return _CANON.get(word) or _CANON.get(word.removesuffix("s"), "")
 
 
 _CHOOSING = re.compile(r"\b(?:or|between|either|not)\b")

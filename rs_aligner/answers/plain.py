@@ -27,7 +27,7 @@ _HARMLESS = (
 )
 _LATEX = [
     (re.compile(r"\\[$%#&]"), lambda m: m[0][1]),
-    (re.compile(r"\{\s*,\s*\}|,\\!"), lambda m: ","),
+    (re.compile(r"(?:\{\s*,\s*\}|, ?\\!)\s*(?=\d)"), lambda m: ","),
     (re.compile(r"\\[!()\[\]]|\\(?:left|right|displaystyle)(?![A-Za-z])"), lambda m: ""),
     (re.compile(r"\\[,;:> ]|~|\\q?quad(?![A-Za-z])"), lambda m: " "),
     (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])"), lambda m: " degrees"),
@@ -78,7 +78,7 @@ _ARROWS = re.compile(r"[-=]+>")
 def plain_text(text: str) -> str:
     """The text as `numbers.find_numbers` reads it: white space is one space, line ends are kept."""
     if not text.isascii():
-        text = _ascii(text)
+        text = keyboard(text)
     text = re.sub(r"[^\S\n]+", " ", text)
     if "\n" in text:
         text = re.sub(r" ?\n\s*", "\n", text)
@@ -105,7 +105,7 @@ def plain_text(text: str) -> str:
     return re.sub(r"[^\S\n]+", " ", text)
 
 
-def _ascii(text: str) -> str:
+def keyboard(text: str) -> str:
     """Other digits, signs and spaces as those of a keyboard."""
     text = "".join(_vulgar(char) for char in text)
     text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda m: "^" + m[0].translate(_SUPERSCRIPTS), text)

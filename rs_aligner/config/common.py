@@ -269,6 +269,7 @@ class PolicyModelBase(ModelBase):
 JudgeName = Literal[
     "exact_answer",
     "final_answer",
+    "choice",
     "regex",
     "length",
     "format",
@@ -288,7 +289,7 @@ class JudgeSource(Section):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the judge."""
     time_limit: Positive | None = 5
-    """Seconds that `function` or `regex` may take over a row, or the row has failed; null for no limit.
+    """Seconds that `function`, `regex` or `final_answer` may take over a row, or it fails; null for no limit.
 
     A function has a process of its own, with a limit a `regex` too, which is ended when a row takes longer.
     """

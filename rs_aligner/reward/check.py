@@ -8,6 +8,7 @@ the network adds is not in these times.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rs_aligner.answers import kind_of
 from rs_aligner.reward.judges import Metadata, ServedJudge, TokenJudge, score_rows
 from rs_aligner.reward.judges.functions import AnyRow
 from rs_aligner.rollout import Score, ScoreFailure
@@ -26,6 +28,18 @@ Row = tuple[str, str, Metadata]
 Scores = list[Score | ScoreFailure]
 
 MOST_ROWS = 64
+_READ = {
+    "expression": "expressions, compared by value",
+    "relation": "inequalities, compared as they are or turned round",
+    "equation": "equations, compared but for a factor",
+    "interval": "intervals and points, compared with brackets and in order",
+    "set": "sets, compared in any order",
+    "list": "lists, compared in any order",
+    "union": "unions, compared part by part",
+    "matrix": "matrices, compared entry by entry",
+    "determinant": "determinants, compared entry by entry",
+    "text": "texts that are compared word by word",
+}
 TIMING_SECONDS = 2.0
 _SUBJECTS = ("The answer", "A small dog", "Nobody here", "My old friend", "The sea", "Every third number")
 _ENDS = (
@@ -72,6 +86,8 @@ def check(cfg: ServeRewardConfig, judge: ServedJudge, say: Callable[[str], None]
         say("  <- all the same: what follows would be, too, whatever the judge does; check with other rows")
     for reason in _reasons(alone)[:3]:
         say(f"  without a score: {reason}")
+    for line in _references(cfg):
+        say(line)
     say("the same rows in other ways, against each row alone:")
     agree = [_compare(name, alone, other, say) for name, other in _ways(judge, rows, most)]
     if cfg.check_policy is not None:
@@ -80,6 +96,28 @@ def check(cfg: ServeRewardConfig, judge: ServedJudge, say: Callable[[str], None]
     for line in _speed(judge, rows, most):
         say(line)
     return all(agree)
+
+
+def _references(cfg: ServeRewardConfig) -> Iterator[str]:
+    """How the judges that know the answer read the references of the whole file."""
+    sources = {"judge": cfg.judge, **{f"judge.parts.{name}": part for name, part in cfg.judge.parts.items()}}
+    for where, source in sources.items():
+        if cfg.check_data is not None and source.name == "final_answer":
+            key = str(source.kwargs.get("answer_key", "answer"))
+            numbered = [
+                (number, row[key]) for number, row in _json_rows(cfg.check_data) if row.get(key) is not None
+            ]
+            yield f"{where} final_answer: {len(numbered)} references ({key})"
+            found: dict[str, list[tuple[int, str]]] = {}
+            for number, reference in numbered:
+                found.setdefault(kind_of(str(reference)), []).append((number, str(reference)))
+            strange = len(numbered) - len(found.get("number", []))
+            yield f"  {strange} of them are no numbers" + (":" if strange else "")
+            for kind, rows in sorted(found.items(), key=lambda item: -len(item[1])):
+                if kind != "number":
+                    example = " ".join(rows[0][1].split())
+                    shown = example if len(example) <= 60 else f"...{example[-57:]}"
+                    yield f"  {len(rows)} {_READ.get(kind, kind)}, first line {rows[0][0]}: {shown}"
 
 
 def _ways(judge: ServedJudge, rows: list[Row], most: int) -> Iterator[tuple[str, Scores]]:
@@ -193,20 +231,32 @@ def _rows(file: str | None) -> list[Row]:
             (f"Question {i}: ", " ".join(texts[: i % 12 + 1]), AnyRow(id=f"made-up:{i}")) for i in range(24)
         ]
     rows: list[Row] = []
-    with Path(file).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or len(rows) == MOST_ROWS:
-                continue
-            try:
-                row = json.loads(line)
-                rows.append((str(row.get("prompt", row.get("text", ""))), str(row["response"]), row))
-            except (ValueError, KeyError, AttributeError):
-                raise ValueError(
-                    f'check_data: {file}:{number} should be a JSON object with "prompt" and "response"'
-                ) from None
+    for number, row in itertools.islice(_json_rows(file), MOST_ROWS):
+        if "response" not in row:
+            raise _no_row(file, number)
+        rows.append((str(row.get("prompt", row.get("text", ""))), str(row["response"]), row))
     if not rows:
         raise ValueError(f"check_data: {file} has no rows")
     return rows
+
+
+def _json_rows(file: str) -> Iterator[tuple[int, Metadata]]:
+    """The rows of a file with their line numbers."""
+    with Path(file).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise _no_row(file, number)
+            yield number, row
+
+
+def _no_row(file: str, number: int) -> ValueError:
+    return ValueError(f'check_data: {file}:{number} should be a JSON object with "prompt" and "response"')
 
 
 def _reasons(scores: Scores) -> list[str]:

@@ -93,7 +93,9 @@ def test_a_number_that_is_part_of_something_is_no_answer(response: str, referenc
     assert not is_right(response, reference)
 
 
-@pytest.mark.parametrize(("response", "reference"), PART_OF_SOMETHING)
+@pytest.mark.parametrize(
+    ("response", "reference"), [pair for pair in PART_OF_SOMETHING if "|" not in pair[0]]
+)
 def test_a_reference_is_not_reduced_to_a_number_in_it(response: str, reference: str) -> None:
     assert not is_right(rf"\boxed{{{reference}}}", response)
 

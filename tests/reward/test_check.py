@@ -135,3 +135,20 @@ def test_the_script_checks_a_classifier_against_a_policy(tmp_path: Path, test_da
     assert "remote_rm.mode=text" in done.stdout
     assert "chat template: they differ" in done.stdout
     assert "policy has none" in done.stdout
+
+
+def test_references_that_are_no_numbers_are_counted_by_how_they_are_read(tmp_path: Path) -> None:
+    answers = ["#### 18", "7", r"7\sqrt{11}", r"\pi", "x > 3", "(4, 9)", "Paris", r"\int_0^1 f"]
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "", "response": r"\boxed{7}", "gold": answer} for answer in answers * 20]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    judge = {"name": "final_answer", "kwargs": {"answer_key": "gold"}}
+    _, text = report(None, judge=judge, check_data=str(file))
+    assert "judge final_answer: 160 references (gold)" in text
+    assert "120 of them are no numbers:" in text
+    assert r"40 expressions, compared by value, first line 3: 7\sqrt{11}" in text
+    assert "20 inequalities, compared as they are or turned round, first line 5: x > 3" in text
+    assert "20 intervals and points, compared with brackets and in order, first line 6: (4, 9)" in text
+    assert "40 texts that are compared word by word, first line 7: Paris" in text
+    _, text = report(None, judge={"parts": {"right": judge}}, check_data=str(file))
+    assert "judge.parts.right final_answer: 160 references (gold)" in text

@@ -16,12 +16,13 @@ from rs_aligner.reward.judges.limit import LimitedJudge
 from rs_aligner.reward.judges.megatron import MegatronJudge
 from rs_aligner.reward.judges.rules import format_rules, length, regex
 from rs_aligner.reward.judges.sentiment import sentiment
-from rs_aligner.reward.judges.verifiers import exact_answer, final_answer
+from rs_aligner.reward.judges.verifiers import FinalAnswer, choice, exact_answer
 from rs_aligner.rollout import Score
 
 BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
     "exact_answer": exact_answer,
-    "final_answer": final_answer,
+    "final_answer": FinalAnswer,
+    "choice": choice,
     "regex": regex,
     "length": length,
     "format": format_rules,
@@ -33,6 +34,9 @@ BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
 
 # A user's regular expression may take for ever, like a user's function.
 _LIMITED = {"regex": "rs_aligner.reward.judges.rules:regex"}
+
+# These keep to the limit themselves.
+_TIMED = {"final_answer"}
 
 
 def load_judge(cfg: JudgeSource) -> ServedJudge:
@@ -76,6 +80,8 @@ def rewards_of(judge: ServedJudge) -> Callable[[list[str], list[str], list[Metad
 def _built_in(name: str, kwargs: dict[str, Any], time_limit: float | None) -> ServedJudge:
     found = BUILT_IN[name]
     if isinstance(found, type):
+        if name in _TIMED:
+            kwargs = {"time_limit": time_limit, **kwargs}
         try:
             inspect.signature(found).bind(**kwargs)
         except TypeError as error:

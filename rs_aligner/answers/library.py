@@ -1,0 +1,184 @@
+"""Whether two expressions are the same, where only computer algebra can tell: `math-verify`, in a process.
+
+The library takes up to seconds for a pair and may loop in code that no signal reaches, so it lives in a
+process of its own, which is started when it is first needed, ended when a pair takes too long, and started
+again for the next. It is asked about single expressions that were read whole (`forms`), never about lists,
+relations or sets, where it is lenient. What it is given has no decimals, so it compares exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+_MANY = 8192  # pairs that are remembered
+_START_LIMIT = 120.0  # seconds that importing it may take
+_MEMORY = 4 << 30
+_PR_SET_PDEATHSIG = 1
+
+
+class Undecided(Exception):
+    """Nobody found out in time whether two answers are the same."""
+
+
+class Library:
+    """`math-verify` in a process of its own.
+
+    What it said of a pair is remembered, and so is that a pair took too long: rollouts repeat each other.
+
+    Args:
+        time_limit: seconds that a pair may take; None for no limit.
+    """
+
+    def __init__(self, time_limit: float | None = 5.0) -> None:
+        self._limit = time_limit
+        self._lock = threading.Lock()
+        # A process that asks to die with its parent dies with the thread that started it.
+        self._starter: ThreadPoolExecutor | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection[Any, Any] | None = None
+        self._known: OrderedDict[tuple[str, str], bool | str] = OrderedDict()
+        self._closed = False
+        self.calls = 0
+
+    def same(self, reference: str, answer: str) -> bool:
+        """Whether two expressions in LaTeX are the same.
+
+        Raises:
+            Undecided: it took too long, or the process died over it.
+        """
+        pair = reference, answer
+        with self._lock:
+            found = self._known.get(pair)
+            if found is None:
+                self.calls += 1
+                found = self._known[pair] = self._ask(pair)
+                if len(self._known) > _MANY:
+                    self._known.popitem(last=False)
+        if isinstance(found, str):
+            raise Undecided(found)
+        return found
+
+    def close(self) -> None:
+        """End the process, whatever it does; nothing is asked any more."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            process.kill()  # who waits for it goes on
+        with self._lock:
+            self._end()
+            if self._starter is not None:
+                self._starter.shutdown()
+                self._starter = None
+
+    def _ask(self, pair: tuple[str, str]) -> bool | str:
+        if self._closed:
+            return "the judge was closed"
+        try:
+            if self._process is not None and self._process.poll() is not None:
+                self._end()  # it died while it waited
+            if self._connection is None:
+                self._start()
+            assert self._connection is not None
+            self._connection.send(pair)
+            if self._connection.poll(self._limit):
+                return bool(self._connection.recv())
+        except (EOFError, OSError):
+            self._end()
+            return "math-verify's process died over this answer"
+        self._end()
+        return f"math-verify took more than {self._limit:g} s over this answer (judge.time_limit)"
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        code = f"from {__name__} import main; main({theirs.fileno()}, {os.getpid()})"
+        self._starter = self._starter or ThreadPoolExecutor(max_workers=1)
+        self._process = self._starter.submit(
+            subprocess.Popen,
+            [sys.executable, "-P", "-c", code],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        ).result()
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        if not self._connection.poll(_START_LIMIT):
+            self._end()
+            raise OSError("math-verify could not be loaded")
+        if self._connection.recv() is not True:
+            self._end()
+            raise ImportError("answers that are no numbers need math-verify: pip install math-verify")
+
+    def _end(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@functools.cache
+def shared() -> Library:
+    """The one of this process, for whoever has none of its own."""
+    return Library()
+
+
+def same_expressions(reference: str, answer: str) -> bool:
+    """What `math-verify` says of two expressions in LaTeX, and nothing of what it is lenient with."""
+    import math_verify
+    import sympy
+
+    config = [math_verify.LatexExtractionConfig()]
+    found = [
+        math_verify.parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
+        for text in (reference, answer)
+    ]
+    if any(len(one) != 1 or not isinstance(one[0], sympy.Expr) for one in found):
+        return False
+    [gold], [said] = found
+    if len(gold.free_symbols) != len(said.free_symbols):
+        return False  # one of them was not read whole
+    return bool(math_verify.verify(gold, said, numeric_precision=30, timeout_seconds=None))
+
+
+def main(descriptor: int, parent: int) -> None:
+    """What the process runs: pairs come in, answers go out, until nobody asks any more."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # whoever asks decides
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    connection: Connection[Any, Any] = Connection(descriptor)
+    with contextlib.suppress(EOFError, OSError):
+        try:
+            import math_verify  # noqa: F401
+        except ImportError:
+            connection.send(False)
+            return
+        logging.disable(logging.CRITICAL)
+        same_expressions("\\ln 2", "2")  # what is loaded late
+        connection.send(True)
+        while True:
+            pair = connection.recv()
+            try:
+                answer = same_expressions(*pair)
+            except Exception:
+                answer = False
+            connection.send(answer)
