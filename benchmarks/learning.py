@@ -214,14 +214,13 @@ def run_story(recipe: str, seed: int, folder: Path) -> None:
     from rs_aligner.config import TrainRSConfig, load_config, num_optimizer_steps
     from rs_aligner.config.tree import tree_of
     from rs_aligner.reward.client import RemoteGPTRMClient
+    from rs_aligner.run_data import read_rs_data
 
     folder.mkdir(parents=True)
     config = load_config(tree_of(story_config(recipe, seed, folder)), TrainRSConfig)
     os.environ["OMP_NUM_THREADS"] = "1"
     tokenizer, positions = build.read_tokenizer(config)
-    files, longest = config.model.data.data_prefix.train, config.max_prompt_length(positions)
-    prompts = build.read_prompts(files, config, tokenizer, longest)
-    anchors = build.read_anchors(config, tokenizer, positions)
+    data = read_rs_data(config, tokenizer, positions)
 
     import torch
 
@@ -230,7 +229,7 @@ def run_story(recipe: str, seed: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
-    steps = num_optimizer_steps(config, len(prompts))
+    steps = num_optimizer_steps(config, len(data.prompts))
     with (
         RemoteGPTRMClient(config.remote_rm) as client,
         build.policy_of(config, tokenizer, steps) as policy,
@@ -238,7 +237,7 @@ def run_story(recipe: str, seed: int, folder: Path) -> None:
         client.wait_until_ready()
         curve = Curve(folder, policy, STORIES[recipe][1])
         run = Run(config.exp_manager, is_writer=True, loggers=[curve])
-        RSTrainer(config, policy, client, prompts, (), run, anchors=anchors).fit()
+        RSTrainer(config, policy, client, data.prompts, (), run, anchors=data.anchors).fit()
         run.close()
     about = {"recipe": recipe, "seed": seed, "overrides": STORIES[recipe][0], "load_average": [load]}
     (folder / "about.json").write_text(json.dumps(about))

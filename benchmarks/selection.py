@@ -47,6 +47,7 @@ from rs_aligner.collect import Collector, num_tokens
 from rs_aligner.config import TrainRSConfig, UntilConfig
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.rollout import Group, Prompt, Rollout, Score
+from rs_aligner.run_data import read_prompts
 
 if TYPE_CHECKING:
     from rs_aligner.policy.policy import MegatronPolicy
@@ -112,7 +113,7 @@ def collector_of(folder: Path, seed: int, num_prompts: int) -> Iterator[tuple[Co
     )
     tokenizer, positions = build.read_tokenizer(config)
     files = config.model.data.data_prefix.train
-    rows = build.read_prompts(files, config, tokenizer, config.max_prompt_length(positions))[:num_prompts]
+    rows = read_prompts(files, config, tokenizer, positions).prompts[:num_prompts]
     prompts = [replace(prompt, position=number, row=number) for number, prompt in enumerate(rows)]
     with RemoteGPTRMClient(config.remote_rm) as judge:
         judge.wait_until_ready()

@@ -35,14 +35,14 @@ def main(raw: DictConfig) -> None:
 
 def train(config: TrainRewardModelConfig) -> None:
     # What can be wrong comes first, what is slow to import last.
-    first, files = experiment.rank() == 0, config.model.data.data_prefix
+    first = experiment.rank() == 0
     tokenizer, positions = build.read_tokenizer(config)
-    pairs = build.read_pairs(files.train, config, tokenizer, positions)
-    validation = build.read_pairs(files.validation, config, tokenizer, positions)
 
     from rs_aligner.preference import PreferenceTrainer
     from rs_aligner.run import Run
+    from rs_aligner.run_data import read_pair_data
 
+    pairs, validation = read_pair_data(config, tokenizer, positions)
     steps = num_epoch_steps(config, len(pairs))
     if first:
         print(epoch_plan(config, len(pairs), len(validation)), flush=True)

@@ -37,11 +37,10 @@ def train(config: TrainSFTConfig) -> None:
     judge = None if config.judge is None else rewards_of(load_judge(config.judge))
 
     from rs_aligner.run import Run
+    from rs_aligner.run_data import read_sft_data
     from rs_aligner.sft import SFTTrainer
 
-    rows = build.read_sft_rows(config, tokenizer, positions)
-    files = config.model.data.data_prefix.validation if config.samples else ()
-    validation = build.read_prompts(files, config, tokenizer, config.max_prompt_length(positions))
+    rows, validation = read_sft_data(config, tokenizer, positions)
     steps = num_epoch_steps(config, len(rows))
     if first:
         print(epoch_plan(config, len(rows), len(validation)), flush=True)

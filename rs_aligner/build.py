@@ -1,4 +1,4 @@
-"""From a checked config to tokenizer, data and policy: what the scripts and `rs_aligner.train` share.
+"""From a checked config to tokenizer and policy: what the scripts and `rs_aligner.train` share.
 
 Each function imports what it needs, so that what can be wrong comes to light before anything slow is loaded.
 Left out on purpose: reading the config (`config`), the loops, and starting ranks and making loggers
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from rs_aligner.policy.reward_model import MegatronRewardModel
     from rs_aligner.policy.sampler import Sampler
     from rs_aligner.policy.tokenizer import Tokenizer
-    from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -115,75 +114,6 @@ def _samplings(config: TrainConfig | GenerateConfig) -> dict[str, SamplingParams
         case GenerateConfig():
             return {"model.answers.sampling_params": config.model.answers.sampling_params}
     return {}
-
-
-def read_prompts(
-    files: tuple[str, ...],
-    config: TrainRSConfig | TrainSFTConfig | GenerateConfig,
-    tokenizer: Tokenizer,
-    max_length: int,
-) -> tuple[Prompt, ...]:
-    """The prompts of files, which may be none, as `model.data` says; longer ones are left out."""
-    from rs_aligner.data import load_prompts
-
-    if not files:
-        return ()
-    template, add_bos = config.model.data.prompt_template, config.model.data.add_bos
-    return load_prompts(
-        files, tokenizer, template=template, add_bos=add_bos, max_prompt_length=max_length
-    ).prompts
-
-
-def read_sft_rows(config: TrainSFTConfig, tokenizer: Tokenizer, positions: int) -> tuple[TrainingRow, ...]:
-    """The rows to learn, as `model.data` says; longer ones are left out."""
-    from rs_aligner.data import load_sft_rows
-
-    how = _reading(config, positions)
-    return load_sft_rows(config.model.data.data_prefix.train, tokenizer, **how).rows
-
-
-def read_anchors(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) -> list[TrainingRow]:
-    """The supervised rows to mix in, shuffled once; none if none are configured."""
-    from rs_aligner.data import load_sft_rows
-    from rs_aligner.objective import shuffled_anchors
-
-    anchor = config.model.rs.objective.anchor
-    if not anchor.files:
-        return []
-    rows = load_sft_rows(anchor.files, tokenizer, **_reading(config, positions)).rows
-    return shuffled_anchors(rows, anchor.weight, config.model.seed)
-
-
-def read_scored(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) -> tuple[Group, ...]:
-    """The rollouts to train on instead of sampling; none if none are configured."""
-    from rs_aligner.data import load_scored
-
-    data, sources = config.model.data, config.model.rs.offline
-    if not sources:
-        return ()
-    longest = config.model.sequence_length(positions)
-    template, add_bos = data.prompt_template, data.add_bos
-    return load_scored(sources, tokenizer, template=template, add_bos=add_bos, max_length=longest)
-
-
-def read_pairs(
-    files: tuple[str, ...], config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
-) -> tuple[PreferencePair, ...]:
-    """The pairs of files, which may be none, as `model.data` says; longer ones are left out."""
-    from rs_aligner.data import load_pairs
-
-    return load_pairs(files, tokenizer, **_reading(config, positions)).pairs if files else ()
-
-
-def _reading(config: TrainConfig, positions: int) -> dict[str, Any]:
-    """How rows with answers are read."""
-    data = config.model.data
-    return {
-        "template": data.prompt_template,
-        "add_bos": data.add_bos,
-        "max_length": config.model.sequence_length(positions),
-        "max_prompt_length": data.seq_length,
-    }
 
 
 @contextmanager

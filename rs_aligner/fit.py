@@ -37,18 +37,15 @@ def fit(
     Returns:
         The run's folder, closed.
     """
+    from rs_aligner.run_data import read_rs_data
     from rs_aligner.selection import build_chain
 
-    files, rs = config.model.data.data_prefix, config.model.rs
+    rs = config.model.rs
     # Users' code is imported here, so that an error in it comes in seconds.
     chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
     tokenizer, positions = build.read_tokenizer(config)
     with _judges(config, judge) as (client, watched):
-        longest = config.max_prompt_length(positions)
-        prompts = build.read_prompts(files.train, config, tokenizer, longest)
-        validation = build.read_prompts(files.validation, config, tokenizer, longest)
-        scored = build.read_scored(config, tokenizer, positions)
-        anchors = build.read_anchors(config, tokenizer, positions)
+        prompts, validation, scored, anchors = read_rs_data(config, tokenizer, positions)
         number = len(scored) or len(prompts)
         largest = max((len(group.rollouts) for group in scored), default=None)
         if is_first:

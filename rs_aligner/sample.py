@@ -24,6 +24,7 @@ from rs_aligner.failures import judge_failure
 from rs_aligner.files import write_whole
 from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.run_data import read_prompts
 
 if TYPE_CHECKING:
     from rs_aligner.policy.sampler import Sampler
@@ -47,8 +48,7 @@ def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Grou
     data = config.model.data
     # What can be wrong without the judge comes before it.
     tokenizer, positions = build.read_tokenizer(config)
-    prompts = build.read_prompts(data.files, config, tokenizer, config.max_prompt_length(positions))
-    prompts = prompts[: data.num_prompts]
+    prompts = read_prompts(data.files, config, tokenizer, positions).prompts[: data.num_prompts]
     with contextlib.ExitStack() as stack:
         client = None
         if config.remote_rm is not None:

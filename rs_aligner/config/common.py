@@ -222,6 +222,11 @@ class DataConfig(ReadingConfig):
 
     data_prefix: DataPrefix
     """The data files, e.g. "model.data.data_prefix={train: [a.jsonl], validation: [b.jsonl]}"."""
+    overlap: Literal["warn", "drop", "refuse"] = "warn"
+    """What becomes of rows to train on whose prompt is a validation prompt, too: `drop` leaves them out.
+
+    Prompts are the same if they differ in case and white space only.
+    """
 
 
 class PolicyDataConfig(DataConfig):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import RowReader, Tokenizer
 from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
 from rs_aligner.rollout import PreferencePair
@@ -15,11 +16,12 @@ _logger = logging.getLogger("rs_aligner")
 
 @dataclass(frozen=True)
 class PairSet:
-    """The pairs of some files, in file order, and how many were left out, and why."""
+    """The pairs of some files, in file order, how many were left out, and why, and where each stands."""
 
     pairs: tuple[PreferencePair, ...]
     num_too_long: int
     num_ties: int
+    origins: Origins = field(default_factory=Origins, compare=False)
 
 
 def load_pairs(
@@ -50,7 +52,7 @@ def load_pairs(
     """
     pairs: list[PreferencePair] = []
     num_too_long = num_ties = 0
-    reader = RowReader(tokenizer, template, add_bos)
+    reader, origins = RowReader(tokenizer, template, add_bos), Origins()
     for where, row in read_rows(files):
         for key in ("chosen", "rejected"):
             if key not in row:
@@ -66,6 +68,7 @@ def load_pairs(
         elif len(pair) > max_length or len(prompt.token_ids) > (max_prompt_length or max_length):
             num_too_long += 1
         else:
+            origins.add(where, prompt.text, row["chosen"], row["rejected"])
             pairs.append(pair)
     reader.tell()
     names = ", ".join(files)
@@ -74,4 +77,4 @@ def load_pairs(
     account(files, "pairs", len(pairs), num_too_long, max_length)
     if num_ties:
         _logger.warning("%s: left out %d pairs whose answers are the same", names, num_ties)
-    return PairSet(tuple(pairs), num_too_long, num_ties)
+    return PairSet(tuple(pairs), num_too_long, num_ties, origins)

@@ -8,9 +8,10 @@ replaced.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import RowReader, Tokenizer
 from rs_aligner.data.rows import account, read_rows
 from rs_aligner.rollout import Prompt
@@ -23,10 +24,12 @@ class PromptSet:
     Attributes:
         prompts: those that can be used.
         num_too_long: how many were left out because they are too long.
+        origins: where each of `prompts` stands.
     """
 
     prompts: tuple[Prompt, ...]
     num_too_long: int
+    origins: Origins = field(default_factory=Origins, compare=False)
 
 
 def load_prompts(
@@ -55,19 +58,20 @@ def load_prompts(
     """
     prompts: list[Prompt] = []
     num_too_long = 0
-    reader = RowReader(tokenizer, template, add_bos)
+    reader, origins = RowReader(tokenizer, template, add_bos), Origins()
     for where, row in read_rows(files):
         read = reader.prompt(where, row, "text")
         if len(read.token_ids) > max_prompt_length:
             num_too_long += 1
             continue
+        origins.add(where, read.text)
         told = reader.metadata(where, row, read)
         prompts.append(
             Prompt(row_id(where, row), read.text, read.token_ids, metadata=told, position=len(prompts))
         )
     reader.tell()
     account(files, "prompts", len(prompts), num_too_long, max_prompt_length)
-    return PromptSet(tuple(prompts), num_too_long)
+    return PromptSet(tuple(prompts), num_too_long, origins)
 
 
 def row_id(where: str, row: dict[str, Any]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rs_aligner.data.chats import check_messages
+from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import RowReader, Tokenizer
 from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
 from rs_aligner.rollout import TrainingRow
@@ -14,10 +15,11 @@ from rs_aligner.rollout import TrainingRow
 
 @dataclass(frozen=True)
 class SFTSet:
-    """The rows of some files, in file order, and how many were left out as too long."""
+    """The rows of some files, in file order, how many were left out as too long, and where each stands."""
 
     rows: tuple[TrainingRow, ...]
     num_too_long: int
+    origins: Origins = field(default_factory=Origins, compare=False)
 
 
 def load_sft_rows(
@@ -47,7 +49,7 @@ def load_sft_rows(
     """
     rows: list[TrainingRow] = []
     num_too_long = 0
-    reader = RowReader(tokenizer, template, add_bos)
+    reader, origins = RowReader(tokenizer, template, add_bos), Origins()
     for where, row in read_rows(files):
         prompt_row, response = _split_response(where, row, reader, template is not None)
         prompt = reader.prompt(where, prompt_row, "prompt")
@@ -56,10 +58,11 @@ def load_sft_rows(
         if is_too_long or len(prompt_ids) + len(response_ids) > max_length:
             num_too_long += 1
         else:
+            origins.add(where, prompt.text, response)
             rows.append(TrainingRow(prompt_ids, response_ids))
     reader.tell()
     account(files, "rows", len(rows), num_too_long, max_length)
-    return SFTSet(tuple(rows), num_too_long)
+    return SFTSet(tuple(rows), num_too_long, origins)
 
 
 def _split_response(
