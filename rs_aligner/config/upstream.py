@@ -131,7 +131,7 @@ TRAIN_RS = Upstream(
         "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": _NO_NEMO_CHECKPOINTS,
         "exp_manager.checkpoint_callback_params.filename": "state is in checkpoints, not in their names",
         "exp_manager.checkpoint_callback_params.model_parallel_size": _NO_NEMO_CHECKPOINTS,
-        "model.rs.forward_micro_batch_size": "there is no second pass for log-probabilities",
+        "model.rs.forward_micro_batch_size": "log-probabilities are computed in model.micro_batch_size rows",
         "model.rs.val_rollout_micro_batch_size": "validation decodes in model.rs.rollout_micro_batch_size",
         "model.rs.offload_adam_states": "the optimizer's state stays where it is",
         "model.rs.sampling_params.all_probs": "nothing reads the probabilities of all tokens",
@@ -170,8 +170,7 @@ TRAIN_RS = Upstream(
     },
 )
 
-_ONE_PROCESS = "the judge runs as one process; serving a reward model on several devices is not there yet"
-_NO_REWARD_MODEL = "serving a reward model is not there yet"
+_NO_BACKWARD = "scoring keeps no activations"
 
 SERVE_REWARD = Upstream(
     used=frozenset(
@@ -183,18 +182,25 @@ SERVE_REWARD = Upstream(
     no_effect={
         "inference.strip_sequence_length_to_multiple": "columns are never cut, the lengths tell",
         "inference.micro_batch_size": "set inference.inference_micro_batch_size",
-        "model.forward_micro_batch_size": _NO_REWARD_MODEL,
-        **dict.fromkeys(_under("trainer", "num_nodes devices accelerator logger precision"), _ONE_PROCESS),
-        **dict.fromkeys(_under("model", "sequence_parallel precision"), _ONE_PROCESS),
-        "model.tensor_model_parallel_size": _ONE_PROCESS,
-        "model.pipeline_model_parallel_size": _ONE_PROCESS,
-        "model.activations_checkpoint_granularity": _NO_REWARD_MODEL,
-        "model.activations_checkpoint_method": _NO_REWARD_MODEL,
+        "model.forward_micro_batch_size": "set judge.kwargs.batch_size",
+        "trainer.num_nodes": "a server has one machine; a run asks several (remote_rm.endpoints)",
+        "trainer.devices": "a reward model's ranks follow from judge.kwargs, e.g. tensor_model_parallel_size",
+        "trainer.accelerator": "set judge.kwargs.accelerator",
+        "trainer.precision": "set judge.kwargs.precision",
+        "trainer.logger": "the server shows its figures at /metrics",
+        "model.precision": "set judge.kwargs.precision",
+        "model.tensor_model_parallel_size": "set judge.kwargs.tensor_model_parallel_size",
+        "model.pipeline_model_parallel_size": "set judge.kwargs.pipeline_model_parallel_size",
+        "model.sequence_parallel": _NO_BACKWARD,
+        "model.activations_checkpoint_granularity": _NO_BACKWARD,
+        "model.activations_checkpoint_method": _NO_BACKWARD,
     },
     refused={
         "rm_model_file": Refusal(
-            "serving a reward model is not there yet; set judge.name=exact_answer, judge.name=sentiment "
-            "or judge.function=path/to/file.py:name"
+            "a reward model is served by judge.name=megatron_reward_model judge.kwargs.folder=FOLDER, a "
+            "Hugging Face folder (*ForSequenceClassification with one label) or a checkpoint of "
+            "examples/train_reward_model.py. A .nemo archive is not read: convert it to such a folder first, "
+            "see docs/models.md"
         ),
     },
 )

@@ -173,5 +173,5 @@ def test_the_other_old_keys_of_a_launch_script_need_no_plus(workplace, caplog):
 def test_lora_and_reward_model_files_are_refused_with_what_to_do_instead(workplace, tree):
     with pytest.raises(ConfigError, match=r"model\.peft\.peft_scheme is \"lora\": LoRA is not there yet"):
         load_config(tree(**{"model.peft.peft_scheme": "lora"}), TrainRSConfig)
-    with pytest.raises(ConfigError, match=r"rm_model_file is \"rm.nemo\": .* set judge\.name=exact_answer"):
+    with pytest.raises(ConfigError, match=r"rm_model_file is \"rm.nemo\": .*=megatron_reward_model"):
         load_config({"rm_model_file": "rm.nemo", "judge": {"name": "exact_answer"}}, ServeRewardConfig)
