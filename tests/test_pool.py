@@ -52,6 +52,28 @@ def test_a_cycle_samples_once_and_trains_so_often(run: FakeRun) -> None:
     assert policy.trained[0] == policy.trained[1] == policy.trained[2] != policy.trained[3]
 
 
+@pytest.mark.parametrize(("improve_steps", "sampled"), [(1, [1, 2, 3, 4, 5]), (2, [1, 3, 5]), (4, [1, 5])])
+def test_a_cycle_of_any_length_trains_on_what_its_first_step_sampled(
+    run: FakeRun, other: FakeRun, improve_steps: int, sampled: list[int]
+) -> None:
+    """Two is the shortest cycle, and another case than three: it has no step in its middle."""
+    how: dict[str, Any] = {"save_interval": 1, "epochs": 9, "pool": {"improve_steps": improve_steps}}
+    (policy,) = run.start(steps=5, **how)
+    assert sampled_steps(policy) == sampled
+    rows = {row["step"]: row for row in run.rows}
+    for step in range(1, 6):
+        first = max(one for one in sampled if one <= step)
+        assert rows[step]["rollouts/total"] == rows[first]["rollouts/total"] > 0
+        assert rows[step]["reward/mean"] == rows[first]["reward/mean"]
+        assert (rows[step]["tokens/generated"] > 0) == (step == first)
+        assert policy.trained[step - 1] == policy.trained[first - 1]
+    for stopped in range(1, 5):
+        other.start(steps=stopped, **how)
+    (continued,) = other.start(steps=5, **how)
+    assert continued.weights == policy.weights
+    assert figures(other.rows)[-1] == figures(run.rows)[-1]
+
+
 def test_an_epoch_has_a_cycle_for_each_draw_of_prompts(run: FakeRun) -> None:
     (policy,) = run.start(steps=-1, epochs=2, **RFT)  # 6 prompts, 4 a draw: 2 draws an epoch
     assert max(row["step"] for row in run.rows) == 12

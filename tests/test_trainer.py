@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -236,6 +237,42 @@ def test_a_judge_that_fails_too_much_stops_the_run_saved_and_it_goes_on_as_if_no
     assert [policy.weights for policy in again] == [policy.weights for policy in through]
     assert [run.ledger.read(s) for s in run.ledger.steps()] == [other.ledger.read(s) for s in (1, 2, 3, 4)]
     assert figures(run.rows) == figures(other.rows)
+
+
+@pytest.mark.parametrize(("step", "saves"), [(1, 0), (2, 1), (3, 1), (4, 1)])
+def test_a_judge_that_fails_costs_one_save_of_the_step_before_it_where_there_is_none(
+    run: FakeRun, step: int, saves: int
+) -> None:
+    """Every third step is saved anyway; before the first there is nothing to save."""
+    with pytest.raises(JudgeFailed, match="nothing of it was trained, start the run again to go on"):
+        run.start(from_step(step, three_of_four_fail), steps=5, interval=3)
+    assert run.events.count("save") == saves
+    if not saves:
+        assert not (run.folder / "checkpoints").exists()
+        return
+    newest = run.folder / "checkpoints" / f"step_{step - 1:06d}"
+    assert run.checkpoints()[-1] == newest.name
+    state = json.loads((newest / "state.json").read_text())
+    assert state["version"] == state["counters"]["step"] == step - 1
+    place = state["counters"]["sampler"]
+    drawn = [4, 6, 10][step - 2]  # six prompts are four and two; those of the failed step are drawn again
+    assert 6 * place["epoch"] + place["position"] == drawn
+
+
+def test_a_continued_run_whose_judge_fails_at_once_saves_nothing_again(run: FakeRun) -> None:
+    run.start(steps=2, interval=1)
+    saves = run.events.count("save")
+    with pytest.raises(JudgeFailed):
+        run.start(from_step(3, three_of_four_fail), steps=4, interval=1)
+    assert run.events.count("save") == saves
+    assert run.checkpoints()[-1] == "step_000002"
+
+
+def test_a_starting_policy_that_was_saved_is_not_saved_again_when_the_judge_fails(run: FakeRun) -> None:
+    with pytest.raises(JudgeFailed):
+        run.start(from_step(1, three_of_four_fail), steps=4, interval=1, patience=3)
+    assert run.events.count("save") == 1
+    assert run.checkpoints() == ["step_000000"]
 
 
 def test_up_to_max_failed_fraction_the_failed_are_rejected_and_no_more(run: FakeRun) -> None:

@@ -14,9 +14,11 @@ import pytest
 
 from rs_aligner.config import EndpointConfig, JudgeConfig, RemoteRMConfig
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
+from rs_aligner.reward.endpoints import Endpoint, EndpointPool
 from rs_aligner.reward.queue import RowQueue, Waiting
-from rs_aligner.reward.retry import LONGEST_DELAY, jittered
+from rs_aligner.reward.retry import LONGEST_DELAY, Patience, jittered
 from rs_aligner.reward.token import read_token
+from rs_aligner.reward.transport import TransportError
 from rs_aligner.rollout import Score, ScoreFailure
 from tests.reward.fake_judge import Answer, fake_judge, rewards
 from tests.reward.rows import free_port, row
@@ -248,6 +250,80 @@ def test_delays_grow_and_never_are_the_same_for_all() -> None:
         drawn = [jittered(round_) for _ in range(50)]
         assert 0 < min(drawn) < max(drawn) <= LONGEST_DELAY
     assert max(jittered(0) for _ in range(50)) < min(jittered(3) for _ in range(50))
+
+
+@pytest.mark.parametrize(
+    ("round_", "longest"), [(0, 0.25), (1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0), (5, 8.0), (6, 8.0), (99, 8.0)]
+)
+def test_the_first_delay_is_a_quarter_of_a_second_and_each_doubles_up_to_eight(
+    monkeypatch: pytest.MonkeyPatch, round_: int, longest: float
+) -> None:
+    """Half of it at random, so that not all come back at one moment."""
+    drawn: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        drawn.append((low, high))
+        return high
+
+    monkeypatch.setattr("rs_aligner.reward.retry.random.uniform", uniform)
+    assert jittered(round_) == longest
+    assert drawn == [(0.5, 1.0)]
+
+
+def test_a_request_waits_the_first_delay_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rs_aligner.reward.retry.jittered", lambda round_: 10.0 + round_)
+    patience = Patience(RemoteRMConfig(on_failure="drop", max_attempts=4))
+    assert [patience.failed() for _ in range(5)] == [10.0, 11.0, 12.0, None, None]
+    assert patience.failures == 5
+
+
+def test_with_retry_the_last_delay_ends_when_patience_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr("rs_aligner.reward.retry.time.monotonic", lambda: clock)
+    monkeypatch.setattr("rs_aligner.reward.retry.jittered", lambda round_: 2.0 * (round_ + 1))
+    patience = Patience(RemoteRMConfig(on_failure="retry", give_up_after=7.0))
+    clock = 200.0  # patience begins with the first failure
+    waited = []
+    while (delay := patience.failed()) is not None:
+        waited.append(delay)
+        clock += delay
+    assert waited == [2.0, 4.0, 1.0]
+
+
+def test_a_server_that_was_left_out_is_tried_out_after_the_first_delay_of_its_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At once, it would be the run's requests that find out whether it is well again."""
+    rounds: list[int] = []
+
+    def delay(round_: int) -> float:
+        rounds.append(round_)
+        return 0.0
+
+    monkeypatch.setattr("rs_aligner.reward.endpoints.jittered", delay)
+    trials: list[float | None] = []
+    endpoint = Endpoint("http://one", lambda: None)  # type: ignore[arg-type, return-value]
+    left = [3, 2]  # failing trials of the first and the second outage
+
+    def try_out(_: Endpoint, seconds: float | None) -> None:
+        trials.append(seconds)
+        if len(trials) > 1 and left and left[0] > 0:
+            left[0] -= 1
+            raise TransportError("away", "unreachable")
+
+    pool = EndpointPool([endpoint], 1, try_out)
+    pool.open(5)
+    assert (rounds, len(trials)) == ([], 1)
+    for expected in ([1, 2, 3, 4], [2, 3, 4]):
+        rounds.clear()
+        taken = pool.acquire(avoid=None, outage=5)
+        assert taken is endpoint
+        pool.failed(endpoint, TransportError("away", "unreachable"))
+        assert pool.acquire(avoid=None, outage=5) is endpoint
+        assert rounds == expected
+        endpoint.in_flight -= 1  # as if it were still unanswered when the server goes away again
+        left.pop(0)
+    pool.close()
 
 
 def waiting(length: int, due: float = 0.0) -> Waiting:

@@ -1,0 +1,104 @@
+"""What a micro-batch holds beside tokens stays with its row: weights and log-probabilities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rs_aligner.policy.batches import collate, micro_batches
+from rs_aligner.rollout import TrainingRow
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def row(prompt: int, response: int, weight: float = 1.0, *, first: float | None = None) -> TrainingRow:
+    """A row of so many tokens; with `first`, log-probabilities that count down from it."""
+    log_probs = () if first is None else tuple(first - place for place in range(response))
+    return TrainingRow(
+        tuple(range(10, 10 + prompt)),
+        tuple(range(50, 50 + response)),
+        weight,
+        log_probs,
+        tuple(value - 0.5 for value in log_probs),
+    )
+
+
+def test_a_micro_batch_has_the_weights_of_its_rows() -> None:
+    batch = collate([row(2, 3, 0.5), row(1, 1, -2.0), row(4, 2, 1.0)], 1)
+    assert batch.weights is not None
+    assert batch.weights.tolist() == [0.5, -2.0, 1.0]
+    assert batch.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_row_of_another_weight_is_enough(place: int) -> None:
+    weights = [1.0, 1.0, 1.0]
+    weights[place] = 0.25
+    batch = collate([row(2, 3, weight) for weight in weights], 1)
+    assert batch.weights is not None
+    assert batch.weights.tolist() == weights
+
+
+def test_rows_that_are_simply_learnt_have_no_weights() -> None:
+    assert collate([row(2, 3), row(1, 4)], 1).weights is None
+
+
+def test_ratios_bring_weights_even_where_all_are_one() -> None:
+    """The clipped objective multiplies by them."""
+    batch = collate([row(2, 3, first=-1.0), row(1, 4)], 1)
+    assert batch.weights is not None
+    assert batch.weights.tolist() == [1.0, 1.0]
+
+
+def test_weights_follow_their_rows_when_these_are_put_in_order_of_length() -> None:
+    rows = [row(2, length, weight=float(length)) for length in (7, 1, 5, 3, 2, 6)]
+    shares = [micro_batches(rows, 2, rank, 2) for rank in range(2)]
+    seen = []
+    for batch in (batch for share in shares for batch in share):
+        lengths = batch.mask.sum(1).tolist()
+        weights = batch.weights.tolist() if batch.weights is not None else [1.0] * len(lengths)
+        for length, weight in zip(lengths, weights, strict=True):
+            if length:
+                assert weight == length
+                seen.append(length)
+    assert sorted(seen) == [1, 2, 3, 5, 6, 7]
+
+
+def test_log_probabilities_stand_where_their_tokens_are_predicted_and_nothing_elsewhere() -> None:
+    rows = [row(3, 2, first=-1.0), row(1, 4, first=-9.0), row(2, 1)]
+    batch = collate(rows, 4)
+    assert batch.tokens.shape == (3, 8)
+    assert batch.sampled is not None
+    assert batch.reference is not None
+    nan = float("nan")
+    expected = torch.tensor(
+        [[nan, nan, -1.0, -2.0, nan, nan, nan], [-9.0, -10.0, -11.0, -12.0, nan, nan, nan], [nan] * 7]
+    )
+    assert torch.equal(batch.sampled.nan_to_num(7), expected.nan_to_num(7))
+    assert torch.equal(batch.reference.nan_to_num(7), (expected - 0.5).nan_to_num(7))
+    has_them = torch.tensor([[True], [True], [False]])
+    assert torch.equal(batch.sampled.isfinite(), batch.mask & has_them)
+
+
+@pytest.mark.parametrize("values", [(-1.0,), (-1.0, -1.0, -1.0), (-1.0, float("nan")), (-1.0, float("-inf"))])
+def test_log_probabilities_that_do_not_fit_their_response_are_refused(values: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="a finite number for each of the 2 response tokens"):
+        collate([TrainingRow((1,), (2, 3), sampled_log_probs=values)], 1)
+
+
+def test_a_micro_batch_moves_to_a_device_with_all_that_it_has() -> None:
+    batch = collate([row(2, 3, 0.5, first=-1.0), row(1, 1)], 1).to(torch.device("meta"))
+    for part in (batch.tokens, batch.mask, batch.weights, batch.sampled, batch.reference):
+        assert part is not None
+        assert part.device.type == "meta"
+    bare = collate([row(2, 3)], 1).to(torch.device("meta"))
+    assert (bare.weights, bare.sampled, bare.reference) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("length", "multiple", "width"), [(1, 1, 2), (2, 1, 2), (5, 1, 5), (5, 4, 8), (8, 4, 8)]
+)
+def test_the_width_is_that_of_the_longest_row_rounded_up(length: int, multiple: int, width: int) -> None:
+    batch = collate([row(1, length - 1), row(1, 0)], multiple)
+    assert batch.tokens.shape == (2, width)
+    assert batch.mask.shape == (2, width - 1)
