@@ -80,6 +80,7 @@ TRAIN_RS: Rows = {
     "model.data.judge_special_tokens": Row(True, "shown"),
     f"{_PREFIX}.train": Row("@/more.jsonl", "rows"),
     f"{_PREFIX}.validation": Row("@/more.jsonl", "sampled"),
+    "model.data.overlap": Row("refuse", "error", {f"{_PREFIX}.validation": "@/prompts.jsonl"}),
     **under(
         "model.rs",
         shown_by(
@@ -200,6 +201,7 @@ TRAIN_SFT: Rows = {
     "model.data.judge_special_tokens": Row(True, "shown"),
     f"{_PREFIX}.train": Row("@/more_sft.jsonl", "rows"),
     f"{_PREFIX}.validation": Row("@/more.jsonl", "sampled"),
+    "model.data.overlap": Row("refuse", "error", {f"{_PREFIX}.validation": "@/prompts.jsonl"}),
     "model.sft.num_val_samples": Row(2, "sampled"),
     **under("model.sft.sampling_params", held_out(SAMPLING | {"use_greedy": Row(False, "controls")})),
     **under("model.sft.length_params", held_out(LENGTHS)),
@@ -227,6 +229,7 @@ TRAIN_REWARD_MODEL: Rows = {
     **under("model", TRAINED),
     f"{_PREFIX}.train": Row("@/more_pairs.jsonl", "rows"),
     f"{_PREFIX}.validation": Row("@/pairs.jsonl", "metrics"),
+    "model.data.overlap": Row("refuse", "error", {f"{_PREFIX}.validation": "@/more_pairs.jsonl"}),
 }
 
 GENERATE_BASE = {

@@ -193,7 +193,7 @@ def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
     experiment = importlib.import_module("experiment")
     patch.setattr(experiment, "log_handler", lambda: notes.handler)
     patch.setattr("os.fsync", lambda _: None)
-    patch.setattr("rs_aligner.policy.tokenizer.Tokenizer", _read_tokenizer)
+    patch.setattr("rs_aligner.policy.folder.Tokenizer", _read_tokenizer)
     patch.setattr("rs_aligner.run.time", _Clock())
     _set_up_ranks(patch, notes)
     _set_up_models(patch, notes)
