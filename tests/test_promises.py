@@ -25,7 +25,7 @@ PLACES = (
 SUFFIXES = {".py", ".md", ".yaml", ".h", ".c", ".cpp", ".sh", ".sbatch"}
 PROMISE = re.compile(
     r"\b(not(?: \w+)? yet|yet to|(?:no|not|none|nothing|only)\b[^.]{0,20}\bso far|for now|"
-    r"(?:will|to) come\b(?! from)|(?:later|future|next) (?:version|release)|is planned|coming soon|"
+    r"will come\b(?! from)|(?:later|future|next) (?:version|release)|is planned|coming soon|"
     r"one day|at the moment|currently|not implemented|TODO|FIXME|XXX)\b",
     re.IGNORECASE,
 )
