@@ -62,8 +62,10 @@ def config(policy: Path, tmp_path: Path) -> Callable[..., Any]:
             model["rs"] = rs
         if kind is TrainSFTConfig:
             model["sft"] = rs
+        judge = {"judge": {"name": "exact_answer"}} if kind is TrainSFTConfig else {}
         return kind.model_validate(
             {
+                **judge,
                 "exp_manager": {"explicit_log_dir": str(tmp_path / "run")},
                 "pretrained_checkpoint": {"restore_from_path": str(policy)},
                 "model": model,
