@@ -235,6 +235,7 @@ def refused(tmp_path: Path, **arguments: Any) -> str:
     policy = tmp_path / "policy"
     policy.mkdir(exist_ok=True)
     (policy / "config.json").write_text("{}")
+    (policy / "model.safetensors").touch()
     given = {"reward_fn": distinct, "prompts": ["a"], "config": settings(), "model_path": policy}
     with pytest.raises(ValueError, match=r".") as error:
         rs_aligner.train(**{**given, **arguments})
