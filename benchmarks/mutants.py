@@ -31,6 +31,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -47,6 +48,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
 PRELOADED = ("numpy", "torch", "omegaconf", "pydantic", "hydra", "hypothesis", "pytest", "tqdm")
 SLOW = ("transformers", "megatron.core")  # ten seconds and more, for the modules whose tests need them
 LEAST = 0.95
+LAST_OUTPUT = Path(tempfile.gettempdir()) / f"mutants_{os.getpid()}.log"
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
@@ -125,9 +127,10 @@ def _in_child(module: str, source: str | None, pipe: int) -> None:
     status = 70
     try:
         os.setpgid(0, 0)
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(null, stream)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        output = os.open(LAST_OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(output, stream)
         if source is not None:
             sys.meta_path.insert(0, _Finder(module, source))
         import pytest
@@ -147,6 +150,13 @@ def preload(wanted: Sequence[str]) -> None:
         names.extend(SLOW)
     for name in names:
         importlib.import_module(name)
+    from hypothesis import HealthCheck, settings
+
+    # The same examples each time, however busy the machine is: only a fault is to make a test fail.
+    settings.register_profile(
+        "mutants", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    settings.load_profile("mutants")
     ours = [name for name in sys.modules if name.split(".")[0] in ("rs_aligner", "tests")]
     assert not ours, f"{ours} would be imported before they are mutated"
 
@@ -195,6 +205,7 @@ def _limit(module: str) -> float:
     """
     result, test, seconds = run_tests(module, None, 600.0)
     if result != "passed":
+        print(LAST_OUTPUT.read_text(encoding="utf-8", errors="replace")[-4000:])
         sys.exit(f"{module}: its tests do not pass as it is ({result} {test}): {' '.join(tests_of(module))}")
     print(f"          {module}: its tests take {seconds:.1f} s", flush=True)
     return 30.0 + 5.0 * seconds

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rs_aligner.batching import even_batches
+from rs_aligner.batching import even_batches, is_few
 from rs_aligner.data import PromptSampler
 from rs_aligner.objective import mix
 from rs_aligner.rollout import TrainingRow
@@ -46,3 +46,10 @@ def test_supervised_rows_are_spread_over_batches_that_are_cut_evenly():
     mixed, _ = mix(mine, [TrainingRow((9,), (9,), 3.0)], 0.25, 0)
     assert len(mixed) == 65
     assert [sum(row.weight == 3.0 for row in batch) for batch in even_batches(mixed, 64)] == [8, 8]
+
+
+def test_few_rows_are_fewer_than_a_tenth_of_a_batch() -> None:
+    assert is_few(6, 64)
+    assert not is_few(7, 64)
+    assert not is_few(10, 100)  # a tenth is not fewer than a tenth
+    assert not is_few(0, 64)  # no optimizer step at all, which is said elsewhere
