@@ -177,8 +177,8 @@ class OptimConfig(Section):
 
     name: Literal["distributed_fused_adam", "fused_adam", "adam", "adamw"] = "distributed_fused_adam"
     """`distributed_fused_adam` shards its state over the data-parallel ranks; the others do not."""
-    lr: Positive = 9e-7
-    """The highest learning rate."""
+    lr: Positive = 1e-5
+    """The highest learning rate. It goes with the model's size: docs/defaults.md."""
     weight_decay: NotNegative = 0.1
     """Share of a weight taken off at each step, times the learning rate."""
     decay_norms_and_biases: bool = False

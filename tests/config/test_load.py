@@ -278,7 +278,7 @@ def test_room_for_responses_is_asked_for_only_where_there_are_any(schema, tree, 
         (
             "model.optim.sched.min_lr",
             1e-3,
-            "model.optim.sched.min_lr is 0.001: should be at most model.optim.lr = 9e-07",
+            "model.optim.sched.min_lr is 0.001: should be at most model.optim.lr = 1e-05",
         ),
         ("model.data.data_impl", "mmap", 'model.data.data_impl is "mmap": only JSON Lines files are read'),
         ("model.data.prompt_template", "Answer:", "names no key of the row"),

@@ -55,8 +55,7 @@ def test_the_numbers_of_a_step_and_of_the_run(config):
     assert facts["steps in the run"] == "9 (3 epochs, 3 steps for 1,200 prompts)"
     assert facts["optimizer steps in all"] == "at most 117"  # 16, 16, and 7 for 200 prompts; three times
     assert facts["learning rate"] == (
-        "first 1.29e-07, highest 9e-07, mean 4.96e-07, last 9.02e-08 "
-        "(CosineAnnealing over 117 optimizer steps)"
+        "first 1.43e-06, highest 1e-05, mean 5.51e-06, last 1e-06 (CosineAnnealing over 117 optimizer steps)"
     )
     assert facts["validation"].startswith("100 prompts, 400 rollouts; before the first step, every 10")
 
@@ -240,7 +239,7 @@ def test_a_warm_up_longer_than_the_run_is_warned_of(small):
         config = small(**{"model.optim.sched": {"name": name, "warmup_steps": 500}})
         rarely, low = warnings(plan(config, num_prompts=500))
         assert rarely.startswith(
-            "model.optim.sched.warmup_steps = 500: the rate is near model.optim.lr = 9e-07"
+            "model.optim.sched.warmup_steps = 500: the rate is near model.optim.lr = 1e-05"
         )
         assert "in only 0 of 100 optimizer steps" in rarely
         assert low.startswith("model.optim.sched.warmup_steps = 500: the mean rate is 10.1% of")
@@ -276,7 +275,7 @@ def test_trainings_that_pass_over_rows_have_a_plan_too(tree, schema, name):
     assert facts["data"] == f"1,000 {what}, 3 epochs"
     assert facts["optimizer steps"] == f"at most 48, of 62 or 63 {what}"
     assert facts["micro-batches"] == "64 a rank and optimizer step, of 1 rows"
-    assert facts["learning rate"].startswith("first 2.25e-07, highest 9e-07, mean 5.01e-07, last 9.1")
+    assert facts["learning rate"].startswith("first 2.5e-06, highest 1e-05, mean 5.56e-06, last 1.0")
     assert facts["validation"].startswith({"sft": "none (there is no judge)", "rm": "8 pairs; before"}[name])
     assert "warning" not in facts
     nemo = {"warmup_steps": 10, "constant_steps": 1000}

@@ -121,7 +121,7 @@ def test_a_recipe_that_needs_held_out_prompts_says_so(tree):
 
 
 def test_nemo_rs_is_what_train_rs_does_without_a_word(tree):
-    """The defaults of `gpt_rs_actor.yaml` are ours, but for the wave and a schedule that fits its own run."""
+    """The defaults of `gpt_rs_actor.yaml` are ours, but for the wave and for a rate that fits its own run."""
     found: list[dict[str, Any]] = []
     for name in ("train_rs", "recipes/nemo_rs"):
         composed = compose(name, [])
@@ -136,6 +136,8 @@ def test_nemo_rs_is_what_train_rs_does_without_a_word(tree):
         "constant_steps": 1000,
         "min_lr": 9e-8,
     }
+    assert theirs["model"]["optim"].pop("lr") == 9e-7
+    assert ours["model"]["optim"].pop("lr") == 1e-5
     assert set(ours["model"]["optim"].pop("sched").values()) == {"CosineAnnealing", None}
     assert theirs == ours
 
