@@ -101,6 +101,7 @@ OPTIM: Rows = {
     **shown_by(
         "optimizer", {"name": "adam", "lr": 1e-3, "weight_decay": 0.5, "betas": [0.8, 0.9], "eps": 1e-6}
     ),
+    **shown_by("decay", {"decay_norms_and_biases": True}),
     **shown_by(
         "rates",
         {"sched.name": "constant", "sched.warmup_steps": 2, "sched.constant_steps": 2, "sched.min_lr": 1e-7},

@@ -238,7 +238,8 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
 
     def optimizer(config: Any, models: Any, *args: Any, **how: Any) -> Any:
         notes.add("optimizer", config, args, how)
-        return SimpleNamespace(param_groups=[], config=config)
+        groups: list[dict[str, float]] = [{"wd_mult": 1.0}, {"wd_mult": 0.0}]  # matrices; norms and biases
+        return SimpleNamespace(param_groups=groups, config=config, step=lambda: (True, 2.0, 0))
 
     def network(*_: Any, compiled: bool = True, allowed: Any = None) -> None:
         notes.add("decoder", compiled)
@@ -257,7 +258,9 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     )
 
     def step(self: Any, rows: Sequence[Any], *, learning_rate: float, **how: Any) -> Any:
+        self.update(learning_rate)
         notes.add("rates", learning_rate)
+        notes.add("decay", [group["weight_decay"] for group in self.optimizer.param_groups])
         notes.add("batches", len(rows), how)
         notes.add("rows", rows)
         objective = getattr(self, "objective", None)
