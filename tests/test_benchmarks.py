@@ -138,3 +138,12 @@ def test_a_judge_with_a_flaw_is_measured_with_every_remedy_asked_for(tmp_path: P
     for row in plain["course"]:
         assert row["validation/reward"]["mean"] >= row["validation/watched"]["mean"]  # the flaw only adds
     assert (tmp_path / "work" / "anchor_1" / "result.json").is_file()
+
+
+def test_the_cost_of_answers_is_measured(monkeypatch: pytest.MonkeyPatch, test_data: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    answers = importlib.import_module("answers")
+    assert answers.accepted(answers.ours, [("#### 18", "18"), ("#### 17", "18")])[0] == 1
+    found = answers.costs(80)
+    assert len(found) == 12
+    assert all(figure > 0 for figure in found.values())
