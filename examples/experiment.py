@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rs_aligner.build import log_handler, num_threads
+from rs_aligner.build import log_handler, threads
 from rs_aligner.config import ConfigError, GenerateConfig, TrainConfig
 from rs_aligner.config.common import ExpManagerBase
 from rs_aligner.reward.protocol import JudgeFailed
@@ -107,7 +107,7 @@ def _launch(num_ranks: int) -> int:
 
 def _set_up(config: TrainConfig | GenerateConfig) -> None:
     """Threads, logging and warnings of this rank; before torch is imported."""
-    os.environ["OMP_NUM_THREADS"] = str(num_threads(config))
+    os.environ["OMP_NUM_THREADS"] = str(threads(config).most)
     warnings.filterwarnings("ignore", module=r"(megatron|nemo|lightning|torch|pydantic)\.")
     logger = logging.getLogger("rs_aligner")
     logger.handlers, logger.propagate = [log_handler()], False

@@ -108,7 +108,7 @@ def train(
     from rs_aligner.fit import fit
     from rs_aligner.metrics import read_rows
 
-    with _shown_log(), _threads(typed.trainer.threads):
+    with _shown_log():
         run = fit(typed, judge)
     return TrainResult(run.folder, run.final, read_rows(run.folder / "metrics.jsonl"))
 
@@ -234,16 +234,3 @@ def _shown_log() -> Iterator[None]:
         if handler is not None:
             _logger.removeHandler(handler)
             _logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Use so many torch threads; None leaves them as they are."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -8,10 +8,10 @@ Left out on purpose: reading the config (`config`), the loops, and starting rank
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from rs_aligner.config import (
     TrainSFTConfig,
 )
 from rs_aligner.schedule import learning_rate
+from rs_aligner.threads import Threads, threads_of
 
 if TYPE_CHECKING:
     from rs_aligner.policy.policy import MegatronPolicy
@@ -36,9 +37,16 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("rs_aligner")
 
 
-def num_threads(config: TrainConfig | GenerateConfig) -> int:
-    """Torch threads of a rank on a CPU: as configured, or its share of the machine's cores."""
-    return config.trainer.threads or max(1, (os.cpu_count() or 1) // config.trainer.devices)
+def threads(config: TrainConfig | GenerateConfig) -> Threads:
+    """A rank's threads on a CPU: as configured, or its share of the cores that the process may use.
+
+    A program that has told torch how many it may use, before `rs_aligner.train`, is heeded.
+    """
+    found = threads_of(config.trainer.threads, config.trainer.devices)
+    torch = sys.modules.get("torch")  # not imported for this: the number has to be known before
+    if torch is not None and not found.chosen and torch.get_num_threads() < found.most:
+        return replace(found, most=torch.get_num_threads(), reason="torch.get_num_threads()")
+    return found
 
 
 def log_handler() -> logging.Handler:
@@ -61,6 +69,7 @@ def layout(config: TrainConfig | GenerateConfig) -> dict[str, Any]:
         "accelerator": config.trainer.accelerator,
         "timeout_minutes": config.trainer.timeout_minutes,
         "seed": config.model.seed,
+        "threads": threads(config),
     }
 
 

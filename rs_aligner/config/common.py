@@ -41,7 +41,8 @@ class TrainerBase(Section):
     precision: Precision = "auto"
     """`bf16` or `32` (read as `fp32`); `auto` is bf16 on a GPU and 32 on a CPU."""
     threads: Count | None = None
-    """Torch threads of each rank on a CPU; null shares the machine's cores out among its ranks."""
+    """Threads of each rank on a CPU. Torch uses a number as it is, the decoder's kernels at most so many;
+    null is a rank's share of the cores that the process may use, and fewer where the work is small."""
     timeout_minutes: Positive = 30
     """How long a rank waits for the others before it gives up."""
 

@@ -42,6 +42,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "rs_rows": (_POINTER, _POINTER, _LONG, _LONG),
     "rs_attend_room": (_LONG,),
     "rs_sizes": (_LONG,),
+    "rs_regions": (_LONG,),
     "rs_run": (_POINTER, _POINTER, _POINTER, _LONG, _LONG),
     "rs_choose": (
         *(_POINTER, _LONG, _LONG, _POINTER, _POINTER, _FLOAT, _INT),

@@ -120,7 +120,7 @@ class Session:
         self._buffers = {name: torch.zeros(tile_shape(size, max_rows)) for name, size in widths.items()}
         for name, size in (("wanted", width), ("logits", vocab)):
             self._buffers[name] = torch.zeros(tile_shape(size, max_wanted))
-        threads = torch.get_num_threads()
+        threads = network.runtime.threads.most
         self._buffers["scores"] = torch.zeros(threads * self.kernels.attend_room(max_pages))
         self._kept: list[torch.Tensor] = []  # vectors in float32, for as long as their addresses are used
         layers = network.model.decoder.layers

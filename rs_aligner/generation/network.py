@@ -68,6 +68,7 @@ class Network:
         Returns:
             float32 logits `[P, V]` behind each prompt (on the last pipeline stage), and the cache.
         """
+        self.runtime.use_threads(self.model, tokens.numel())
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
         cache = PromptCache([], [], lengths)
 
@@ -96,6 +97,7 @@ class Network:
         Returns:
             float32 logits `[R, V]` (on the last pipeline stage).
         """
+        self.runtime.use_threads(self.model, len(tokens))
         return self._logits(self._stages(tokens, positions, attend))
 
     def from_last_stage(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -110,6 +110,7 @@ def response_log_probs(
 
     def forward_step(batches: Iterator[MicroBatch], model: Any) -> Any:
         batch = next(batches).to(runtime.device)
+        runtime.use_threads(model, batch.tokens.numel())
 
         def log_probs(output: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
             return -output[:, :-1].float()[batch.mask]  # row by row, in order

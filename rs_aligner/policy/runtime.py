@@ -7,6 +7,7 @@ Left out on purpose: context, expert and virtual pipeline parallelism.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,6 +19,10 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from rs_aligner.threads import ONE_THREAD, Threads
+
+_logger = logging.getLogger("rs_aligner")
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -28,6 +33,7 @@ class Runtime:
         rank, world_size: of all ranks.
         dp_rank, dp_size: which data-parallel replica this rank belongs to, and how many there are.
         is_source: whether this rank speaks for its replica (one rank of each replica does).
+        threads: that this rank may use on a CPU.
     """
 
     device: torch.device
@@ -40,6 +46,7 @@ class Runtime:
     dp_rank: int
     dp_size: int
     objects: dist.ProcessGroup
+    threads: Threads = ONE_THREAD
 
     @property
     def is_source(self) -> bool:
@@ -69,6 +76,22 @@ class Runtime:
     def barrier(self) -> None:
         dist.barrier(group=self.objects)
 
+    def use_threads(self, model: Any, tokens: int) -> int | None:
+        """Give torch the threads that a pass of so many tokens through the model is worth, on a CPU.
+
+        Args:
+            model: this rank's part, Megatron's `GPTModel` or what is wrapped around it.
+            tokens: padding included.
+
+        Returns:
+            How many; None on a GPU, which is not concerned.
+        """
+        if self.device.type != "cpu":
+            return None
+        used = self.threads.for_work(_largest_part(getattr(model, "module", model)) * tokens)
+        torch.set_num_threads(used)
+        return used
+
     def cuda_stand_in(self) -> AbstractContextManager[None]:
         """To be entered where Megatron builds a model, or builds, steps, saves or loads an optimizer."""
         if self.device.type == "cuda":
@@ -76,6 +99,13 @@ class Runtime:
         from rs_aligner.policy import cpu
 
         return cpu.pretend()
+
+
+def _largest_part(model: Any) -> int:
+    """Weights of a layer or of the output layer, whichever has more: each is multiplied once a token."""
+    layer = sum(parameter.numel() for parameter in model.decoder.layers[0].parameters())
+    outputs = getattr(getattr(model, "output_layer", None), "output_size_per_partition", 0)
+    return max(layer, outputs * model.config.hidden_size)
 
 
 def ranks_started() -> int:
@@ -101,6 +131,7 @@ def start(
     timeout_minutes: float = 30,
     seed: int = 1234,
     store: dist.Store | None = None,
+    threads: Threads | None = None,
 ) -> Iterator[Runtime]:
     """Join the process groups, and leave them at the end.
 
@@ -112,6 +143,7 @@ def start(
         seed: of weight initialisation; rollouts have seeds of their own.
         store: where the ranks meet; by default what the launcher set up. A second start in the
             same processes needs a fresh one.
+        threads: of this rank on a CPU; None for as many as torch has. At the end torch has again what it had.
     """
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     _adopt_slurm()
@@ -130,12 +162,17 @@ def start(
             "rank": int(os.environ.get("RANK", 0)),
             "world_size": 1 if alone else ranks_started(),
         }
+    before = torch.get_num_threads()
+    threads = threads or Threads(before)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, **where)
     try:
         if not on_gpu:
             from rs_aligner.policy import cpu
 
             cpu.install()
+            torch.set_num_threads(threads.most)
+            if threads.reason and dist.get_rank() == 0:
+                _logger.info("threads: %s", threads)
         parallel_state.initialize_model_parallel(
             tensor_parallel_size, pipeline_parallel_size, distributed_timeout_minutes=timeout_minutes
         )
@@ -152,7 +189,9 @@ def start(
             dp_rank=parallel_state.get_data_parallel_rank(),
             dp_size=parallel_state.get_data_parallel_world_size(),
             objects=dist.new_group(backend="gloo", timeout=timeout),
+            threads=threads,
         )
     finally:
+        torch.set_num_threads(before)
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

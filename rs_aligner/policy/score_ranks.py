@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rs_aligner.threads import ONE_THREAD, Threads
+
 
 @dataclass(frozen=True)
 class RankSettings:
@@ -26,6 +28,7 @@ class RankSettings:
     Attributes:
         folder: the reward model, a Hugging Face folder or a checkpoint.
         store: a file in which the ranks of a copy find each other.
+        threads: of a rank, on a CPU.
     """
 
     folder: str
@@ -35,6 +38,7 @@ class RankSettings:
     batch_size: int
     precision: str
     accelerator: str
+    threads: Threads = ONE_THREAD
 
 
 def _answer(
@@ -65,7 +69,13 @@ def main(connection: Connection[Any, Any]) -> None:
 
         tp, pp = settings.tensor_parallel_size, settings.pipeline_parallel_size
         store = dist.FileStore(settings.store, tp * pp)
-        with start(tp, pp, accelerator=settings.accelerator, timeout_minutes=5, store=store) as runtime:
+        with start(
+            *(tp, pp),
+            accelerator=settings.accelerator,
+            timeout_minutes=5,
+            store=store,
+            threads=settings.threads,
+        ) as runtime:
             model, _ = load_reward_model(Path(settings.folder), runtime, precision=settings.precision)
             score = SequenceScorer(model, runtime, settings.batch_size)
             score([(0,)])

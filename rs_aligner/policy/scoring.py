@@ -88,6 +88,7 @@ class SequenceScorer:
 
     def _forward(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], model: Any) -> Any:
         tokens, lengths = (tensor.to(self.runtime.device) for tensor in next(batches))
+        self.runtime.use_threads(model, tokens.numel())  # of this batch only: it depends on no other
 
         def rewards(output: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
             return last_values(output, lengths)

@@ -11,6 +11,7 @@ micro-batch, so the micro-batches and the ranks simply add up. Megatron would di
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,8 @@ from rs_aligner.loss import Normalization, clipped_surrogate, clipped_tokens, kl
 from rs_aligner.policy.batches import MicroBatch, denominator, micro_batches
 from rs_aligner.policy.runtime import Runtime
 from rs_aligner.rollout import TrainingRow
+
+_logger = logging.getLogger("rs_aligner")
 
 Forward = Callable[[Any, Any], tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]
 """`f(micro_batch, model)`: the model's output, and what makes of it the sums of the micro-batch, `[K]`.
@@ -86,6 +89,7 @@ class BaseTrainer:
     ) -> None:
         self.runtime = runtime
         self.config = config
+        self._has_told = False
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=optimizer_config.use_distributed_optimizer,
@@ -100,6 +104,14 @@ class BaseTrainer:
     def multiple(self) -> int:
         """What the lengths of rows must be multiples of."""
         return self.runtime.tp_size if self.config.sequence_parallel else 1
+
+    def _use_threads(self, tokens: int) -> None:
+        """Torch's threads for micro-batches of so many tokens at most; the first such number is told."""
+        used, most = self.runtime.use_threads(self.ddp, tokens), self.runtime.threads.most
+        if used is not None and not self._has_told and self.runtime.rank == 0 and most > 1:
+            why = "" if used == most else ": more do not pay for so little work"
+            _logger.info("training: %d of %d threads%s", used, most, why)
+        self._has_told = True
 
     def update(self, learning_rate: float) -> float:
         """Let the optimizer use the gradient that lies in the parameters; return its norm."""
@@ -136,6 +148,7 @@ class BaseTrainer:
 
             return output, loss
 
+        self._use_threads(max(batch.tokens.numel() for batch in batches))
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         self.ddp.train()

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "parts.h"
 #include "vectors.h"
 
 #define MAX_SHARING 8 /* rows that go through shared pages together */
@@ -32,7 +33,8 @@ static void append(const float *qkv, float *q, const float *cos, const float *si
     const long features = kv_heads * (GROUP + 2) * HEAD_DIM;
     const float scale = 1.0f / sqrtf((float)HEAD_DIM);
     const long tiles = (rows + TILE - 1) / TILE;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    const int split = parts_of(4.0 * features * rows, threads) > 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (split)
     for (long part = 0; part < tiles * kv_heads; part++) { /* a tile's head stays near while its rows are read */
         const long t = part / kv_heads, h = part % kv_heads;
         const float *tile = qkv + (t * features + h * (GROUP + 2) * HEAD_DIM) * TILE;
@@ -258,11 +260,15 @@ EXPORT long rs_attend_room(long max_pages) { return HEADS * MAX_SHARING * GROUP 
 static void attend(const float *q, float *out, const float *keys, const float *values, const int32_t *pages,
                       long max_pages, const int32_t *positions, long kv_heads, const int32_t *begin,
                       const int32_t *common, long items, float *scores, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int part = 0; part < threads; part++) {
+    double work = 0.0; /* scores, their softmax, and what is mixed by them */
+    for (long r = 0; r < begin[items]; r++) work += positions[r] + 1;
+    work *= (double)kv_heads * GROUP * (2 * HEAD_DIM + EXP_WORK);
+    const int parts = parts_of(work, threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1)
+    for (int part = 0; part < parts; part++) {
         const Attention a = {q, keys, values, out, scores + part * rs_attend_room(max_pages),
                              pages, positions, max_pages, kv_heads};
-        for (long i = items * part / threads; i < items * (part + 1) / threads; i++) {
+        for (long i = items * part / parts; i < items * (part + 1) / parts; i++) {
             /* Where little is shared, fewer rows at once keep their scores near. */
             const int most = common[i] < 4 ? 2 : MAX_SHARING;
             for (long first = begin[i]; first < begin[i + 1]; first += most)

@@ -19,6 +19,7 @@
 #include "attention.h"
 #include "choose.h"
 #include "linear.h"
+#include "parts.h"
 #include "vectors.h"
 
 /* RMSNorm (Zhang and Sennrich, 2019) of each row. */
@@ -45,7 +46,8 @@ EXPORT void rs_norm(const float *x, const float *weight, float *out, long width,
 /* SwiGLU (Shazeer, 2020): out[f] = silu(x[f]) x[width + f]. */
 static void swiglu(const float *x, float *out, long width, long rows, int threads) {
     const long tiles = (rows + TILE - 1) / TILE;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    const int split = parts_of((double)EXP_WORK * width * rows, threads) > 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (split)
     for (long t = 0; t < tiles; t++) {
         const float *from = x + t * 2 * width * TILE;
         float *to = out + t * width * TILE;

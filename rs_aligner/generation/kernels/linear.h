@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "parts.h"
 #include "vectors.h"
 
 #define BLOCK_K 1024 /* sums are taken in blocks of so many inputs, which stay in the near cache */
@@ -55,11 +56,12 @@ EXPORT void rs_linear(const void *weight, int half, const float *bias, long n_ou
     const long near = BLOCK_BYTES / (4 * TILE * (n_in < block ? n_in : block));
     const long together = near < 1 ? 1 : near;
     const long units = (n_out + UNROLL - 1) / UNROLL;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int part = 0; part < threads; part++) {
+    const int parts = parts_of((double)n_out * n_in * rows, threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1)
+    for (int part = 0; part < parts; part++) {
         float wide[UNROLL * BLOCK_K / 2] __attribute__((aligned(64)));
-        const long begin = units * part / threads * UNROLL;
-        long end = units * (part + 1) / threads * UNROLL;
+        const long begin = units * part / parts * UNROLL;
+        long end = units * (part + 1) / parts * UNROLL;
         if (end > n_out) end = n_out;
         for (long first = 0; first < tiles; first += together) {
             const long last = first + together < tiles ? first + together : tiles;

@@ -48,6 +48,8 @@ INLINE float widen(uint16_t bf16) {
     return x;
 }
 
+#define EXP_WORK 16 /* multiplications that take as long as one */
+
 /* e^x to about two units in the last place, for x up to 88; what is below -87 counts as -87, some 1e-38.
  * Range reduction and a polynomial of degree 6. */
 INLINE vec exp_vec(vec x) {

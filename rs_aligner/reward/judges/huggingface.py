@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from rs_aligner.data.chats import answered, tools_of
 from rs_aligner.model_folder import problem_with
 from rs_aligner.reward.judges.base import Metadata, Tokens, Value, content_hash
 from rs_aligner.rollout import ScoreFailure
+from rs_aligner.threads import threads_of
 from rs_aligner.users_code import describe
 
 _HEAD = "ForSequenceClassification"
@@ -40,7 +42,7 @@ class HuggingFaceJudge:
         max_length: most tokens of a row; None for as many as the model was made for.
         precision: `fp32`, `bf16`, or `auto` (bf16 on a GPU).
         device: `cpu`, `cuda`, or `auto` (a GPU where there is one).
-        threads: torch threads on a CPU; None leaves the choice to torch.
+        threads: torch threads on a CPU; None: the cores that the process may use.
 
     Raises:
         ValueError: the folder holds no such model, or a setting that does not fit it.
@@ -71,9 +73,8 @@ class HuggingFaceJudge:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        if threads is not None:
-            torch.set_num_threads(threads)
         self._torch = torch
+        self._threads = threads_of(threads, ranks=1).most
         self._device = _device(device, has_gpu=torch.cuda.is_available())
         bf16 = precision == "bf16" or (precision == "auto" and self._device == "cuda")
         try:
@@ -161,11 +162,21 @@ class HuggingFaceJudge:
         inputs = {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
         if self._reads == "pair" and "token_type_ids" in self._tokenizer.model_input_names:
             inputs["token_type_ids"] = kinds.to(self._device)
-        with torch.inference_mode():
+        with self._own_threads(), torch.inference_mode():
             logits = self._model(**inputs).logits[: len(rows)].float()
         if self._label is None:
             return [float(value) for value in logits[:, 0].tolist()]
         return [float(value) for value in logits.softmax(-1)[:, self._label].tolist()]
+
+    @contextmanager
+    def _own_threads(self) -> Iterator[None]:
+        """Torch uses this judge's threads inside; a policy in the same process has its own."""
+        before = self._torch.get_num_threads()
+        self._torch.set_num_threads(self._threads)
+        try:
+            yield
+        finally:
+            self._torch.set_num_threads(before)
 
     def _problem(self, row: list[int]) -> str | None:
         """Why a row cannot be scored, None if it can."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from rs_aligner.policy.score_ranks import RankSettings
 from rs_aligner.reward.judges.base import Metadata, Tokens, Value, content_hash
 from rs_aligner.reward.judges.ranks import Ranks
 from rs_aligner.rollout import PREFILLED, ScoreFailure
+from rs_aligner.threads import threads_of
 
 _logger = logging.getLogger("rs_aligner")
 _PRECISIONS = ("auto", "bf16", "fp32")
@@ -43,7 +43,8 @@ class MegatronJudge:
         batch_size: rows that pass through a copy together; part of the fixed shapes.
         precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
         accelerator: `cpu`, `gpu`, or `auto` (GPUs where there are some).
-        threads: torch threads of each rank on a CPU; None shares the cores out.
+        threads: torch threads of each rank on a CPU; None: its share of the usable cores, and one where
+            the batches are small.
         start_timeout: seconds that loading the weights may take.
 
     Raises:
@@ -68,9 +69,7 @@ class MegatronJudge:
         )
         num_ranks = _count("data_parallel_size", data_parallel_size) * per_copy
         _count("batch_size", batch_size)
-        threads = (
-            max(1, (os.cpu_count() or 1) // num_ranks) if threads is None else _count("threads", threads)
-        )
+        use = threads_of(None if threads is None else _count("threads", threads), num_ranks)
         _one_of("precision", precision, _PRECISIONS)
         _one_of("accelerator", accelerator, _ACCELERATORS)
         from rs_aligner.policy.folder import read_model_folder  # slow
@@ -95,9 +94,10 @@ class MegatronJudge:
                 batch_size=batch_size,
                 precision=precision,
                 accelerator=accelerator,
+                threads=use,
             ),
             num_copies=data_parallel_size,
-            threads=threads,
+            threads=use.most,
             start_timeout=start_timeout,
         )
 
