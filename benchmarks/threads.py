@@ -6,7 +6,7 @@
 
 The lines, sides in turn within a run, medians of the ratios over the repeats:
 
-    stories    a step of `examples/conf/stories.yaml` at default settings, the first left out; wall time of it,
+    stories    a step of `examples/conf/stories.yaml` at default settings, but the first; wall time of it,
                of its generation and of its training
     b          decoding of the 27 M shape, workload b of `generation.py`; wall time
     busy       a run of stories beside a process that keeps a core busy; CPU seconds (user and system)
