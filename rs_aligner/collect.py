@@ -101,7 +101,8 @@ class Collector:
         """Sample in rounds until each prompt has enough accepted rollouts, or the budget is spent.
 
         Rollouts of a later round have later indices, so their seeds are others. What is sampled depends on
-        scores only, so a judge that scores the same again makes the same step again.
+        scores only, so a judge that scores the same again makes the same step again. All prompts get the
+        first round, whatever is scored; only its rollouts are `by_design`.
 
         Args:
             until: when a prompt has enough, and the bounds of a prompt.
@@ -121,7 +122,9 @@ class Collector:
             subset = [prompts[number] for number in asked]
             found = self._round(subset, size, sampling, step, what, first_index=tried)
             for number, group in zip(asked, found.groups, strict=True):
-                groups[number].rollouts += [replace(rollout, group=number) for rollout in group.rollouts]
+                groups[number].rollouts += [
+                    replace(rollout, group=number, by_design=tried == 0) for rollout in group.rollouts
+                ]
                 groups[number].scores += group.scores
                 groups[number].watched += group.watched
                 tokens_left -= num_tokens(group)

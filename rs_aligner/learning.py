@@ -61,11 +61,11 @@ class Learner:
         if not self.rs.measures_distance:
             return {}
         rollouts: list[tuple[TrainingRow, Rollout]] = []
-        deepest = max((len(group.rollouts) for group in candidates.groups), default=0)
-        for place in range(deepest):
-            for group in candidates.groups:
-                if place < len(group.rollouts) and len(rollouts) < self.rs.kl_samples:
-                    rollout = group.rollouts[place]
+        places = candidates.by_design()
+        for depth in range(max(map(len, places), default=0)):
+            for group, part in zip(candidates.groups, places, strict=True):
+                if depth < len(part) and len(rollouts) < self.rs.kl_samples:
+                    rollout = group.rollouts[part[depth]]
                     if rollout.policy_version == version and rollout.log_probs:
                         rollouts.append((TrainingRow(group.prompt.token_ids, rollout.token_ids), rollout))
         if not rollouts:

@@ -56,6 +56,7 @@ class LedgerRow:
         reason: why, or why not.
         metadata: the prompt's whole data row.
         reward_dtype: the type in which the judge gave the reward; bars are compared in it.
+        by_design: whether it would have been sampled whatever others scored (`Rollout.by_design`).
     """
 
     step: int
@@ -80,6 +81,7 @@ class LedgerRow:
     reason: str
     metadata: dict[str, Any]
     reward_dtype: Precision = "float64"
+    by_design: bool = True
 
     @property
     def score(self) -> Score | ScoreFailure:
@@ -107,6 +109,7 @@ class LedgerRow:
             policy_version=self.policy_version,
             seed=self.seed,
             log_probs=self.log_probs,
+            by_design=self.by_design,
         )
 
 
@@ -208,6 +211,7 @@ def _rows(step: int, groups: Sequence[Group], selection: Selection) -> Iterator[
                 kept=kept,
                 reason=reason,
                 metadata=group.prompt.metadata,
+                by_design=rollout.by_design,
                 reward_dtype=score.precision if isinstance(score, Score) else "float64",
             )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from types import TracebackType
@@ -27,38 +27,45 @@ if TYPE_CHECKING:
     from rs_aligner.selection import Selection  # brings torch, which is not needed here
 
 
-def step_metrics(groups: list[Group], selection: Selection) -> dict[str, float]:
+def step_metrics(
+    groups: Sequence[Group], selection: Selection, *, sampled: Sequence[Group] | None = None
+) -> dict[str, float]:
     """Measures the rollouts of a whole step.
 
     Args:
         groups: all groups of the step, in data order.
         selection: of these groups.
+        sampled: what means are taken over: the groups with the rollouts that were sampled whatever was scored
+            before; None for all of them.
 
     Returns:
-        `reward/mean` and `reward/std` (the population's, over all scored rollouts), `reward/kept_mean`,
-        `reward/best_of_n` (mean of the maxima of the groups with a score), `rollouts/total`, `/scored`,
-        `/failed`, `/kept`, `/truncated` (counts), `rejected/...` (a count for each reason, as
-        `Selection.reason_counts`) and `response_length/mean` (tokens, over all rollouts, the ending token
-        included). What is undefined is absent.
+        `reward/mean` and `reward/std` (the population's, over the scored ones of `sampled`),
+        `reward/best_of_n` (mean of the maxima of its groups with a score) and `response_length/mean` (tokens,
+        over all of it, the ending token included); `reward/kept_mean` (over all that is kept),
+        `rollouts/total`, `/scored`, `/failed`, `/kept`, `/truncated` (counts) and `rejected/...` (a count for
+        each reason, as `Selection.reason_counts`). What is undefined is absent.
 
     Raises:
         ValueError: groups and selection differ in size.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rewards_by_group = [[s.reward for s in group.scores if isinstance(s, Score)] for group in groups]
+    num_scored = sum(isinstance(score, Score) for group in groups for score in group.scores)
+    counted = groups if sampled is None else sampled
+    rewards_by_group = [[s.reward for s in group.scores if isinstance(s, Score)] for group in counted]
     rewards = [reward for group in rewards_by_group for reward in group]
+    lengths = [len(rollout.token_ids) for group in counted for rollout in group.rollouts]
     kept_scores = [group.scores[place] for group, place in selection.kept(groups)]
     kept = [score.reward for score in kept_scores if isinstance(score, Score)]
     metrics: dict[str, float] = {
         "rollouts/total": len(rollouts),
-        "rollouts/scored": len(rewards),
-        "rollouts/failed": len(rollouts) - len(rewards),
+        "rollouts/scored": num_scored,
+        "rollouts/failed": len(rollouts) - num_scored,
         "rollouts/kept": len(kept),
         "rollouts/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
         **selection.reason_counts(),
     }
-    if rollouts:
-        metrics["response_length/mean"] = fmean(len(rollout.token_ids) for rollout in rollouts)
+    if lengths:
+        metrics["response_length/mean"] = fmean(lengths)
     if rewards:
         metrics["reward/mean"] = fmean(rewards)
         metrics["reward/std"] = pstdev(rewards)

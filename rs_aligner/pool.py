@@ -86,6 +86,7 @@ class Candidates:
         new_tokens: response tokens that were sampled for this step.
         waited: seconds spent waiting for scores.
         failure: why the judge failed too much to go on; None if it did not.
+        num_new: of each group, how many of its first rollouts are not of the bank; None for all.
     """
 
     groups: list[Group]
@@ -93,6 +94,19 @@ class Candidates:
     new_tokens: int
     waited: float = 0.0
     failure: str | None = None
+    num_new: Sequence[int] | None = None
+
+    def by_design(self) -> list[list[int]]:
+        """Of each group the places of the rollouts that are there whatever was scored before.
+
+        Neither a bank's, which were the best of their step, nor those that `model.rs.until` sampled because
+        others were not accepted.
+        """
+        num_new = self.num_new or [len(group.rollouts) for group in self.groups]
+        return [
+            [place for place in range(new) if group.rollouts[place].by_design]
+            for group, new in zip(self.groups, num_new, strict=True)
+        ]
 
 
 class Pool:
@@ -122,14 +136,14 @@ class Pool:
             self._cycle = found.groups
         new_tokens = sum(num_tokens(group) for group in found.groups) if found.is_new else 0
         groups = _joined(found.groups, self._fresh_enough(step))
-        return Candidates(groups, improve_step, new_tokens, found.waited, found.failure)
+        of_other_prompts = len(groups) - len(found.groups)
+        num_new = [*(len(group.rollouts) for group in found.groups), *[0] * of_other_prompts]
+        return Candidates(groups, improve_step, new_tokens, found.waited, found.failure, num_new)
 
     def settle(self, groups: Sequence[Group], selection: Selection) -> None:
         """Note what a step kept."""
         if self.config.max_staleness:
-            kept = (
-                _only(group, keep_N) for group, keep_N in zip(groups, selection.keep.tolist(), strict=True)
-            )
+            kept = (_where(group, flags) for group, flags, _ in selection.rows(groups))
             self._bank = [group for group in kept if group.rollouts]
 
     def remembered(self, ledger: Ledger, done: int) -> list[LedgerRow]:
@@ -155,38 +169,35 @@ class Pool:
     def _fresh_enough(self, step: int) -> list[Group]:
         """The banked rollouts that may still be used in a step."""
         oldest = step - 1 - self.config.max_staleness
-        kept = (_only(g, [r.policy_version >= oldest for r in g.rollouts]) for g in self._bank)
+        kept = (_where(g, [r.policy_version >= oldest for r in g.rollouts]) for g in self._bank)
         return [group for group in kept if group.rollouts]
 
 
-def _only(group: Group, keep_N: Sequence[bool]) -> Group:
+def _where(group: Group, flags: Sequence[bool]) -> Group:
     """A group of some of its rollouts."""
-    places = [place for place in range(len(group.rollouts)) if keep_N[place]]
-    return Group(
-        group.prompt,
-        [group.rollouts[place] for place in places],
-        [group.scores[place] for place in places],
-        [group.watched[place] for place in places] if group.watched else [],
-    )
+    return group.only([place for place, flag in enumerate(flags) if flag])
 
 
 def _joined(new: Sequence[Group], banked: Sequence[Group]) -> list[Group]:
-    """New groups, each with what is banked of its prompt before it, and then the groups of other prompts."""
+    """New groups, each with what is banked of its prompt behind it, and then the groups of other prompts.
+
+    What is new comes first, so that it is kept where it ties with a stale one.
+    """
     if not banked:
         return list(new)
     known = {group.prompt.row: group for group in banked}
     joined = []
     for group in new:
         before = known.pop(group.prompt.row, None)
-        joined.append(group if before is None else _merged(group.prompt, before, group))
+        joined.append(group if before is None else _merged(group, before))
     return joined + list(known.values())
 
 
-def _merged(prompt: Prompt, before: Group, new: Group) -> Group:
-    both_watched = bool(before.watched) and bool(new.watched)
+def _merged(new: Group, before: Group) -> Group:
+    is_watched = bool(before.watched) or bool(new.watched)
     return Group(
-        prompt,
-        before.rollouts + new.rollouts,
-        before.scores + new.scores,
-        before.watched + new.watched if both_watched else [],
+        new.prompt,
+        new.rollouts + before.rollouts,
+        new.scores + before.scores,
+        new.watched_scores() + before.watched_scores() if is_watched else [],
     )

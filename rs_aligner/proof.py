@@ -40,14 +40,18 @@ _LONGEST_NGRAM = 3
 
 
 def proof_metrics(
-    groups: Sequence[Group], selection: Selection, *, passed_above: float = 0.0
+    groups: Sequence[Group], selection: Selection, *, passed_above: float = 0.0, is_all: bool = True
 ) -> dict[str, float]:
     """All figures of a step that need nothing but its rollouts, scores and selection.
+
+    They are unbiased where the number of a group's rollouts does not depend on scores, its own or others'.
 
     Args:
         groups: all groups of the step, in data order; of any size.
         selection: a row per group; what stands beyond a group's rollouts is not looked at.
         passed_above: a rollout has passed if its reward is above this (`model.rs.passed_above`).
+        is_all: whether these are all that the step chose from. Of a part, how far keeping the best of it
+            moves a distribution says nothing of the step, and `kl/best_of_n` is absent.
 
     Returns:
         Keys and formulas are in docs/metrics.md. What is undefined is absent.
@@ -70,7 +74,7 @@ def proof_metrics(
         if is_kept
     ]
     return {
-        **control_metrics(rewards, kept_rewards),
+        **control_metrics(rewards, kept_rewards, is_all=is_all),
         **best_of_metrics(rewards),
         **pass_metrics(rewards, passed),
         **_shift_metrics(everyone, chosen),
@@ -96,13 +100,14 @@ def kept_rows(groups: Sequence[Group], selection: Selection) -> list[list[bool]]
 
 
 def control_metrics(
-    rewards: Sequence[Sequence[float]], kept_rewards: Sequence[Sequence[float]]
+    rewards: Sequence[Sequence[float]], kept_rewards: Sequence[Sequence[float]], *, is_all: bool = True
 ) -> dict[str, float]:
     """What was kept against a choice at random of as many rollouts of each group, and against the best.
 
     Args:
         rewards: of the scored rollouts of each group.
         kept_rewards: of those that were kept.
+        is_all: as of `proof_metrics`.
     """
     everything = list(chain.from_iterable(rewards))
     kept = list(chain.from_iterable(kept_rewards))
@@ -117,10 +122,11 @@ def control_metrics(
         "control/random_std": random_std,
         "reward/kept_minus_mean": kept_mean - fmean(everything),
         "reward/headroom": fmean(max(all_of_it) - reward for all_of_it, part in pairs for reward in part),
-        "kl/best_of_n": fmean(
-            top_k_divergence(len(all_of_it), len(part)) for all_of_it, part in pairs if part
-        ),
     }
+    if is_all:
+        metrics["kl/best_of_n"] = fmean(
+            top_k_divergence(len(all_of_it), len(part)) for all_of_it, part in pairs if part
+        )
     # Where all scores of a group are equal there is no choice, and the deviation is rounding.
     if random_std > 1e-12 * max(1.0, *map(abs, everything)):
         metrics["control/z"] = (kept_mean - random_mean) / random_std
@@ -153,12 +159,15 @@ def pass_metrics(rewards: Sequence[Sequence[float]], passed: Sequence[Sequence[b
     counted = [(len(scores), sum(row)) for scores, row in zip(rewards, passed, strict=True) if scores]
     if not counted:
         return {}
+    decided = [max(scores) > min(scores) for scores in rewards if scores]
     metrics = {
-        "groups/decidable": fmean(max(scores) > min(scores) for scores in rewards if scores),
         "groups/all_passed": fmean(passed == num for num, passed in counted),
         "groups/none_passed": fmean(passed == 0 for _, passed in counted),
     }
-    for k in powers_of_two(max(num for num, _ in counted)):
+    most = max(num for num, _ in counted)
+    if most > 1:  # of one alone there is nothing to tell apart
+        metrics["groups/decidable"] = fmean(decided)
+    for k in powers_of_two(most):
         metrics[f"pass_at/{k}"] = fmean(pass_at_k(num, passed, k) for num, passed in counted if num >= k)
     return metrics
 

@@ -8,6 +8,7 @@ its own, so that it cannot be mistaken for a number.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,6 +56,8 @@ class Rollout:
         seed: what its randomness comes from.
         log_probs: log-probability of each response token under the distribution before
             temperature and filters, same length as `token_ids`.
+        by_design: whether it would have been sampled whatever the scores of others were. What is sampled on
+            because others were not good enough tells of a mean, or of pass@k, with a bias.
     """
 
     group: int
@@ -65,6 +68,7 @@ class Rollout:
     policy_version: int = 0
     seed: int = 0
     log_probs: tuple[float, ...] = ()
+    by_design: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,15 @@ class Group:
     rollouts: list[Rollout]
     scores: list[Score | ScoreFailure]
     watched: list[Score | ScoreFailure] = field(default_factory=list)
+
+    def only(self, places: Sequence[int]) -> Group:
+        """A group of some of its rollouts, in the order of `places`, with what the judges said of them."""
+        return Group(
+            self.prompt,
+            [self.rollouts[place] for place in places],
+            [self.scores[place] for place in places],
+            [self.watched[place] for place in places] if self.watched else [],
+        )
 
     def watched_scores(self) -> list[Score | ScoreFailure]:
         """What the second judge said of each rollout; failures where there was none."""

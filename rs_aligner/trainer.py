@@ -20,14 +20,12 @@ from rs_aligner.held_out import HeldOut
 from rs_aligner.learning import Learner
 from rs_aligner.ledger import groups_of
 from rs_aligner.loop import Policy, is_due, out_of_time, resume
-from rs_aligner.metrics import step_metrics
+from rs_aligner.measure import measure
 from rs_aligner.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
-from rs_aligner.proof import proof_metrics
 from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Group, Prompt, TrainingRow
 from rs_aligner.run import Run
 from rs_aligner.selection import Chain, Progress, Selection, build_chain, nothing_kept
-from rs_aligner.watched import watched_metrics
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -115,7 +113,7 @@ class RSTrainer:
                 "policy_version": self.policy.version,
                 "consumed_prompts": self.sampler.consumed_prompts,
                 "tokens/generated": candidates.new_tokens,
-                **self._measure(candidates.groups, selection),
+                **measure(candidates, selection, passed_above=self.rs.passed_above),
                 **distance,
                 **learnt,
                 **times,
@@ -190,14 +188,6 @@ class RSTrainer:
         return self.chain.select(
             candidates.groups, Progress(step, self.num_steps, candidates.improve_step, passes)
         )
-
-    def _measure(self, groups: list[Group], selection: Selection) -> dict[str, float]:
-        """What follows from the step's rollouts, scores and selection."""
-        metrics = step_metrics(groups, selection)
-        metrics |= proof_metrics(groups, selection, passed_above=self.rs.passed_above)
-        if any(group.watched for group in groups):
-            metrics |= watched_metrics(groups, selection, [group.watched_scores() for group in groups])
-        return metrics
 
     def _write(self, step: int, groups: list[Group], selection: Selection) -> None:
         if self.ledger is not None:

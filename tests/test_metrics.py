@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rs_aligner.metrics import MetricsFile, step_metrics
+from rs_aligner.metrics import MetricsFile, read_rows, step_metrics
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.selection import Progress, build_chain
 
@@ -102,6 +102,27 @@ def test_a_run_that_starts_anew_starts_the_file_anew(tmp_path):
         with MetricsFile(path) as file:
             file.append({"step": 0, "validation/reward": 0.5})
     assert steps_in(path) == [0]
+
+
+def test_a_run_that_goes_on_keeps_the_row_of_its_last_step_and_follows_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path) as file:
+        for step in range(6):
+            file.append({"step": step})
+    with MetricsFile(path, last_step=3) as file:
+        assert [row["step"] for row in read_rows(path)] == [0, 1, 2, 3]
+        with pytest.raises(ValueError, match="above the last, 3, not 3"):
+            file.append({"step": 3})
+        file.append({"step": 4})
+    assert [row["step"] for row in read_rows(path)] == [0, 1, 2, 3, 4]
+
+
+def test_the_first_row_may_be_of_step_0_and_none_may_be_below(tmp_path):
+    for last_step in (-1, 3):
+        with MetricsFile(tmp_path / f"{last_step}.jsonl", last_step=last_step) as file:
+            with pytest.raises(ValueError, match="above the last, -1, not -1"):
+                file.append({"step": -1})
+            file.append({"step": 0})
 
 
 def test_each_row_is_there_when_append_returns(tmp_path):

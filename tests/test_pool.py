@@ -146,6 +146,42 @@ def test_a_bank_survives_a_restart(run: FakeRun, other: FakeRun) -> None:
     assert continued.weights == whole.weights
 
 
+def watched_tokens(prompt: Prompt, rollout: Rollout) -> Result:
+    """A second judge that can be told from the rollout alone; it fails on some."""
+    return Score(float(sum(rollout.token_ids))) if sum(rollout.token_ids) % 5 else ScoreFailure("no idea")
+
+
+@pytest.mark.parametrize("pool", [{"max_staleness": 3}, {"improve_steps": 3}])
+def test_what_a_watched_judge_said_stays_with_its_rollout(
+    run: FakeRun, other: FakeRun, pool: dict[str, int]
+) -> None:
+    """In a bank, in a cycle, and where a run goes on and finds both in its ledger."""
+    how: dict[str, Any] = {"pool": pool, "save_interval": 1, "epochs": 9, "watched": watched_tokens}
+    run.start(steps=5, **how)
+    other.start(steps=2, **how)
+    other.start(steps=5, **how)
+    for made in (run, other):
+        rows = [row for step in range(1, 6) for row in made.ledger.read(step)]
+        assert any(row.policy_version < row.step - 1 for row in rows)
+        for row in rows:
+            said = watched_tokens(row.as_prompt, row.as_rollout)
+            assert row.watched == (said.reward if isinstance(said, Score) else None)
+    assert figures(other.rows) == figures(run.rows)
+    for row in run.rows[1:]:
+        assert {"watched/mean", "watched/kept_mean", "watched/failed"} <= set(row)
+
+
+def test_until_goes_on_in_the_middle_of_a_cycle_with_the_same_figures(run: FakeRun, other: FakeRun) -> None:
+    score = solved({f"p{i}": i / 8 for i in range(6)} | {f"v{i}": 0.5 for i in range(4)})
+    until = {"accepted": 2, "at_least": 1, "max_rollouts": 20}
+    how: dict[str, Any] = {"until": until, "pool": {"improve_steps": 2}, "save_interval": 1}
+    run.start(score, steps=4, **how)
+    for steps in (1, 3, 4):
+        other.start(score, steps=steps, **how)
+    assert figures(other.rows)[-1] == figures(run.rows)[-1]
+    assert {row.by_design for row in run.ledger.read(1)} == {True, False}
+
+
 # From the starting weights, and several passes
 
 

@@ -13,7 +13,7 @@ from rs_aligner.best_of_n import answer_row
 from rs_aligner.data import load_scored
 from rs_aligner.ledger import Ledger
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
-from rs_aligner.selection import Progress, build_chain
+from rs_aligner.selection import Progress, build_chain, nothing_kept
 from tests.test_data import BOS, EOS, Letters, ids
 
 pytestmark = pytest.mark.timeout(60)
@@ -198,6 +198,32 @@ def test_a_rollout_that_two_steps_trained_on_is_read_once(tmp_path: Path) -> Non
     first = a_step(1, Prompt("p", "ab", (BOS, *ids("ab"))))
     (group,) = load(write_ledger(tmp_path / "rollouts", first, first))
     assert len(group.rollouts) == 3
+
+
+def test_the_ledger_of_an_offline_run_gives_all_its_steps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its rollouts are of version 0 in every step; another epoch brings them again."""
+    prompts = [Prompt(f"p{i}", "ab", (BOS, *ids("ab")), row=i) for i in range(4)]
+    first, second = ([a_step(1, prompt)[0] for prompt in part] for part in (prompts[:2], prompts[2:]))
+    ledger = Ledger(tmp_path / "rollouts")
+    for number, groups in enumerate([first, second, first], start=1):
+        ledger.append(number, groups, nothing_kept(groups, "none"), everything=True)
+    with caplog.at_level("INFO", logger="rs_aligner"):
+        found = load(str(tmp_path / "rollouts"))
+    assert [group.prompt.id for group in found] == ["p0", "p1", "p2", "p3"]
+    assert [len(group.rollouts) for group in found] == [3] * 4
+    assert "6 rollouts are there again in later steps, and are taken once" in caplog.text
+
+
+def test_a_step_that_a_ledger_lacks_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_ledger(
+        tmp_path / "rollouts", *(a_step(n, Prompt("p", "ab", (BOS, *ids("ab")))) for n in (1, 2, 3, 4))
+    )
+    for step in (2, 3):
+        (tmp_path / "rollouts" / f"step_{step:06d}.jsonl").unlink()
+    assert len(load(folder)) == 2
+    assert "has no step 2, 3: its rollouts are left out" in caplog.text
 
 
 def test_a_ledger_of_another_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ that are made anew.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import Any
 from rs_aligner.data.prompts import row_id
 from rs_aligner.data.reading import RowReader, Tokenizer
 from rs_aligner.data.rows import account, read_rows
-from rs_aligner.ledger import Ledger, groups_of
+from rs_aligner.ledger import Ledger, LedgerRow, groups_of
 from rs_aligner.precision import PRECISIONS
 from rs_aligner.rollout import FinishReason, Group, Prompt, Rollout, Score, ScoreFailure
 
+_logger = logging.getLogger("rs_aligner")
 _ANSWERS = ("responses", "rewards", "finish_reasons", "reward_dtype")
 
 
@@ -76,13 +78,35 @@ def load_scored(
 
 
 def _from_ledger(folder: Path, tokenizer: Tokenizer) -> Iterator[Group]:
-    """The groups of all steps, each rollout in the step that sampled it."""
+    """The groups of all steps, each rollout in the first step that has it."""
     ledger = Ledger.existing(folder)
-    for step in ledger.steps():
-        rows = [row for row in ledger.read(step) if row.policy_version >= step - 1]
-        for group in groups_of(rows):
+    steps = ledger.steps()
+    missing = sorted(set(range(1, steps[-1])) - set(steps))
+    if missing:
+        _logger.warning("%s has no step %s: its rollouts are left out", folder, ", ".join(map(str, missing)))
+    seen: set[tuple[Any, ...]] = set()
+    num_again = 0
+    for step in steps:
+        new = []
+        for row in ledger.read(step):
+            key = _identity(row)
+            if key in seen:
+                num_again += 1
+            else:
+                seen.add(key)
+                new.append(row)
+        for group in groups_of(new):
             _check_tokenizer(folder, step, group.prompt, tokenizer)
             yield group
+    if num_again:
+        _logger.info(
+            "%s: %s rollouts are there again in later steps, and are taken once", folder, f"{num_again:,}"
+        )
+
+
+def _identity(row: LedgerRow) -> tuple[Any, ...]:
+    """What no two rollouts of a run have in common: a pool, a bank or another epoch writes one again."""
+    return row.prompt_row, row.prompt_id, row.policy_version, row.index, row.seed, row.token_ids
 
 
 def _check_tokenizer(folder: Path, step: int, prompt: Prompt, tokenizer: Tokenizer) -> None:

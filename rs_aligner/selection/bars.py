@@ -130,8 +130,8 @@ class Median(GroupSelector):
 class TopFraction(Selector):
     """The best share of the whole step, whichever prompts they answer.
 
-    At most `fraction` of what is left, at least one if anything is; ties go to the earlier prompt, then to
-    the lower index.
+    At most `fraction` of what is left, at least one if anything is; ties go to what a newer policy sampled,
+    then to the earlier prompt, then to the lower index.
     """
 
     reason = "not in the top fraction"
@@ -142,12 +142,12 @@ class TopFraction(Selector):
     def select(self, groups: Sequence[Group], left: Sequence[Places], progress: Progress) -> Sequence[Places]:
         """The best of the step."""
         ranked = sorted(
-            (-reward(group, place), row, place)
+            (-reward(group, place), -group.rollouts[place].policy_version, row, place)
             for row, (group, places) in enumerate(zip(groups, left, strict=True))
             for place in places
         )
         number = share(self.fraction, len(ranked))
-        best = {(row, place) for _, row, place in ranked[:number]}
+        best = {(row, place) for *_, row, place in ranked[:number]}
         return [[place for place in places if (row, place) in best] for row, places in enumerate(left)]
 
 

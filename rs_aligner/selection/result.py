@@ -59,6 +59,12 @@ class Selection:
                 if keep:
                     yield group, place
 
+    def only(self, places: Sequence[Sequence[int]]) -> Selection:
+        """What became of some rollouts: of each group those at these places, in that order."""
+        rows = list(zip(self.keep.tolist(), self.reasons, places, strict=True))
+        kept = [[new for new, place in enumerate(part) if keep_N[place]] for keep_N, _, part in rows]
+        return selection_of(kept, [[why[place] for place in part] for _, why, part in rows], self.possible)
+
     def reason_counts(self) -> dict[str, int]:
         """How many rollouts were rejected for each reason, as metrics.
 
