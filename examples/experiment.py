@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rs_aligner.build import log_handler, threads
 from rs_aligner.config import ConfigError, GenerateConfig, TrainConfig
 from rs_aligner.config.common import ExpManagerBase
+from rs_aligner.failures import RanksDiffer
 from rs_aligner.reward.protocol import JudgeFailed
 
 RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
@@ -42,7 +43,7 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(_complain(error, 2))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted", 130))
-    except JudgeFailed as error:  # of every rank; one says so
+    except (JudgeFailed, RanksDiffer) as error:  # of every rank; one says so
         sys.exit(_complain(error, 1) if rank() == 0 else 1)
     except FloatingPointError as error:
         sys.exit(_complain(error, 1))

@@ -1,7 +1,8 @@
-"""When a judge has failed too much: the rule, and the reasons counted.
+"""What ends a run that could not go on: a judge that has failed too much, and ranks that do not agree.
 
-A few failed scores reject a few rollouts. Many make what is left a sample of what the judge happened to
-answer, and a policy trained on it a worse one, so then the run stops.
+The rule of the one, with the reasons counted; the other is found in `agreement`. A few failed scores reject a
+few rollouts. Many make what is left a sample of what the judge happened to answer, and a policy trained on it
+a worse one, so then the run stops.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from rs_aligner.rollout import Group, ScoreFailure
 
 _logger = logging.getLogger("rs_aligner")
 _SHOWN_REASONS = 5
+
+
+class RanksDiffer(RuntimeError):
+    """The ranks came to different things, and nothing was trained on them; every rank raises it."""
 
 
 def judge_failure(groups: Sequence[Group], config: RemoteRMConfig, what: str) -> str | None:

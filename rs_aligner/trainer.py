@@ -12,10 +12,19 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from rs_aligner.agreement import (
+    check_inputs,
+    check_step,
+    digest,
+    digest_of_group,
+    digest_of_prompts,
+    digest_of_rows,
+)
 from rs_aligner.batching import is_few
 from rs_aligner.collect import Collector
 from rs_aligner.config import TrainRSConfig, num_steps
 from rs_aligner.data import PromptSampler
+from rs_aligner.failures import RanksDiffer
 from rs_aligner.held_out import HeldOut
 from rs_aligner.learning import Learner
 from rs_aligner.ledger import groups_of
@@ -73,6 +82,13 @@ class RSTrainer:
         self.held_out = HeldOut(config, collector, validation)
         self.num_steps = num_steps(config, number)
         self._said_few = False
+        self._inputs = {
+            "the prompts": digest_of_prompts(prompts),
+            "the scored rollouts": digest(*map(digest_of_group, scored)),
+            "the held-out prompts": digest_of_prompts(self.held_out.prompts),
+            "the supervised rows": digest_of_rows(anchors),
+            "the numbers of steps": self.num_steps,
+        }
         rs = self.rs
         self.chain = chain or build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
 
@@ -82,7 +98,9 @@ class RSTrainer:
         Raises:
             JudgeFailed: the judge scored too little of a step; every rank raises it. Nothing of the step is
                 trained, what was done before is saved, and the run continues there when it is started again.
+            RanksDiffer: the ranks came to different selections, or started from different data; as above.
         """
+        check_inputs(self.policy, self._inputs)
         done = self._resume()
         while done < self.num_steps and not self.held_out.is_over:
             self.run.begin_step()
@@ -92,7 +110,7 @@ class RSTrainer:
             if candidates.failure is not None:
                 self._stop_before(step, before, candidates)
             generated = time.monotonic()
-            selection = self._select(candidates, step)
+            selection = self._agreed(step, before, candidates)
             distance = self.learner.distance(candidates, version=done)
             learnt = self.learner.learn(candidates, selection)
             done = self.policy.version = step
@@ -178,16 +196,31 @@ class RSTrainer:
     def _stop_before(self, step: int, before: dict[str, Any], candidates: Candidates) -> NoReturn:
         """End a run whose judge failed in this step: write it down, untrained, and save what was done."""
         self._write(step, candidates.groups, nothing_kept(candidates.groups, "the step was not trained"))
-        if step - 1 > max(self._saved, 0):
-            self._save(before)
+        self._save_before(step, before)
         raise JudgeFailed(f"{candidates.failure}; nothing of it was trained, start the run again to go on")
 
-    def _select(self, candidates: Candidates, step: int) -> Selection:
-        """Who is kept."""
-        passes = self.rs.pool.improve_steps
-        return self.chain.select(
-            candidates.groups, Progress(step, self.num_steps, candidates.improve_step, passes)
-        )
+    def _save_before(self, step: int, before: dict[str, Any]) -> None:
+        """Save what was done before a step that is not trained, unless it is saved already."""
+        if step - 1 > max(self._saved, 0):
+            self._save(before)
+
+    def _agreed(self, step: int, before: dict[str, Any], candidates: Candidates) -> Selection:
+        """Who is kept, the same on every rank."""
+        found: Selection | Exception
+        progress = Progress(step, self.num_steps, candidates.improve_step, self.rs.pool.improve_steps)
+        try:
+            found = self.chain.select(candidates.groups, progress)
+        except Exception as error:  # perhaps on this rank only, and the others would wait for it
+            found = error
+        further = {
+            "the places in the supervised rows": digest(self.learner.state_dict()),
+            "the held-out figures": digest(self.held_out.state_dict()),
+        }
+        try:
+            return check_step(self.policy, step, candidates.groups, found, further)
+        except RanksDiffer:
+            self._save_before(step, before)
+            raise
 
     def _write(self, step: int, groups: list[Group], selection: Selection) -> None:
         if self.ledger is not None:

@@ -39,8 +39,8 @@ class Runs:
     def __init__(self, folder: Path, port: int) -> None:
         self.folder, self.port = folder, port
 
-    def train(self, name: str, *overrides: str) -> str:
-        """Train into the folder `name`; returns what was printed."""
+    def train(self, name: str, *overrides: str, status: int = 0) -> str:
+        """Train into the folder `name`, to end with this status; returns what was printed."""
         prefix = f"{{train: {self.folder}/train.jsonl, validation: {self.folder}/dev.jsonl}}"
         done = run_script(
             "train_rs.py",
@@ -66,7 +66,7 @@ class Runs:
             WANDB_MODE="offline",
             WANDB_SILENT="true",
         )
-        assert done.returncode == 0, done.stdout
+        assert done.returncode == status, done.stdout
         return done.stdout
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
@@ -147,6 +147,28 @@ def test_the_figures_do_not_depend_on_the_layout(runs: Runs, layout: str) -> Non
                 # The distance to the start is 0 at first, give or take a rounding of log-probabilities.
                 least = 1e-6 if key == "kl/to_start" else 0.0
                 assert other[key] == pytest.approx(one[key], rel=1e-4, abs=least), key
+
+
+def test_replicas_that_select_differently_end_at_once_with_one_error(runs: Runs) -> None:
+    """As many of each prompt on both, so that both could train, on other rows."""
+    (runs.folder / "keep.py").write_text(
+        "def keep(prompt, responses, rewards, metadata):\n"
+        "    marks = [hash((response, place)) for place, response in enumerate(responses)]\n"
+        "    return [mark == min(marks) for mark in marks]\n"
+    )
+    selector = f"[{{name: function, function: '{runs.folder / 'keep.py'}:keep'}}]"
+    off = ["exp_manager.create_tensorboard_logger=false", "trainer.rs.val_check_interval=null"]
+    said = runs.train("unlike", *LAYOUTS["dp2"], *off, f"model.rs.selection={selector}", status=1)
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    for part in (
+        "step 1: the selections are not the same",
+        "of prompt ",
+        "'rejected by keep'",
+        "PYTHONHASHSEED",
+    ):
+        assert part in line
+    assert "Traceback" not in said
+    assert list((runs.folder / "unlike" / "rollouts").iterdir()) == []
 
 
 def test_a_checkpoint_can_be_started_from_by_itself(runs: Runs) -> None:

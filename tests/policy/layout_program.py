@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from megatron.core.optimizer import OptimizerConfig
 
+from rs_aligner.agreement import check_step
+from rs_aligner.failures import RanksDiffer
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.policy import checkpoint, huggingface, runtime
@@ -28,7 +30,9 @@ from rs_aligner.policy.reward_model import config_changes, load_reward_model
 from rs_aligner.policy.runtime import Runtime, ranks_started
 from rs_aligner.policy.scoring import SequenceScorer
 from rs_aligner.policy.training import Trainer
-from rs_aligner.rollout import PreferencePair, Prompt, Rollout, TrainingRow
+from rs_aligner.rollout import Group, PreferencePair, Prompt, Rollout, Score, TrainingRow
+from rs_aligner.selection import Chain, Progress
+from rs_aligner.selection.filters import Function
 from tests.policy.objective_cases import NoText, run_objectives
 from tests.ranks import save_result
 
@@ -189,6 +193,38 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
     return found
 
 
+def disagree(rt: Runtime) -> dict[str, str]:
+    """What is said of selections by `hash()`, which Python makes another one in each process."""
+    groups = [
+        Group(
+            Prompt(f"p{g}", "", (g,)),
+            [Rollout(g, i, (g, i), f"text {g} {i}", "stop") for i in range(4)],
+            [Score(float(i)) for i in range(4)],
+        )
+        for g in range(20)
+    ]
+
+    def smallest(prompt: str, texts: list[str], rewards: list[float], metadata: dict[str, Any]) -> list[bool]:
+        return [hash(text) == min(map(hash, texts)) for text in texts]  # one of each group
+
+    def even(prompt: str, texts: list[str], rewards: list[float], metadata: dict[str, Any]) -> list[bool]:
+        return [hash(text) % 2 == 0 for text in texts]
+
+    def better(prompt: str, texts: list[str], rewards: list[float], metadata: dict[str, Any]) -> list[bool]:
+        return [reward > 1 for reward in rewards]
+
+    said = {}
+    for function in (smallest, even, better):
+        globals()["keep"] = function
+        chain = Chain([Function("model.rs.selection.0", f"{__name__}:keep", {})])
+        try:
+            check_step(rt, 2, groups, chain.select(groups, Progress(2, 9)), {})
+            said[function.__name__] = "the same"
+        except RanksDiffer as error:
+            said[function.__name__] = str(error)
+    return said
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     found = {}
@@ -203,6 +239,7 @@ def main() -> None:
                     **run_layout(folder / family, work, rt, previous),
                     **run_pairs(folder / family, work, rt, previous),
                     **run_objectives(folder / family, work, rt, rows(), prompts()),
+                    "selections": disagree(rt),
                 }
             previous = work
     save_result(folder, found)

@@ -72,6 +72,21 @@ def test_loss_and_gradient_are_those_of_plain_torch(
         assert error < 1e-5, (name, float(error))
 
 
+@pytest.mark.parametrize("layout", TWO)
+def test_ranks_that_select_differently_are_told_of_it_before_they_train(
+    results: dict[str, dict[str, Any]], layout: str
+) -> None:
+    said = results[layout]["selections"]
+    assert said["better"] == "the same"
+    for name in ("smallest", "even"):
+        assert said[name].startswith("step 2: the selections are not the same on all ranks")
+        assert "First difference: rollout " in said[name]
+        assert "of prompt p" in said[name]
+        assert "'rejected by keep' on one rank and is kept on another" in said[name]
+        assert "PYTHONHASHSEED" in said[name]
+    assert "that selector leaves 20 rollouts of the step on each" in said["smallest"]
+
+
 @pytest.mark.parametrize("kind", ["ordinary", "distributed"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_loaded_checkpoint_continues_bit_for_bit(
