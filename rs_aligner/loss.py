@@ -20,6 +20,9 @@ from torch import Tensor
 
 Normalization = Literal["sequence", "token"]
 MAX_LOG_RATIO = 20.0  # of two policies; e^20 times as likely is a broken policy, not a large step
+_K2 = ("k2", "mse")
+KL_ESTIMATORS = ("k1", "kl", *_K2, "k3", "low_var_kl", "abs")
+"""Of `kl_to_reference`; behind each but k2 there may be a `+`."""
 
 
 def response_mask(prompt_lengths: Tensor, sequence_lengths: Tensor, max_length: int) -> Tensor:
@@ -174,28 +177,68 @@ def kl_to_reference(
     mask: Tensor,
     denominator: float | Tensor,
     normalization: Normalization = "sequence",
+    *,
+    estimator: str = "k3",
 ) -> Tensor:
     """This micro-batch's share of the estimated KL divergence of the policy from a reference policy.
 
-    `(1 / D) * sum_b mean_{t in m_b} (exp(d) - d - 1)` for `"sequence"`, with the sum in the place of the
-    mean for `"token"`; `d = reference_log_probs - log_probs` at `[b, t]`. Each summand is at least zero, and
-    zero where the two agree; on tokens that the policy samples its mean is the divergence in nats a token.
+    `(1 / D) * sum_b mean_{t in m_b} k(d)` for `"sequence"`, with the sum in the place of the mean for
+    `"token"`; `d = reference_log_probs - log_probs` at `[b, t]`, and k of the estimator:
 
-    Source: Schulman, "Approximating KL divergence" (2020, joschu.net/blog/kl-approx.html), the estimator
-    k3; as a term of the loss: Shao et al., "DeepSeekMath" (2024), equation 4.
+    - `k1` (`kl`): `-d`. `k2` (`mse`): `d^2 / 2`. `k3` (`low_var_kl`): `exp(d) - d - 1`. `abs`: `|d|`.
+    - One of these with a `+` behind it: its value, with the gradient of k2.
+
+    On tokens that the policy samples, the mean of k1 and of k3 is the divergence KL(policy || reference) in
+    nats a token, and so is the mean of k2 where the two are near each other. The mean of the gradients is
+    another matter: that of k2 is the gradient of KL(policy || reference), that of k3 the one of the reverse,
+    KL(reference || policy), and that of k1 is zero. None of this holds of tokens that were selected
+    (docs/objective.md).
+
+    The exponential goes on along its tangent beyond `MAX_LOG_RATIO`, so that the gradient stays finite and
+    does not vanish.
+
+    Sources: Schulman, "Approximating KL divergence" (2020, joschu.net/blog/kl-approx.html), the estimators;
+    Shao et al., "DeepSeekMath" (2024), equation 4, k3 as a term of the loss; Tang and Munos, "On a few
+    pitfalls in KL divergence gradient estimation for RL" (2025), their gradients. The other names are verl's.
 
     Args:
         log_probs: float `[B, T]`, under the policy that is trained.
         reference_log_probs: float `[B, T]`, under the reference; no gradient flows into them.
         mask, denominator, normalization: as in `masked_nll`, the same freedom at masked-out places included.
+        estimator: one of `KL_ESTIMATORS`, or one of those that are not k2 with a `+`.
 
     Raises:
-        ValueError: as `masked_nll`.
+        ValueError: as `masked_nll`, or another `estimator`.
     """
     _check(mask, denominator, normalization, log_probs=log_probs, reference_log_probs=reference_log_probs)
     difference_BT = _log_ratio(reference_log_probs.detach(), log_probs, mask)
-    # expm1 keeps what `exp(d) - 1` would round away where the two policies nearly agree.
-    return _normalized(difference_BT.expm1() - difference_BT, mask, denominator, normalization)
+    value_BT = kl_estimate(difference_BT, estimator)
+    return _normalized(value_BT, mask, denominator, normalization)
+
+
+def kl_estimate(difference: Tensor, estimator: str) -> Tensor:
+    """k(d) of `kl_to_reference`, of any shape: d is the reference's log-probability less the policy's.
+
+    Raises:
+        ValueError: there is no such estimator.
+    """
+    name = estimator.removesuffix("+")
+    is_straight_through = estimator.endswith("+")
+    if name not in KL_ESTIMATORS or (is_straight_through and name in _K2):
+        known = ", ".join(KL_ESTIMATORS)
+        raise ValueError(f"estimator must be one of {known}, or one but k2 with a +, not {estimator!r}")
+    k2 = difference.square() / 2
+    if name in _K2:
+        return k2
+    if name in ("k1", "kl"):
+        value = -difference
+    elif name == "abs":
+        value = difference.abs()
+    else:
+        # expm1 keeps what `exp(d) - 1` would round away where the two policies nearly agree.
+        low, beyond = _in_bounds(difference)
+        value = low.expm1() + low.exp() * beyond - difference
+    return value.detach() + (k2 - k2.detach()) if is_straight_through else value
 
 
 def _check(mask: Tensor, denominator: float | Tensor, normalization: str, **values: Tensor) -> None:
@@ -224,12 +267,16 @@ def _column(values: Tensor, mask: Tensor, name: str) -> Tensor:
 
 
 def _log_ratio(of: Tensor, to: Tensor, mask: Tensor) -> Tensor:
-    """`of - to` on the mask, zero elsewhere, within bounds outside of which it has no gradient.
+    """`of - to` on the mask, zero elsewhere."""
+    return torch.where(mask, _at_least_float32(of) - _at_least_float32(to), 0.0)
 
-    The bounds keep its exponential finite: an infinite one is NaN in the gradient even where it is clipped.
+
+def _in_bounds(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """A log ratio up to `MAX_LOG_RATIO`, and what is beyond: `exp(low) * (1 + beyond)` has a gradient there.
+
+    An exponential that is not bounded is infinite, and that is NaN in the gradient even where it is clipped.
     """
-    difference_BT = torch.where(mask, _at_least_float32(of) - _at_least_float32(to), 0.0)
-    return difference_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio.clamp(max=MAX_LOG_RATIO), (log_ratio - MAX_LOG_RATIO).clamp(min=0.0)
 
 
 def _surrogates(
@@ -243,7 +290,9 @@ def _surrogates(
     """`r A` and `clip(r) A`, zero where masked out: `[B, T]` each."""
     if not (clip_low > 0 and clip_high > 0):
         raise ValueError(f"clip_low and clip_high must be above zero, not {clip_low} and {clip_high}")
-    ratio_BT = _log_ratio(log_probs, sampled_log_probs.detach(), mask).exp()
+    low_BT, beyond_BT = _in_bounds(_log_ratio(log_probs, sampled_log_probs.detach(), mask))
+    # The value ends at the bound; the gradient does not, since a bad response is pushed away from there, too.
+    ratio_BT = low_BT.exp() * (1 + beyond_BT - beyond_BT.detach())
     advantage_BT = torch.where(mask, _column(advantages, mask, "advantages"), 0.0)
     return ratio_BT * advantage_BT, ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantage_BT
 

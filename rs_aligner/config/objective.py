@@ -14,6 +14,9 @@ from typing import Literal
 from rs_aligner.config.base import Beta, Fraction, NotNegative, Positive, Section, Texts, problem
 
 KEY = "model.rs.objective"
+KLEstimator = Literal[
+    "k1", "kl", "k2", "mse", "k3", "low_var_kl", "abs", "k1+", "kl+", "k3+", "low_var_kl+", "abs+"
+]
 
 
 class AnchorConfig(Section):
@@ -47,6 +50,12 @@ class ObjectiveConfig(Section):
     """Clips it from above at 1 + clip_high; null for the same as `clip`."""
     kl: NotNegative = 0.0
     """Weight of the KL divergence to the starting policy; 0 for none."""
+    kl_estimator: KLEstimator = "k3"
+    """What that divergence is estimated by, on the trained tokens.
+
+    `k1` (or `kl`), `k2` (`mse`), `k3` (`low_var_kl`), `abs`; with a `+` the value of that one and the
+    gradient of k2, which on sampled tokens is that of the divergence. docs/objective.md has both of each.
+    """
     offload_reference: bool = True
     """Keeps the starting weights in the CPU's memory; false keeps them on the device, which saves copies."""
     anchor: AnchorConfig = AnchorConfig()
@@ -88,6 +97,9 @@ def check_objective(objective: ObjectiveConfig, most_rollouts: tuple[str, int] |
     elif most_rollouts is not None and most_rollouts[1] < 2:
         what = f"compares the rollouts of a prompt: {most_rollouts[0]} should be at least 2"
         yield problem(f"{KEY}.advantage", objective.advantage, what)
+    if objective.kl_estimator != "k3" and not objective.kl:
+        what = f"needs {KEY}.kl, the weight of the term; set it to k3"
+        yield problem(f"{KEY}.kl_estimator", objective.kl_estimator, what)
     if objective.clip_high is not None and objective.clip is None:
         what = f"needs {KEY}.clip, the bound from below; set it to null"
         yield problem(f"{KEY}.clip_high", objective.clip_high, what)

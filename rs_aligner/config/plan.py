@@ -198,7 +198,10 @@ def _special(
         yield "supervised rows", f"at most {number:,} a pass, {anchor.share:g} of each batch{weight}"
     if objective.kl:
         where = "in the CPU's memory" if objective.offload_reference else "on the device"
-        yield "KL term", f"weight {objective.kl:g}, to the starting policy, whose weights wait {where}"
+        how = "" if objective.kl_estimator == "k3" else f", by {objective.kl_estimator}"
+        if objective.kl_estimator in ("k1", "kl"):
+            how += " (which has no gradient towards it: k1+ has)"
+        yield "KL term", f"weight {objective.kl:g}{how}, to the starting policy, whose weights wait {where}"
     if pool.restart:
         steps = _optimizer_steps(config, kept) * pool.improve_steps
         if num_prompts is not None:

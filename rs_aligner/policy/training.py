@@ -274,7 +274,10 @@ class Trainer(BaseTrainer):
             )
         if reference_BT is not None and kl:
             mask_BT = ~reference_BT.isnan()
-            loss = loss + kl * kl_to_reference(log_probs, reference_BT, mask_BT, divisor, normalization)
+            loss = loss + kl * kl_to_reference(
+                *(log_probs, reference_BT, mask_BT, divisor, normalization),
+                estimator=self.objective.kl_estimator,
+            )
         return loss
 
     @torch.no_grad()

@@ -36,6 +36,7 @@ def test_a_recipe_with_everything_is_read(tree, workplace: Path):
         "clip": 0.2,
         "clip_high": 0.28,
         "kl": 0.05,
+        "kl_estimator": "low_var_kl+",
         "offload_reference": False,
         "anchor.files": file,
         "anchor.share": 0.25,
@@ -70,6 +71,10 @@ def test_the_bound_from_above_is_that_from_below_unless_it_is_set(tree):
         (
             {"anchor__share": 0.2},
             [f"{KEY}.anchor.share is 0.2: needs {KEY}.anchor.files to take rows from; or set it to 0"],
+        ),
+        (
+            {"kl_estimator": "k1+"},
+            [f'{KEY}.kl_estimator is "k1+": needs {KEY}.kl, the weight of the term; set it to k3'],
         ),
         ({"anchor__weight": 2}, [f"{KEY}.anchor.weight is 2.0: needs {KEY}.anchor.files; or set it to 1"]),
     ],
@@ -110,6 +115,8 @@ def test_one_rollout_a_prompt_has_nothing_to_be_compared_with(tree):
         ("anchor__share", 1.0),
         ("anchor__weight", 0),
         ("advantage", "mean"),
+        ("kl_estimator", "k4"),
+        ("kl_estimator", "k2+"),
     ],
 )
 def test_values_out_of_range_are_refused(tree, key, value):

@@ -204,6 +204,13 @@ def test_a_line_for_each_choice_that_not_every_run_makes(small):
     ]
     here = {"in_process": True, "judge": {"name": "exact_answer"}}
     assert "\nwatched judge           in this process; it " in plan(small(watched_rm=here))
+    for estimator, said in (
+        ("k3+", "weight 0.05, by k3+, to the starting policy"),
+        ("kl", "weight 0.05, by kl (which has no gradient towards it: k1+ has), to the starting policy"),
+    ):
+        assert f"\nKL term                 {said}" in plan(
+            small(**{"model.rs.objective.kl": 0.05, "model.rs.objective.kl_estimator": estimator})
+        )
     on_device = {"model.rs.objective.kl": 1, "model.rs.objective.offload_reference": False}
     assert plan(small(**on_device)).endswith("whose weights wait on the device")
 

@@ -28,7 +28,7 @@ OBJECTIVES = {
     "weights": ObjectiveConfig(advantage="group"),
     "clip": ObjectiveConfig(advantage="group", clip=0.2, clip_high=0.3),
     "kl": ObjectiveConfig(kl=0.3),
-    "all": ObjectiveConfig(advantage="group", clip=0.2, clip_high=0.3, kl=0.3),
+    "all": ObjectiveConfig(advantage="group", clip=0.2, clip_high=0.3, kl=0.3, kl_estimator="k3+"),
 }
 SIZES = (1, 2, 4)
 NORMALIZATIONS = ("sequence", "token")

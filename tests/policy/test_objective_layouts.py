@@ -74,6 +74,9 @@ def plain_objective(
                 difference = row.reference_log_probs[t] - token
                 divergence = torch.exp(difference) - difference - 1
                 kl.append(float(divergence))
+                if objective.kl_estimator == "k3+":  # that value, and the gradient of half the square
+                    half = difference.square() / 2
+                    divergence = divergence.detach() + half - half.detach()
                 value = value + objective.kl * divergence
             values.append(value + 0 * token)
         loss = torch.stack(values).sum() / divisor
