@@ -18,11 +18,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rs_aligner.log_ratio import MAX_LOG_RATIO, in_bounds, kl_estimate
+
+__all__ = [
+    "MAX_LOG_RATIO",
+    "Normalization",
+    "bradley_terry",
+    "clipped_surrogate",
+    "clipped_tokens",
+    "kl_to_reference",
+    "masked_nll",
+    "response_mask",
+]
+
 Normalization = Literal["sequence", "token"]
-MAX_LOG_RATIO = 20.0  # of two policies; e^20 times as likely is a broken policy, not a large step
-_K2 = ("k2", "mse")
-KL_ESTIMATORS = ("k1", "kl", *_K2, "k3", "low_var_kl", "abs")
-"""Of `kl_to_reference`; behind each but k2 there may be a `+`."""
 
 
 def response_mask(prompt_lengths: Tensor, sequence_lengths: Tensor, max_length: int) -> Tensor:
@@ -205,7 +214,7 @@ def kl_to_reference(
         log_probs: float `[B, T]`, under the policy that is trained.
         reference_log_probs: float `[B, T]`, under the reference; no gradient flows into them.
         mask, denominator, normalization: as in `masked_nll`, the same freedom at masked-out places included.
-        estimator: one of `KL_ESTIMATORS`, or one of those that are not k2 with a `+`.
+        estimator: one of `log_ratio.KL_ESTIMATORS`, or one of those that are not k2 with a `+`.
 
     Raises:
         ValueError: as `masked_nll`, or another `estimator`.
@@ -214,31 +223,6 @@ def kl_to_reference(
     difference_BT = _log_ratio(reference_log_probs.detach(), log_probs, mask)
     value_BT = kl_estimate(difference_BT, estimator)
     return _normalized(value_BT, mask, denominator, normalization)
-
-
-def kl_estimate(difference: Tensor, estimator: str) -> Tensor:
-    """k(d) of `kl_to_reference`, of any shape: d is the reference's log-probability less the policy's.
-
-    Raises:
-        ValueError: there is no such estimator.
-    """
-    name = estimator.removesuffix("+")
-    is_straight_through = estimator.endswith("+")
-    if name not in KL_ESTIMATORS or (is_straight_through and name in _K2):
-        known = ", ".join(KL_ESTIMATORS)
-        raise ValueError(f"estimator must be one of {known}, or one but k2 with a +, not {estimator!r}")
-    k2 = difference.square() / 2
-    if name in _K2:
-        return k2
-    if name in ("k1", "kl"):
-        value = -difference
-    elif name == "abs":
-        value = difference.abs()
-    else:
-        # expm1 keeps what `exp(d) - 1` would round away where the two policies nearly agree.
-        low, beyond = _in_bounds(difference)
-        value = low.expm1() + low.exp() * beyond - difference
-    return value.detach() + (k2 - k2.detach()) if is_straight_through else value
 
 
 def _check(mask: Tensor, denominator: float | Tensor, normalization: str, **values: Tensor) -> None:
@@ -271,14 +255,6 @@ def _log_ratio(of: Tensor, to: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, _at_least_float32(of) - _at_least_float32(to), 0.0)
 
 
-def _in_bounds(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """A log ratio up to `MAX_LOG_RATIO`, and what is beyond: `exp(low) * (1 + beyond)` has a gradient there.
-
-    An exponential that is not bounded is infinite, and that is NaN in the gradient even where it is clipped.
-    """
-    return log_ratio.clamp(max=MAX_LOG_RATIO), (log_ratio - MAX_LOG_RATIO).clamp(min=0.0)
-
-
 def _surrogates(
     log_probs: Tensor,
     sampled_log_probs: Tensor,
@@ -290,7 +266,7 @@ def _surrogates(
     """`r A` and `clip(r) A`, zero where masked out: `[B, T]` each."""
     if not (clip_low > 0 and clip_high > 0):
         raise ValueError(f"clip_low and clip_high must be above zero, not {clip_low} and {clip_high}")
-    low_BT, beyond_BT = _in_bounds(_log_ratio(log_probs, sampled_log_probs.detach(), mask))
+    low_BT, beyond_BT = in_bounds(_log_ratio(log_probs, sampled_log_probs.detach(), mask))
     # The value ends at the bound; the gradient does not, since a bad response is pushed away from there, too.
     ratio_BT = low_BT.exp() * (1 + beyond_BT - beyond_BT.detach())
     advantage_BT = torch.where(mask, _column(advantages, mask, "advantages"), 0.0)

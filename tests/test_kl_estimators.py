@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rs_aligner.config.objective import KLEstimator
-from rs_aligner.loss import KL_ESTIMATORS, MAX_LOG_RATIO, kl_estimate, kl_to_reference
+from rs_aligner.log_ratio import KL_ESTIMATORS, MAX_LOG_RATIO, kl_estimate
+from rs_aligner.loss import kl_to_reference
 
 STRAIGHT_THROUGH = ("k1+", "kl+", "k3+", "low_var_kl+", "abs+")
 ALL = (*KL_ESTIMATORS, *STRAIGHT_THROUGH)

@@ -111,6 +111,7 @@ TRAIN_RS: Rows = {
                 "clip": Row(0.2, "objective", _ADVANTAGE),
                 "clip_high": Row(0.3, "objective", {"clip": 0.2, **_ADVANTAGE}),
                 "kl": Row(0.1, "objective"),
+                "kl_estimator": Row("k3+", "objective", {"kl": 0.1}),
                 "offload_reference": Row(False, "starting weights", {"kl": 0.1}),
                 "anchor.files": Row("@/more_sft.jsonl", "rows", _ANCHOR),
                 "anchor.share": Row(0.6, "rows", _ANCHOR),
