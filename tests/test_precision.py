@@ -25,6 +25,7 @@ from rs_aligner.selection import Progress, build_chain
 from tests.bars import BARS, beaten, group_of
 from tests.reward.fake_judge import fake_judge, rewards
 from tests.reward.rows import row
+from tests.test_data import Letters
 
 
 @pytest.fixture
@@ -107,19 +108,13 @@ def test_single_precision_is_still_known_when_rollouts_are_read_back(tmp_path: A
     ledger.append(1, groups, chain.select(groups, Progress(1, 1)))
     assert beaten([group.scores[0] for group in groups_of(ledger.read(1))]) == {}
 
-    class Letters:
-        eos_ids, bos_id = (0,), None
-
-        def encode(self, text: str) -> list[int]:
-            return [ord(character) for character in text]
-
     file = tmp_path / "answers.jsonl"
     file.write_text("".join(json.dumps(answer_row(group, "best")) + "\n" for group in groups))
-    read = load_scored([str(file)], Letters(), max_length=99)  # type: ignore[arg-type]
+    read = load_scored([str(file)], Letters(), max_length=99)
     assert beaten([group.scores[0] for group in read]) == {}
     file.write_text(file.read_text().replace('"float32"', '"single"'))
     with pytest.raises(ValueError, match=r"answers\.jsonl:1: 'reward_dtype' is 'single'; known are float16"):
-        load_scored([str(file)], Letters(), max_length=99)  # type: ignore[arg-type]
+        load_scored([str(file)], Letters(), max_length=99)
 
 
 def test_weights_that_add_up_to_one_make_a_perfect_answer_one() -> None:
