@@ -26,6 +26,11 @@ _SIMPLE_END = re.compile(
     r"(?<![A-Za-z])(?:is|are|equals|has|have|makes|answer:) "
     rf"(\$?)(-?){_DIGITS}((?: [a-z]{{3,14}}){{0,2}})[.\s]{{0,9}}\Z"
 )
+# How most stand in the middle of it.
+_AMONG_WORDS = re.compile(
+    rf"(?<![A-Za-z])([a-z]{{2,14}}) (\$?){_DIGITS} ([a-z]{{3,14}})(?![A-Za-z'-])[^\d]*\Z"
+)
+_NOT_WORDS = re.compile(r"[\d\\<>=+*/^|]")
 
 _PAIR = re.compile(r"\d+,\d{1,2}")  # in a formula two numbers, in prose a decimal comma
 _NAME = r"[A-Za-z]\w*'?(?:\([A-Za-z\d ,]{1,20}\))?"
@@ -126,7 +131,7 @@ def last_number(text: str) -> Quantity | None:
     last = _last_digit(text)
     if last < 0:
         return None
-    if simple := _simple(text, in_prose=True):
+    if simple := _simple(text, in_prose=True) or _among_words(text[max(0, last - _BEHIND) : last + _BEHIND]):
         return simple
     start = max(0, last - _WINDOW)
     window = plain_text(text[start : last + _BEHIND])
@@ -158,6 +163,21 @@ def _simple(text: str, *, in_prose: bool) -> Quantity | None:
     if words and not _ENOUGH.isdisjoint(words.split()):
         return None
     return _quantity(digits, decimals, is_negative=bool(minus), unit=unit_of(money, words))
+
+
+def _among_words(window: str) -> Quantity | None:
+    """The last number of prose, if words are all that stands around it; None does not say that it is none."""
+    match = _AMONG_WORDS.search(window)
+    if match is None:
+        return None
+    word, money, digits, decimals, unit = match.groups()
+    before = window[: match.start()]
+    if word in _ENOUGH or word in _TELLING_BEFORE or word == "negative" or unit in _ENOUGH:
+        return None
+    line = before.rpartition("\n")[2]
+    if _NOT_WORDS.search(line[-40:] if len(line) >= 8 else before[-40:]) or _CHOOSING.search(before):
+        return None
+    return _quantity(digits, decimals, is_negative=False, unit=unit_of(money, unit))
 
 
 def _quantity(digits: str, decimals: str | None, *, is_negative: bool, unit: str) -> Quantity:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from rs_aligner.answers import alone, extract, final_answer, is_right, marked_answer, plain
@@ -197,6 +199,19 @@ def test_words_beside_a_number_do_not_take_long(text: str) -> None:
     assert not is_right(rf"\boxed{{{text}}}", "18")
 
 
+def test_the_quick_way_says_what_the_slow_way_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "the and or not minus has between root of total is about 5 1/2 x = 18 20 $18 % thousand dollars"
+    words += " cents apples to from maybe per day , . - + negative sqrt percent -3"
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices([*words.split(), "\n"], k=rng.randint(2, 9))) for _ in range(3000)]
+    quick = [alone.last_number(text) for text in texts]
+    monkeypatch.setattr(alone, "_among_words", lambda window: None)
+    monkeypatch.setattr(alone, "_simple", lambda text, in_prose: None)
+    slow = [alone.last_number(text) for text in texts]
+    said = [[found and (found.number.value, found.unit) for found in side] for side in (quick, slow)]
+    assert [case for case in zip(texts, *said, strict=True) if case[1] != case[2]] == []
+
+
 def test_only_the_end_of_a_long_text_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -205,6 +220,6 @@ def test_only_the_end_of_a_long_text_is_prepared(monkeypatch: pytest.MonkeyPatch
         return plain.plain_text(text)
 
     monkeypatch.setattr(alone, "plain_text", prepared)
-    assert is_right("They take 3 of 12.\n" * 1000 + "Thus 18 miles (as the crow flies).", "18")
+    assert is_right("They take 3 of 12.\n" * 1000 + "Thus 18 miles/hour (as the crow flies).", "18")
     assert len(seen) == 1
     assert seen[0] < 300
