@@ -13,11 +13,14 @@ is in a file twice or in two files, not even with its numbers swapped:
 import argparse
 import json
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from small_policy import save_policy
+
 SIZES = {"sft.jsonl": 20_000, "dev.jsonl": 500, "train.jsonl": 8_000, "validation.jsonl": 1_000}
-TOKENS = ["<pad>", "<s>", "</s>", "<unk>", *"0123456789+="]
 
 
 def additions(digits: int, seed: int) -> Iterator[tuple[str, str]]:
@@ -28,27 +31,6 @@ def additions(digits: int, seed: int) -> Iterator[tuple[str, str]]:
         if frozenset((a, b)) not in seen:
             seen.add(frozenset((a, b)))
             yield f"{a}+{b}=", str(a + b)
-
-
-def save_policy(folder: Path, seed: int) -> None:
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")  # one token per character
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.decoder = decoders.Fuse()
-    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names).save_pretrained(folder)
-    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": len(TOKENS)}
-    config = LlamaConfig(**sizes, **ids, max_position_embeddings=64, initializer_range=0.08)
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def main() -> None:
@@ -64,7 +46,8 @@ def main() -> None:
         with (args.out / name).open("w") as file:
             for _ in range(size):
                 file.write(json.dumps(dict(zip(keys, next(problems), strict=True))) + "\n")
-    save_policy(args.out / "policy_start", args.seed)
+    sizes = {"hidden": 96, "layers": 3, "heads": 4, "positions": 64}
+    save_policy(args.out / "policy_start", "0123456789+=", args.seed, **sizes)
 
 
 if __name__ == "__main__":

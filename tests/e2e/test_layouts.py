@@ -100,8 +100,9 @@ def _start(folder: Path) -> Path:
     """A tiny random policy with the arithmetic task's characters as its tokens; layers that two can share."""
     import runpy
 
-    task = runpy.run_path(str(ROOT / "examples" / "arithmetic" / "make_task.py"))
-    task["save_policy"](folder / "policy", 0)
+    task = runpy.run_path(str(ROOT / "examples" / "small_policy.py"))
+    some = {"hidden": 96, "layers": 3, "heads": 4, "positions": 64}
+    task["save_policy"](folder / "policy", "0123456789+=", 0, **some)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     made = transformers.AutoConfig.from_pretrained(folder / "policy")
     config = transformers.LlamaConfig(**{**made.to_dict(), **sizes, "num_key_value_heads": 2, "head_dim": 8})
