@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rs_aligner.ledger import Ledger
@@ -92,7 +92,6 @@ def test_half_a_surrogate_pair_survives_in_a_file_that_is_valid_utf8(tmp_path):
     (tmp_path / "step_000001.jsonl").read_text(encoding="utf-8")
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(width=32, max_value=0, allow_infinity=False), max_size=8))
 def test_float32_log_probs_survive_unchanged(tmp_path_factory, log_probs):
     ledger, groups = Ledger(tmp_path_factory.mktemp("ledger")), make_groups(num_groups=1, num_rollouts=1)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -25,7 +25,6 @@ def lengths(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
     return [prompt for prompt, _ in rows], sequences, max(sequences) + draw(st.integers(0, 4))
 
 
-@settings(deadline=None)
 @given(lengths())
 def test_mask_is_true_exactly_where_a_response_token_is_predicted(case):
     prompts, sequences, max_length = case
@@ -106,7 +105,6 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return torch.where(mask, log_probs, spoiler), mask
 
 
-@settings(deadline=None)
 @given(batches(), st.sampled_from(["sequence", "token"]), st.integers(1, 50))
 def test_loss_and_gradient_are_those_of_the_formula(batch, normalization, denominator):
     log_probs, mask = batch
@@ -119,7 +117,6 @@ def test_loss_and_gradient_are_those_of_the_formula(batch, normalization, denomi
     torch.testing.assert_close(log_probs.grad, -(mask * weight).double() / denominator)
 
 
-@settings(deadline=None)
 @given(batches(), st.sampled_from(["sequence", "token"]))
 def test_loss_and_gradient_do_not_depend_on_the_split(batch, normalization):
     log_probs, mask = batch

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -79,7 +79,6 @@ def assert_same(batch: Batch, value: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(grad, wanted)
 
 
-@settings(deadline=None)
 @given(batches(), st.sampled_from(NORMALIZATIONS))
 def test_a_weight_multiplies_its_rows_share(batch: Batch, normalization: Normalization) -> None:
     divisor = batch.denominator(normalization)
@@ -87,7 +86,6 @@ def test_a_weight_multiplies_its_rows_share(batch: Batch, normalization: Normali
     assert_same(batch, loss, by_rows(batch, lambda new, old, weight: -weight * new, normalization))
 
 
-@settings(deadline=None)
 @given(batches(), st.sampled_from(NORMALIZATIONS))
 def test_weights_of_one_change_no_bit(batch: Batch, normalization: Normalization) -> None:
     divisor = batch.denominator(normalization)
@@ -115,13 +113,11 @@ def clipped_token(new: Tensor, old: Tensor, advantage: Tensor) -> Tensor:
     return -ratio * advantage
 
 
-@settings(deadline=None)
 @given(batches(), st.sampled_from(NORMALIZATIONS))
 def test_the_surrogate_is_that_of_the_formula(batch: Batch, normalization: Normalization) -> None:
     assert_same(batch, surrogate(batch, normalization), by_rows(batch, clipped_token, normalization))
 
 
-@settings(deadline=None)
 @given(batches())
 def test_clipped_tokens_are_those_without_a_gradient(batch: Batch) -> None:
     clipped = clipped_tokens(
@@ -170,7 +166,6 @@ def test_a_ratio_beyond_all_bounds_leaves_loss_and_gradient_finite(
     assert torch.isfinite(new.grad).all()
 
 
-@settings(deadline=None)
 @given(batches(), st.sampled_from(NORMALIZATIONS))
 def test_the_kl_term_is_that_of_the_formula(batch: Batch, normalization: Normalization) -> None:
     value = kl_to_reference(

@@ -141,7 +141,7 @@ ARRAYS = hnp.arrays(
 VALUES = ARRAYS | st.none() | st.binary(max_size=4) | st.lists(st.floats(), max_size=4)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     answer=st.dictionaries(st.sampled_from(["rewards", "errors", "components", "scores"]), VALUES),
     num_rows=st.integers(1, 4),

@@ -28,7 +28,7 @@ def test_topk_without_k_takes_top_n_rollouts():
     assert kept(made.select([TEN], Progress(1, 1))) == [[7, 8, 9]]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(groups=steps(), k=st.integers(1, 6))
 def test_topk_is_the_tensor_function_of_each_group_by_itself(groups, k):
     import torch

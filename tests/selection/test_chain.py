@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rs_aligner.rollout import Score
@@ -13,7 +13,6 @@ from rs_aligner.selection import KEPT, NOT_SCORED, Progress, build_chain, nothin
 from tests.selection.steps import NOW, chain, group, kept, steps
 
 
-@settings(deadline=None)
 @given(groups=steps(), top_n=st.integers(1, 7), min_reward=st.sampled_from([None, -2.0, 0.0, 0.75, math.inf]))
 def test_the_plain_recipe_takes_the_best_of_what_reaches_min_reward(groups, top_n, min_reward):
     selection = build_chain((), top_n=top_n, min_reward=min_reward).select(groups, NOW)

@@ -147,7 +147,7 @@ def test_a_response_that_is_like_a_rejected_one_may_stay():
     assert select(groups, {"name": "near_duplicates", "n": 1, "similarity": 0.5}) == [[0, 2]]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     groups=steps(), similarity=st.sampled_from([0.3, 0.5, 0.9]), measure=st.sampled_from(["ngram", "edit"])
 )
@@ -192,13 +192,11 @@ def slow_distance(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     )
 
 
-@settings(deadline=None)
 @given(TOKENS, TOKENS)
 def test_the_edit_distance_is_that_of_its_definition(a, b):
     assert edit_distance(a, b) == slow_distance(tuple(a), tuple(b))
 
 
-@settings(deadline=None)
 @given(TOKENS, TOKENS)
 def test_the_quick_bound_of_the_likeness_is_one(a, b):
     bound = edit_likeness_at_most(Counter(a), Counter(b))

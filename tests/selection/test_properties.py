@@ -63,7 +63,7 @@ SELECTORS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 ANY = st.one_of(*SELECTORS.values())
 EACH = pytest.mark.parametrize("name", SELECTORS)
 PROGRESS = st.builds(Progress, st.integers(1, 3), st.just(3), st.integers(0, 2), st.just(3))
-slowly = settings(deadline=None, max_examples=60)
+slowly = settings(max_examples=60)
 
 
 def short(

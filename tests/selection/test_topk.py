@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -38,7 +38,6 @@ def best_by_sorting(rewards: Tensor, scored: Tensor, num_select: int) -> list[li
     return keep
 
 
-@settings(deadline=None)
 @given(steps())
 def test_keeps_the_best_scored_of_each_row(step):
     rewards, scored, num_select = step
@@ -48,7 +47,6 @@ def test_keeps_the_best_scored_of_each_row(step):
     assert keep.tolist() == best_by_sorting(rewards, scored, num_select)
 
 
-@settings(deadline=None)
 @given(steps())
 def test_kept_mean_of_a_row_is_at_least_its_mean(step):
     rewards, scored, num_select = step
