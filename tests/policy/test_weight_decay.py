@@ -6,7 +6,6 @@ Without a gradient nothing but weight decay moves a weight. Several ranks are in
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -18,11 +17,12 @@ from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reward_model import MegatronRewardModel
 from rs_aligner.policy.runtime import Runtime
 from rs_aligner.rollout import TrainingRow
+from tests.policy.objective_cases import NoText
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.timeout(120)
 NAMES = get_args(OptimConfig.model_fields["name"].annotation)
-NO_TEXT: Any = SimpleNamespace(pad_id=None, eos_ids=())
+NO_TEXT: Any = NoText()
 
 
 @pytest.fixture(scope="module")
