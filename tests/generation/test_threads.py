@@ -40,7 +40,7 @@ def eager(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CC", str(compiler))
         patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield load_kernels.__wrapped__(8, 2)
+        return load_kernels.__wrapped__(8, 2)
 
 
 def decode(rt: Runtime, folder: Path, kernels: Kernels, threads: int) -> list[Rollout]:

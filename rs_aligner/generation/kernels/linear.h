@@ -11,27 +11,27 @@
 #ifdef __AVX512F__
 #define UNROLL 12
 #else
-#define UNROLL 4
+#define UNROLL 6
 #endif
 
-/* out[i] (+)= sum over k of w[i][k] x[k], for m outputs and t vectors of rows; m and t are constants. If `ahead`,
+/* out[i] (+)= sum over k of w[i][k] x[k], for m outputs and t words of rows; m and t are constants. If `ahead`,
  * the weights of the next m outputs are called for, since they may be far away. */
 INLINE void product(const int m, const int t, const float *w, long ldw, long width, const float *x, float *out,
                     const float *bias, int add, int ahead) {
-    vec sums[UNROLL * 2];
-    EACH(i, m * t) sums[i] = (vec){0};
+    word sums[UNROLL * 2];
+    EACH(i, m * t) sums[i] = (word){0};
     for (long k = 0; k < width; k++) {
         if (ahead && k % LANES == 0) EACH(i, m) __builtin_prefetch(w + (m + i) * ldw + k);
-        vec column[2];
-        EACH(j, t) column[j] = *(const vec *)(x + k * TILE + j * LANES);
+        word column[2];
+        EACH(j, t) column[j] = *(const word *)(x + k * TILE + j * WORD);
         EACH(i, m) {
             const float weight = w[i * ldw + k];
             EACH(j, t) sums[i * t + j] += weight * column[j];
         }
     }
     EACH(i, m) EACH(j, t) {
-        vec *place = (vec *)(out + i * TILE + j * LANES);
-        vec sum = bias ? sums[i * t + j] + bias[i] : sums[i * t + j];
+        word *place = (word *)(out + i * TILE + j * WORD);
+        word sum = bias ? sums[i * t + j] + bias[i] : sums[i * t + j];
         *place = add ? *place + sum : sum;
     }
 }
@@ -84,13 +84,16 @@ EXPORT void rs_linear(const void *weight, int half, const float *bias, long n_ou
                     for (long t = first; t < last; t++) {
                         const float *from = x + (t * n_in + k) * TILE;
                         float *to = out + (t * n_out + n) * TILE;
-                        const int full = rows - t * TILE > LANES, ahead = t == first && !half;
-                        if (step == UNROLL && full) product(UNROLL, 2, w, ldw, width, from, to, b, more, ahead);
-                        else if (step == UNROLL) product(UNROLL, 1, w, ldw, width, from, to, b, more, ahead);
-                        else if (step == 4 && full) product(4, 2, w, ldw, width, from, to, b, more, ahead);
-                        else if (step == 4) product(4, 1, w, ldw, width, from, to, b, more, ahead);
-                        else if (full) product(1, 2, w, ldw, width, from, to, b, more, ahead);
-                        else product(1, 1, w, ldw, width, from, to, b, more, ahead);
+                        const int used = rows - t * TILE > LANES ? TILE : LANES;
+                        for (int r = 0; r < used; r += 2 * WORD) {
+                            const int two = used - r > WORD, ahead = t == first && r == 0 && !half;
+                            if (step == UNROLL && two) product(UNROLL, 2, w, ldw, width, from + r, to + r, b, more, ahead);
+                            else if (step == UNROLL) product(UNROLL, 1, w, ldw, width, from + r, to + r, b, more, ahead);
+                            else if (step == 4 && two) product(4, 2, w, ldw, width, from + r, to + r, b, more, ahead);
+                            else if (step == 4) product(4, 1, w, ldw, width, from + r, to + r, b, more, ahead);
+                            else if (two) product(1, 2, w, ldw, width, from + r, to + r, b, more, ahead);
+                            else product(1, 1, w, ldw, width, from + r, to + r, b, more, ahead);
+                        }
                     }
                 }
             }

@@ -15,6 +15,17 @@ typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
 typedef float loose_vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t loose_hvec __attribute__((vector_size(2 * LANES), aligned(2)));
 
+/* As many floats as one of the machine's registers holds. Inner loops that keep sums in registers are written in
+ * words: GCC keeps wider vectors in memory, which is ten times slower. */
+#if defined(__AVX512F__)
+#define WORD 16
+#elif defined(__AVX__)
+#define WORD 8
+#else
+#define WORD 4
+#endif
+typedef float word __attribute__((vector_size(4 * WORD)));
+
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
 #define EACH(i, n) _Pragma("GCC unroll 64") for (int i = 0; i < (n); i++)
