@@ -20,7 +20,7 @@ from tests.e2e.launch import read_metrics
 from tests.first_run.conftest import Task
 from tests.first_run.trained import SMALL_MODELS_RATE, check_rates, held_out, rates_of, unmoved
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Prompts in the file: enough for about ten optimizer steps.
 TRAIN = {
