@@ -31,9 +31,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rs_aligner.threads import Threads, usable_cores
+from rs_aligner.threads import SPINS, Threads, usable_cores
 
 os.environ["OMP_NUM_THREADS"] = str(usable_cores())  # before torch; generation.py would set 1
+os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))  # as the scripts do
 import psutil
 import torch
 import transformers
@@ -62,7 +63,8 @@ def stories(threads: str, steps: int, folder: Path) -> dict[str, float]:
         *(f"trainer.rs.max_steps={steps}", "trainer.rs.val_check_interval=null"),
     ]
     environment = {**os.environ, "RS_ALIGNER_TEST_DATA": str(DATA.resolve())}
-    environment.pop("OMP_NUM_THREADS")
+    for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT"):
+        environment.pop(name)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     if status:

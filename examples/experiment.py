@@ -22,6 +22,7 @@ from rs_aligner.config import ConfigError, GenerateConfig, TrainConfig
 from rs_aligner.config.common import ExpManagerBase
 from rs_aligner.failures import RanksDiffer
 from rs_aligner.reward.protocol import JudgeFailed
+from rs_aligner.threads import wait_briefly
 
 RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 
@@ -109,6 +110,7 @@ def _launch(num_ranks: int) -> int:
 def _set_up(config: TrainConfig | GenerateConfig) -> None:
     """Threads, logging and warnings of this rank; before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = str(threads(config).most)
+    wait_briefly()
     warnings.filterwarnings("ignore", module=r"(megatron|nemo|lightning|torch|pydantic)\.")
     logger = logging.getLogger("rs_aligner")
     logger.handlers, logger.propagate = [log_handler()], False

@@ -13,12 +13,14 @@ import hydra
 from omegaconf import DictConfig
 
 from rs_aligner.config import ServeRewardConfig, load_config, open_overrides
+from rs_aligner.threads import wait_briefly
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="serve_reward")
 def main(cfg: DictConfig) -> None:
     try:
         config = load_config(cfg, ServeRewardConfig)
+        wait_briefly()
         # Slow, so only once the config is known to be right.
         from rs_aligner.reward.server import examine, serve
 

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from rs_aligner import build
 from rs_aligner.config import ConfigError, TrainRSConfig, load_config
 from rs_aligner.config.tree import read_tree, tree_of
+from rs_aligner.threads import wait_briefly
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -83,6 +85,8 @@ def train(
         ValueError: config, prompts or judge cannot be used; the message names the key and what would work.
         JudgeFailed: the judge scored too little of a step.
     """
+    if "torch" not in sys.modules:  # which reads it when it is imported
+        wait_briefly()
     tree = tree_of(config) if config is None or isinstance(config, Mapping) else read_tree(config)
     _set(tree, _MODEL, model_path, "model_path")
     _set(tree, _FOLDER, output_dir, "output_dir")

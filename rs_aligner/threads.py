@@ -13,7 +13,7 @@ another order with another number of threads.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,21 @@ LEAST_WORK = 3 * 10**8
 
 Measured by `benchmarks/threads.py --crossover`: two threads are no faster below it.
 """
+
+
+SPINS = 3000
+"""Turns that a waiting thread of GNU's OpenMP makes before it sleeps: some 0.05 to 0.1 ms.
+
+Its own 300,000 are right for a machine that is idle but for one process. Beside others they doubled the CPU
+seconds of the 27 M shape's decoding, and its wall time; with these it takes 1.02 times those of one thread
+(`benchmarks/threads.py --lines b`, on a busy machine). The next region mostly comes sooner than they end.
+"""
+
+
+def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let waiting threads sleep soon, unless a user has said how they wait; before torch is imported."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment):
+        environment["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rs_aligner.threads import LEAST_WORK, Threads, threads_of, usable_cores
+from rs_aligner.threads import LEAST_WORK, SPINS, Threads, threads_of, usable_cores, wait_briefly
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +109,22 @@ def test_work_that_is_small_gets_one_thread_unless_a_number_was_set() -> None:
     automatic, chosen = Threads(8, chosen=False), Threads(8, chosen=True)
     assert [automatic.for_work(work) for work in (0, LEAST_WORK - 1, LEAST_WORK)] == [1, 1, 8]
     assert chosen.for_work(0) == 8
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"GOMP_SPINCOUNT": str(SPINS)}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+    ],
+    ids=str,
+)
+def test_waiting_threads_sleep_soon_unless_a_user_says_how_they_wait(
+    before: dict[str, str], after: dict[str, str]
+) -> None:
+    wait_briefly(before)
+    assert before == after
 
 
 def test_the_line_says_how_many_and_why() -> None:
