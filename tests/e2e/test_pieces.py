@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,7 +23,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from rs_aligner.config import TrainRSConfig, load_config, schedule_steps
 from rs_aligner.ledger import Ledger
+from rs_aligner.schedule import learning_rate
+from tests.config.conftest import compose
 from tests.e2e import pieces
 from tests.e2e.launch import ROOT, read_metrics, run_script
 from tests.fake_run import figures
@@ -187,8 +191,14 @@ def test_a_bank_and_a_run_that_restarts_are_continued_to_the_same_bits(folder: P
 
 def test_each_cycle_of_a_run_that_restarts_begins_with_the_start_and_its_learning_rate(folder: Path) -> None:
     run = folder / "restart"
-    rate = figure(run, "lr")
-    assert rate[1] == rate[3] > rate[2] == rate[4]  # cycles of two steps and as many rows
+    config = load_config(compose("train_rs", pieces.overrides(folder, "restart", "restart")), TrainRSConfig)
+    optim, whole, made = config.model.optim, schedule_steps(config, num_prompts=15), 0
+    kept, rate = figure(run, "rollouts/kept"), figure(run, "lr")
+    assert set(rate) == {1, 2, 3, 4, 5, 6}
+    for step in sorted(rate):
+        made = 0 if step in (1, 3, 5) else made  # cycles of two steps
+        made += 2 * math.ceil(kept[step] / 4)  # passes of batches
+        assert rate[step] == pytest.approx(learning_rate(made - 1, optim.sched, optim.lr, whole))
     # The log-likelihood of a cycle's first rows is that of the starting policy; so it does not add up.
     loss = figure(run, "loss")
     assert loss[3] > loss[2]
