@@ -20,7 +20,8 @@ from pathlib import Path
 LEAST_WORK = 3 * 10**8
 """Multiplications of a model's largest part, a layer or the output layer, from which torch gets more threads.
 
-Measured by `benchmarks/threads.py --crossover`: two threads are no faster below it.
+Below it a second thread saves about a third on an idle machine (`benchmarks/threads.py --crossover`); small
+models stay on one, so that a run beside other work costs what one thread costs.
 """
 
 

@@ -109,7 +109,7 @@ class BaseTrainer:
         """Torch's threads for micro-batches of so many tokens at most; the first such number is told."""
         used, most = self.runtime.use_threads(self.ddp, tokens), self.runtime.threads.most
         if used is not None and not self._has_told and self.runtime.rank == 0 and most > 1:
-            why = "" if used == most else ": more do not pay for so little work"
+            why = "" if used == most else ": one is kept to for so little work"
             _logger.info("training: %d of %d threads%s", used, most, why)
         self._has_told = True
 

@@ -121,6 +121,6 @@ def test_what_training_uses_is_told_once(
     policy_with(Threads(1, False), folder, rt).step(ROWS, 1e-3)
     lines = [record.getMessage() for record in caplog.records if "training" in record.getMessage()]
     assert lines == [
-        "training: 1 of 2 threads: more do not pay for so little work",
+        "training: 1 of 2 threads: one is kept to for so little work",
         "training: 2 of 2 threads",
     ]
