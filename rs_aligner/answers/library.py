@@ -8,26 +8,19 @@ relations or sets, where it is lenient. What it is given has no decimals, so it 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import logging
-import os
 import resource
-import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
+
+from rs_aligner.child import Child, live
 
 _MANY = 8192  # pairs that are remembered
 _START_LIMIT = 120.0  # seconds that importing it may take
 _MEMORY = 4 << 30
-_PR_SET_PDEATHSIG = 1
 
 
 class Undecided(Exception):
@@ -46,10 +39,7 @@ class Library:
     def __init__(self, time_limit: float | None = 5.0) -> None:
         self._limit = time_limit
         self._lock = threading.Lock()
-        # A process that asks to die with its parent dies with the thread that started it.
-        self._starter: ThreadPoolExecutor | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection[Any, Any] | None = None
+        self._child = Child(__name__)
         self._known: OrderedDict[tuple[str, str], bool | str] = OrderedDict()
         self._closed = False
         self.calls = 0
@@ -75,61 +65,35 @@ class Library:
     def close(self) -> None:
         """End the process, whatever it does; nothing is asked any more."""
         self._closed = True
-        process = self._process
-        if process is not None:
-            process.kill()  # who waits for it goes on
+        self._child.kill()  # who waits for it goes on
         with self._lock:
-            self._end()
-            if self._starter is not None:
-                self._starter.shutdown()
-                self._starter = None
+            self._child.close()
 
     def _ask(self, pair: tuple[str, str]) -> bool | str:
         if self._closed:
             return "the judge was closed"
         try:
-            if self._process is not None and self._process.poll() is not None:
-                self._end()  # it died while it waited
-            if self._connection is None:
-                self._start()
-            assert self._connection is not None
-            self._connection.send(pair)
-            if self._connection.poll(self._limit):
-                return bool(self._connection.recv())
+            if self._child.has_died:  # while it waited
+                self._child.end()
+            connection = self._child.connection or self._start()
+            connection.send(pair)
+            if connection.poll(self._limit):
+                return bool(connection.recv())
         except (EOFError, OSError):
-            self._end()
+            self._child.end()
             return "math-verify's process died over this answer"
-        self._end()
+        self._child.end()
         return f"math-verify took more than {self._limit:g} s over this answer (judge.time_limit)"
 
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        code = f"from {__name__} import main; main({theirs.fileno()}, {os.getpid()})"
-        self._starter = self._starter or ThreadPoolExecutor(max_workers=1)
-        self._process = self._starter.submit(
-            subprocess.Popen,
-            [sys.executable, "-P", "-c", code],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        ).result()
-        theirs.close()
-        self._connection = Connection(ours.detach())
-        if not self._connection.poll(_START_LIMIT):
-            self._end()
+    def _start(self) -> Connection[Any, Any]:
+        connection = self._child.start()
+        if not connection.poll(_START_LIMIT):
+            self._child.end()
             raise OSError("math-verify could not be loaded")
-        if self._connection.recv() is not True:
-            self._end()
+        if connection.recv() is not True:
+            self._child.end()
             raise ImportError("answers that are no numbers need math-verify: pip install math-verify")
-
-    def _end(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        return connection
 
 
 @functools.cache
@@ -156,29 +120,26 @@ def same_expressions(reference: str, answer: str) -> bool:
     return bool(math_verify.verify(gold, said, numeric_precision=30, timeout_seconds=None))
 
 
-def main(descriptor: int, parent: int) -> None:
-    """What the process runs: pairs come in, answers go out, until nobody asks any more."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # whoever asks decides
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return
+def _serve(connection: Connection[Any, Any]) -> None:
+    """Pairs come in, answers go out."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    connection: Connection[Any, Any] = Connection(descriptor)
-    with contextlib.suppress(EOFError, OSError):
+    try:
+        import math_verify  # noqa: F401 - whether it is there
+    except ImportError:
+        connection.send(False)
+        return
+    logging.disable(logging.CRITICAL)
+    same_expressions("\\ln 2", "2")  # what is loaded late
+    connection.send(True)
+    while True:
+        pair = connection.recv()
         try:
-            import math_verify  # noqa: F401
-        except ImportError:
-            connection.send(False)
-            return
-        logging.disable(logging.CRITICAL)
-        same_expressions("\\ln 2", "2")  # what is loaded late
-        connection.send(True)
-        while True:
-            pair = connection.recv()
-            try:
-                answer = same_expressions(*pair)
-            except Exception:
-                answer = False
-            connection.send(answer)
+            answer = same_expressions(*pair)
+        except Exception:
+            answer = False
+        connection.send(answer)
+
+
+def main(descriptor: int, parent: int) -> None:
+    """What the process runs."""
+    live(descriptor, parent, _serve)

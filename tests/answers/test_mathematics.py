@@ -188,7 +188,7 @@ def test_what_takes_too_long_is_undecided_and_the_next_is_not() -> None:
         assert is_right(r"\boxed{\cos 4x}", r"1 - 2\sin^2 2x", judge=asked)
     finally:
         asked.close()
-    assert asked._process is None
+    assert asked._child.connection is None
 
 
 def test_votes_are_for_answers_that_are_the_same() -> None:

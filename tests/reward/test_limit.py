@@ -209,7 +209,7 @@ def test_the_process_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
         "import time\n"
         "from rs_aligner.reward.judges.limit import LimitedJudge\n"
         f"judge = LimitedJudge('{tmp_path}/judge.py:judge', {{}}, 5.0)\n"
-        "print(judge._process.pid, flush=True)\n"
+        "print(judge._child._process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

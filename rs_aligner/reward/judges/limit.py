@@ -9,27 +9,20 @@ the one that started it, however that ends.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
-import os
-import signal
-import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from rs_aligner.child import Child, live
 from rs_aligner.reward.judges.base import Metadata, TokenJudge, Tokens, score_rows
 from rs_aligner.reward.judges.functions import users_judge
 from rs_aligner.rollout import Score, ScoreFailure
 
 _logger = logging.getLogger("rs_aligner")
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -57,11 +50,8 @@ class LimitedJudge:
     def __init__(self, spec: str, kwargs: Mapping[str, Any], time_limit: float | None) -> None:
         self._spec, self._kwargs, self._limit = spec, dict(kwargs), time_limit
         self._lock = threading.Lock()
-        # A process that asks to die with its parent dies with the thread that started it.
-        self._starter = ThreadPoolExecutor(max_workers=1)
+        self._child = Child(__name__)
         self._closed = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection[Any, Any] | None = None
         self._rows_at_once = sys.maxsize
         self.fingerprint = ""
         offered = self._start()
@@ -80,10 +70,9 @@ class LimitedJudge:
     def close(self) -> None:
         """End the process, whatever it does."""
         self._closed = True
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._starter.shutdown()
+        self._child.kill()  # who waits for it goes on
+        with self._lock:
+            self._child.close()
 
     def _score_tokens(self, tokens: Tokens, lengths: Tokens) -> Sequence[Score | ScoreFailure]:
         return self._score("score_tokens", tokens, lengths)
@@ -115,60 +104,41 @@ class LimitedJudge:
         if self._closed:
             raise ChildProcessError("the judge was closed")
         try:
-            if self._process is not None and self._process.poll() is not None:
-                self._end()  # it died while it waited, and no row is to blame
-            if self._connection is None:
+            if self._child.has_died:  # while it waited, and no row is to blame
+                self._child.end()
+            if self._child.connection is None:
                 self._start()
-            assert self._connection is not None
-            self._connection.send((method, columns))
-            if self._connection.poll(self._limit):
-                answer: list[Score | ScoreFailure] = self._connection.recv()
+            connection = self._child.connection
+            assert connection is not None
+            connection.send((method, columns))
+            if connection.poll(self._limit):
+                answer: list[Score | ScoreFailure] = connection.recv()
                 return answer
         except (EOFError, OSError):
-            raise ChildProcessError(f"the judge's process died over this row ({self._end()})") from None
+            raise ChildProcessError(f"the judge's process died over this row ({self._child.end()})") from None
         except ValueError as error:
             raise ChildProcessError(f"the judge cannot be started again: {error}") from None
         assert self._limit is not None  # without one, there is no end of waiting but an answer
-        self._end()
+        self._child.end()
         raise TimeoutError(f"the judge took more than {self._limit:g} s over this row (judge.time_limit)")
 
     def _start(self) -> _Offer:
         """Start the process and wait until the judge is loaded."""
-        ours, theirs = socket.socketpair()
-        code = f"from {__name__} import main; main({theirs.fileno()}, {os.getpid()})"
-        self._process = self._starter.submit(
-            subprocess.Popen,
-            [sys.executable, "-P", "-c", code],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        ).result()
-        theirs.close()
-        self._connection = Connection(ours.detach())
+        connection = self._child.start()
         try:
-            self._connection.send((self._spec, self._kwargs))
-            offer: _Offer = self._connection.recv()
+            connection.send((self._spec, self._kwargs))
+            offer: _Offer = connection.recv()
         except (EOFError, OSError):
-            offer = _Offer(error=f"its process died while it was loaded ({self._end()})")
+            offer = _Offer(error=f"its process died while it was loaded ({self._child.end()})")
         except BaseException:
-            self._end()
+            self._child.end()
             raise
         if self.fingerprint and not offer.error and offer.fingerprint != self.fingerprint:
             offer = _Offer(error="its code is not what it was when the server started")
         if offer.error:
-            self._end()
+            self._child.end()
             raise ValueError(offer.error)
         return offer
-
-    def _end(self) -> str:
-        """End the process; how it ended."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if self._process is None:
-            return "not started"
-        self._process.kill()
-        return f"exit status {self._process.wait()}"
 
 
 def _serve(connection: Connection[Any, Any]) -> None:
@@ -187,13 +157,5 @@ def _serve(connection: Connection[Any, Any]) -> None:
 
 
 def main(descriptor: int, parent: int) -> None:
-    """What the process runs; it ends with its parent."""
-    # Ctrl-C reaches the whole terminal, and Slurm's SIGTERM the whole step, but what is in flight is to be
-    # finished: the parent decides.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return  # it died before the line above
-    with contextlib.suppress(EOFError, OSError):  # nobody asks any more
-        _serve(Connection(descriptor))
+    """What the process runs."""
+    live(descriptor, parent, _serve)
