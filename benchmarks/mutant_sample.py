@@ -66,7 +66,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         *CLIENT,
     ),
     "answers/*.py": ("tests/answers", "tests/reward/test_verifiers.py"),
-    "policy/batches.py": ("tests/policy/test_training.py",),
+    "policy/batches.py": ("tests/policy/test_batches.py", "tests/policy/test_training.py"),
     "generation/sampling.py": ("tests/generation/test_sampling.py", *DECODER),
     "generation/text.py": ("tests/generation/test_endings.py", *DECODER),
     "generation/rows.py": DECODER,
