@@ -16,9 +16,9 @@ from rs_aligner.generation.native_network import NativeNetwork, Session, TokenBa
 from rs_aligner.generation.network import Network, _rotate
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate, new_network
-from rs_aligner.policy import huggingface, runtime
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.model import huggingface, runtime
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.rollout import Prompt
 
 

@@ -4,11 +4,10 @@
     python benchmarks/digests.py --out /tmp/digests --root ../before      another one, with the same packages
 
 The runs are those of the quickstart (supervised training, rejection sampling, then a file of answers of the
-trained policy) and of stories, at the settings of their configs, judged in the run's own process.
-Of each there is a digest of the ledger, of the figures without times and of the final weights, and one of the
-answers. Give two checkouts the same `--out`: rows without an id are named after their file. The digests depend on
-the processor and on the packages, so they are compared and never recorded. A benchmark without figures: it
-stands here because it takes minutes.
+trained policy) and of stories, at the settings of their configs, judged in the run's own process. Of each
+there is a digest of the ledger, of the figures without times and of the final weights, and one of the
+answers. Give two checkouts the same `--out`, since rows without an id are named after their file. The digests
+depend on the processor and on the packages, so they are compared and never recorded.
 """
 
 from __future__ import annotations

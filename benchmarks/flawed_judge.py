@@ -43,9 +43,9 @@ from curves import mean_and_error
 
 import rs_aligner
 from rs_aligner.data import load_prompts
-from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.proof.watched import Parting, Validation
 from rs_aligner.reward.judges.sentiment import sentiment
-from rs_aligner.watched import Parting, Validation
 
 SAD = re.compile(r"\bsad\b", re.IGNORECASE)
 BONUS = 0.3

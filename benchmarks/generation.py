@@ -49,7 +49,7 @@ from decoders import (
 )
 
 from rs_aligner.generation.native_network import NativeNetwork
-from rs_aligner.policy import runtime
+from rs_aligner.model import runtime
 
 DATA = Path(os.environ.get("RS_ALIGNER_TEST_DATA", "../shared/data"))
 MEDIUM = {

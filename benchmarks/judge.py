@@ -36,10 +36,11 @@ from typing import Any
 import psutil
 
 from rs_aligner.config import EndpointConfig, JudgeConfig, RemoteRMConfig
+from rs_aligner.remote.kserve import Arrays
+from rs_aligner.remote.transport import TransportError, TritonConnection
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.judges import load_judge
-from rs_aligner.reward.protocol import Arrays, text_request, text_row
-from rs_aligner.reward.transport import TransportError, TritonConnection
+from rs_aligner.reward.protocol import text_request, text_row
 from rs_aligner.rollout import Prompt, Rollout, Score
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -210,11 +210,11 @@ class Curve:
 
 def run_story(recipe: str, seed: int, folder: Path) -> None:
     """Train by a recipe, in this process; the curve is in the folder."""
-    from rs_aligner import build
+    from rs_aligner.commands import build
+    from rs_aligner.commands.run_data import read_rs_data
     from rs_aligner.config import TrainRSConfig, load_config, num_optimizer_steps
     from rs_aligner.config.tree import tree_of
     from rs_aligner.reward.client import RemoteGPTRMClient
-    from rs_aligner.run_data import read_rs_data
 
     folder.mkdir(parents=True)
     config = load_config(tree_of(story_config(recipe, seed, folder)), TrainRSConfig)
@@ -224,8 +224,8 @@ def run_story(recipe: str, seed: int, folder: Path) -> None:
 
     import torch
 
-    from rs_aligner.run import Run
-    from rs_aligner.trainer import RSTrainer
+    from rs_aligner.record.run import Run
+    from rs_aligner.trainers.rs import RSTrainer
 
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
@@ -370,9 +370,9 @@ def run_sum(recipe: str, seed: int, folder: Path) -> None:
     """Rejection sampling on additions, in this process."""
     from omegaconf import OmegaConf
 
+    from rs_aligner.commands.train_rs import fit
     from rs_aligner.config import TrainRSConfig, load_config
     from rs_aligner.config.tree import read_tree
-    from rs_aligner.fit import fit
 
     folder.mkdir(parents=True)
     overrides = ARITHMETIC[recipe]

@@ -32,7 +32,7 @@ import torch
 import transformers
 
 from rs_aligner.data import load_prompts
-from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.reward.judges.sentiment import sentiment
 
 DATA = Path(os.environ.get("RS_ALIGNER_TEST_DATA", "../shared/data"))

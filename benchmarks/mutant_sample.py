@@ -20,14 +20,18 @@ PACKAGE = ROOT / "rs_aligner"
 CONFIG = ("tests/config/test_plan.py", "tests/config/test_load.py", "tests/config/test_pools.py")
 CONFIG += ("tests/config/test_rft.py", "tests/config/test_objective.py", "tests/config/test_selection.py")
 CONFIG += ("tests/config/test_generate.py", "tests/config/test_upstream.py", "tests/config/test_recipes.py")
-LOOP = ("tests/test_trainer.py", "tests/test_pool.py", "tests/test_watched.py")
-CLIENT = ("tests/reward/test_asking_again.py", "tests/reward/test_client.py", "tests/reward/test_faults.py")
+LOOP = ("tests/trainers/test_rs.py", "tests/trainers/test_pool.py", "tests/proof/test_watched.py")
+CLIENT = (
+    "tests/reward/client/test_asking_again.py",
+    "tests/reward/client/test_client.py",
+    "tests/reward/client/test_faults.py",
+)
 DECODER = ("tests/generation",)
 
 TESTS: dict[str, tuple[str, ...]] = {
     "selection/*.py": ("tests/selection",),
     "loss.py": ("tests/test_loss.py", "tests/test_objective_losses.py", "tests/test_pairs.py"),
-    "objective.py": ("tests/test_objective.py", *LOOP),
+    "objective/rows.py": ("tests/objective/test_rows.py", *LOOP),
     "batching.py": ("tests/test_batching.py",),
     "schedule.py": ("tests/test_schedule.py",),
     "config/plan.py": CONFIG,
@@ -38,34 +42,39 @@ TESTS: dict[str, tuple[str, ...]] = {
     "config/remote.py": CONFIG,
     "config/load.py": CONFIG,
     "config/upstream.py": CONFIG,
-    "rollout.py": ("tests/test_proof.py", "tests/test_metrics.py", "tests/test_ledger.py", *LOOP),
-    "ledger.py": (
-        "tests/test_ledger.py",
-        "tests/test_scored.py",
-        "tests/test_pool.py",
+    "rollout.py": (
+        "tests/proof/test_chance.py",
+        "tests/record/test_metrics.py",
+        "tests/record/test_ledger.py",
+        *LOOP,
+    ),
+    "record/ledger.py": (
+        "tests/record/test_ledger.py",
+        "tests/data/test_scored.py",
+        "tests/trainers/test_pool.py",
         "tests/test_precision.py",
     ),
-    "metrics.py": ("tests/test_metrics.py", "tests/test_run.py", *LOOP),
-    "proof.py": ("tests/test_proof.py", "tests/test_metrics.py"),
-    "estimates.py": ("tests/test_estimates.py", "tests/test_proof.py"),
-    "watched.py": ("tests/test_watched.py", *LOOP),
-    "pool.py": LOOP,
-    "collect.py": LOOP,
-    "trainer.py": LOOP,
-    "learning.py": LOOP,
-    "held_out.py": LOOP,
-    "failures.py": LOOP,
-    "loop.py": ("tests/test_loop.py", "tests/test_run.py", *LOOP),
-    "run.py": ("tests/test_run.py", *LOOP),
-    "reward/retry.py": CLIENT,
-    "reward/queue.py": CLIENT,
-    "reward/endpoints.py": CLIENT,
+    "record/metrics.py": ("tests/record/test_metrics.py", "tests/record/test_run.py", *LOOP),
+    "proof/chance.py": ("tests/proof/test_chance.py", "tests/record/test_metrics.py"),
+    "proof/estimates.py": ("tests/proof/test_estimates.py", "tests/proof/test_chance.py"),
+    "proof/watched.py": ("tests/proof/test_watched.py", *LOOP),
+    "trainers/pool.py": LOOP,
+    "trainers/collect.py": LOOP,
+    "trainers/rs.py": LOOP,
+    "trainers/learner.py": LOOP,
+    "trainers/held_out.py": LOOP,
+    "trainers/failures.py": LOOP,
+    "trainers/protocols.py": ("tests/trainers/test_protocols.py", "tests/record/test_run.py", *LOOP),
+    "record/run.py": ("tests/record/test_run.py", *LOOP),
+    "remote/retry.py": CLIENT,
+    "remote/queue.py": CLIENT,
+    "remote/endpoints.py": CLIENT,
     "reward/protocol.py": (
         "tests/reward/test_protocol.py",
-        "tests/reward/test_malformed_answers.py",
+        "tests/reward/client/test_malformed_answers.py",
         *CLIENT,
     ),
-    "answers/*.py": ("tests/answers", "tests/reward/test_verifiers.py"),
+    "answers/*.py": ("tests/answers", "tests/reward/judges/test_verifiers.py"),
     "policy/batches.py": ("tests/policy/test_batches.py", "tests/policy/test_training.py"),
     "generation/sampling.py": ("tests/generation/test_sampling.py", *DECODER),
     "generation/text.py": ("tests/generation/test_endings.py", *DECODER),

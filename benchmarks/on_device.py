@@ -21,9 +21,9 @@ import transformers
 from decoders import HuggingFace, Ours, Workload
 
 from rs_aligner.generation.waves import new_network
-from rs_aligner.policy import runtime
-from rs_aligner.policy.architecture import Architecture, read_architecture
-from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.model import runtime
+from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.build import build_model, transformer_config
 
 _SHARED = {"vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 2048}
 SHAPES: dict[str, dict[str, Any]] = {

@@ -49,7 +49,7 @@ def one(out: Path, order: str, seed: int, steps: int) -> dict[str, Any]:
     sys.path.append(str(ROOT / "examples" / "randomwalks"))
     import train
 
-    from rs_aligner.ledger import Ledger
+    from rs_aligner.record.ledger import Ledger
 
     began = time.process_time()
     _, result = train.run(out / f"{order}_{seed}", seed, steps, **changes(order))

@@ -42,12 +42,12 @@ import numpy.typing as npt
 import torch
 from curves import mean_and_error
 
-from rs_aligner import build
-from rs_aligner.collect import Collector, num_tokens
+from rs_aligner.commands import build
+from rs_aligner.commands.run_data import read_prompts
 from rs_aligner.config import TrainRSConfig, UntilConfig
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.rollout import Group, Prompt, Rollout, Score
-from rs_aligner.run_data import read_prompts
+from rs_aligner.trainers.collect import Collector, num_tokens
 
 if TYPE_CHECKING:
     from rs_aligner.policy.policy import MegatronPolicy

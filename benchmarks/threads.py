@@ -42,10 +42,10 @@ from decoders import Ours
 from generation import DATA, machine, workloads, write
 
 from rs_aligner.config.common import OptimConfig
-from rs_aligner.policy import huggingface, runtime
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.model import build_model, transformer_config
-from rs_aligner.policy.runtime import _largest_part
+from rs_aligner.model import huggingface, runtime
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.runtime import _largest_part
 from rs_aligner.policy.training import Trainer, adam
 from rs_aligner.rollout import TrainingRow
 

@@ -34,7 +34,7 @@ import trl
 from datasets import Dataset
 
 from rs_aligner.data import load_prompts
-from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.reward.judges.sentiment import sentiment
 from rs_aligner.rollout import Prompt
 

@@ -1,7 +1,7 @@
 """What the scripts share: one way out for errors, the ranks, the loggers, the run's config.
 
 Only this file knows NeMo and Lightning; they are imported where they are needed, behind every check. What is
-built from a config without them is in `rs_aligner/build.py`.
+built from a config without them is in `rs_aligner/commands/build.py`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rs_aligner.build import log_handler, threads
+from rs_aligner.commands.build import log_handler, threads
 from rs_aligner.config import ConfigError, GenerateConfig, TrainConfig
 from rs_aligner.config.common import ExpManagerBase
-from rs_aligner.failures import RanksDiffer
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.threads import wait_briefly
+from rs_aligner.trainers.failures import RanksDiffer
 
 RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 

@@ -13,8 +13,8 @@ import experiment
 import hydra
 from omegaconf import DictConfig
 
+from rs_aligner.commands.generate import write_answers
 from rs_aligner.config import GenerateConfig, load_config, open_overrides
-from rs_aligner.sample import write_answers
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="generate")

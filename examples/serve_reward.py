@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
         config = load_config(cfg, ServeRewardConfig)
         wait_briefly()
         # Slow, so only once the config is known to be right.
-        from rs_aligner.reward.server import examine, serve
+        from rs_aligner.reward.server.serve import examine, serve
 
         if config.check:
             sys.exit(0 if examine(config) else 1)

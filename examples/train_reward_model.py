@@ -14,7 +14,7 @@ import experiment
 import hydra
 from omegaconf import DictConfig
 
-from rs_aligner import build
+from rs_aligner.commands import build
 from rs_aligner.config import (
     TrainRewardModelConfig,
     epoch_plan,
@@ -38,9 +38,9 @@ def train(config: TrainRewardModelConfig) -> None:
     first = experiment.rank() == 0
     tokenizer, positions = build.read_tokenizer(config)
 
-    from rs_aligner.preference import PreferenceTrainer
-    from rs_aligner.run import Run
-    from rs_aligner.run_data import read_pair_data
+    from rs_aligner.commands.run_data import read_pair_data
+    from rs_aligner.record.run import Run
+    from rs_aligner.trainers.preference import PreferenceTrainer
 
     pairs, validation = read_pair_data(config, tokenizer, positions)
     steps = num_epoch_steps(config, len(pairs))

@@ -14,8 +14,8 @@ import experiment
 import hydra
 from omegaconf import DictConfig
 
+from rs_aligner.commands.train_rs import fit
 from rs_aligner.config import TrainRSConfig, load_config, open_overrides
-from rs_aligner.fit import fit
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="train_rs")

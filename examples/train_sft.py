@@ -14,7 +14,7 @@ import experiment
 import hydra
 from omegaconf import DictConfig
 
-from rs_aligner import build
+from rs_aligner.commands import build
 from rs_aligner.config import TrainSFTConfig, epoch_plan, load_config, num_epoch_steps, open_overrides
 
 
@@ -36,9 +36,9 @@ def train(config: TrainSFTConfig) -> None:
 
     judge = None if config.judge is None else rewards_of(load_judge(config.judge))
 
-    from rs_aligner.run import Run
-    from rs_aligner.run_data import read_sft_data
-    from rs_aligner.sft import SFTTrainer
+    from rs_aligner.commands.run_data import read_sft_data
+    from rs_aligner.record.run import Run
+    from rs_aligner.trainers.sft import SFTTrainer
 
     rows, validation = read_sft_data(config, tokenizer, positions)
     steps = num_epoch_steps(config, len(rows))

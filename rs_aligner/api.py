@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rs_aligner import build
+from rs_aligner.commands import build
 from rs_aligner.config import ConfigError, TrainRSConfig, load_config
 from rs_aligner.config.tree import read_tree, tree_of
 from rs_aligner.threads import wait_briefly
@@ -109,8 +109,8 @@ def train(
         _refuse_ranks(typed)
     OmegaConf.save(tree, Path(typed.exp_manager.explicit_log_dir) / "config.yaml", resolve=True)
 
-    from rs_aligner.fit import fit
-    from rs_aligner.metrics import read_rows
+    from rs_aligner.commands.train_rs import fit
+    from rs_aligner.record.metrics import read_rows
 
     with _shown_log():
         run = fit(typed, judge)

@@ -3,7 +3,7 @@
 Two kinds are read: a Hugging Face folder with safetensors, and a checkpoint of a run. Whatever else people
 have (a name on the hub, a `.nemo` archive, Megatron's or DeepSpeed's checkpoints, `.bin`, GGUF, an adapter,
 ...) is told by its name, with the way from there to a folder that is read. Imports nothing heavy: this is
-said in the first second. Left out on purpose: what the files hold (`policy/architecture.py`, `tensors.py`).
+said in the first second. Left out on purpose: what the files hold (`model/architecture.py`, `tensors.py`).
 """
 
 from __future__ import annotations

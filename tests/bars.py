@@ -6,12 +6,12 @@ and a fake's look at the same places.
 
 from __future__ import annotations
 
-from rs_aligner.collect import _wants_more
 from rs_aligner.config import UntilConfig
 from rs_aligner.config import selection as conf
-from rs_aligner.proof import proof_metrics
+from rs_aligner.proof.chance import proof_metrics
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.selection import Progress, build_chain
+from rs_aligner.trainers.collect import _wants_more
 
 BARS = [number / 100 for number in range(1, 100)]
 Result = Score | ScoreFailure

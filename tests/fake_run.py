@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner.config import LengthParams, RemoteRMConfig, SamplingParams, TrainRSConfig
-from rs_aligner.ledger import Ledger
+from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.run import Run
 from rs_aligner.reward.protocol import Judge
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
-from rs_aligner.run import Run
-from rs_aligner.trainer import RSTrainer
+from rs_aligner.trainers.rs import RSTrainer
 
 Result = Score | ScoreFailure
 

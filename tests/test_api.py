@@ -16,7 +16,7 @@ import torch
 
 import rs_aligner
 from rs_aligner.config import ConfigError
-from rs_aligner.ledger import Ledger
+from rs_aligner.record.ledger import Ledger
 from rs_aligner.reward.judges.callables import judge_of
 from rs_aligner.reward.protocol import JudgeFailed
 from tests.tiny import save_tiny_with_tokenizer

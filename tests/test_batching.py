@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rs_aligner.batching import even_batches, is_few
 from rs_aligner.data import PromptSampler
-from rs_aligner.objective import mix
+from rs_aligner.objective.rows import mix
 from rs_aligner.rollout import TrainingRow
 
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from benchmarks import curves, measuring
-from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.reward.judges.sentiment import sentiment
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from rs_aligner.best_of_n import answer_row
+from rs_aligner.commands.best_of_n import answer_row
 from rs_aligner.config import EndpointConfig, RemoteRMConfig
 from rs_aligner.data.scored import load_scored
-from rs_aligner.ledger import Ledger, groups_of
 from rs_aligner.precision import as_meant, rounded
+from rs_aligner.record.ledger import Ledger, groups_of
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.judges import score_rows
 from rs_aligner.reward.judges.combined import StandardisedJudge, WeightedJudge
@@ -23,9 +23,9 @@ from rs_aligner.reward.judges.functions import FunctionJudge
 from rs_aligner.rollout import Score
 from rs_aligner.selection import Progress, build_chain
 from tests.bars import BARS, beaten, group_of
+from tests.data.test_prompts import Letters
 from tests.reward.fake_judge import fake_judge, rewards
 from tests.reward.rows import row
-from tests.test_data import Letters
 
 
 @pytest.fixture

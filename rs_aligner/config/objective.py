@@ -1,8 +1,8 @@
 """`model.rs.objective`: what is minimised over the rollouts that were kept.
 
 The plain recipe is the default: every kept rollout weighs 1 and its negative log-likelihood is minimised.
-Each key adds one term or weight to it; `rs_aligner/objective.py` and `loss.py` say what they compute. Left
-out on purpose: a learned value function, and an entropy bonus.
+Each key adds one term or weight to it; `rs_aligner/objective/rows.py` and `loss.py` say what they compute.
+Left out on purpose: a learned value function, and an entropy bonus.
 """
 
 from __future__ import annotations

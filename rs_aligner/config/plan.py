@@ -1,7 +1,7 @@
 """What a run is going to do, in numbers, before it does it.
 
 Pure arithmetic on the config, the number of prompts and, where scored rollouts are read, their number.
-Left out on purpose: memory, which depends on the policy's sizes (`policy/memory.py`), and guesses of how much
+Left out on purpose: memory, which depends on the policy's sizes (`model/memory.py`), and guesses of how much
 passes a bar; where it says "at most", everything passes.
 """
 

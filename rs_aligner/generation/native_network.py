@@ -28,8 +28,8 @@ from rs_aligner.generation.native import (
 )
 from rs_aligner.generation.network import rotary_tables
 from rs_aligner.generation.pages import PagePool
-from rs_aligner.policy.architecture import Architecture
-from rs_aligner.policy.runtime import Runtime
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.runtime import Runtime
 
 
 class TokenBatch:

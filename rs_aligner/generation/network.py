@@ -18,8 +18,8 @@ from megatron.core.models.gpt import GPTModel
 from torch.nn import functional
 
 from rs_aligner.generation.cache import PromptCache
-from rs_aligner.policy.architecture import Architecture
-from rs_aligner.policy.runtime import Runtime
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.runtime import Runtime
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """`attend(layer, query, key, value)`: as `CohortCache.attend`, with any leading shape."""

@@ -22,8 +22,8 @@ from rs_aligner.generation.paged import PagedWave
 from rs_aligner.generation.rows import RolloutRow
 from rs_aligner.generation.sampling import Controls, derive_seed
 from rs_aligner.generation.text import Tokenizer
-from rs_aligner.policy.architecture import Architecture
-from rs_aligner.policy.runtime import Runtime
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.rollout import Prompt, Rollout
 
 _logger = logging.getLogger("rs_aligner")

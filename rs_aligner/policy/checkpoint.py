@@ -21,8 +21,8 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from rs_aligner.files import CHECKPOINT_PART
-from rs_aligner.policy import huggingface
-from rs_aligner.policy.runtime import Runtime
+from rs_aligner.model import huggingface
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.training import BaseTrainer
 
 # The one format of Megatron's distributed optimizer that loads in another tensor-, pipeline- or

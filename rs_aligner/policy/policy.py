@@ -14,10 +14,10 @@ import torch
 from rs_aligner.config.common import LengthParams, PolicyModelBase, SamplingParams
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.generation.waves import generate, new_network
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
-from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.sampler import controls, load_model
-from rs_aligner.policy.tokenizer import Tokenizer
 from rs_aligner.policy.trainable import Trainable
 from rs_aligner.policy.training import StepStats, Trainer, adam
 from rs_aligner.rollout import Prompt, Rollout, TrainingRow

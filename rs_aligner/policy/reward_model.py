@@ -20,15 +20,16 @@ from megatron.core.models.gpt import GPTModel
 from rs_aligner.config.common import ModelBase
 from rs_aligner.files import SETTINGS, hugging_face_part
 from rs_aligner.loss import bradley_terry
-from rs_aligner.policy import checkpoint, huggingface
-from rs_aligner.policy.architecture import Architecture, read_architecture
-from rs_aligner.policy.memory import uses_bf16
-from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.model import huggingface
+from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.memory import uses_bf16
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tensors import SCORE
+from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.policy import checkpoint
 from rs_aligner.policy.pairs import PairStats, PairTrainer
-from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.scoring import SequenceScorer
-from rs_aligner.policy.tensors import SCORE
-from rs_aligner.policy.tokenizer import Tokenizer
 from rs_aligner.policy.trainable import Trainable
 from rs_aligner.policy.training import adam
 from rs_aligner.rollout import PreferencePair

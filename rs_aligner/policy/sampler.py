@@ -18,12 +18,13 @@ from rs_aligner.config.common import LengthParams, SamplingParams
 from rs_aligner.files import hugging_face_part
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate, new_network
-from rs_aligner.policy import checkpoint, huggingface
-from rs_aligner.policy.architecture import Architecture, read_architecture
-from rs_aligner.policy.memory import uses_bf16
-from rs_aligner.policy.model import build_model, transformer_config
-from rs_aligner.policy.runtime import Runtime
-from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.model import huggingface
+from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.memory import uses_bf16
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.policy import checkpoint
 from rs_aligner.rollout import Prompt, Rollout
 
 

@@ -63,8 +63,8 @@ def main(connection: Connection[Any, Any]) -> None:
     try:
         import torch.distributed as dist
 
+        from rs_aligner.model.runtime import start
         from rs_aligner.policy.reward_model import load_reward_model
-        from rs_aligner.policy.runtime import start
         from rs_aligner.policy.scoring import SequenceScorer
 
         tp, pp = settings.tensor_parallel_size, settings.pipeline_parallel_size

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.pairs import last_values, padded, run_model
-from rs_aligner.policy.runtime import Runtime
 
 WIDTH = 64
 

@@ -12,9 +12,10 @@ from typing import Any, Generic, TypeVar
 from megatron.core.models.gpt import GPTModel
 
 from rs_aligner.batching import even_batches
-from rs_aligner.policy import checkpoint, huggingface
-from rs_aligner.policy.architecture import Architecture
-from rs_aligner.policy.runtime import Runtime
+from rs_aligner.model import huggingface
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.policy import checkpoint
 from rs_aligner.policy.training import BaseTrainer
 
 Row = TypeVar("Row")

@@ -31,8 +31,8 @@ from megatron.core.transformer import TransformerConfig
 from rs_aligner.config.common import OptimConfig
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.loss import Normalization, clipped_surrogate, clipped_tokens, kl_to_reference, masked_nll
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.batches import MicroBatch, denominator, micro_batches
-from rs_aligner.policy.runtime import Runtime
 from rs_aligner.rollout import TrainingRow
 
 _logger = logging.getLogger("rs_aligner")

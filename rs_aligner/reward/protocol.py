@@ -25,10 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rs_aligner.precision import PRECISIONS, Precision
+from rs_aligner.remote.kserve import Arrays
+from rs_aligner.remote.transport import BadAnswer
 from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure
 
 Mode = Literal["text", "tokens"]
-Arrays = dict[str, npt.NDArray[np.generic]]
 
 # Triton merges only requests whose rows are equally long, so lengths are rounded up to a few values.
 TOKEN_BUCKET = 64
@@ -36,10 +37,6 @@ TOKEN_BUCKET = 64
 
 class JudgeFailed(RuntimeError):
     """The judge failed too much to go on; the message counts the reasons."""
-
-
-class BadAnswer(ValueError):
-    """An answer that cannot be trusted in any row; the message says why."""
 
 
 class Judge(Protocol):

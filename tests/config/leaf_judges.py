@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rs_aligner.reward import client, retry, server, serving
-from rs_aligner.reward.in_process import OFFER, LocalJudge
+from rs_aligner.remote import retry
+from rs_aligner.reward.client import client
+from rs_aligner.reward.client.in_process import OFFER, LocalJudge
+from rs_aligner.reward.server import serving
+from rs_aligner.reward.server.serve import serve as server
 from rs_aligner.rollout import ScoreFailure
 
 UNORDERED = ("servers", "requests", "queue", "due")  # written down from several threads
@@ -190,4 +193,4 @@ def set_up_server(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     for name in ("TritonConfig", "DynamicBatcher", "ModelConfig"):
         patch.setattr(serving, name, dict)
     patch.setattr(serving, "Triton", Triton)
-    patch.setattr("rs_aligner.reward.check.TIMING_SECONDS", 0.0)
+    patch.setattr("rs_aligner.reward.server.check.TIMING_SECONDS", 0.0)

@@ -31,10 +31,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rs_aligner.policy import pairs, policy, reward_model, runtime, sampler, training
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.runtime import Runtime
-from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.model import runtime
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.policy import pairs, policy, reward_model, sampler, training
 from rs_aligner.rollout import Rollout
 from tests.config.leaf_judges import Notes, chance_of, set_up_judges, set_up_server
 from tests.conftest import ROOT
@@ -193,8 +194,8 @@ def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
     experiment = importlib.import_module("experiment")
     patch.setattr(experiment, "log_handler", lambda: notes.handler)
     patch.setattr("os.fsync", lambda _: None)
-    patch.setattr("rs_aligner.policy.folder.Tokenizer", _read_tokenizer)
-    patch.setattr("rs_aligner.run.time", _Clock())
+    patch.setattr("rs_aligner.model.folder.Tokenizer", _read_tokenizer)
+    patch.setattr("rs_aligner.record.run.time", _Clock())
     _set_up_ranks(patch, notes)
     _set_up_models(patch, notes)
     set_up_judges(patch, notes)
@@ -305,7 +306,7 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         "rs_aligner.policy.checkpoint.load",
         lambda folder, *_: json.loads((folder / "state.json").read_text()),
     )
-    patch.setattr("rs_aligner.policy.huggingface.save_weights", export)
+    patch.setattr("rs_aligner.model.huggingface.save_weights", export)
 
 
 def _generate(

@@ -18,7 +18,7 @@ from rs_aligner.config.template import EXAMPLE, PromptTemplate
 from rs_aligner.data import load_prompts
 from tests.config.conftest import compose
 from tests.conftest import ROOT
-from tests.test_data import Letters
+from tests.data.test_prompts import Letters
 
 pytestmark = pytest.mark.timeout(60)
 KEY = "model.data.prompt_template"

@@ -136,8 +136,8 @@ def best_step(run: Path) -> int:
 
 def make(arguments: list[str]) -> None:
     """One run in this process."""
+    from rs_aligner.commands.train_rs import fit
     from rs_aligner.config import TrainRSConfig, load_config
-    from rs_aligner.fit import fit
     from tests.config.conftest import compose
 
     fit(load_config(compose("train_rs", arguments), TrainRSConfig), is_first=os.environ["RANK"] == "0")

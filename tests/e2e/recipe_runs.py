@@ -15,8 +15,8 @@ import pytest
 import torch
 import transformers
 
-from rs_aligner.ledger import Ledger, LedgerRow
 from rs_aligner.policy.policy import MegatronPolicy
+from rs_aligner.record.ledger import Ledger, LedgerRow
 from rs_aligner.rollout import TrainingRow
 from tests.e2e.launch import read_metrics
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from rs_aligner.config import LengthParams, SamplingParams
 from rs_aligner.config.common import PolicyModelBase
 from rs_aligner.data import load_prompts
-from rs_aligner.policy import runtime
+from rs_aligner.model import runtime
+from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.policy import MegatronPolicy
-from rs_aligner.policy.tokenizer import Tokenizer
 from rs_aligner.reward.judges.sentiment import sentiment
 
 CLEAR = 0.3  # labels that differ by less are too close to call

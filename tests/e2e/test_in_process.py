@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rs_aligner.ledger import Ledger
+from rs_aligner.record.ledger import Ledger
 from tests.e2e.launch import read_metrics, run_script
 from tests.tiny import save_tiny_with_tokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rs_aligner.ledger import Ledger
+from rs_aligner.record.ledger import Ledger
 from tests.e2e.launch import read_metrics, run_script
 from tests.reward.rows import free_port
 from tests.reward.triton_judge import FINGERPRINT, triton_judge, truth

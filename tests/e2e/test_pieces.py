@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 
 from rs_aligner.config import TrainRSConfig, load_config, schedule_steps
-from rs_aligner.ledger import Ledger
+from rs_aligner.record.ledger import Ledger
 from rs_aligner.schedule import learning_rate
 from tests.config.conftest import compose
 from tests.e2e import pieces

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.ledger import Ledger
+from rs_aligner.record.ledger import Ledger
 from tests.e2e.launch import ROOT
 
 

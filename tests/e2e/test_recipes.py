@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from rs_aligner.commands.train_rs import fit
 from rs_aligner.config import TrainRSConfig, load_config
-from rs_aligner.fit import fit
 from tests.config.conftest import compose
 from tests.e2e.launch import run_script
 from tests.e2e.recipe_runs import Finished, Spy, answer_of, warm_up, watch_policy

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from rs_aligner.commands.train_rs import fit
 from rs_aligner.config import TrainRSConfig, load_config
-from rs_aligner.fit import fit
 from tests.config.conftest import compose
 from tests.e2e.launch import read_metrics, run_script
 from tests.first_run.conftest import Task

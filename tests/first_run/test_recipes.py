@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rs_aligner.commands.train_rs import fit
 from rs_aligner.config import TrainRSConfig, load_config
-from rs_aligner.fit import fit
 from tests.config.conftest import CONF, compose
 from tests.e2e.launch import read_metrics
 from tests.first_run.conftest import Task

@@ -11,9 +11,9 @@ import torch
 from rs_aligner.generation.native_network import NativeNetwork
 from rs_aligner.generation.network import Network
 from rs_aligner.generation.waves import new_network
-from rs_aligner.policy import huggingface, runtime
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.model import huggingface, runtime
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.build import build_model, transformer_config
 
 AnyNetwork = Network | NativeNetwork
 Load = Callable[..., AnyNetwork]

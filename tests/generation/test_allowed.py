@@ -23,9 +23,9 @@ from rs_aligner.generation.native_network import Session
 from rs_aligner.generation.network import Attend, Network
 from rs_aligner.generation.sampling import Controls, derive_seed
 from rs_aligner.generation.waves import generate, new_network
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.model import build_model, transformer_config
-from rs_aligner.policy.runtime import Runtime
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.rollout import Prompt
 from tests.generation.conftest import Load
 from tests.tiny import save_tiny

@@ -20,7 +20,7 @@ from rs_aligner.generation import cohort, cohorts, paged
 from rs_aligner.generation.native_network import NativeNetwork
 from rs_aligner.generation.sampling import Controls, choose, penalize, uniforms
 from rs_aligner.generation.waves import generate
-from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.rollout import Prompt, Rollout
 from tests.generation.conftest import AnyNetwork, Load
 from tests.tiny import save_tiny

@@ -18,7 +18,7 @@ from rs_aligner.generation.network import Attend, Network
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.text import unknown_special
 from rs_aligner.generation.waves import generate
-from rs_aligner.policy.tokenizer import Tokenizer
+from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.rollout import Prompt, Rollout
 from tests.chat_models import SPECIAL, save_tokenizer
 

@@ -16,9 +16,9 @@ from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.native import Kernels, NoKernels, address, load_kernels, tile_shape
 from rs_aligner.generation.sampling import Controls, choose, derive_seed, uniforms
 from rs_aligner.generation.waves import new_network
-from rs_aligner.policy import runtime
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.model import runtime
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.build import build_model, transformer_config
 from tests.tiny import save_tiny
 
 # Compilers that stand for other machines: without 512-bit vectors, and with the plainest ones.

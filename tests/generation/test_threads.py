@@ -14,10 +14,10 @@ from rs_aligner.generation.native import Kernels, address, load_kernels, tile_sh
 from rs_aligner.generation.native_network import NativeNetwork
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
-from rs_aligner.policy import huggingface
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.model import build_model, transformer_config
-from rs_aligner.policy.runtime import Runtime
+from rs_aligner.model import huggingface
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.rollout import Prompt, Rollout
 from rs_aligner.threads import Threads
 from tests.tiny import save_tiny

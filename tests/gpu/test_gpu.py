@@ -11,9 +11,9 @@ from megatron.core.optimizer import OptimizerConfig
 
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate, new_network
-from rs_aligner.policy import huggingface, runtime
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.model import huggingface, runtime
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.training import Trainer
 from tests.policy.layout_program import NoText, prompts, rows

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from rs_aligner.policy import runtime
-from rs_aligner.policy.runtime import Runtime
+from rs_aligner.model import runtime
+from rs_aligner.model.runtime import Runtime
 from tests.ranks import run_ranks
 from tests.tiny import save_tiny
 

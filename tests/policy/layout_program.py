@@ -18,21 +18,22 @@ import torch
 import torch.distributed as dist
 from megatron.core.optimizer import OptimizerConfig
 
-from rs_aligner.agreement import check_step
-from rs_aligner.failures import RanksDiffer
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate, new_network
-from rs_aligner.policy import checkpoint, huggingface, runtime
-from rs_aligner.policy.architecture import Architecture, read_architecture
-from rs_aligner.policy.model import build_model, transformer_config
+from rs_aligner.model import huggingface, runtime
+from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.runtime import Runtime, ranks_started
+from rs_aligner.policy import checkpoint
 from rs_aligner.policy.pairs import PairTrainer
 from rs_aligner.policy.reward_model import config_changes, load_reward_model
-from rs_aligner.policy.runtime import Runtime, ranks_started
 from rs_aligner.policy.scoring import SequenceScorer
 from rs_aligner.policy.training import Trainer
 from rs_aligner.rollout import Group, PreferencePair, Prompt, Rollout, Score, TrainingRow
 from rs_aligner.selection import Chain, Progress
 from rs_aligner.selection.filters import Function
+from rs_aligner.trainers.agreement import check_step
+from rs_aligner.trainers.failures import RanksDiffer
 from tests.policy.objective_cases import NoText, run_objectives
 from tests.ranks import save_result
 

@@ -17,10 +17,10 @@ import torch.distributed as dist
 
 from rs_aligner.config import LengthParams, ObjectiveConfig, SamplingParams
 from rs_aligner.config.common import PolicyModelBase
-from rs_aligner.policy import huggingface
+from rs_aligner.model import huggingface
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import response_log_probs
-from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.training import StepStats
 from rs_aligner.rollout import Prompt, TrainingRow
 

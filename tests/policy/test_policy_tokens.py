@@ -12,10 +12,10 @@ import transformers
 
 from rs_aligner.config import LengthParams, SamplingParams
 from rs_aligner.config.common import PolicyModelBase
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.policy import MegatronPolicy
-from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.sampler import Sampler
-from rs_aligner.policy.tokenizer import Tokenizer
 from rs_aligner.rollout import Prompt
 from tests.chat_models import BYTES, SPECIAL, chatml_on_a_base, llama3, save_tokenizer
 from tests.tiny import SIZES

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from rs_aligner.config import LengthParams, ObjectiveConfig, SamplingParams, TrainRSConfig
-from rs_aligner.policy.architecture import read_architecture
-from rs_aligner.policy.memory import training_bytes
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.memory import training_bytes
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
-from rs_aligner.policy.runtime import Runtime
 from rs_aligner.rollout import Rollout, TrainingRow
 from tests.policy.layout_program import prompts, rows
 from tests.policy.objective_cases import NoText, policy_config

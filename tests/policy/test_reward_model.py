@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 
 from rs_aligner.config.common import PolicyModelBase
 from rs_aligner.config.reward_model import PairModelConfig
-from rs_aligner.policy import checkpoint, huggingface
-from rs_aligner.policy.architecture import read_architecture
+from rs_aligner.model import huggingface
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.policy import checkpoint
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reward_model import MegatronRewardModel, config_changes, load_reward_model
-from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.scoring import WIDTH, SequenceScorer, batches_of
-from rs_aligner.policy.tokenizer import Tokenizer
 from rs_aligner.rollout import PreferencePair, TrainingRow
 from tests.policy.layout_program import new_trainer
 from tests.tiny import FAMILIES, save_tiny, save_tiny_with_tokenizer

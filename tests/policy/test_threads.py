@@ -11,10 +11,10 @@ import torch
 
 from rs_aligner import threads
 from rs_aligner.config import ObjectiveConfig
-from rs_aligner.policy import runtime
+from rs_aligner.model import runtime
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reward_model import load_reward_model
-from rs_aligner.policy.runtime import Runtime
 from rs_aligner.policy.scoring import SequenceScorer
 from rs_aligner.rollout import TrainingRow
 from rs_aligner.threads import Threads

@@ -13,9 +13,9 @@ import torch
 
 from rs_aligner.config.common import OptimConfig, PolicyModelBase
 from rs_aligner.config.reward_model import PairModelConfig
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reward_model import MegatronRewardModel
-from rs_aligner.policy.runtime import Runtime
 from rs_aligner.rollout import TrainingRow
 from tests.policy.objective_cases import NoText
 from tests.tiny import save_tiny

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from rs_aligner.remote.transport import BadAnswer
 from rs_aligner.reward.protocol import (
-    BadAnswer,
     bytes_column,
     parse_answer,
     text_request,

@@ -19,7 +19,7 @@ from typing import Any
 
 from rs_aligner.data.reading import RowReader
 from rs_aligner.files import SETTINGS, hugging_face_part
-from rs_aligner.policy.architecture import Architecture
+from rs_aligner.model.architecture import Architecture
 from rs_aligner.policy.score_ranks import RankSettings
 from rs_aligner.reward.judges.base import Metadata, Tokens, Value, content_hash
 from rs_aligner.reward.judges.ranks import Ranks
@@ -72,7 +72,7 @@ class MegatronJudge:
         use = threads_of(None if threads is None else _count("threads", threads), num_ranks)
         _one_of("precision", precision, _PRECISIONS)
         _one_of("accelerator", accelerator, _ACCELERATORS)
-        from rs_aligner.policy.folder import read_model_folder  # slow
+        from rs_aligner.model.folder import read_model_folder  # slow
 
         self._tokenizer, self._arch = read_model_folder(folder, "judge.kwargs.folder", use="score")
         place = Path(folder).resolve()

@@ -1,0 +1,208 @@
+"""From a checked config to tokenizer and policy: what the scripts and `rs_aligner.train` share.
+
+Each function imports what it needs, so that what can be wrong comes to light before anything slow is loaded.
+Left out on purpose: reading the config (`config`), the loops, and starting ranks and making loggers
+(`examples/experiment.py`, which knows Hydra, NeMo and Lightning).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rs_aligner.config import (
+    GenerateConfig,
+    RSConfig,
+    SamplingParams,
+    TrainConfig,
+    TrainRewardModelConfig,
+    TrainRSConfig,
+    TrainSFTConfig,
+)
+from rs_aligner.schedule import learning_rate
+from rs_aligner.threads import Threads, threads_of
+
+if TYPE_CHECKING:
+    from rs_aligner.model.tokenizer import Tokenizer
+    from rs_aligner.policy.policy import MegatronPolicy
+    from rs_aligner.policy.reward_model import MegatronRewardModel
+    from rs_aligner.policy.sampler import Sampler
+
+_logger = logging.getLogger("rs_aligner")
+
+
+def threads(config: TrainConfig | GenerateConfig) -> Threads:
+    """A rank's threads on a CPU: as configured, or its share of the cores that the process may use.
+
+    A program that has told torch how many it may use, before `rs_aligner.train`, is heeded.
+    """
+    found = threads_of(config.trainer.threads, config.trainer.devices)
+    torch = sys.modules.get("torch")  # not imported for this: the number has to be known before
+    if torch is not None and not found.chosen and torch.get_num_threads() < found.most:
+        return replace(found, most=torch.get_num_threads(), reason="torch.get_num_threads()")
+    return found
+
+
+def log_handler() -> logging.Handler:
+    """Shows the package's log lines on the standard output, with the time of day."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    return handler
+
+
+def say(what: str) -> None:
+    """Tell what takes a while; only the first rank shows it."""
+    _logger.info(what)
+
+
+def layout(config: TrainConfig | GenerateConfig) -> dict[str, Any]:
+    """What the ranks need to know to form their groups."""
+    return {
+        "tensor_parallel_size": config.model.tensor_model_parallel_size,
+        "pipeline_parallel_size": config.model.pipeline_model_parallel_size,
+        "accelerator": config.trainer.accelerator,
+        "timeout_minutes": config.trainer.timeout_minutes,
+        "seed": config.model.seed,
+        "threads": threads(config),
+    }
+
+
+def read_tokenizer(config: TrainConfig | GenerateConfig) -> tuple[Tokenizer, int]:
+    """The policy's tokenizer, and the number of positions that the policy was made for.
+
+    Raises:
+        ValueError: the model cannot be used; said before anything of it is loaded.
+    """
+    say("reading the data")
+    from rs_aligner.model.folder import read_model_folder
+
+    tokenizer, arch = read_model_folder(
+        config.pretrained_checkpoint.restore_from_path,
+        "pretrained_checkpoint.restore_from_path",
+        use="train_scoring" if isinstance(config, TrainRewardModelConfig) else "generate",
+    )
+    _configure(config, tokenizer)
+    return tokenizer, arch.max_positions
+
+
+def _configure(config: TrainConfig | GenerateConfig, tokenizer: Tokenizer) -> None:
+    """Tell the tokenizer what `model.data` says, and the user what of the config it does not know."""
+    from rs_aligner.generation.text import unknown_special
+
+    data = config.model.data
+    shown = getattr(data, "judge_special_tokens", False)  # the training of a reward model samples nothing
+    taught = config.model.rs.sampling_params.end_strings if isinstance(config, TrainRSConfig) else ()
+    tokenizer.configure(data.chat_template_kwargs, shown, taught)
+    for note in tokenizer.notes():
+        _logger.info(note)
+    for key, sampling in _samplings(config).items():
+        if unknown := unknown_special(tokenizer, sampling.end_strings):
+            _logger.warning(
+                "%s.end_strings: %s is no token of this tokenizer; it ends a response that spells it out",
+                *(key, ", ".join(unknown)),
+            )
+
+
+def _samplings(config: TrainConfig | GenerateConfig) -> dict[str, SamplingParams]:
+    """What is sampled with which end strings, by key; that of held-out prompts only if it has others."""
+    match config:
+        case TrainRSConfig():
+            rs = config.model.rs
+            found = {"model.rs.sampling_params": rs.sampling_params}
+            if rs.val_sampling_params.end_strings != rs.sampling_params.end_strings:
+                found["model.rs.val_sampling_params"] = rs.val_sampling_params
+            return found
+        case TrainSFTConfig():
+            return {"model.sft.sampling_params": config.model.sft.sampling_params}
+        case GenerateConfig():
+            return {"model.answers.sampling_params": config.model.answers.sampling_params}
+    return {}
+
+
+@contextmanager
+def policy_of(
+    config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, num_optimizer_steps: int
+) -> Iterator[MegatronPolicy]:
+    """Join the ranks' groups and load the policy; `num_optimizer_steps` is how long its schedule is."""
+    say("loading the policy")
+    from rs_aligner.model.runtime import start
+    from rs_aligner.policy.policy import MegatronPolicy
+
+    rs = config.model.rs if isinstance(config, TrainRSConfig) else RSConfig()
+    how = {
+        **_training(config, num_optimizer_steps),
+        "kv_cache_bytes": rs.generation.kv_cache_bytes,
+        "compiled_decoder": rs.generation.compile,
+        "objective": rs.objective,
+        "keep_start": isinstance(config, TrainRSConfig) and rs.needs_start,
+    }
+    folder = Path(config.pretrained_checkpoint.restore_from_path)
+    with start(**layout(config)) as runtime:
+        yield MegatronPolicy(folder, config.model, runtime, tokenizer, **how)
+
+
+@contextmanager
+def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler]:
+    """Join the ranks' groups and load the policy, only to sample from it."""
+    say("loading the policy")
+    from rs_aligner.model.runtime import start
+    from rs_aligner.policy.sampler import Sampler
+
+    decoder = config.model.answers.generation
+    with start(**layout(config)) as runtime:
+        yield Sampler(
+            Path(config.pretrained_checkpoint.restore_from_path),
+            runtime,
+            tokenizer,
+            seed=config.model.seed,
+            precision=config.trainer.precision,
+            kv_cache_bytes=decoder.kv_cache_bytes,
+            compiled_decoder=decoder.compile,
+        )
+
+
+@contextmanager
+def reward_model_of(
+    config: TrainRewardModelConfig, tokenizer: Tokenizer, num_optimizer_steps: int
+) -> Iterator[MegatronRewardModel]:
+    """Join the ranks' groups and load the model, to train it for so many optimizer steps at most."""
+    say("loading the model")
+    from rs_aligner.model.runtime import start
+    from rs_aligner.policy.reward_model import MegatronRewardModel
+
+    folder, how = Path(config.pretrained_checkpoint.restore_from_path), _training(config, num_optimizer_steps)
+    with start(**layout(config)) as runtime:
+        yield MegatronRewardModel(folder, config.model, runtime, tokenizer, **how)
+
+
+def _training(config: TrainConfig, num_optimizer_steps: int) -> dict[str, Any]:
+    """How to train whatever is trained."""
+    optim = config.model.optim
+    return {
+        "precision": config.trainer.precision,
+        "clip_grad": config.loop.gradient_clip_val,
+        "learning_rate": partial(
+            learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps
+        ),
+    }
+
+
+def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:
+    """A line for the plan: what a rank will need."""
+    import torch
+
+    from rs_aligner.files import hugging_face_part
+    from rs_aligner.model.architecture import read_architecture
+    from rs_aligner.model.memory import memory_plan
+
+    arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
+    accelerator = config.trainer.accelerator
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    prompts = min(num_prompts, config.model.rs.num_rollout_samples)
+    return memory_plan(arch, config, prompts, longest, on_gpu=on_gpu)

@@ -1,0 +1,164 @@
+"""The data of a run, read as its config says: training and held-out sets, and what stands in both.
+
+Held-out sets stay as they are; `model.data.overlap` says what becomes of rows to train on
+whose prompt is held out, too. Left out on purpose: what a row is and which prompts are the same (`data`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from rs_aligner.config import (
+    GenerateConfig,
+    TrainConfig,
+    TrainRewardModelConfig,
+    TrainRSConfig,
+    TrainSFTConfig,
+)
+from rs_aligner.data import (
+    Origins,
+    PromptSet,
+    Tokenizer,
+    held_apart,
+    load_pairs,
+    load_prompts,
+    load_scored,
+    load_sft_rows,
+    tell_duplicates,
+)
+from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
+
+T = TypeVar("T")
+_TRAIN = "model.data.data_prefix.train"
+
+
+class RSData(NamedTuple):
+    """What rejection sampling reads; each may be empty.
+
+    Attributes:
+        prompts: to sample for.
+        validation: held-out prompts.
+        scored: rollouts to train on instead of sampling.
+        anchors: supervised rows to mix in, shuffled once.
+    """
+
+    prompts: tuple[Prompt, ...]
+    validation: tuple[Prompt, ...]
+    scored: tuple[Group, ...]
+    anchors: list[TrainingRow]
+
+
+def read_prompts(
+    files: tuple[str, ...],
+    config: TrainRSConfig | TrainSFTConfig | GenerateConfig,
+    tokenizer: Tokenizer,
+    positions: int,
+) -> PromptSet:
+    """The prompts of files, which may be none, as `model.data` says; longer ones are left out."""
+    if not files:
+        return PromptSet((), 0)
+    template, add_bos = config.model.data.prompt_template, config.model.data.add_bos
+    longest = config.max_prompt_length(positions)
+    return load_prompts(files, tokenizer, template=template, add_bos=add_bos, max_prompt_length=longest)
+
+
+def read_rs_data(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) -> RSData:
+    """Everything that `train_rs` reads.
+
+    Args:
+        config: a checked config.
+        tokenizer: the policy's.
+        positions: of the policy.
+
+    Raises:
+        ValueError: a file cannot be used, or has held-out prompts and `model.data.overlap` refuses them.
+    """
+    data, rs = config.model.data, config.model.rs
+    validation = _held_out(config, tokenizer, positions)
+    prompts = read_prompts(data.data_prefix.train, config, tokenizer, positions)
+    kept = _apart(config, _TRAIN, prompts.prompts, prompts.origins, validation.origins)
+    tell_duplicates(data.data_prefix.train, "prompts", prompts.origins)
+    scored: tuple[Group, ...] = ()
+    if rs.offline:
+        scored = load_scored(
+            rs.offline,
+            tokenizer,
+            template=data.prompt_template,
+            add_bos=data.add_bos,
+            max_length=config.model.sequence_length(positions),
+        )
+        scored = _apart(config, "model.rs.offline", scored, _origins_of(scored), validation.origins)
+    anchors = _read_anchors(config, tokenizer, positions, validation.origins)
+    return RSData(kept, validation.prompts, scored, anchors)
+
+
+def read_sft_data(
+    config: TrainSFTConfig, tokenizer: Tokenizer, positions: int
+) -> tuple[tuple[TrainingRow, ...], tuple[Prompt, ...]]:
+    """The rows to learn and the held-out prompts; as `read_rs_data`."""
+    files = config.model.data.data_prefix.train
+    validation = _held_out(config, tokenizer, positions)
+    rows = load_sft_rows(files, tokenizer, **_reading(config, positions))
+    tell_duplicates(files, "rows", rows.origins)
+    return _apart(config, _TRAIN, rows.rows, rows.origins, validation.origins), validation.prompts
+
+
+def read_pair_data(
+    config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
+) -> tuple[tuple[PreferencePair, ...], tuple[PreferencePair, ...]]:
+    """The pairs to learn and the held-out ones; as `read_rs_data`."""
+    prefix, how = config.model.data.data_prefix, _reading(config, positions)
+    pairs = load_pairs(prefix.train, tokenizer, **how)
+    tell_duplicates(prefix.train, "pairs", pairs.origins)
+    if not prefix.validation:
+        return pairs.pairs, ()
+    validation = load_pairs(prefix.validation, tokenizer, **how)
+    tell_duplicates(prefix.validation, "pairs", validation.origins)
+    return _apart(config, _TRAIN, pairs.pairs, pairs.origins, validation.origins), validation.pairs
+
+
+def _held_out(config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, positions: int) -> PromptSet:
+    is_looked_at = config.samples if isinstance(config, TrainSFTConfig) else True
+    files = config.model.data.data_prefix.validation if is_looked_at else ()
+    found = read_prompts(files, config, tokenizer, positions)
+    tell_duplicates(files, "prompts", found.origins)
+    return found
+
+
+def _read_anchors(
+    config: TrainRSConfig, tokenizer: Tokenizer, positions: int, held_out: Origins
+) -> list[TrainingRow]:
+    from rs_aligner.objective.rows import shuffled_anchors
+
+    anchor = config.model.rs.objective.anchor
+    if not anchor.files:
+        return []
+    found = load_sft_rows(anchor.files, tokenizer, **_reading(config, positions))
+    tell_duplicates(anchor.files, "rows", found.origins)
+    rows = _apart(config, "model.rs.objective.anchor.files", found.rows, found.origins, held_out)
+    return shuffled_anchors(rows, anchor.weight, config.model.seed)
+
+
+def _apart(
+    config: TrainConfig, key: str, rows: Sequence[T], origins: Origins, held_out: Origins
+) -> tuple[T, ...]:
+    return held_apart(key, rows, origins, held_out, config.model.data.overlap)
+
+
+def _origins_of(groups: Sequence[Group]) -> Origins:
+    origins = Origins()
+    for group in groups:
+        origins.add(group.prompt.id, group.prompt.text)
+    return origins
+
+
+def _reading(config: TrainConfig, positions: int) -> dict[str, Any]:
+    """How rows with answers are read."""
+    data = config.model.data
+    return {
+        "template": data.prompt_template,
+        "add_bos": data.add_bos,
+        "max_length": config.model.sequence_length(positions),
+        "max_prompt_length": data.seq_length,
+    }

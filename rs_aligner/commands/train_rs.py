@@ -1,0 +1,99 @@
+"""A whole run of rejection sampling, from a checked config to the trained policy.
+
+What `examples/train_rs.py` and `rs_aligner.train` do alike. What can be wrong comes first, what is slow to
+import last. Left out on purpose: reading the config, starting ranks, and making loggers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rs_aligner.commands import build
+from rs_aligner.config import TrainRSConfig, plan, schedule_steps
+
+if TYPE_CHECKING:
+    from rs_aligner.record.run import Logger, Run
+    from rs_aligner.reward.client import RemoteGPTRMClient
+    from rs_aligner.reward.judges import ServedJudge
+
+
+def fit(
+    config: TrainRSConfig,
+    judge: ServedJudge | None = None,
+    *,
+    is_first: bool = True,
+    loggers: Callable[[], Sequence[Logger]] = tuple,
+) -> Run:
+    """Read the data, reach the judges, load the policy and train it; every rank of a run calls this.
+
+    Args:
+        config: a checked config.
+        judge: scores in this process, instead of what `remote_rm` names.
+        is_first: whether this rank writes the run's folder and shows the plan.
+        loggers: makes further sinks of the figures; called when everything else is there.
+
+    Returns:
+        The run's folder, closed.
+    """
+    from rs_aligner.commands.run_data import read_rs_data
+    from rs_aligner.selection import build_chain
+
+    rs = config.model.rs
+    # Users' code is imported here, so that an error in it comes in seconds.
+    chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
+    tokenizer, positions = build.read_tokenizer(config)
+    with _judges(config, judge) as (client, watched):
+        prompts, validation, scored, anchors = read_rs_data(config, tokenizer, positions)
+        number = len(scored) or len(prompts)
+        largest = max((len(group.rollouts) for group in scored), default=None)
+        if is_first:
+            print(plan(config, number, len(validation), largest))
+            asked = [*prompts, *validation, *(group.prompt for group in scored)]
+            print(build.memory(config, number, max(len(p.token_ids) for p in asked)), flush=True)
+            _wait_for(config, client, watched)
+
+        from rs_aligner.record.run import Run
+        from rs_aligner.trainers.rs import RSTrainer
+
+        with build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy:
+            mine = (client, watched) if policy.runtime.is_source else (None, None)
+            run = Run(config.exp_manager, is_writer=is_first, loggers=loggers())
+            try:
+                RSTrainer(
+                    *(config, policy, mine[0], prompts, validation, run, mine[1]),
+                    scored=scored,
+                    anchors=anchors,
+                    chain=chain,
+                ).fit()
+            except BaseException:
+                run.close("failed")
+                raise
+            run.close()
+    return run
+
+
+@contextlib.contextmanager
+def _judges(
+    config: TrainRSConfig, judge: ServedJudge | None
+) -> Iterator[tuple[RemoteGPTRMClient, RemoteGPTRMClient | None]]:
+    """The judge and the watched one."""
+    from rs_aligner.reward.client import RemoteGPTRMClient
+
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(RemoteGPTRMClient(config.remote_rm, judge))
+        watched = None
+        if config.watched_rm is not None:
+            watched = stack.enter_context(RemoteGPTRMClient(config.watched_rm))
+        yield client, watched
+
+
+def _wait_for(config: TrainRSConfig, *judges: RemoteGPTRMClient | None) -> None:
+    """Wait until the judges are ready, unless nothing is going to be scored."""
+    if not config.samples:
+        return
+    build.say("waiting for the judge")
+    for judge in judges:
+        if judge is not None:
+            judge.wait_until_ready()

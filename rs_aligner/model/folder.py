@@ -1,0 +1,68 @@
+"""A model folder looked at whole before anything of it is loaded: kind, sizes, tensors and tokenizer.
+
+Each command and the served reward model ask this first, so that a folder of no use is told in seconds.
+Left out on purpose: the weights of a run's checkpoint, which Megatron looks at when it loads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from rs_aligner.files import hugging_face_part
+from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.tensors import SCORE, check_tensors
+from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.model_folder import problem_with
+
+
+def read_model_folder(
+    path: str, key: str, *, use: Literal["generate", "score", "train_scoring"] = "generate"
+) -> tuple[Tokenizer, Architecture]:
+    """The tokenizer and the sizes of the model in a folder, if it can be used.
+
+    Args:
+        path: a Hugging Face folder or a checkpoint of a run.
+        key: the setting that names it, for messages.
+        use: what the model is for: to generate, to score as a reward model, or to be trained to score, which
+            both kinds can be.
+
+    Raises:
+        ValueError: it cannot; with the reason and what would work.
+    """
+    if (problem := problem_with(path)) is not None:
+        raise ValueError(f"{key} is {path!r}: {problem}")
+    source = hugging_face_part(Path(path))
+    arch = read_architecture(source)
+    if use == "generate" and arch.value_head:
+        raise ValueError(f"{key}: {path} is a reward model: it has a value head and cannot generate text")
+    if use == "score" and not arch.value_head:
+        raise ValueError(
+            f"{key}: {path} is no reward model (a *ForSequenceClassification model with one label); train "
+            "one with examples/train_reward_model.py"
+        )
+    if source == Path(path):
+        if use == "train_scoring" and not arch.value_head:
+            check_tensors(source, replace(arch, value_head=True, tied_embeddings=False), leave=(SCORE,))
+        else:
+            check_tensors(source, arch)
+    tokenizer = Tokenizer(source)
+    check_vocabulary(source, tokenizer, arch)
+    return tokenizer, arch
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer, arch: Architecture) -> None:
+    """See to it that the embedding has a row for each token; it may have more (a padded vocabulary).
+
+    Raises:
+        ValueError: it has not; with both numbers.
+    """
+    if tokenizer.num_ids <= arch.vocab_size:
+        return
+    raise ValueError(
+        f"{folder}: the tokenizer has {tokenizer.num_ids:,} tokens, added ones included, and the model's "
+        f"embedding {arch.vocab_size:,} (vocab_size in config.json). Enlarge the model once, with "
+        f"transformers: model.resize_token_embeddings({tokenizer.num_ids}), then model.save_pretrained(...); "
+        "or take the tokenizer that belongs to the model"
+    )

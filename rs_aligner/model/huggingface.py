@@ -1,0 +1,269 @@
+"""Weights in and out of Hugging Face folders, for any tensor- and pipeline-parallel layout.
+
+Each Megatron parameter stands for one or more Hugging Face tensors. A `_Layout` says how a rank's
+part is cut from them and how the ranks' parts are put together again; `_parameters` lists which
+goes where. Reading touches only this rank's tensors; writing makes one file for each pipeline
+stage, so no rank ever holds more than its own stage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tensors import DTYPES, EMBEDDING, HEAD, INDEX, SCORE, WHOLE, check_tensors, read_headers
+
+_logger = logging.getLogger("rs_aligner")
+Tensors = Sequence[torch.Tensor]
+_DTYPE_KEYS = ("dtype", "torch_dtype")  # in a config.json; before version 5 of transformers it was the second
+_EXPORTED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a Megatron parameter is cut: `cut(hf, rank, parts)` and its inverse `join(shards)`."""
+
+    cut: Callable[[Tensors, int, int], torch.Tensor]
+    join: Callable[[Tensors], list[torch.Tensor]]
+
+
+_REPLICATED = _Layout(lambda hf, rank, parts: hf[0], lambda shards: [shards[0]])
+_ROWS = _Layout(
+    lambda hf, rank, parts: hf[0].chunk(parts, 0)[rank], lambda shards: [torch.cat(list(shards), 0)]
+)
+_COLUMNS = _Layout(
+    lambda hf, rank, parts: hf[0].chunk(parts, 1)[rank], lambda shards: [torch.cat(list(shards), 1)]
+)
+_GATED = _Layout(
+    lambda hf, rank, parts: torch.cat([tensor.chunk(parts, 0)[rank] for tensor in hf]),
+    lambda shards: [torch.cat(part) for part in zip(*(shard.chunk(2, 0) for shard in shards), strict=True)],
+)
+
+
+def _qkv(arch: Architecture) -> _Layout:
+    """Query, key and value rows, interleaved by group: each group's queries, then its key and value."""
+    per_group = arch.num_heads // arch.num_kv_heads
+    sizes = [per_group * arch.head_dim, arch.head_dim, arch.head_dim]
+
+    def cut(hf: Tensors, rank: int, parts: int) -> torch.Tensor:
+        grouped = [
+            t.reshape(arch.num_kv_heads, size, *t.shape[1:]) for t, size in zip(hf, sizes, strict=True)
+        ]
+        return torch.cat(grouped, 1).chunk(parts, 0)[rank].flatten(0, 1)
+
+    def join(shards: Tensors) -> list[torch.Tensor]:
+        whole = torch.cat(list(shards))
+        grouped = whole.reshape(arch.num_kv_heads, sum(sizes), *whole.shape[1:])
+        return [part.flatten(0, 1) for part in grouped.split(sizes, 1)]
+
+    return _Layout(cut, join)
+
+
+def _parameters(
+    model: GPTModel, arch: Architecture, runtime: Runtime
+) -> Iterator[tuple[torch.nn.Parameter, tuple[str, ...], _Layout]]:
+    """This rank's parameters, each with its Hugging Face names and how it is cut."""
+    qkv = _qkv(arch)
+    attention, mlp = "self_attn", "mlp"
+    per_layer: dict[str, tuple[tuple[str, ...], _Layout]] = {
+        "input_layernorm.weight": (("input_layernorm.weight",), _REPLICATED),
+        "pre_mlp_layernorm.weight": (("post_attention_layernorm.weight",), _REPLICATED),
+        "self_attention.q_layernorm.weight": ((f"{attention}.q_norm.weight",), _REPLICATED),
+        "self_attention.k_layernorm.weight": ((f"{attention}.k_norm.weight",), _REPLICATED),
+        "self_attention.linear_qkv.weight": (tuple(f"{attention}.{x}_proj.weight" for x in "qkv"), qkv),
+        "self_attention.linear_qkv.bias": (tuple(f"{attention}.{x}_proj.bias" for x in "qkv"), qkv),
+        "self_attention.linear_proj.weight": ((f"{attention}.o_proj.weight",), _COLUMNS),
+        "mlp.linear_fc1.weight": ((f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"), _GATED),
+        "mlp.linear_fc2.weight": ((f"{mlp}.down_proj.weight",), _COLUMNS),
+    }
+    unembedding = EMBEDDING if arch.tied_embeddings else HEAD
+    outside = {
+        "embedding.word_embeddings.weight": (EMBEDDING, _ROWS),
+        "decoder.final_layernorm.weight": ("model.norm.weight", _REPLICATED),
+        "output_layer.weight": (SCORE, _REPLICATED) if arch.value_head else (unembedding, _ROWS),
+    }
+    first_layer = runtime.pp_rank * (arch.num_layers // runtime.pp_size)
+    for name, parameter in model.named_parameters():
+        if name in outside:
+            hf_name, layout = outside[name]
+            yield parameter, (hf_name,), layout
+        else:
+            local, _, rest = name.removeprefix("decoder.layers.").partition(".")
+            names, layout = per_layer[rest]
+            yield parameter, tuple(f"model.layers.{first_layer + int(local)}.{n}" for n in names), layout
+
+
+@torch.no_grad()
+def load_weights(
+    folder: Path, model: GPTModel, arch: Architecture, runtime: Runtime, *, leave: Collection[str] = ()
+) -> None:
+    """Copy a Hugging Face folder's weights into this rank's part of the model.
+
+    Args:
+        leave: Hugging Face names of tensors that stay as they are.
+
+    Raises:
+        ValueError: the folder has not just the tensors of such a model, as `check_tensors` says.
+    """
+    stored = check_tensors(folder, arch, leave=leave)
+    for parameter, names, layout in _parameters(model, arch, runtime):
+        if leave and not set(names).isdisjoint(leave):
+            continue
+        tensors = []
+        for name in names:
+            with safe_open(stored[name].file, "pt") as file:
+                tensors.append(file.get_tensor(name))
+        parameter.copy_(layout.cut(tensors, runtime.tp_rank, runtime.tp_size))
+
+
+def export_dtype(source: Path) -> torch.dtype:
+    """The type of the weights that are made of `source`: the one that its `config.json` names.
+
+    Where it names none that weights are trained from, it is that of its files, else float32.
+    """
+    config = json.loads((source / "config.json").read_text())
+    for key in _DTYPE_KEYS:
+        if (named := str(config.get(key)).removeprefix("torch.")) in _EXPORTED:
+            return _EXPORTED[named]
+    try:
+        stored = read_headers(source).values()
+    except ValueError:  # in a checkpoint there is none
+        return torch.float32
+    return _EXPORTED.get(DTYPES.get(next(iter(stored)).dtype, ""), torch.float32)
+
+
+@torch.no_grad()
+def save_weights(
+    folder: Path,
+    model: GPTModel,
+    arch: Architecture,
+    runtime: Runtime,
+    source: Path,
+    changes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model as a Hugging Face folder: weights here, config and tokenizer copied from `source`.
+
+    Every rank must call it. The folder appears whole, under its name, or not at all. The weights have the
+    type that `source` names (`export_dtype`), whatever they were trained in, and `config.json` says so.
+    `changes` are keys of `config.json` to be set.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    tensors = gather_tensors(model, arch, runtime)
+    if arch.tied_embeddings and not runtime.is_first_stage:
+        tensors.pop(EMBEDDING, None)
+    dtype = _fitting(export_dtype(source), tensors, runtime)
+    trained = model.config.params_dtype
+    if runtime.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        copy_all_but_weights(source, partial, dtype, changes)
+        if torch.finfo(dtype).bits < torch.finfo(trained).bits:
+            _logger.info(
+                "%s is rounded to %s, the type of the model it came from; checkpoints keep %s",
+                *(folder, _name(dtype), _name(trained)),
+            )
+    runtime.barrier()
+    for name in tensors:
+        tensors[name] = tensors[name].to(dtype)
+    file = WHOLE
+    if runtime.pp_size > 1:
+        file = f"model-{runtime.pp_rank + 1:05d}-of-{runtime.pp_size:05d}.safetensors"
+    if runtime.dp_rank == 0 and runtime.tp_rank == 0:
+        save_file(tensors, partial / file, metadata={"format": "pt"})
+    _write_index(partial, file, tensors, runtime)
+    if runtime.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    runtime.barrier()
+
+
+def _fitting(dtype: torch.dtype, tensors: Mapping[str, torch.Tensor], runtime: Runtime) -> torch.dtype:
+    """The type, or float32 where a weight on any rank is too large for it."""
+    largest = max(float(tensor.abs().max()) for tensor in tensors.values())
+    largest = runtime.maximum({"largest": largest})["largest"]
+    if largest > torch.finfo(dtype).max:
+        _logger.warning(
+            "a weight has grown to %g, too much for %s: float32 is written", largest, _name(dtype)
+        )
+        return torch.float32
+    return dtype
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def copy_all_but_weights(
+    source: Path, folder: Path, dtype: torch.dtype, changes: Mapping[str, Any] | None = None
+) -> None:
+    """Copy config, tokenizer and chat template of a Hugging Face folder, with changes to the config.
+
+    The config names `dtype` as the weights' type, under the key or keys that it had for it. An `eos_token_id`
+    among the changes goes into `generation_config.json`, too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        wanted = path.suffix in (".json", ".jinja", ".model") or path.name in ("merges.txt", "vocab.txt")
+        if wanted and path.name != INDEX:
+            shutil.copyfile(path, folder / path.name)
+    config = json.loads((source / "config.json").read_text())
+    keys = [key for key in _DTYPE_KEYS if key in config] or _DTYPE_KEYS[:1]
+    changed = {**config, **dict.fromkeys(keys, _name(dtype)), **(changes or {})}
+    if changed != config:
+        (folder / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
+    if "eos_token_id" in (changes or {}):
+        _name_end_tokens(folder, changed)
+
+
+def _name_end_tokens(folder: Path, config: Mapping[str, Any]) -> None:
+    """Give the end tokens of a config.json to generation_config.json, which is what engines stop by."""
+    path = folder / "generation_config.json"
+    known = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
+    made = json.loads(path.read_text()) if path.is_file() else known
+    path.write_text(json.dumps({**made, "eos_token_id": config["eos_token_id"]}, indent=2) + "\n")
+
+
+def gather_tensors(
+    model: GPTModel,
+    arch: Architecture,
+    runtime: Runtime,
+    of: Callable[[torch.nn.Parameter], torch.Tensor] = torch.nn.Parameter.detach,
+) -> dict[str, torch.Tensor]:
+    """This stage's tensors under their Hugging Face names, put together from its tensor-parallel ranks.
+
+    Args:
+        of: what to take of each parameter: the weights, or something of their shape.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    group = parallel_state.get_tensor_model_parallel_group()
+    for parameter, names, layout in _parameters(model, arch, runtime):
+        mine = of(parameter).contiguous()
+        shards = [torch.empty_like(mine) for _ in range(runtime.tp_size)]
+        dist.all_gather(shards, mine, group=group)
+        whole = layout.join([shard.cpu() for shard in shards])
+        tensors.update((name, tensor.contiguous().clone()) for name, tensor in zip(names, whole, strict=True))
+    return tensors
+
+
+def _write_index(folder: Path, file: str, tensors: dict[str, torch.Tensor], runtime: Runtime) -> None:
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    everyone: list[tuple[str, dict[str, int]]] = [("", {})] * runtime.world_size
+    dist.all_gather_object(everyone, (file, sizes), group=runtime.objects)
+    if runtime.rank == 0 and runtime.pp_size > 1:
+        weight_map = {name: shard for shard, names in everyone for name in names}
+        total = sum({name: size for _, names in everyone for name, size in names.items()}.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))

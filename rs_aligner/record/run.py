@@ -1,0 +1,147 @@
+"""A run's folder: config, metrics, ledger, checkpoints and the exported policy, over all its starts.
+
+    config.yaml      the resolved config of the latest start
+    metrics.jsonl    one object a step
+    rollouts/        the ledger
+    checkpoints/     what the run continues from
+    final/           the trained policy as a Hugging Face folder
+    logs/            TensorBoard's and W&B's files
+
+Rank 0 writes; the other ranks have the same object and write nothing. The checkpoint is the truth: what
+metrics and ledger hold beyond it is dropped when a run continues, and made again.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rs_aligner.config.common import ExpManagerBase
+from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.metrics import MetricsFile, read_rows
+
+MARGIN = 1.5  # a step is begun only if this many of the longest so far fit into the time that is left
+
+
+class Logger(Protocol):
+    """A sink of figures besides `metrics.jsonl`, such as TensorBoard's or W&B's of Lightning."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
+
+    def finalize(self, status: str) -> None: ...
+
+
+class Saveable(Protocol):
+    """What can write a checkpoint (a policy)."""
+
+    def save(self, folder: Path, counters: dict[str, Any]) -> None: ...
+
+
+class Run:
+    """The folder of a run.
+
+    Args:
+        config: the `exp_manager` section.
+        is_writer: whether this rank writes.
+        loggers: further sinks of the figures, on the writing rank.
+
+    Raises:
+        ValueError: `resume_if_exists` is false and the folder has a checkpoint.
+    """
+
+    def __init__(self, config: ExpManagerBase, *, is_writer: bool, loggers: Sequence[Logger] = ()) -> None:
+        self.config, self.is_writer, self.loggers = config, is_writer, loggers
+        self.folder = Path(config.explicit_log_dir)
+        self.checkpoints = self.folder / "checkpoints"
+        self.final = self.folder / "final"
+        self._started = time.monotonic()
+        self._step_began: float | None = None
+        self._longest_step = 0.0
+        self._metrics: MetricsFile | None = None
+        self.last_checkpoint = max(self._finished(), key=_step_of, default=None)
+        if self.last_checkpoint is not None and not config.resume_if_exists:
+            raise ValueError(
+                f"exp_manager.explicit_log_dir={self.folder} has the checkpoint {self.last_checkpoint.name}, "
+                "and exp_manager.resume_if_exists is false: choose another folder, or set it to true"
+            )
+
+    def open(self, last_step: int) -> Ledger | None:
+        """Begin to write behind step `last_step` (-1: a new run); returns the ledger on the writing rank."""
+        if not self.is_writer:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = MetricsFile(self.folder / "metrics.jsonl", last_step)
+        ledger = Ledger(self.folder / "rollouts")
+        ledger.truncate_after(max(last_step, 0))
+        return ledger
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Write the figures of a step, everywhere."""
+        if self._metrics is None:
+            return
+        self._metrics.append(metrics)
+        figures = {key: value for key, value in metrics.items() if key != "step" and math.isfinite(value)}
+        for logger in self.loggers:
+            logger.log_metrics(figures, step=int(metrics["step"]))
+
+    def save(self, policy: Saveable, step: int, counters: dict[str, Any]) -> None:
+        """Write a checkpoint (every rank must call it), then remove those that need not stay."""
+        policy.save(self.checkpoint(step), counters)
+        if self.is_writer:
+            for superfluous in self._superfluous():
+                shutil.rmtree(superfluous)
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.checkpoints / f"step_{step:06d}"
+
+    def begin_step(self) -> None:
+        """Note that a step begins; the one before it ends here, its validation and checkpoint included."""
+        now = time.monotonic()
+        if self._step_began is not None:
+            self._longest_step = max(self._longest_step, now - self._step_began)
+        self._step_began = now
+
+    def time_left_for_a_step(self) -> bool:
+        """Whether another step is likely to end before `max_time_per_run`; ask it behind a step."""
+        assert self._step_began is not None
+        now, limit = time.monotonic(), self.config.max_time_per_run
+        longest = max(self._longest_step, now - self._step_began)
+        return limit is None or now - self._started + MARGIN * longest < limit
+
+    def close(self, status: str = "success") -> None:
+        """Close files and loggers."""
+        if self._metrics is not None:
+            self._metrics.close()
+        for logger in self.loggers:
+            logger.finalize(status)
+
+    def _finished(self) -> list[Path]:
+        """Complete checkpoints; an incomplete one still has another name."""
+        return [p for p in self.checkpoints.glob("step_*") if p.is_dir() and p.name[5:].isdigit()]
+
+    def _superfluous(self) -> list[Path]:
+        """All but the newest and the `save_top_k` best by the monitored figure."""
+        params = self.config.checkpoint_callback_params
+        if params.save_top_k < 0:
+            return []
+        figures = {
+            int(row["step"]): row.get(params.figure) for row in read_rows(self.folder / "metrics.jsonl")
+        }
+        sign = 1 if params.mode == "max" else -1
+
+        def rank(path: Path) -> tuple[float, int]:
+            figure = figures.get(_step_of(path))
+            return (float("-inf") if figure is None else sign * figure, _step_of(path))
+
+        finished = self._finished()
+        best = sorted((p for p in finished if rank(p)[0] > float("-inf")), key=rank, reverse=True)
+        return sorted(set(finished) - set(best[: params.save_top_k]) - {max(finished, key=_step_of)})
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[5:])

@@ -1,0 +1,258 @@
+"""The servers of a judge: which of them can be asked, which is to be asked next, and who comes back when.
+
+A server that cannot be reached, is late, or fails several times in a row is left out (its circuit is open),
+and requests go to the others. A thread of its own then tries it out at growing intervals: is it ready, and
+does it score? Only when it does is it let in again, so that it is never a run's requests that find out. All
+servers start like that, but are tried more often.
+
+The next request goes to the server on which it is likely to be answered first, by the requests that it has
+and the time that it took for the last ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from rs_aligner.remote.kserve import Arrays
+from rs_aligner.remote.retry import AskError, is_transient, jittered
+from rs_aligner.remote.transport import Offer, TransportError
+
+_logger = logging.getLogger("rs_aligner")
+
+FAILURES_IN_A_ROW = 3  # with answers that are errors or none; a server that does not answer is out at once
+POLL_SECONDS = 0.2  # between trials at the start
+_MEMORY = 0.7  # of the time that a row takes: how much of it the next answer leaves as it is
+_GRACE = 0.3  # after the start's last moment, for a trial that ends with it to say why
+
+
+class Connection(Protocol):
+    """One conversation with a server."""
+
+    def problem(self, timeout: float) -> str | None:
+        """None if the judge is ready, else what is wrong."""
+
+    def offer(self, timeout: float) -> Offer:
+        """What the judge takes and gives."""
+
+    def infer(self, inputs: Arrays, timeout: float, request_id: str = "") -> Arrays:
+        """Ask for scores."""
+
+    def abort(self) -> None:
+        """Let whoever waits wait no longer; may come from another thread."""
+
+
+class Endpoint:
+    """One server. What changes is guarded by the pool's lock.
+
+    Args:
+        url: its address, to be shown.
+        connect: opens a connection for one request.
+    """
+
+    def __init__(self, url: str, connect: Callable[[], Connection]) -> None:
+        self.url = url
+        self.connect = connect
+        self.takes_ids = False
+        self.in_flight = 0
+        self.seconds_per_row: float | None = None
+        self.failures = 0  # in a row
+        self.times_out = 0  # in a row, without an answer in between
+        self.why_out: str | None = "it has not answered yet"  # None: it can be asked
+        self.hopeless: Exception | None = None  # why waiting will not help, at the start
+
+    def load(self) -> tuple[float, int]:
+        """What orders servers: the time that another request would take there, as far as it is known."""
+        return ((self.in_flight + 1) * (self.seconds_per_row or 0.0), self.in_flight)
+
+
+class EndpointPool:
+    """All servers of one judge.
+
+    Args:
+        endpoints: the servers.
+        limit: requests at once at each.
+        try_out: asks a server that is left out whether it scores, and raises what is wrong: a
+            `TransportError` if it may score later. Called from threads of the pool, with the seconds that
+            its readiness may take (None: as long as usual).
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        limit: int,
+        try_out: Callable[[Endpoint, float | None], None],
+    ) -> None:
+        self.endpoints = tuple(endpoints)
+        self._limit = limit
+        self._try_out = try_out
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._starting_until: float | None = None
+        self._all_out_since: float | None = None
+        self._threads: set[threading.Thread] = set()
+
+    def open(self, timeout: float) -> None:
+        """Let the servers in that pass their trial in time; others may follow later.
+
+        Raises:
+            TransportError: there is none.
+            Exception: what `try_out` raised besides for one of them: waiting will not help.
+        """
+        deadline = self._starting_until = time.monotonic() + timeout
+        with self._changed:
+            for endpoint in self.endpoints:
+                self._watch(endpoint)
+            self._changed.wait_for(
+                lambda: (
+                    all(e.why_out is None for e in self.endpoints)
+                    or any(e.hopeless for e in self.endpoints)
+                    or self._closed.is_set()
+                ),
+                deadline + _GRACE - time.monotonic(),
+            )
+            self._starting_until = None
+            hopeless = [e.hopeless for e in self.endpoints if e.hopeless is not None]
+            out = [e for e in self.endpoints if e.why_out is not None]
+        if hopeless or len(out) == len(self.endpoints):
+            reasons = self.why_out()
+            self.close()
+            raise hopeless[0] if hopeless else TransportError(reasons, "unreachable")
+        for endpoint in out:
+            _logger.warning("the judge at %s is left out until it scores: %s", endpoint.url, endpoint.why_out)
+
+    def let_in(self, endpoint: Endpoint) -> None:
+        """From now on it can be asked."""
+        with self._changed:
+            endpoint.why_out, endpoint.hopeless, endpoint.failures = None, None, 0
+            self._all_out_since = None
+            self._changed.notify_all()
+
+    def acquire(self, avoid: Endpoint | None, outage: float) -> Endpoint | None:
+        """The server to ask next, to be given back with `succeeded` or `failed`. Waits while all are busy.
+
+        Args:
+            avoid: is only taken if no other can be.
+            outage: seconds after which to give up if all are left out.
+
+        Returns:
+            None if all are left out for so long, or the pool is closed.
+        """
+        with self._changed:
+            while not self._closed.is_set():
+                able = [e for e in self.endpoints if e.why_out is None and e.in_flight < self._limit]
+                if able:
+                    chosen = min(able, key=lambda e: (e is avoid, *e.load()))
+                    chosen.in_flight += 1
+                    return chosen
+                left = None
+                if self._all_out_since is not None:
+                    left = self._all_out_since + outage - time.monotonic()
+                    if left <= 0:
+                        return None
+                self._changed.wait(left)
+        return None
+
+    def succeeded(self, endpoint: Endpoint, num_rows: int, seconds: float) -> None:
+        """An answer came, and was right."""
+        with self._changed:
+            each, before = seconds / num_rows, endpoint.seconds_per_row
+            endpoint.seconds_per_row = each if before is None else _MEMORY * before + (1 - _MEMORY) * each
+            endpoint.failures = endpoint.times_out = 0
+            endpoint.in_flight -= 1
+            self._changed.notify_all()
+
+    def failed(self, endpoint: Endpoint, error: BaseException) -> None:
+        """An answer did not come, or was wrong."""
+        gone = isinstance(error, TransportError) and error.kind in ("unreachable", "timeout")
+        with self._changed:
+            endpoint.in_flight -= 1
+            self._changed.notify_all()
+            if isinstance(error, AskError) and is_transient(error):
+                endpoint.failures += 1  # what is wrong with a request says nothing of the server
+            if endpoint.why_out is not None or self._closed.is_set():
+                return
+            if not gone and endpoint.failures < FAILURES_IN_A_ROW:
+                return
+            endpoint.why_out = str(error)
+            endpoint.times_out += 1
+            if self.num_in() == 0:
+                self._all_out_since = time.monotonic()
+            self._watch(endpoint)
+        _logger.warning("the judge at %s is left out until it scores again: %s", endpoint.url, error)
+
+    def num_in(self) -> int:
+        """How many servers can be asked."""
+        return sum(endpoint.why_out is None for endpoint in self.endpoints)
+
+    def why_out(self) -> str:
+        """Why there is nobody to ask."""
+        return "; ".join(f"{one.url}: {one.why_out}" for one in self.endpoints if one.why_out is not None)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, unless the pool is closed meanwhile."""
+        self._closed.wait(seconds)
+
+    def stop(self) -> None:
+        """Let nobody in any more, and nobody wait: what fails from now on fails because it ends."""
+        self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop, and end the threads. May be called twice."""
+        self.stop()
+        with self._changed:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(timeout=1.0)
+
+    def _watch(self, endpoint: Endpoint) -> None:
+        """Start the thread that brings a server in."""
+        name = f"judge-probe-{endpoint.url}"
+        thread = threading.Thread(target=self._bring_in, args=(endpoint,), name=name, daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _bring_in(self, endpoint: Endpoint) -> None:
+        """Try a server out until it scores (the life of a thread)."""
+        round_ = endpoint.times_out
+        try:
+            delay = 0.0 if self._starting_until is not None else jittered(round_)
+            while not self._closed.wait(delay):
+                problem = self._problem(endpoint)
+                if problem is None:
+                    if endpoint.times_out:
+                        _logger.info("the judge at %s scores again", endpoint.url)
+                    return
+                with self._changed:
+                    endpoint.why_out = str(problem)
+                    if not isinstance(problem, TransportError):
+                        endpoint.hopeless = problem
+                        self._changed.notify_all()
+                round_ += 1
+                delay = self._delay(round_)
+        finally:
+            with self._changed:
+                self._threads.discard(threading.current_thread())
+
+    def _delay(self, round_: int) -> float:
+        """Seconds until the next trial; at the start, the last one has time to learn what is wrong."""
+        until = self._starting_until
+        if until is None:
+            return jittered(round_)
+        left = until - time.monotonic()
+        return POLL_SECONDS if left > 2 * POLL_SECONDS else max(left, 0.0) + 2 * _GRACE
+
+    def _problem(self, endpoint: Endpoint) -> Exception | None:
+        """Try a server out, and let it in if there is no problem."""
+        until = self._starting_until
+        try:
+            self._try_out(endpoint, None if until is None else max(until - time.monotonic(), 0.01))
+        except Exception as error:  # of whatever kind: it does not score
+            return error
+        self.let_in(endpoint)
+        return None

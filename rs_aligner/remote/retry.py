@@ -1,0 +1,99 @@
+"""Asking again: which failures may pass by themselves, how long to wait in between, and when to give up.
+
+A dead, frozen or overloaded server may be back in a minute, and another one may answer meanwhile. A request
+that the server refuses for what is in it will be refused again. Left out on purpose: who asks whom
+(`endpoints`), and what becomes of a row that was given up (`trainer`).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+from rs_aligner.remote.transport import BadAnswer, TransportError
+
+if TYPE_CHECKING:
+    from rs_aligner.config import RemoteRMConfig
+
+AskError = TransportError | BadAnswer
+"""Why a request has no answer that can be used."""
+
+FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0
+# How long `drop` and `abort` wait while no server can be asked at all; `retry` waits `give_up_after`.
+SHORT_OUTAGE = 5.0
+UNAUTHORIZED = (401, 403)
+_HALVE_AFTER = 3
+_TOO_MANY_REQUESTS = 429
+
+
+def is_transient(error: AskError) -> bool:
+    """Whether the same request may succeed later, or at another server.
+
+    So it is with all but what the server refuses (HTTP 4xx): servers that are gone, late, out of order (5xx)
+    or overloaded, and answers that are none.
+    """
+    if isinstance(error, BadAnswer) or error.kind != "refused" or error.status is None:
+        return True
+    return error.status >= 500 or error.status == _TOO_MANY_REQUESTS
+
+
+def is_worth_halving(error: AskError, failures: int, *, last: bool) -> bool:
+    """Whether a part of a batch may fare better alone.
+
+    Which rows travel together is an accident, and neither a row that the server cannot take, nor one that
+    takes for ever, nor one that breaks the server may cost the others their scores. Answers that are none
+    are another matter: a server that gets the number of rows wrong is right by accident for some halves.
+
+    Args:
+        error: what came of the batch.
+        failures: of the batch so far; errors within the server (5xx) often pass by themselves.
+        last: the batch is not asked again as it is.
+    """
+    if isinstance(error, BadAnswer) or error.status in UNAUTHORIZED:
+        return False
+    if error.kind == "timeout":
+        return not last  # each part may take as long again
+    if not is_transient(error):
+        return True
+    return error.kind == "refused" and (last or failures >= _HALVE_AFTER)
+
+
+def jittered(round_: int) -> float:
+    """Seconds before asking for the n-th time again: doubling, half of it at random.
+
+    Without the random part, all that one failure hit would come back at one moment, and hit again.
+    """
+    longest = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(round_, 16))
+    return longest * random.uniform(0.5, 1.0)
+
+
+class Patience:
+    """How often, or how long, one request is asked again, as `remote_rm.on_failure` says.
+
+    Args:
+        cfg: with `retry`, a request is given up `give_up_after` seconds after its first failure; otherwise
+            after `max_attempts` of them.
+    """
+
+    def __init__(self, cfg: RemoteRMConfig) -> None:
+        self._seconds = cfg.give_up_after if cfg.on_failure == "retry" else None
+        self._attempts = cfg.max_attempts
+        self._since: float | None = None
+        self.failures = 0
+
+    @property
+    def outage(self) -> float:
+        """Seconds to wait while there is no server to ask."""
+        return SHORT_OUTAGE if self._seconds is None else self._seconds
+
+    def failed(self) -> float | None:
+        """Count a failure; returns how long to wait before the next attempt, None to give up."""
+        self.failures += 1
+        if self._since is None:
+            self._since = time.monotonic()
+        delay = jittered(self.failures - 1)
+        if self._seconds is None:
+            return delay if self.failures < self._attempts else None
+        left = self._since + self._seconds - time.monotonic()
+        return min(delay, left) if left > 0 else None

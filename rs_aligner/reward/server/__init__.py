@@ -1,0 +1,1 @@
+"""The judge as a service, from config to exit status: `serve`."""

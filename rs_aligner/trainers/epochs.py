@@ -1,0 +1,120 @@
+"""The loop of the trainings that pass over rows: an optimizer step a step, now and then held-out data.
+
+The supervised training of a policy (`sft`) and the training of a reward model (`preference`) say what is
+looked at. The trained model is known by a protocol only, and every rank runs the loop in step. Left out on
+purpose: packing, and early stopping by anything but a bar.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from rs_aligner.config import TrainConfig, num_epoch_steps
+from rs_aligner.data import PromptSampler
+from rs_aligner.record.run import Run
+from rs_aligner.trainers.protocols import Stats, is_due, out_of_time, resume, training_metrics
+
+_logger = logging.getLogger("rs_aligner")
+SAY_SECONDS = 5.0  # steps are short: not each of them is worth a line
+
+Row = TypeVar("Row")
+Row_contra = TypeVar("Row_contra", contravariant=True)
+
+
+class Learner(Protocol[Row_contra]):
+    """What is trained. All methods are collective: every rank calls them in the same order."""
+
+    version: int
+
+    def train(self, rows: Sequence[Row_contra]) -> Sequence[Stats]: ...
+    def maximum(self, values: dict[str, float]) -> dict[str, float]: ...
+    def save(self, folder: Path, counters: dict[str, Any]) -> None: ...
+    def load(self, folder: Path) -> dict[str, Any]: ...
+    def export(self, folder: Path) -> None: ...
+
+
+class EpochTrainer(Generic[Row]):
+    """Trains until it is good enough, or to the end.
+
+    Args:
+        config: a checked config.
+        learner: what is trained.
+        rows: to train on.
+        run: the run's folder.
+    """
+
+    def __init__(self, config: TrainConfig, learner: Learner[Row], rows: Sequence[Row], run: Run) -> None:
+        self.loop, self.learner, self.rows, self.run = config.loop, learner, rows, run
+        self.sampler = PromptSampler(
+            len(rows), config.model.global_batch_size, seed=config.model.seed, even=True
+        )
+        self.num_steps = num_epoch_steps(config, len(rows))
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Figures of held-out data after a step (0: before the first); empty if there are none."""
+        raise NotImplementedError
+
+    def training_figures(self, stats: Sequence[Any]) -> dict[str, float]:
+        """Figures of the optimizer steps of a step."""
+        return training_metrics(stats)
+
+    def is_good_enough(self, found: dict[str, float]) -> bool:
+        """Whether a validation found that nothing more need be learnt."""
+        return False
+
+    def fit(self) -> dict[str, float]:
+        """Train until it is good enough, the epochs are over or the time is up; then save and export.
+
+        Returns:
+            What the last validation found.
+        """
+        counters = resume(self.run, self.learner, self.sampler)
+        self.run.open(counters["step"])
+        done, found = max(counters["step"], 0), counters.get("validation", {})
+        if counters["step"] < 0:
+            found = self.validate(0)
+            if found:
+                self.run.record({"step": 0, **found})
+        said = -math.inf
+        good_enough = self.is_good_enough(found)
+        if good_enough or done >= self.num_steps:
+            _logger.info("nothing to train: step %d of %d, held-out figures %s", done, self.num_steps, found)
+        while not good_enough and done < self.num_steps:
+            self.run.begin_step()
+            began = time.monotonic()
+            done += 1
+            stats = self.learner.train([self.rows[draw.index] for draw in next(self.sampler)])
+            self.learner.version = done
+            metrics = {
+                "step": done,
+                "policy_version": done,
+                "consumed_prompts": self.sampler.consumed_prompts,
+                **self.training_figures(stats),
+                **self.learner.maximum({"time/step": time.monotonic() - began}),
+            }
+            if time.monotonic() - said > SAY_SECONDS:
+                said = time.monotonic()
+                _logger.info("step %d/%d  loss %.4f", done, self.num_steps, metrics["loss"])
+            last = done == self.num_steps or out_of_time(self.run, self.learner)
+            if is_due(done, self.loop.val_check_interval) or last:
+                found = self.validate(done)
+                metrics |= found
+                good_enough = self.is_good_enough(found)
+            self.run.record(metrics)
+            interval = self.loop.save_interval or self.loop.val_check_interval
+            if is_due(done, interval) or last or good_enough:
+                counters = {"step": done, "sampler": self.sampler.state_dict(), "validation": found}
+                self.run.save(self.learner, done, counters)
+            if last:
+                break
+        self.say_how_it_ended(good_enough, done)
+        self.learner.export(self.run.final)
+        return found
+
+    def say_how_it_ended(self, good_enough: bool, done: int) -> None:
+        """A line for the log."""

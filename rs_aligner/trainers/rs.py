@@ -1,0 +1,273 @@
+"""The loop: sample, ask the judge, keep the best, train on them, write everything down, repeat.
+
+It knows the policy and the judges by small protocols only. Every rank runs it in step: replicas sample their
+share of the prompts, their sources ask the judge, and then every rank holds the whole step and comes to the
+same selection. Where rollouts come from is the business of `pool`, that of held-out prompts `held_out`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from rs_aligner.batching import is_few
+from rs_aligner.config import TrainRSConfig, num_steps
+from rs_aligner.data import PromptSampler
+from rs_aligner.record.ledger import groups_of
+from rs_aligner.record.run import Run
+from rs_aligner.reward.protocol import Judge, JudgeFailed
+from rs_aligner.rollout import Group, Prompt, TrainingRow
+from rs_aligner.selection import Chain, Progress, Selection, build_chain, nothing_kept
+from rs_aligner.trainers.agreement import (
+    check_inputs,
+    check_step,
+    digest,
+    digest_of_group,
+    digest_of_prompts,
+    digest_of_rows,
+)
+from rs_aligner.trainers.collect import Collector
+from rs_aligner.trainers.failures import RanksDiffer
+from rs_aligner.trainers.held_out import HeldOut
+from rs_aligner.trainers.learner import Learner
+from rs_aligner.trainers.measure import measure
+from rs_aligner.trainers.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
+from rs_aligner.trainers.protocols import Policy, is_due, out_of_time, resume
+
+_logger = logging.getLogger("rs_aligner")
+
+
+class RSTrainer:
+    """Rejection sampling fine-tuning.
+
+    Args:
+        config: a checked config.
+        policy: what is trained.
+        judge: what scores; None on ranks that do not speak for their replica.
+        prompts: to train on.
+        validation: held-out prompts, never trained on.
+        run: the run's folder.
+        watched: a second judge that decides nothing; None for none, and on ranks without a judge.
+        scored: groups to train on instead of sampling; there are no prompts then.
+        anchors: supervised rows to mix in, in the order in which they are taken.
+        chain: who is kept; None builds what the config names.
+    """
+
+    def __init__(
+        self,
+        config: TrainRSConfig,
+        policy: Policy,
+        judge: Judge | None,
+        prompts: Sequence[Prompt],
+        validation: Sequence[Prompt],
+        run: Run,
+        watched: Judge | None = None,
+        *,
+        scored: Sequence[Group] = (),
+        anchors: Sequence[TrainingRow] = (),
+        chain: Chain | None = None,
+    ) -> None:
+        self.config, self.policy, self.run = config, policy, run
+        self.rs, self.loop = config.model.rs, config.trainer.rs
+        number = len(scored) or len(prompts)
+        self.sampler = PromptSampler(number, self.rs.num_rollout_samples, seed=config.model.seed)
+        collector = Collector(config, policy, judge, watched, shows=run.is_writer)
+        source: Source = SampledRollouts(self.rs, collector, prompts, self.sampler)
+        if scored:
+            source = ScoredRollouts(scored, self.sampler)
+        self.pool = Pool(self.rs.pool, source)
+        self.learner = Learner(self.rs, policy, anchors)
+        self.held_out = HeldOut(config, collector, validation)
+        self.num_steps = num_steps(config, number)
+        self._said_few = False
+        self._inputs = {
+            "the prompts": digest_of_prompts(prompts),
+            "the scored rollouts": digest(*map(digest_of_group, scored)),
+            "the held-out prompts": digest_of_prompts(self.held_out.prompts),
+            "the supervised rows": digest_of_rows(anchors),
+            "the numbers of steps": self.num_steps,
+        }
+        rs = self.rs
+        self.chain = chain or build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
+
+    def fit(self) -> None:
+        """Train to the end, until nothing is gained any more, or until the time is up; then save and export.
+
+        Raises:
+            JudgeFailed: the judge scored too little of a step; every rank raises it. Nothing of the step is
+                trained, what was done before is saved, and the run continues there when it is started again.
+            RanksDiffer: the ranks came to different selections, or started from different data; as above.
+        """
+        check_inputs(self.policy, self._inputs)
+        done = self._resume()
+        while done < self.num_steps and not self.held_out.is_over:
+            self.run.begin_step()
+            began = time.monotonic()
+            before, step = self._counters(done), done + 1
+            candidates = self.pool.draw(step)
+            if candidates.failure is not None:
+                self._stop_before(step, before, candidates)
+            generated = time.monotonic()
+            selection = self._agreed(step, before, candidates)
+            distance = self.learner.distance(candidates, version=done)
+            learnt = self.learner.learn(candidates, selection)
+            done = self.policy.version = step
+            trained = time.monotonic()
+            times = self.policy.maximum(
+                {
+                    "time/generate": generated - began - candidates.waited,
+                    "time/score_wait": candidates.waited,
+                    "time/train": trained - generated,
+                    "time/step": trained - began,
+                }
+            )
+            self.pool.settle(candidates.groups, selection)
+            self.chain.remember(candidates.groups, selection)
+            self._write(step, candidates.groups, selection)
+            metrics = {
+                "step": step,
+                "policy_version": self.policy.version,
+                "consumed_prompts": self.sampler.consumed_prompts,
+                "tokens/generated": candidates.new_tokens,
+                **measure(candidates, selection, passed_above=self.rs.passed_above),
+                **distance,
+                **learnt,
+                **times,
+            }
+            self._say(metrics)
+            last = step == self.num_steps or out_of_time(self.run, self.policy)
+            self._look_and_save(step, metrics, last)
+            if last:
+                break
+        self._export(done)
+
+    def _resume(self) -> int:
+        """Continue from the newest checkpoint, or look at held-out prompts first; returns the steps done."""
+        counters = resume(self.run, self.policy, self.sampler)
+        saved = self._saved = counters["step"]
+        self.ledger = self.run.open(saved)
+        if saved >= 0:
+            self._remember(counters)
+        elif self._looks:
+            found = self.held_out.measure(0)
+            self.run.record({"step": 0, **found})
+            if self.loop.patience is not None:
+                self._save(self._counters(0))  # the starting policy may turn out to be the best
+        if saved >= self.num_steps or self.held_out.is_over:
+            _logger.info(
+                "nothing left to do: %d of %d steps are done; see trainer.rs.max_epochs and patience",
+                *(saved, self.num_steps),
+            )
+        return max(saved, 0)
+
+    @property
+    def _looks(self) -> bool:
+        """Whether held-out prompts are looked at."""
+        return bool(self.held_out.prompts) and self.loop.val_check_interval is not None
+
+    def _remember(self, counters: dict[str, Any]) -> None:
+        """Bring back what a continued run needs besides the checkpoint, from the writing rank's ledger."""
+        done = counters["step"]
+        self.held_out.load_state_dict(counters["held_out"])
+        self.learner.load_state_dict(counters["learner"])
+        mine = None
+        if self.ledger is not None:
+            earlier = self.ledger.kept_until(done) if self.chain.remembers else []
+            mine = self.pool.remembered(self.ledger, done), earlier
+        rows, earlier = next(found for found in self.policy.gather(mine) if found is not None)
+        self.pool.restore(rows, done)
+        self.chain.restore(groups_of(earlier))
+
+    def _counters(self, step: int) -> dict[str, Any]:
+        """Where the run is behind a step, as a checkpoint has it."""
+        return {
+            "step": step,
+            "sampler": self.sampler.state_dict(),
+            "held_out": self.held_out.state_dict(),
+            "learner": self.learner.state_dict(),
+        }
+
+    def _save(self, counters: dict[str, Any]) -> None:
+        self._saved = counters["step"]
+        self.run.save(self.policy, self._saved, counters)
+
+    def _stop_before(self, step: int, before: dict[str, Any], candidates: Candidates) -> NoReturn:
+        """End a run whose judge failed in this step: write it down, untrained, and save what was done."""
+        self._write(step, candidates.groups, nothing_kept(candidates.groups, "the step was not trained"))
+        self._save_before(step, before)
+        raise JudgeFailed(f"{candidates.failure}; nothing of it was trained, start the run again to go on")
+
+    def _save_before(self, step: int, before: dict[str, Any]) -> None:
+        """Save what was done before a step that is not trained, unless it is saved already."""
+        if step - 1 > max(self._saved, 0):
+            self._save(before)
+
+    def _agreed(self, step: int, before: dict[str, Any], candidates: Candidates) -> Selection:
+        """Who is kept, the same on every rank."""
+        found: Selection | Exception
+        progress = Progress(step, self.num_steps, candidates.improve_step, self.rs.pool.improve_steps)
+        try:
+            found = self.chain.select(candidates.groups, progress)
+        except Exception as error:  # perhaps on this rank only, and the others would wait for it
+            found = error
+        further = {
+            "the places in the supervised rows": digest(self.learner.state_dict()),
+            "the held-out figures": digest(self.held_out.state_dict()),
+        }
+        try:
+            return check_step(self.policy, step, candidates.groups, found, further)
+        except RanksDiffer:
+            self._save_before(step, before)
+            raise
+
+    def _write(self, step: int, groups: list[Group], selection: Selection) -> None:
+        if self.ledger is not None:
+            self.ledger.append(step, groups, selection, everything=bool(self.rs.offline))
+
+    def _look_and_save(self, step: int, metrics: dict[str, Any], last: bool) -> None:
+        """Look at held-out prompts and save where it is due; write the step's figures down."""
+        unscored: JudgeFailed | None = None
+        looked = self._looks and (is_due(step, self.loop.val_check_interval) or last)
+        if looked:
+            try:
+                metrics |= self.held_out.measure(step)
+            except JudgeFailed as error:
+                unscored = error
+        self.run.record(metrics)
+        due = is_due(step, self.loop.save_interval or self.loop.val_check_interval)
+        is_best = looked and self.loop.patience is not None and self.held_out.best_step == step
+        if due or is_best or last or unscored or self.held_out.is_over:
+            self._save(self._counters(step))
+        if unscored is not None:
+            raise unscored
+
+    def _export(self, done: int) -> None:
+        """Leave the policy in `final/`: the best one where the run has `patience`, else the last."""
+        best = self.held_out.best_step
+        if self.loop.patience is not None and best is not None:
+            if best != done:
+                self.policy.load(self.run.checkpoint(best))
+            _logger.info("final/ is the policy of step %d, the best on held-out prompts", best)
+        self.policy.export(self.run.final)
+
+    def _say(self, metrics: dict[str, Any]) -> None:
+        few, most = metrics["rollouts/kept"], self.config.model.global_batch_size
+        if is_few(few, most) and not self._said_few:
+            self._said_few = True
+            _logger.warning(
+                "step %d kept %d rollouts, fewer than a tenth of model.global_batch_size = %d: an optimizer "
+                "step on few rows goes as far as one on many; lower it, or let a step keep more (said once)",
+                *(metrics["step"], few, most),
+            )
+        mean, kept = (
+            f"{metrics[key]:.4f}" if key in metrics else "none" for key in ("reward/mean", "reward/kept_mean")
+        )
+        loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else "nothing kept, no optimizer step"
+        _logger.info(
+            "step %d/%d  reward %s, kept %s (%d of %d)  %s  %.1f s (generate %.1f, wait %.1f, train %.1f)",
+            *(metrics["step"], self.num_steps, mean, kept),
+            *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
+            *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
+        )

@@ -1,0 +1,103 @@
+"""Supervised training: give rejection sampling a policy that succeeds now and then.
+
+A step is one optimizer step on `global_batch_size` rows. Now and then the policy answers held-out prompts,
+a judge in this process scores the answers, and the training stops as soon as they are good enough: how many
+steps that takes differs from seed to seed. The loop is `epochs`; like the trainer of rejection sampling it
+knows the policy by a protocol only. Left out on purpose: a held-out loss.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from rs_aligner.config import TrainSFTConfig
+from rs_aligner.record.run import Run
+from rs_aligner.rollout import Prompt, TrainingRow
+from rs_aligner.trainers.epochs import EpochTrainer
+from rs_aligner.trainers.protocols import VALIDATION, Policy
+
+_logger = logging.getLogger("rs_aligner")
+REWARD = "validation/reward"
+
+Judge = Callable[[list[str], list[str], list[dict[str, Any]]], list[float]]
+"""Scores texts: `f(prompts, responses, metadata)`, one number a row."""
+
+
+class SFTTrainer(EpochTrainer[TrainingRow]):
+    """Supervised training until the held-out score suffices, or to the end.
+
+    Args:
+        config: a checked config.
+        policy: what is trained.
+        judge: scores held-out answers; None where the config has none, and on ranks that do not speak for
+            their replica.
+        rows: to train on.
+        validation: held-out prompts, never trained on.
+        run: the run's folder.
+    """
+
+    def __init__(
+        self,
+        config: TrainSFTConfig,
+        policy: Policy,
+        judge: Judge | None,
+        rows: Sequence[TrainingRow],
+        validation: Sequence[Prompt],
+        run: Run,
+    ) -> None:
+        super().__init__(config, policy, rows, run)
+        self.config, self.policy, self.judge, self.sft = config, policy, judge, config.model.sft
+        self.validation = validation[: self.sft.num_val_samples]
+
+    def is_good_enough(self, found: dict[str, float]) -> bool:
+        """Whether the held-out score has reached `stop_at_validation`."""
+        stop = self.config.loop.stop_at_validation
+        return stop is not None and REWARD in found and found[REWARD] >= stop
+
+    def say_how_it_ended(self, good_enough: bool, done: int) -> None:
+        """Whether the score was reached, where there was one to reach."""
+        stop = self.config.loop.stop_at_validation
+        if good_enough:
+            _logger.info("good enough after step %d (trainer.sft.stop_at_validation=%s)", done, stop)
+        elif stop is not None:
+            _logger.warning("ended below trainer.sft.stop_at_validation=%s, after step %d", stop, done)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Answer the held-out prompts, one answer each; nothing of them is trained on.
+
+        Each replica scores its own answers, so that a judge need not say the same on every rank.
+
+        Raises:
+            ValueError: the judge gave no held-out answer a finite score.
+        """
+        if self.config.judge is None or self.loop.val_check_interval is None:
+            return {}
+        rollouts = list(
+            self.policy.generate(
+                self.validation,
+                1,
+                self.sft.sampling_params,
+                self.sft.length_params,
+                step=VALIDATION,
+                wave_size=None,
+            )
+        )
+        mine: list[float] = []
+        if self.judge is not None and rollouts:
+            prompts = [self.validation[rollout.group] for rollout in rollouts]
+            texts = [rollout.text for rollout in rollouts]
+            mine = self.judge([p.text for p in prompts], texts, [p.metadata for p in prompts])
+        everyone = [reward for replica in self.policy.gather(mine) for reward in replica]
+        rewards = [reward for reward in everyone if math.isfinite(reward)]
+        if not rewards:
+            raise ValueError(f"validation: the judge gave none of {len(everyone)} answers a finite score")
+        if len(rewards) < len(everyone):
+            missing = len(everyone) - len(rewards)
+            _logger.warning("validation: %d of %d answers have no score", missing, len(everyone))
+        when = f"after step {step}" if step else "before the first step"
+        _logger.info("validation %s: reward %.4f over %d answers", when, fmean(rewards), len(rewards))
+        return {REWARD: fmean(rewards)}

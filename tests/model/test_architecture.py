@@ -1,0 +1,95 @@
+"""A Hugging Face config is read completely, and what it asks for beyond the supported is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rs_aligner.model.architecture import Architecture, read_architecture
+from tests.tiny import FAMILIES, LLAMA3_ROPE
+
+
+def config_of(family: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(FAMILIES[family]().to_json_string(use_diff=False))
+    return config
+
+
+def read(folder: Path, config: dict[str, Any]) -> Architecture:
+    (folder / "config.json").write_text(json.dumps(config))
+    return read_architecture(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", {"tied_embeddings": True, "rope_scaling_factor": None, "head_dim": 8, "qkv_bias": False}),
+        ("llama3", {"tied_embeddings": False, "rope_scaling_factor": 8.0, "rope_theta": 500000.0}),
+        ("mistral", {"head_dim": 16, "tied_embeddings": False, "rope_theta": 10000.0}),
+        ("qwen2", {"qkv_bias": True, "qk_norm": False, "tied_embeddings": True}),
+        ("qwen3", {"qkv_bias": False, "qk_norm": True, "head_dim": 16}),
+    ],
+)
+def test_sizes_and_switches_of_each_family_are_read(
+    tmp_path: Path, family: str, expected: dict[str, Any]
+) -> None:
+    arch = read(tmp_path, config_of(family))
+    assert (arch.vocab_size, arch.hidden_size, arch.num_layers) == (96, 32, 4)
+    assert (arch.num_heads, arch.num_kv_heads, arch.intermediate_size) == (4, 2, 80)
+    assert {name: getattr(arch, name) for name in expected} == expected
+
+
+def test_configs_of_older_transformers_are_read_the_same(tmp_path: Path) -> None:
+    """Before version 5, the rotary base stood alone and its scaling apart."""
+    new = config_of("llama3")
+    old = {key: value for key, value in new.items() if key != "rope_parameters"}
+    scaling = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+    assert read(tmp_path, {**old, "rope_theta": 500000.0, "rope_scaling": scaling}) == read(tmp_path, new)
+    plain = config_of("llama")
+    old = {key: value for key, value in plain.items() if key != "rope_parameters"}
+    assert read(tmp_path, {**old, "rope_theta": 10000.0, "rope_scaling": None}) == read(tmp_path, plain)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "words"),
+    [
+        ("llama", {"model_type": "gpt2"}, ["model_type", "'gpt2'", "llama, mistral, qwen2, qwen3"]),
+        ("llama", {"model_type": None}, ["model_type", "None"]),
+        ("mistral", {"sliding_window": 4096}, ["sliding_window", "4096", "None"]),
+        ("qwen2", {"use_sliding_window": True}, ["use_sliding_window", "True", "False"]),
+        ("qwen3", {"use_sliding_window": True}, ["use_sliding_window", "True", "False"]),
+        ("llama", {"mlp_bias": True}, ["mlp_bias", "True", "False"]),
+        ("llama", {"attention_bias": True}, ["attention_bias", "True", "False"]),
+        ("llama", {"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["rope_type", "'yarn'"]),
+        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, ["rope_type", "'linear'"]),
+        ("llama3", {"rope_parameters": {**LLAMA3_ROPE, "low_freq_factor": 2.0}}, ["low_freq_factor", "2.0"]),
+        (
+            "llama3",
+            {"rope_parameters": {**LLAMA3_ROPE, "original_max_position_embeddings": 4096}},
+            ["original_max_position_embeddings", "4096", "8192"],
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_is_not_supported_is_refused_with_its_key_and_what_would_work(
+    tmp_path: Path, family: str, change: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(ValueError, match="is not supported") as error:
+        read(tmp_path, {**config_of(family), **change})
+    assert all(word in str(error.value) for word in (*words, str(tmp_path / "config.json")))
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"it has no config\.json") as error:
+        read_architecture(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '"llama"'])
+def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|should be a JSON object)"):
+        read_architecture(tmp_path)

@@ -1,0 +1,89 @@
+"""A model folder that cannot be used is told before anything of it is loaded, whatever it is for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from rs_aligner.model.folder import read_model_folder
+from tests.tiny import save_tiny_with_tokenizer
+
+pytestmark = pytest.mark.timeout(60)
+KEY = "the.key"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny_with_tokenizer(tmp_path / "model")
+
+
+def add_tokens(folder: Path, number: int) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<new{i}>" for i in range(number)])
+    tokenizer.save_pretrained(folder)
+
+
+def test_more_tokens_than_the_embedding_has_rows_are_told_with_both_numbers(folder: Path) -> None:
+    tokenizer, arch = read_model_folder(str(folder), KEY)
+    assert tokenizer.num_ids == arch.vocab_size == 258
+    add_tokens(folder, 3)
+    with pytest.raises(ValueError, match="resize_token_embeddings") as error:
+        read_model_folder(str(folder), KEY)
+    assert all(
+        word in str(error.value) for word in ("261 tokens", "added ones included", "258", "vocab_size")
+    )
+
+
+def test_what_the_message_advises_works(folder: Path) -> None:
+    add_tokens(folder, 3)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(261)
+    model.save_pretrained(folder)
+    tokenizer, arch = read_model_folder(str(folder), KEY)
+    assert tokenizer.num_ids == arch.vocab_size == 261
+
+
+def test_an_embedding_with_more_rows_than_tokens_is_read(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 320}))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"] = torch.zeros(320, 32)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    tokenizer, arch = read_model_folder(str(folder), KEY)
+    assert (tokenizer.num_ids, arch.vocab_size) == (258, 320)
+
+
+@pytest.mark.parametrize("use", ["generate", "score", "train_scoring"])
+def test_each_use_looks_at_kind_and_tensors(folder: Path, use: str) -> None:
+    with pytest.raises(ValueError, match=r"the\.key is '/no/such': is not there"):
+        read_model_folder("/no/such", KEY, use=use)  # type: ignore[arg-type]
+    if use == "score":
+        config = json.loads((folder / "config.json").read_text())
+        head = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "reward"}}
+        (folder / "config.json").write_text(json.dumps({**config, **head}))
+    weights = load_file(folder / "model.safetensors")
+    bias = {"model.layers.0.self_attn.q_proj.bias": torch.ones(32), "score.weight": torch.ones(1, 32)}
+    save_file({**weights, **bias}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"q_proj\.bias"):
+        read_model_folder(str(folder), KEY, use=use)  # type: ignore[arg-type]
+
+
+def test_a_language_model_does_not_score_and_a_reward_model_does_not_generate(
+    folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"the\.key: .* is no reward model .*train_reward_model\.py"):
+        read_model_folder(str(folder), KEY, use="score")
+    read_model_folder(str(folder), KEY, use="train_scoring")
+    config = transformers.AutoConfig.from_pretrained(folder, num_labels=1)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reward")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "reward" / name).write_bytes((folder / name).read_bytes())
+    for use in ("score", "train_scoring"):
+        read_model_folder(str(tmp_path / "reward"), KEY, use=use)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"the\.key: .* is a reward model.*cannot generate"):
+        read_model_folder(str(tmp_path / "reward"), KEY)

@@ -1,0 +1,124 @@
+"""The tokenizer as the house sees it: end tokens, begin token, what a response adds to a prompt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+import transformers
+from tokenizers import decoders, models, pre_tokenizers
+
+from rs_aligner.model.tokenizer import Tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Word pieces whose leading space is drawn as a sign, as in SentencePiece; `</s>` (2) ends a text."""
+    pieces = ["<unk>", "<s>", "</s>", "<end>", "▁Hello", "▁world", "▁", "lo", "!", "▁a", "b"]
+    made = tokenizers.Tokenizer(models.WordLevel({p: i for i, p in enumerate(pieces)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", additional_special_tokens=["<end>"]
+    )
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def set_end_tokens(folder: Path, name: str, value: object) -> None:
+    (folder / name).write_text(json.dumps({"eos_token_id": value}))
+
+
+def test_end_tokens_are_the_models_and_the_tokenizers_own(folder: Path) -> None:
+    assert Tokenizer(folder).eos_ids == (2,)
+    set_end_tokens(folder, "generation_config.json", [3, 8])
+    assert Tokenizer(folder).eos_ids == (3, 8, 2)
+
+
+def test_the_generation_configs_end_tokens_come_before_the_configs(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 3}))
+    assert set(Tokenizer(folder).eos_ids) == {3, 2}
+    set_end_tokens(folder, "generation_config.json", 8)
+    assert set(Tokenizer(folder).eos_ids) == {8, 2}
+    set_end_tokens(folder, "generation_config.json", None)
+    assert set(Tokenizer(folder).eos_ids) == {3, 2}
+
+
+def test_token_0_can_be_an_end_token(folder: Path) -> None:
+    set_end_tokens(folder, "generation_config.json", 0)
+    assert set(Tokenizer(folder).eos_ids) == {0, 2}
+
+
+def test_the_begin_token_is_known(folder: Path) -> None:
+    assert Tokenizer(folder).bos_id == 1
+
+
+def test_what_a_response_adds_keeps_its_leading_space(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    assert tokenizer.decode([5, 8]) == "world!"
+    assert tokenizer.continuation([1, 4], [5, 8, 2]) == " world!"
+    assert tokenizer.continuation([1, 4], [7]) == "lo"
+    assert tokenizer.continuation([1], [4]) == "Hello"
+
+
+def test_special_tokens_are_no_part_of_a_text(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    assert tokenizer.continuation([1, 4], [3, 5, 2]) == " world"
+    assert tokenizer.continuation([4], [2]) == ""
+
+
+def test_a_chat_ends_where_the_answer_begins(folder: Path) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    assert Tokenizer(folder).apply_chat_template(messages) == ("<user>Hello<assistant>", "")
+
+
+def test_what_a_template_refuses_is_a_clear_error(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no tools"):
+        Tokenizer(folder).apply_chat_template([{"role": "tool", "content": "x"}])
+
+
+def test_a_tokenizer_without_a_chat_template_says_so(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="chat_template"):
+        Tokenizer(folder).apply_chat_template([{"role": "user", "content": "Hello"}])
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no tokenizer \(tokenizer\.json\)") as error:
+        Tokenizer(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_damaged_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="the tokenizer cannot be read") as error:
+        Tokenizer(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_a_model_without_an_end_token_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "eos_token"}))
+    with pytest.raises(ValueError, match=r"no end token; set eos_token_id in generation_config\.json"):
+        Tokenizer(folder)
+    set_end_tokens(folder, "generation_config.json", 3)
+    assert Tokenizer(folder).eos_ids == (3,)
+
+
+def test_the_real_tokenizer_reads_back_what_it_wrote(test_data: Path) -> None:
+    tokenizer = Tokenizer(test_data / "stories260k")
+    text = "Once upon a time, there was a little girl"
+    ids = tokenizer.encode(text)
+    assert ids[0] == tokenizer.bos_id == 1
+    assert tokenizer.decode(ids) == text
+    for cut in range(1, len(ids)):
+        assert tokenizer.decode(ids[:cut]) + tokenizer.continuation(ids[:cut], ids[cut:]) == text

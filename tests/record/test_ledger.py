@@ -1,0 +1,158 @@
+"""What is written to the ledger is read back, and a step is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rs_aligner.record.ledger import Ledger
+from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.selection import Progress, Selection, build_chain
+
+AWKWARD = 'a "quote"\n\r\t\\ 日本語 😀 \u2028 \x85 \x00 end'
+
+
+def make_groups(text: str = "Once", num_groups: int = 2, num_rollouts: int = 2) -> list[Group]:
+    return [
+        Group(
+            prompt=Prompt(f"prompts.jsonl:{g + 1}", text, (1, 2), {"text": text, "answer": g}, position=g),
+            rollouts=[
+                Rollout(g, n, (5, 6 + n), f"{text} {n}", "stop" if n else "length", 3, 100 + n, (-0.5, -1.25))
+                for n in range(num_rollouts)
+            ],
+            scores=[
+                Score(float(n), {"fluency": 0.5}) if g else ScoreFailure("timed out")
+                for n in range(num_rollouts)
+            ],
+        )
+        for g in range(num_groups)
+    ]
+
+
+def selected(groups: list[Group]) -> Selection:
+    return build_chain((), top_n=1).select(groups, Progress(1, 1))
+
+
+def write(ledger: Ledger, step: int, groups: list[Group]) -> None:
+    ledger.append(step, groups, selected(groups))
+
+
+def test_a_step_is_read_back_as_it_was(tmp_path):
+    ledger, groups = Ledger(tmp_path / "rollouts"), make_groups(AWKWARD)
+    write(ledger, 4, groups)
+    rows = Ledger(tmp_path / "rollouts").read(4)
+    assert [(row.group, row.index) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for row in rows:
+        group = groups[row.group]
+        rollout = group.rollouts[row.index]
+        assert (row.step, row.prompt_id, row.prompt) == (4, group.prompt.id, AWKWARD)
+        assert (row.response, row.token_ids, row.log_probs) == (
+            rollout.text,
+            rollout.token_ids,
+            rollout.log_probs,
+        )
+        assert (row.finish_reason, row.seed, row.policy_version) == (
+            rollout.finish_reason,
+            rollout.seed,
+            rollout.policy_version,
+        )
+        assert row.score == group.scores[row.index]
+        assert row.metadata == group.prompt.metadata
+    assert [row.kept for row in rows] == [False, False, False, True]
+    assert [row.reason for row in rows] == ["not scored", "not scored", "not in the top n", "kept"]
+    assert (rows[0].reward, rows[0].failure, rows[3].failure) == (None, "timed out", None)
+
+
+def test_groups_of_different_sizes_have_a_row_for_each_rollout(tmp_path):
+    ledger, groups = Ledger(tmp_path), make_groups()
+    del groups[0].rollouts[1:], groups[0].scores[1:]
+    write(ledger, 1, groups)
+    assert [(row.group, row.index, row.kept) for row in ledger.read(1)] == [
+        (0, 0, False),
+        (1, 0, False),
+        (1, 1, True),
+    ]
+
+
+def test_a_file_is_one_readable_json_object_per_rollout(tmp_path):
+    write(Ledger(tmp_path), 1, make_groups("größer 日本"))
+    text = (tmp_path / "step_000001.jsonl").read_text(encoding="utf-8")
+    assert "größer 日本 1" in text
+    assert [json.loads(line)["index"] for line in text.splitlines()] == [0, 1, 0, 1]
+
+
+def test_half_a_surrogate_pair_survives_in_a_file_that_is_valid_utf8(tmp_path):
+    ledger, text = Ledger(tmp_path), "half \ud83d of a smile"
+    write(ledger, 1, make_groups(text))
+    assert ledger.read(1)[0].prompt == text
+    (tmp_path / "step_000001.jsonl").read_text(encoding="utf-8")
+
+
+@given(st.lists(st.floats(width=32, max_value=0, allow_infinity=False), max_size=8))
+def test_float32_log_probs_survive_unchanged(tmp_path_factory, log_probs):
+    ledger, groups = Ledger(tmp_path_factory.mktemp("ledger")), make_groups(num_groups=1, num_rollouts=1)
+    groups[0].rollouts[0] = Rollout(0, 0, (), "", "stop", log_probs=tuple(log_probs))
+    write(ledger, 1, groups)
+    [row] = ledger.read(1)
+    assert row.log_probs == tuple(log_probs)
+
+
+def test_a_step_made_again_replaces_the_old_one(tmp_path):
+    ledger = Ledger(tmp_path)
+    write(ledger, 1, make_groups("old", num_groups=2))
+    write(ledger, 1, make_groups("new", num_groups=1))
+    assert {row.prompt for row in ledger.read(1)} == {"new"}
+    assert len(ledger.read(1)) == 2
+
+
+def test_a_step_that_fails_half_way_leaves_the_old_file(tmp_path):
+    ledger, groups = Ledger(tmp_path), make_groups("new")
+    write(ledger, 1, make_groups("old"))
+    groups[1].scores.pop()
+    with pytest.raises(ValueError, match="zip"):
+        ledger.append(1, groups, selected(make_groups()))
+    assert {row.prompt for row in ledger.read(1)} == {"old"}
+    assert ledger.steps() == [1]
+
+
+def test_what_came_after_the_checkpoint_is_forgotten(tmp_path):
+    ledger = Ledger(tmp_path)
+    for step in (1, 2, 10):
+        write(ledger, step, make_groups())
+    assert ledger.steps() == [1, 2, 10]
+    ledger.truncate_after(1)
+    assert ledger.steps() == [1]
+    ledger.truncate_after(0)
+    assert ledger.steps() == []
+
+
+def test_a_wide_step_number_keeps_its_place(tmp_path):
+    ledger = Ledger(tmp_path)
+    for step in (1_000_000, 999_999):
+        write(ledger, step, make_groups())
+    assert ledger.steps() == [999_999, 1_000_000]
+
+
+def test_a_missing_step_and_a_broken_line_are_named(tmp_path):
+    ledger = Ledger(tmp_path)
+    write(ledger, 1, make_groups())
+    with pytest.raises(ValueError, match=r"no step 2; it has \[1\]"):
+        ledger.read(2)
+    path = Path(tmp_path / "step_000001.jsonl")
+    for broken in (b"{", b"[]", b"{}", b'{"token_ids": [], "log_probs": [], "other": 1}'):
+        path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n" + broken)
+        with pytest.raises(ValueError, match=r"step_000001\.jsonl:2: not a row of a ledger"):
+            ledger.read(1)
+
+
+def test_refuses_a_step_below_one_and_a_selection_of_another_size(tmp_path):
+    ledger, groups = Ledger(tmp_path), make_groups()
+    with pytest.raises(ValueError, match="count from 1"):
+        ledger.append(0, groups, selected(groups))
+    with pytest.raises(ValueError, match="zip"):
+        ledger.append(1, groups, selected(make_groups(num_groups=3)))
+    assert ledger.steps() == []

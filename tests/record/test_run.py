@@ -1,0 +1,218 @@
+"""A run's folder: which checkpoints stay, what a start continues from, and what loggers are told."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rs_aligner.config import ExpManagerConfig
+from rs_aligner.record.run import Run
+
+
+class FakePolicy:
+    def save(self, folder: Path, counters: dict[str, Any]) -> None:
+        folder.mkdir(parents=True)
+        (folder / "counters.json").write_text(json.dumps(counters))
+
+
+class FakeLogger:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.status = ""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.rows.append({"step": step, **metrics})
+
+    def finalize(self, status: str) -> None:
+        self.status = status
+
+
+class Clock:
+    """Stands in for the `time` module of run.py."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("rs_aligner.record.run.time", clock)
+    return clock
+
+
+def open_run(folder: Path, *, is_writer: bool = True, loggers: Any = (), **config: Any) -> Run:
+    config = {"explicit_log_dir": str(folder), **config}
+    return Run(ExpManagerConfig.model_validate(config), is_writer=is_writer, loggers=loggers)
+
+
+def train(run: Run, figures: Mapping[int, float | None]) -> None:
+    """A step with that validation figure and a checkpoint, for each."""
+    run.open(-1)
+    for step, figure in figures.items():
+        row: dict[str, float] = {"step": step, "loss": 1.0}
+        run.record(row if figure is None else {**row, "validation/reward": figure})
+        run.save(FakePolicy(), step, {"step": step})
+    run.close()
+
+
+def steps(run: Run) -> list[int]:
+    return sorted(int(path.name[5:]) for path in run.checkpoints.iterdir())
+
+
+# Which checkpoints stay
+
+RISES_AND_FALLS = {1: 0.3, 2: 0.1, 3: 0.9, 4: 0.5, 5: 0.2}
+
+
+@pytest.mark.parametrize(
+    ("mode", "save_top_k", "stay"),
+    [
+        ("max", -1, [1, 2, 3, 4, 5]),
+        ("max", 0, [5]),
+        ("max", 1, [3, 5]),
+        ("max", 2, [3, 4, 5]),
+        ("min", 1, [2, 5]),
+        ("min", 2, [2, 5]),
+        ("min", 3, [1, 2, 5]),
+        ("max", 9, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_the_newest_and_the_best_checkpoints_stay(
+    tmp_path: Path, mode: str, save_top_k: int, stay: list[int]
+) -> None:
+    run = open_run(tmp_path, checkpoint_callback_params={"mode": mode, "save_top_k": save_top_k})
+    train(run, RISES_AND_FALLS)
+    assert steps(run) == stay
+
+
+def test_of_equal_checkpoints_the_newest_stays(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    train(run, {1: 0.5, 2: 0.5, 3: 0.1})
+    assert steps(run) == [2, 3]
+
+
+def test_a_checkpoint_without_a_figure_is_never_the_best(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    train(run, {1: -5.0, 2: None, 3: None})
+    assert steps(run) == [1, 3]
+
+
+def test_the_best_of_an_earlier_start_stays_after_a_restart(tmp_path: Path) -> None:
+    train(open_run(tmp_path), {1: 0.9, 2: 0.1})
+    run = open_run(tmp_path)
+    run.open(2)
+    run.record({"step": 3, "validation/reward": 0.5})
+    run.save(FakePolicy(), 3, {})
+    assert steps(run) == [1, 3]
+
+
+def test_only_the_writing_rank_removes_checkpoints(tmp_path: Path) -> None:
+    run = open_run(tmp_path, checkpoint_callback_params={"save_top_k": 0})
+    other = open_run(tmp_path, is_writer=False, checkpoint_callback_params={"save_top_k": 0})
+    train(run, {1: 0.5})
+    other.save(FakePolicy(), 2, {})
+    assert steps(run) == [1, 2]
+
+
+# What a start continues from
+
+
+def test_a_new_folder_has_nothing_to_continue_from(tmp_path: Path) -> None:
+    assert open_run(tmp_path / "new").last_checkpoint is None
+
+
+def test_a_start_continues_from_the_newest_checkpoint_by_number(tmp_path: Path) -> None:
+    for step in (999_999, 1_000_000, 2):
+        (tmp_path / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
+    assert open_run(tmp_path).last_checkpoint == tmp_path / "checkpoints" / "step_1000000"
+
+
+def test_incomplete_checkpoints_are_ignored(tmp_path: Path) -> None:
+    train(open_run(tmp_path), {1: 0.5})
+    (tmp_path / "checkpoints" / "step_000002.partial").mkdir()
+    (tmp_path / "checkpoints" / "step_000003").write_text("a file")
+    (tmp_path / "checkpoints" / "step_old").mkdir()
+    assert open_run(tmp_path).last_checkpoint == tmp_path / "checkpoints" / "step_000001"
+
+
+def test_a_folder_with_a_checkpoint_is_refused_where_resuming_is_off(tmp_path: Path) -> None:
+    train(open_run(tmp_path, resume_if_exists=False), {1: 0.5})
+    with pytest.raises(ValueError, match="resume_if_exists is false") as error:
+        open_run(tmp_path, resume_if_exists=False)
+    assert str(tmp_path) in str(error.value)
+    assert "step_000001" in str(error.value)
+
+
+def test_opening_drops_metrics_and_rollouts_behind_the_checkpoint(tmp_path: Path) -> None:
+    train(open_run(tmp_path), {0: 0.1, 1: 0.2, 2: 0.3})
+    for step in (1, 2):
+        (tmp_path / "rollouts" / f"step_{step:06d}.jsonl").write_text("")
+    run = open_run(tmp_path)
+    ledger = run.open(1)
+    assert ledger is not None
+    assert ledger.steps() == [1]
+    run.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [0, 1]
+
+
+def test_a_rank_that_does_not_write_leaves_no_trace(tmp_path: Path) -> None:
+    logger = FakeLogger()
+    run = open_run(tmp_path / "run", is_writer=False)
+    assert run.open(-1) is None
+    run.record({"step": 1, "loss": 1.0})
+    run.close()
+    assert not (tmp_path / "run").exists()
+    assert logger.rows == []
+
+
+# Loggers and the time limit
+
+
+def test_loggers_get_the_same_figures_as_the_metrics_file(tmp_path: Path) -> None:
+    logger = FakeLogger()
+    run = open_run(tmp_path, loggers=[logger])
+    run.open(-1)
+    run.record({"step": 0, "validation/reward": 0.25})
+    run.record({"step": 1, "loss": math.nan, "grad_norm": math.inf, "rollouts/kept": 3})
+    run.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert logger.rows == rows == [{"step": 0, "validation/reward": 0.25}, {"step": 1, "rollouts/kept": 3}]
+    assert logger.status == "success"
+
+
+def test_without_a_time_limit_there_is_always_time(tmp_path: Path, clock: Clock) -> None:
+    run = open_run(tmp_path)
+    run.begin_step()
+    clock.now += 1e9
+    assert run.time_left_for_a_step()
+
+
+@pytest.mark.parametrize(("limit", "fits"), [("00:00:00:25", False), ("00:00:00:26", True)])
+def test_a_step_is_begun_only_if_one_and_a_half_of_the_longest_fit(
+    tmp_path: Path, clock: Clock, limit: str, fits: bool
+) -> None:
+    run = open_run(tmp_path, max_time_per_run=limit)
+    run.begin_step()
+    clock.now += 10
+    assert run.time_left_for_a_step() == fits
+
+
+def test_a_step_counts_with_its_validation_and_checkpoint(tmp_path: Path, clock: Clock) -> None:
+    """Steps of 10 s, after the first of which 30 s went into validation and checkpoint."""
+    run = open_run(tmp_path, max_time_per_run="00:00:01:45")
+    run.begin_step()
+    clock.now += 10
+    assert run.time_left_for_a_step()
+    clock.now += 30
+    run.begin_step()
+    clock.now += 10
+    assert not run.time_left_for_a_step()  # 50 s are gone, and 1.5 x 40 do not fit into 55
