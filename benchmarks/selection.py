@@ -47,6 +47,7 @@ from rs_aligner.commands.run_data import read_prompts
 from rs_aligner.config import TrainRSConfig, UntilConfig
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.rollout import Group, Prompt, Rollout, Score
+from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.collect import Collector, num_tokens
 
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ class Counting:
         self._policy, self.gather = policy, policy.gather
         self.rounds = self.prompt_runs = 0
 
-    def generate(self, prompts: Sequence[Prompt], *args: Any, **how: Any) -> Iterator[Rollout]:
+    def generate(self, request: SampleRequest) -> Iterator[Rollout]:
         """As the policy's."""
-        self.rounds, self.prompt_runs = self.rounds + 1, self.prompt_runs + len(prompts)
-        return self._policy.generate(prompts, *args, **how)
+        self.rounds, self.prompt_runs = self.rounds + 1, self.prompt_runs + len(request.prompts)
+        return self._policy.generate(request)
 
 
 @contextmanager

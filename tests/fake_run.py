@@ -16,11 +16,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rs_aligner.config import LengthParams, RemoteRMConfig, SamplingParams, TrainRSConfig
+from rs_aligner.config import RemoteRMConfig, SamplingParams, TrainRSConfig
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.run import Run
 from rs_aligner.reward.protocol import Judge
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
+from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.rs import RSTrainer
 
 Result = Score | ScoreFailure
@@ -66,22 +67,13 @@ class FakePolicy:
         self.text_length = 8
         self.before_train: Callable[[], None] = lambda: None
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_rollouts: int,
-        sampling: SamplingParams,
-        lengths: LengthParams,
-        *,
-        step: int,
-        wave_size: int | None,
-        first_index: int = 0,
-    ) -> Iterator[Rollout]:
-        self.asked.append((step, [prompt.position for prompt in prompts], sampling))
-        mine = list(enumerate(prompts))[self.replica :: self.exchange.size]
-        for index in reversed(range(first_index, first_index + num_rollouts)):  # rollouts end in any order
+    def generate(self, request: SampleRequest) -> Iterator[Rollout]:
+        asked = (request.step, [prompt.position for prompt in request.prompts], request.sampling)
+        self.asked.append(asked)
+        mine = list(enumerate(request.prompts))[self.replica :: self.exchange.size]
+        for index in reversed(request.indices):  # rollouts end in any order
             for group, prompt in mine:
-                drawn = digest(self.weights, step, prompt.position, index)
+                drawn = digest(self.weights, request.step, prompt.position, index)
                 tokens = tuple(int(c, 16) for c in drawn[: 1 + int(drawn[-1], 16) % 7])
                 self.events.append("rollout")
                 time.sleep(self.seconds_per_rollout)

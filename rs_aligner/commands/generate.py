@@ -24,6 +24,7 @@ from rs_aligner.config.generate import GenerateConfig
 from rs_aligner.files import write_whole
 from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.failures import judge_failure
 
 if TYPE_CHECKING:
@@ -103,13 +104,14 @@ def sample(
     """
     answers = config.model.answers
     number = answers.num_rollouts_per_prompt
-    stream = sampler.generate(
+    request = SampleRequest(
         prompts,
         number,
         answers.sampling_params,
         answers.length_params,
         wave_size=answers.rollout_micro_batch_size,
     )
+    stream = sampler.generate(request)
     mine: list[tuple[Rollout, Score | ScoreFailure | Future[Score | ScoreFailure]]] = []
     problem: str | None = None
     hidden = None if shows else True  # None: shown on a terminal only

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rs_aligner.config.common import LengthParams, PolicyModelBase, SamplingParams
+from rs_aligner.config.common import PolicyModelBase
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.model.runtime import Runtime
@@ -20,7 +20,8 @@ from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.sampler import controls, load_model
 from rs_aligner.policy.trainable import Trainable
 from rs_aligner.policy.training import StepStats, Trainer, adam
-from rs_aligner.rollout import Prompt, Rollout, TrainingRow
+from rs_aligner.rollout import Rollout, TrainingRow
+from rs_aligner.sample_request import SampleRequest
 
 
 class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
@@ -77,40 +78,21 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         # Taken now, before a checkpoint is loaded: a continued run has the same start.
         self._start = StartingWeights(self.trainer, objective.offload_reference) if keep_start else None
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_rollouts: int,
-        sampling: SamplingParams,
-        lengths: LengthParams,
-        *,
-        step: int,
-        wave_size: int | None = None,
-        first_index: int = 0,
-    ) -> Iterator[Rollout]:
-        """This replica's share of the rollouts, each as soon as it ends.
-
-        Args:
-            prompts: the whole step's, in data order, the same on every rank.
-            num_rollouts: N for each.
-            sampling, lengths: how to sample.
-            step: part of the rollouts' seeds.
-            wave_size: prompts decoded together on a replica; None for all of its share.
-            first_index: index of each prompt's first rollout, above 0 where it has some already.
-        """
-        mine = list(enumerate(prompts))[self.runtime.dp_rank :: self.runtime.dp_size]
+    def generate(self, request: SampleRequest) -> Iterator[Rollout]:
+        """This replica's share of the rollouts, each as soon as it ends."""
+        mine = list(enumerate(request.prompts))[self.runtime.dp_rank :: self.runtime.dp_size]
         self.trainer.ddp.eval()
         return generate(
             self.network,
             self.tokenizer,
             mine,
-            num_rollouts,
-            controls(sampling, lengths),
+            request.num_rollouts,
+            controls(request),
             seed=self.config.seed,
-            step=step,
+            step=request.step,
             policy_version=self.version,
-            wave_size=wave_size,
-            first_index=first_index,
+            wave_size=request.wave_size,
+            first_index=request.first_index,
             kv_cache_bytes=self.kv_cache_bytes,
         )
 

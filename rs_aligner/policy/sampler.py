@@ -6,7 +6,7 @@ from. `load_model` is what the two share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
-from rs_aligner.config.common import LengthParams, SamplingParams
 from rs_aligner.files import hugging_face_part
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate, new_network
@@ -25,7 +24,8 @@ from rs_aligner.model.memory import uses_bf16
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy import checkpoint
-from rs_aligner.rollout import Prompt, Rollout
+from rs_aligner.rollout import Rollout
+from rs_aligner.sample_request import SampleRequest
 
 
 class Loaded(NamedTuple):
@@ -100,27 +100,19 @@ class Sampler:
             loaded.model, loaded.arch, runtime, compiled=compiled_decoder, allowed=allowed
         )
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_rollouts: int,
-        sampling: SamplingParams,
-        lengths: LengthParams,
-        *,
-        step: int = 0,
-        wave_size: int | None = None,
-    ) -> Iterator[Rollout]:
+    def generate(self, request: SampleRequest) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends; as `MegatronPolicy.generate`."""
-        mine = list(enumerate(prompts))[self.runtime.dp_rank :: self.runtime.dp_size]
+        mine = list(enumerate(request.prompts))[self.runtime.dp_rank :: self.runtime.dp_size]
         return generate(
             self.network,
             self.tokenizer,
             mine,
-            num_rollouts,
-            controls(sampling, lengths),
+            request.num_rollouts,
+            controls(request),
             seed=self.seed,
-            step=step,
-            wave_size=wave_size,
+            step=request.step,
+            wave_size=request.wave_size,
+            first_index=request.first_index,
             kv_cache_bytes=self.kv_cache_bytes,
         )
 
@@ -129,8 +121,9 @@ class Sampler:
         return self.runtime.gather(item)
 
 
-def controls(sampling: SamplingParams, lengths: LengthParams) -> Controls:
+def controls(request: SampleRequest) -> Controls:
     """The decoder's settings from the config's."""
+    sampling, lengths = request.sampling, request.lengths
     return Controls(
         greedy=sampling.use_greedy,
         temperature=sampling.temperature or 1.0,  # 0 is allowed where greedy ignores it

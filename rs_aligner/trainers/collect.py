@@ -18,6 +18,7 @@ from tqdm import tqdm
 from rs_aligner.config import SamplingParams, TrainRSConfig, UntilConfig
 from rs_aligner.reward.protocol import Judge
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.failures import judge_failure
 from rs_aligner.trainers.protocols import Policy
 
@@ -148,7 +149,7 @@ class Collector:
         mine: list[tuple[Rollout, Pending, Pending | None]] = []
         problem: str | None = None
         waited = 0.0
-        stream = self.policy.generate(
+        request = SampleRequest(
             prompts,
             num_rollouts,
             sampling,
@@ -157,6 +158,7 @@ class Collector:
             wave_size=self.rs.rollout_micro_batch_size,
             first_index=first_index,
         )
+        stream = self.policy.generate(request)
         hidden = None if self.shows else True  # None: shown on a terminal only
         total = len(prompts) * num_rollouts
         for rollout in tqdm(stream, what, total, leave=False, disable=hidden, unit=" rollouts"):

@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from rs_aligner.config import LengthParams, SamplingParams
 from rs_aligner.data import PromptSampler
 from rs_aligner.record.run import Run
-from rs_aligner.rollout import Prompt, Rollout, TrainingRow
+from rs_aligner.rollout import Rollout, TrainingRow
+from rs_aligner.sample_request import SampleRequest
 
 _logger = logging.getLogger("rs_aligner")
 VALIDATION = 0  # the step in the seeds of validation rollouts: every validation draws the same numbers
@@ -39,18 +39,8 @@ class Policy(Protocol):
 
     version: int
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_rollouts: int,
-        sampling: SamplingParams,
-        lengths: LengthParams,
-        *,
-        step: int,
-        wave_size: int | None,
-        first_index: int = 0,
-    ) -> Iterator[Rollout]:
-        """This replica's share of the rollouts, indices from `first_index` on, each as soon as it ends."""
+    def generate(self, request: SampleRequest) -> Iterator[Rollout]:
+        """This replica's share of the rollouts, each as soon as it ends."""
 
     def train(self, rows: Sequence[TrainingRow]) -> Sequence[Stats]:
         """One pass over the rows."""

@@ -17,6 +17,7 @@ from typing import Any
 from rs_aligner.config import TrainSFTConfig
 from rs_aligner.record.run import Run
 from rs_aligner.rollout import Prompt, TrainingRow
+from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.epochs import EpochTrainer
 from rs_aligner.trainers.protocols import VALIDATION, Policy
 
@@ -76,16 +77,10 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
         """
         if self.config.judge is None or self.loop.val_check_interval is None:
             return {}
-        rollouts = list(
-            self.policy.generate(
-                self.validation,
-                1,
-                self.sft.sampling_params,
-                self.sft.length_params,
-                step=VALIDATION,
-                wave_size=None,
-            )
+        request = SampleRequest(
+            self.validation, 1, self.sft.sampling_params, self.sft.length_params, step=VALIDATION
         )
+        rollouts = list(self.policy.generate(request))
         mine: list[float] = []
         if self.judge is not None and rollouts:
             prompts = [self.validation[rollout.group] for rollout in rollouts]

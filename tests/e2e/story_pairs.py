@@ -15,6 +15,7 @@ from rs_aligner.model import runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.reward.judges.sentiment import sentiment
+from rs_aligner.sample_request import SampleRequest
 
 CLEAR = 0.3  # labels that differ by less are too close to call
 
@@ -44,7 +45,7 @@ def write_pairs(
             prompts = load_prompts([file], tokenizer, max_prompt_length=400).prompts
             texts: list[set[str]] = [set() for _ in prompts]
             sampling, lengths = SamplingParams(), LengthParams(max_length=tokens)
-            for rollout in policy.generate(prompts, samples, sampling, lengths, step=step):
+            for rollout in policy.generate(SampleRequest(prompts, samples, sampling, lengths, step=step)):
                 texts[rollout.group].add(rollout.text)
             with (folder / f"{name}.jsonl").open("w") as out:
                 for prompt, responses in zip(prompts, texts, strict=True):
@@ -70,7 +71,9 @@ def mean_label(data: Path, policy: Path, *, samples: int, seed: int, tokens: int
     config = PolicyModelBase.model_validate({"data": {"data_prefix": {"train": []}}, "seed": seed})
     with runtime.start(accelerator="cpu", timeout_minutes=1) as rt:
         model = MegatronPolicy(policy, config, rt, tokenizer, learning_rate=lambda step: 0.0)
-        found = model.generate(prompts, samples, SamplingParams(), LengthParams(max_length=tokens), step=0)
+        found = model.generate(
+            SampleRequest(prompts, samples, SamplingParams(), LengthParams(max_length=tokens))
+        )
         texts = [rollout.text for rollout in found]
     labels = sentiment([""] * len(texts), texts, [{}] * len(texts))
     return sum(labels) / len(labels)

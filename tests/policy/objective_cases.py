@@ -23,6 +23,7 @@ from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import response_log_probs
 from rs_aligner.policy.training import StepStats
 from rs_aligner.rollout import Prompt, TrainingRow
+from rs_aligner.sample_request import SampleRequest
 
 OBJECTIVES = {
     "weights": ObjectiveConfig(advantage="group"),
@@ -164,7 +165,7 @@ def run_objectives(
 def _first_step(policy: MegatronPolicy, prompts: Sequence[Prompt]) -> StepStats:
     """Train on rollouts just sampled, with their own log-probabilities as sampler's and as reference's."""
     sampling = SamplingParams(temperature=0.7, top_k=30)
-    stream = policy.generate(prompts, 2, sampling, LengthParams(max_length=12), step=1)
+    stream = policy.generate(SampleRequest(prompts, 2, sampling, LengthParams(max_length=12), step=1))
     rollouts = sorted(
         (rollout for replica in policy.gather(list(stream)) for rollout in replica),
         key=lambda rollout: (rollout.group, rollout.index),

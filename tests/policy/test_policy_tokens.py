@@ -17,6 +17,7 @@ from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.sampler import Sampler
 from rs_aligner.rollout import Prompt
+from rs_aligner.sample_request import SampleRequest
 from tests.chat_models import BYTES, SPECIAL, chatml_on_a_base, llama3, save_tokenizer
 from tests.tiny import SIZES
 
@@ -51,12 +52,13 @@ def test_ids_without_a_token_are_never_sampled(rt: Runtime, tmp_path: Path, comp
     assert tokenizer.token("<word>") == 259
     assert known.tolist() == [i < 258 or i in (259, 300) for i in range(320)]
     sampler = Sampler(folder, rt, tokenizer, seed=1, compiled_decoder=compiled)
-    lengths = LengthParams(max_length=32, min_length=1)
-    sampled = {
-        token
-        for rollout in sampler.generate([Prompt("p", "a", (60,))], 64, SamplingParams(temperature=9), lengths)
-        for token in rollout.token_ids
-    }
+    asked = SampleRequest(
+        [Prompt("p", "a", (60,))],
+        64,
+        SamplingParams(temperature=9),
+        LengthParams(max_length=32, min_length=1),
+    )
+    sampled = {token for rollout in sampler.generate(asked) for token in rollout.token_ids}
     assert len(sampled) > 200  # almost uniform, so that others would be among them
     assert sampled <= {i for i in range(320) if known[i]}
 

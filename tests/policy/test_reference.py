@@ -20,6 +20,7 @@ from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.rollout import Rollout, TrainingRow
+from rs_aligner.sample_request import SampleRequest
 from tests.policy.layout_program import prompts, rows
 from tests.policy.objective_cases import NoText, policy_config
 from tests.tiny import save_tiny
@@ -50,7 +51,9 @@ def weights(policy: MegatronPolicy) -> list[torch.Tensor]:
 
 
 def sampled(policy: MegatronPolicy) -> list[Rollout]:
-    stream = policy.generate(prompts(), 2, SamplingParams(), LengthParams(max_length=8), step=1)
+    stream = policy.generate(
+        SampleRequest(prompts(), 2, SamplingParams(), LengthParams(max_length=8), step=1)
+    )
     return sorted(stream, key=lambda rollout: (rollout.group, rollout.index))
 
 

@@ -12,6 +12,7 @@ import pytest
 from rs_aligner.config import TrainRSConfig, UntilConfig
 from rs_aligner.record.ledger import LedgerRow, groups_of
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.collect import Collector
 from tests.fake_run import Exchange, FakeJudge, FakePolicy, FakeRun, Result, by_tokens, digest, figures
 
@@ -220,9 +221,9 @@ def recorded_rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     generate = FakePolicy.generate
 
-    def recorded(self: FakePolicy, prompts: Any, num_rollouts: int, *args: Any, **how: Any) -> Any:
-        found.append((how["first_index"], num_rollouts))
-        return generate(self, prompts, num_rollouts, *args, **how)
+    def recorded(self: FakePolicy, request: SampleRequest) -> Any:
+        found.append((request.first_index, request.num_rollouts))
+        return generate(self, request)
 
     monkeypatch.setattr(FakePolicy, "generate", recorded)
     return found

@@ -19,9 +19,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from rs_aligner.config import LengthParams, SamplingParams, TrainSFTConfig
+from rs_aligner.config import TrainSFTConfig
 from rs_aligner.record.run import Run
 from rs_aligner.rollout import Prompt, Rollout, TrainingRow
+from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.sft import Judge, SFTTrainer
 from tests.tiny import save_tiny
 
@@ -47,20 +48,11 @@ class FakePolicy:
         self.asked: list[list[Prompt]] = []
         self.other_replica = other_replica
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_rollouts: int,
-        sampling: SamplingParams,
-        lengths: LengthParams,
-        *,
-        step: int,
-        wave_size: int | None,
-    ) -> Iterator[Rollout]:
-        assert sampling.use_greedy
-        self.asked.append(list(prompts))
+    def generate(self, request: SampleRequest) -> Iterator[Rollout]:
+        assert request.sampling.use_greedy
+        self.asked.append(list(request.prompts))
         share = 1 if self.other_replica is None else 2
-        for group in reversed(range(0, len(prompts), share)):  # rollouts end in any order
+        for group in reversed(range(0, len(request.prompts), share)):  # rollouts end in any order
             yield Rollout(group, 0, (7,), str(self.version), "stop")
 
     def train(self, rows: Sequence[TrainingRow]) -> list[FakeStats]:

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.config import LengthParams, SamplingParams, TrainRSConfig
+from rs_aligner.config import TrainRSConfig
 from rs_aligner.data import PromptSampler
 from rs_aligner.record.ledger import Ledger, groups_of
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.sample_request import SampleRequest
 from rs_aligner.selection import Chain, Progress, Selection, build_chain
 from rs_aligner.selection.bars import TopFraction
 from rs_aligner.selection.base import GroupSelector, Places
@@ -36,21 +37,11 @@ class Coins:
     def __init__(self, rates: Sequence[float], seed: int) -> None:
         self.rates, self.random, self.version = rates, random.Random(seed), 0
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_rollouts: int,
-        sampling: SamplingParams,
-        lengths: LengthParams,
-        *,
-        step: int,
-        wave_size: int | None,
-        first_index: int = 0,
-    ) -> Iterator[Rollout]:
-        for group in range(len(prompts)):
-            for index in range(first_index, first_index + num_rollouts):
+    def generate(self, request: SampleRequest) -> Iterator[Rollout]:
+        for group, prompt in enumerate(request.prompts):
+            for index in request.indices:
                 # One that passes is short and likely, so that length and entropy follow the score.
-                passes = self.random.random() < self.rates[prompts[group].row]
+                passes = self.random.random() < self.rates[prompt.row]
                 tokens, each = ((7,), -0.5) if passes else ((7, 8, 9), -1.5)
                 text, seed = str(int(passes)), self.random.getrandbits(60)
                 log_probs = (each,) * len(tokens)
