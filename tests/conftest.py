@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from rs_aligner.model.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,3 +27,12 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real test data: RS_ALIGNER_TEST_DATA points to {folder}, which is not there")
     return folder.resolve()
+
+
+@pytest.fixture(scope="module")
+def rt() -> Iterator[Runtime]:
+    """This process as a run of one rank."""
+    from rs_aligner.model import runtime  # slow, and most tests do without
+
+    with runtime.start(accelerator="cpu", timeout_minutes=1) as rt:
+        yield rt

@@ -18,8 +18,8 @@ import pytest
 from rs_aligner.remote import retry
 from rs_aligner.reward.client import client
 from rs_aligner.reward.client.in_process import OFFER, LocalJudge
+from rs_aligner.reward.server import serve as server
 from rs_aligner.reward.server import serving
-from rs_aligner.reward.server.serve import serve as server
 from rs_aligner.rollout import ScoreFailure
 
 UNORDERED = ("servers", "requests", "queue", "due")  # written down from several threads

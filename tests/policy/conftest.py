@@ -1,27 +1,18 @@
-"""One process as a run of its own; and what one or two ranks find in every layout, for all tests together."""
+"""What one or two ranks find in every layout, for all tests together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rs_aligner.model import runtime
-from rs_aligner.model.runtime import Runtime
 from tests.ranks import run_ranks
 from tests.tiny import save_tiny
 
 FAMILY = "llama"
 LAYOUTS = ("one", "dp2", "tp2", "tp2sp", "pp2")
-
-
-@pytest.fixture(scope="module")
-def rt() -> Iterator[Runtime]:
-    with runtime.start(accelerator="cpu", timeout_minutes=1) as rt:
-        yield rt
 
 
 @pytest.fixture(scope="session")

@@ -290,8 +290,8 @@ def test_a_triton_that_breaks_again_and_again_ends_the_server_unless_it_scores_b
 
     from rs_aligner.config import ServeRewardConfig
     from rs_aligner.reward.judges.functions import FunctionJudge
+    from rs_aligner.reward.server import serve as server
     from rs_aligner.reward.server.scorer import Scorer
-    from rs_aligner.reward.server.serve import serve as server
 
     starts = 0
     scorer = Scorer(FunctionJudge(lambda p, r, m: [0.0] * len(r), "abc"), 64)
