@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import sys
 
-import experiment
 import hydra
 from omegaconf import DictConfig
 
-from rs_aligner.commands.generate import write_answers
-from rs_aligner.config import GenerateConfig, load_config, open_overrides
+from rs_aligner.cli import scripts
+from rs_aligner.config import open_overrides
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="generate")
 def main(raw: DictConfig) -> None:
-    with experiment.one_line_errors():
-        config = load_config(raw, GenerateConfig)
-        experiment.start_ranks(config)
-        write_answers(config, is_first=experiment.rank() == 0)
+    scripts.generate(raw)
 
 
 if __name__ == "__main__":

@@ -12,27 +12,13 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from rs_aligner.config import ServeRewardConfig, load_config, open_overrides
-from rs_aligner.threads import wait_briefly
+from rs_aligner.cli import scripts
+from rs_aligner.config import open_overrides
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="serve_reward")
-def main(cfg: DictConfig) -> None:
-    try:
-        config = load_config(cfg, ServeRewardConfig)
-        wait_briefly()
-        # Slow, so only once the config is known to be right.
-        from rs_aligner.reward.server.serve import examine, serve
-
-        if config.check:
-            sys.exit(0 if examine(config) else 1)
-        serve(config)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+def main(raw: DictConfig) -> None:
+    scripts.serve_reward(raw)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ they also see a package's `__init__` and what third parties bring.
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -80,3 +81,15 @@ def test_selection_and_loss_import_in_under_a_second_beyond_torch(module):
 @pytest.mark.timeout(60)
 def test_the_probe_sees_a_heavy_import():
     assert "hydra" in probe("hydra", [])[1]
+
+
+@pytest.mark.parametrize(
+    "script", ["train_rs", "train_sft", "train_reward_model", "generate", "serve_reward"]
+)
+def test_a_script_needs_nothing_that_an_installed_wheel_lacks_but_its_config(script):
+    text = (ROOT / "examples" / f"{script}.py").read_text()
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} <= {"__future__", "hydra", "omegaconf", "rs_aligner", "sys"}
+    assert len(text.splitlines()) <= 30

@@ -2,7 +2,7 @@
 
 Each function imports what it needs, so that what can be wrong comes to light before anything slow is loaded.
 Left out on purpose: reading the config (`config`), the loops, and starting ranks and making loggers
-(`examples/experiment.py`, which knows Hydra, NeMo and Lightning).
+(`cli`, which knows Hydra, NeMo and Lightning).
 """
 
 from __future__ import annotations

@@ -191,8 +191,7 @@ def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}.items():
         patch.setenv(name, value)
     patch.syspath_prepend(str(ROOT / "examples"))
-    experiment = importlib.import_module("experiment")
-    patch.setattr(experiment, "log_handler", lambda: notes.handler)
+    patch.setattr("rs_aligner.cli.ranks.log_handler", lambda: notes.handler)
     patch.setattr("os.fsync", lambda _: None)
     patch.setattr("rs_aligner.model.folder.Tokenizer", _read_tokenizer)
     patch.setattr("rs_aligner.record.run.time", _Clock())

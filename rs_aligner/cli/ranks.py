@@ -1,0 +1,84 @@
+"""The ranks of a run: which one this is, that there are as many as configured, and how each is set up.
+
+Left out on purpose: the ranks' process groups (`model/runtime.py`), for which torch has to be loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+from rs_aligner.commands.build import log_handler, threads
+from rs_aligner.config import ConfigError, GenerateConfig, TrainConfig
+from rs_aligner.threads import wait_briefly
+
+RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
+
+
+def rank() -> int:
+    """Of this process, by what `torchrun` or `srun` says; 0 when started alone."""
+    return int(os.environ.get(RANK, os.environ.get("SLURM_PROCID", 0)))
+
+
+def start_ranks(config: TrainConfig | GenerateConfig) -> None:
+    """See to it that there are as many ranks as configured.
+
+    Under `torchrun` or `srun` they are there already; started alone on one node with several devices,
+    this starts them with the same command line, waits, and ends this process as they ended.
+
+    Raises:
+        ConfigError: another number of ranks was started than the config says.
+    """
+    wanted, per_node = config.world_size, config.trainer.devices
+    if RANK in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        started = int(os.environ.get(WORLD_SIZE, os.environ.get("SLURM_NTASKS", 1)))
+        if started != wanted:
+            raise ConfigError(
+                [f"trainer.num_nodes x trainer.devices is {wanted}, but {started} ranks run; make them equal"]
+            )
+        _set_up(config)
+        return
+    if config.trainer.num_nodes > 1:
+        raise ConfigError(
+            [f"trainer.num_nodes is {config.trainer.num_nodes}: start with srun or torchrun, or set it to 1"]
+        )
+    if per_node > 1:
+        sys.exit(_launch(per_node))
+    _set_up(config)
+
+
+def _launch(num_ranks: int) -> int:
+    """Run this very command on `num_ranks` ranks of this node; returns 0, or a failed rank's status."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the rank says what is wrong
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(launch, sys.executable)("-u", *sys.argv)
+    except ChildFailedError as error:
+        return max(abs(error.get_first_failure()[1].exitcode), 1)
+    except SignalException as error:  # Ctrl-C or SIGTERM; the ranks have been ended
+        return 128 + error.sigval
+    return 0
+
+
+def _set_up(config: TrainConfig | GenerateConfig) -> None:
+    """Threads, logging and warnings of this rank; before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = str(threads(config).most)
+    wait_briefly()
+    warnings.filterwarnings("ignore", module=r"(megatron|nemo|lightning|torch|pydantic)\.")
+    logger = logging.getLogger("rs_aligner")
+    logger.handlers, logger.propagate = [log_handler()], False
+    logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)

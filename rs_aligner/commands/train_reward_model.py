@@ -1,0 +1,49 @@
+"""A whole training of a reward model, from a checked config to the trained model.
+
+What `examples/train_reward_model.py` does. What can be wrong comes first, what is slow to import last. Left
+out on purpose: reading the config, starting ranks, and making loggers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rs_aligner.commands import build
+from rs_aligner.config import TrainRewardModelConfig, epoch_plan, num_epoch_steps
+
+if TYPE_CHECKING:
+    from rs_aligner.record.run import Logger, Run
+
+
+def fit(
+    config: TrainRewardModelConfig, *, is_first: bool = True, loggers: Callable[[], Sequence[Logger]] = tuple
+) -> Run:
+    """Read the pairs, load the model and train it; every rank of a run calls this.
+
+    Args:
+        config: a checked config.
+        is_first: whether this rank writes the run's folder and shows the plan.
+        loggers: makes further sinks of the figures; called when everything else is there.
+
+    Returns:
+        The run's folder, closed; `final/` in it is the reward model.
+    """
+    tokenizer, positions = build.read_tokenizer(config)
+
+    from rs_aligner.commands.run_data import read_pair_data
+    from rs_aligner.record.run import Run
+    from rs_aligner.trainers.preference import PreferenceTrainer
+
+    pairs, validation = read_pair_data(config, tokenizer, positions)
+    if is_first:
+        print(epoch_plan(config, len(pairs), len(validation)), flush=True)
+    with build.reward_model_of(config, tokenizer, num_epoch_steps(config, len(pairs))) as model:
+        run = Run(config.exp_manager, is_writer=is_first, loggers=loggers())
+        try:
+            PreferenceTrainer(config, model, pairs, validation, run).fit()
+        except BaseException:
+            run.close("failed")
+            raise
+        run.close()
+    return run

@@ -1,0 +1,54 @@
+"""A whole supervised training, from a checked config to the trained policy.
+
+What `examples/train_sft.py` does. What can be wrong comes first, what is slow to import last. Left out on
+purpose: reading the config, starting ranks, and making loggers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rs_aligner.commands import build
+from rs_aligner.config import TrainSFTConfig, epoch_plan, num_epoch_steps
+
+if TYPE_CHECKING:
+    from rs_aligner.record.run import Logger, Run
+
+
+def fit(
+    config: TrainSFTConfig, *, is_first: bool = True, loggers: Callable[[], Sequence[Logger]] = tuple
+) -> Run:
+    """Read the data, load the judge and the policy and train it; every rank of a run calls this.
+
+    Args:
+        config: a checked config.
+        is_first: whether this rank writes the run's folder and shows the plan.
+        loggers: makes further sinks of the figures; called when everything else is there.
+
+    Returns:
+        The run's folder, closed.
+    """
+    tokenizer, positions = build.read_tokenizer(config)
+
+    from rs_aligner.reward.judges import load_judge, rewards_of
+
+    judge = None if config.judge is None else rewards_of(load_judge(config.judge))
+
+    from rs_aligner.commands.run_data import read_sft_data
+    from rs_aligner.record.run import Run
+    from rs_aligner.trainers.sft import SFTTrainer
+
+    rows, validation = read_sft_data(config, tokenizer, positions)
+    if is_first:
+        print(epoch_plan(config, len(rows), len(validation)), flush=True)
+    with build.policy_of(config, tokenizer, num_epoch_steps(config, len(rows))) as policy:
+        run = Run(config.exp_manager, is_writer=is_first, loggers=loggers())
+        mine = judge if policy.runtime.is_source else None
+        try:
+            SFTTrainer(config, policy, mine, rows, validation, run).fit()
+        except BaseException:
+            run.close("failed")
+            raise
+        run.close()
+    return run
