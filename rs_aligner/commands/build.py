@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rs_aligner.config import (
     GenerateConfig,
@@ -29,6 +29,7 @@ from rs_aligner.schedule import learning_rate
 from rs_aligner.threads import Threads, threads_of
 
 if TYPE_CHECKING:
+    from rs_aligner.model.runtime import Runtime
     from rs_aligner.model.tokenizer import Tokenizer
     from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.reward_model import MegatronRewardModel
@@ -61,16 +62,18 @@ def say(what: str) -> None:
     _logger.info(what)
 
 
-def layout(config: TrainConfig | GenerateConfig) -> dict[str, Any]:
-    """What the ranks need to know to form their groups."""
-    return {
-        "tensor_parallel_size": config.model.tensor_model_parallel_size,
-        "pipeline_parallel_size": config.model.pipeline_model_parallel_size,
-        "accelerator": config.trainer.accelerator,
-        "timeout_minutes": config.trainer.timeout_minutes,
-        "seed": config.model.seed,
-        "threads": threads(config),
-    }
+def _ranks(config: TrainConfig | GenerateConfig) -> AbstractContextManager[Runtime]:
+    """Join the ranks' groups, and leave them at the end."""
+    from rs_aligner.model.runtime import start
+
+    return start(
+        tensor_parallel_size=config.model.tensor_model_parallel_size,
+        pipeline_parallel_size=config.model.pipeline_model_parallel_size,
+        accelerator=config.trainer.accelerator,
+        timeout_minutes=config.trainer.timeout_minutes,
+        seed=config.model.seed,
+        threads=threads(config),
+    )
 
 
 def read_tokenizer(config: TrainConfig | GenerateConfig) -> tuple[Tokenizer, int]:
@@ -131,31 +134,31 @@ def policy_of(
 ) -> Iterator[MegatronPolicy]:
     """Join the ranks' groups and load the policy; `num_optimizer_steps` is how long its schedule is."""
     say("loading the policy")
-    from rs_aligner.model.runtime import start
     from rs_aligner.policy.policy import MegatronPolicy
 
     rs = config.model.rs if isinstance(config, TrainRSConfig) else RSConfig()
-    how = {
-        **_training(config, num_optimizer_steps),
-        "kv_cache_bytes": rs.generation.kv_cache_bytes,
-        "compiled_decoder": rs.generation.compile,
-        "objective": rs.objective,
-        "keep_start": isinstance(config, TrainRSConfig) and rs.needs_start,
-    }
     folder = Path(config.pretrained_checkpoint.restore_from_path)
-    with start(**layout(config)) as runtime:
-        yield MegatronPolicy(folder, config.model, runtime, tokenizer, **how)
+    with _ranks(config) as runtime:
+        yield MegatronPolicy(
+            *(folder, config.model, runtime, tokenizer),
+            precision=config.trainer.precision,
+            clip_grad=config.loop.gradient_clip_val,
+            learning_rate=_rates(config, num_optimizer_steps),
+            kv_cache_bytes=rs.generation.kv_cache_bytes,
+            compiled_decoder=rs.generation.compile,
+            objective=rs.objective,
+            keep_start=isinstance(config, TrainRSConfig) and rs.needs_start,
+        )
 
 
 @contextmanager
 def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler]:
     """Join the ranks' groups and load the policy, only to sample from it."""
     say("loading the policy")
-    from rs_aligner.model.runtime import start
     from rs_aligner.policy.sampler import Sampler
 
     decoder = config.model.answers.generation
-    with start(**layout(config)) as runtime:
+    with _ranks(config) as runtime:
         yield Sampler(
             Path(config.pretrained_checkpoint.restore_from_path),
             runtime,
@@ -173,24 +176,22 @@ def reward_model_of(
 ) -> Iterator[MegatronRewardModel]:
     """Join the ranks' groups and load the model, to train it for so many optimizer steps at most."""
     say("loading the model")
-    from rs_aligner.model.runtime import start
     from rs_aligner.policy.reward_model import MegatronRewardModel
 
-    folder, how = Path(config.pretrained_checkpoint.restore_from_path), _training(config, num_optimizer_steps)
-    with start(**layout(config)) as runtime:
-        yield MegatronRewardModel(folder, config.model, runtime, tokenizer, **how)
+    folder = Path(config.pretrained_checkpoint.restore_from_path)
+    with _ranks(config) as runtime:
+        yield MegatronRewardModel(
+            *(folder, config.model, runtime, tokenizer),
+            precision=config.trainer.precision,
+            clip_grad=config.loop.gradient_clip_val,
+            learning_rate=_rates(config, num_optimizer_steps),
+        )
 
 
-def _training(config: TrainConfig, num_optimizer_steps: int) -> dict[str, Any]:
-    """How to train whatever is trained."""
+def _rates(config: TrainConfig, num_optimizer_steps: int) -> Callable[[int], float]:
+    """The learning rate of an optimizer step, by the number of steps made before it."""
     optim = config.model.optim
-    return {
-        "precision": config.trainer.precision,
-        "clip_grad": config.loop.gradient_clip_val,
-        "learning_rate": partial(
-            learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps
-        ),
-    }
+    return partial(learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps)
 
 
 def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:

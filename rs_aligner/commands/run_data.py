@@ -7,7 +7,7 @@ whose prompt is held out, too. Left out on purpose: what a row is and which prom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from rs_aligner.config import (
     GenerateConfig,
@@ -18,7 +18,9 @@ from rs_aligner.config import (
 )
 from rs_aligner.data import (
     Origins,
+    PairSet,
     PromptSet,
+    SFTSet,
     Tokenizer,
     held_apart,
     load_pairs,
@@ -99,7 +101,7 @@ def read_sft_data(
     """The rows to learn and the held-out prompts; as `read_rs_data`."""
     files = config.model.data.data_prefix.train
     validation = _held_out(config, tokenizer, positions)
-    rows = load_sft_rows(files, tokenizer, **_reading(config, positions))
+    rows = _read_rows(files, config, tokenizer, positions)
     tell_duplicates(files, "rows", rows.origins)
     return _apart(config, _TRAIN, rows.rows, rows.origins, validation.origins), validation.prompts
 
@@ -108,12 +110,12 @@ def read_pair_data(
     config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
 ) -> tuple[tuple[PreferencePair, ...], tuple[PreferencePair, ...]]:
     """The pairs to learn and the held-out ones; as `read_rs_data`."""
-    prefix, how = config.model.data.data_prefix, _reading(config, positions)
-    pairs = load_pairs(prefix.train, tokenizer, **how)
+    prefix = config.model.data.data_prefix
+    pairs = _read_pairs(prefix.train, config, tokenizer, positions)
     tell_duplicates(prefix.train, "pairs", pairs.origins)
     if not prefix.validation:
         return pairs.pairs, ()
-    validation = load_pairs(prefix.validation, tokenizer, **how)
+    validation = _read_pairs(prefix.validation, config, tokenizer, positions)
     tell_duplicates(prefix.validation, "pairs", validation.origins)
     return _apart(config, _TRAIN, pairs.pairs, pairs.origins, validation.origins), validation.pairs
 
@@ -134,7 +136,7 @@ def _read_anchors(
     anchor = config.model.rs.objective.anchor
     if not anchor.files:
         return []
-    found = load_sft_rows(anchor.files, tokenizer, **_reading(config, positions))
+    found = _read_rows(anchor.files, config, tokenizer, positions)
     tell_duplicates(anchor.files, "rows", found.origins)
     rows = _apart(config, "model.rs.objective.anchor.files", found.rows, found.origins, held_out)
     return shuffled_anchors(rows, anchor.weight, config.model.seed)
@@ -153,12 +155,31 @@ def _origins_of(groups: Sequence[Group]) -> Origins:
     return origins
 
 
-def _reading(config: TrainConfig, positions: int) -> dict[str, Any]:
-    """How rows with answers are read."""
+def _read_rows(
+    files: tuple[str, ...], config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, positions: int
+) -> SFTSet:
+    """Rows with an answer to learn, as `model.data` says."""
     data = config.model.data
-    return {
-        "template": data.prompt_template,
-        "add_bos": data.add_bos,
-        "max_length": config.model.sequence_length(positions),
-        "max_prompt_length": data.seq_length,
-    }
+    return load_sft_rows(
+        files,
+        tokenizer,
+        template=data.prompt_template,
+        add_bos=data.add_bos,
+        max_length=config.model.sequence_length(positions),
+        max_prompt_length=data.seq_length,
+    )
+
+
+def _read_pairs(
+    files: tuple[str, ...], config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
+) -> PairSet:
+    """Rows with a better and a worse answer, as `model.data` says."""
+    data = config.model.data
+    return load_pairs(
+        files,
+        tokenizer,
+        template=data.prompt_template,
+        add_bos=data.add_bos,
+        max_length=config.model.sequence_length(positions),
+        max_prompt_length=data.seq_length,
+    )
