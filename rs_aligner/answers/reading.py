@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
+from rs_aligner.answers.brackets import bare, closes, split
 from rs_aligner.answers.expressions import evaluate
 from rs_aligner.answers.forms import Form, up_to_scale
 from rs_aligner.answers.texts import normalised, plain_words
@@ -82,58 +84,23 @@ def _matrix(environment: str, content: str) -> Form:
 
 def _form(pieces: list[Token]) -> Form:
     """An answer from its tokens."""
-    pieces = _bare(pieces)
+    pieces = bare(pieces)
     if not pieces:
         raise Unread("nothing")
-    parts, marks = _split(pieces, lambda t: t.kind == "separator")
+    parts, marks = split(pieces, lambda t: t.kind == "separator")
     if len(parts) > 1:
         return _listed(parts, marks)
-    chain, relations = _split(pieces, lambda t: t.kind == "relation")
+    chain, relations = split(pieces, lambda t: t.kind == "relation")
     if len(chain) > 1:
         return _related(chain, [relation.text for relation in relations])
     if any(token.text in ("pm", "mp") and token.kind == "command" for token in pieces):
         return _listed([_signs(pieces, "+"), _signs(pieces, "-")], [])
-    union, _ = _split(pieces, lambda t: t.kind == "command" and t.text == "cup")
+    union, _ = split(pieces, lambda t: t.kind == "command" and t.text == "cup")
     if len(union) > 1:
         return Form("union", "", tuple(_form(part) for part in union))
     if enclosed := _enclosed(pieces):
         return enclosed
     return _expression(pieces)
-
-
-def _bare(pieces: list[Token]) -> list[Token]:
-    """Without a pair of brackets around a single thing, and braces around all."""
-    while len(pieces) > 1 and pieces[0].text in ("(", "{") and _closes(pieces) == len(pieces) - 1:
-        inside = pieces[1:-1]
-        if any(token.kind == "separator" for token in inside) and pieces[0].text == "(":
-            return pieces
-        pieces = inside
-    return pieces
-
-
-def _closes(pieces: Sequence[Token]) -> int:
-    """Where the bracket at the beginning is closed."""
-    depth = 0
-    for place, token in enumerate(pieces):
-        depth += (token.kind == "open") - (token.kind == "close")
-        if depth == 0:
-            return place
-    return -1
-
-
-def _split(pieces: Sequence[Token], at: Callable[[Token], bool]) -> tuple[list[list[Token]], list[Token]]:
-    """Parts between tokens outside of brackets, and those tokens."""
-    parts: list[list[Token]] = [[]]
-    marks: list[Token] = []
-    depth = 0
-    for token in pieces:
-        depth += (token.kind == "open") - (token.kind == "close")
-        if depth == 0 and at(token):
-            parts.append([])
-            marks.append(token)
-        else:
-            parts[-1].append(token)
-    return parts, marks
 
 
 def _signs(pieces: Sequence[Token], sign: str) -> list[Token]:
@@ -156,16 +123,12 @@ def _listed(parts: list[list[Token]], marks: Sequence[Token]) -> Form:
         raise Unread("words in a list")
     names = {form.name for form in forms if form.name}
     if len(names) == 1 and (forms[0].name or not any(form.name for form in forms)):
-        forms = [_unnamed(form) for form in forms]
+        forms = [_named(form, "") for form in forms]
         return Form("list", "", tuple(forms), name=names.pop())
     if any(form.kind == "relation" for form in forms):
         connective = "or" if any(mark.text == "or" for mark in marks) else "and"
         return Form("list", connective, tuple(forms))
     return Form("list", "", tuple(forms))
-
-
-def _unnamed(form: Form) -> Form:
-    return Form(form.kind, form.how, form.parts, form.value, "", form.unit, form.latex, form.has_decimals)
 
 
 def _related(chain: list[list[Token]], relations: list[str]) -> Form:
@@ -206,7 +169,7 @@ def _equation(chain: list[list[Token]]) -> Form:
 
 
 def _named(form: Form, name: str) -> Form:
-    return Form(form.kind, form.how, form.parts, form.value, name, form.unit, form.latex, form.has_decimals)
+    return replace(form, name=name)
 
 
 def _is_name(pieces: Sequence[Token]) -> bool:
@@ -269,10 +232,10 @@ def _between(chain: list[list[Token]], sides: list[Form], relations: list[str]) 
 def _enclosed(pieces: list[Token]) -> Form | None:
     """A pair, a point, an interval or a set; None if the tokens are not one bracket."""
     opening = pieces[0].text
-    if pieces[0].kind != "open" or opening == "{" or _closes(pieces) != len(pieces) - 1:
+    if pieces[0].kind != "open" or opening == "{" or closes(pieces) != len(pieces) - 1:
         return None
     closing = pieces[-1].text
-    parts, marks = _split(pieces[1:-1], lambda t: t.kind == "separator")
+    parts, marks = split(pieces[1:-1], lambda t: t.kind == "separator")
     if opening == r"\{":
         if closing != r"\}" or any(mark.text == "or" for mark in marks) or not any(parts):
             raise Unread("a set")

@@ -26,7 +26,7 @@ from rs_aligner.remote.endpoints import Connection, Endpoint, EndpointPool
 from rs_aligner.remote.queue import Result, RowQueue, Waiting
 from rs_aligner.remote.retry import Patience, is_transient, is_worth_halving
 from rs_aligner.remote.transport import BadAnswer, TransportError, TritonConnection
-from rs_aligner.reward.client.trial import JudgeUnreachable, Trial, explained
+from rs_aligner.reward.client.trial import JudgeUnreachable, Trial, explained, unreachable
 from rs_aligner.reward.protocol import parse_answer
 from rs_aligner.reward.token import read_token
 from rs_aligner.rollout import Prompt, Rollout, ScoreFailure
@@ -99,7 +99,7 @@ class RemoteGPTRMClient:
                 try:
                     self._pool.open(self._cfg.startup_timeout)
                 except TransportError as error:
-                    raise JudgeUnreachable(self._unreachable(str(error))) from None
+                    raise unreachable(self._cfg, str(error)) from None
                 self._start_senders()
             self._is_ready = True
 
@@ -280,17 +280,6 @@ class RemoteGPTRMClient:
         finally:
             with self._lock:
                 self._conversations.discard(connection)
-
-    def _unreachable(self, problem: str) -> str:
-        asked = ", ".join(f"{server.url}/v2/models/{server.name}" for server in self._cfg.servers)
-        where = "remote_rm.endpoints" if self._cfg.endpoints else "remote_rm.reward_model.ip, .port or .name"
-        one = self._cfg.servers[0]
-        return (
-            f"no judge is ready at {asked} after {self._cfg.startup_timeout:g} s: {problem}. Start one with "
-            f"`python examples/serve_reward.py inference.port={one.port} inference.model_name={one.name} "
-            f"judge.function=path/to/file.py:name`, or correct {where}, or raise remote_rm.startup_timeout "
-            "if it is still starting"
-        )
 
 
 def _local_judge(cfg: RemoteRMConfig, judge: ServedJudge | None) -> LocalJudge | None:

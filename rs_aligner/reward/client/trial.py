@@ -164,3 +164,16 @@ def explained(endpoint: Endpoint, error: Exception) -> str:
     elif isinstance(error, TransportError) and error.kind == "refused" and not is_transient(error):
         hint = "; see remote_rm.mode, remote_rm.pad_to_length and remote_rm.max_batch_size"
     return f"{endpoint.url}: {error}{hint}"
+
+
+def unreachable(cfg: RemoteRMConfig, problem: str) -> JudgeUnreachable:
+    """The error of a client whose servers are all out at the start: what was asked, and what may mend it."""
+    asked = ", ".join(f"{server.url}/v2/models/{server.name}" for server in cfg.servers)
+    where = "remote_rm.endpoints" if cfg.endpoints else "remote_rm.reward_model.ip, .port or .name"
+    one = cfg.servers[0]
+    return JudgeUnreachable(
+        f"no judge is ready at {asked} after {cfg.startup_timeout:g} s: {problem}. Start one with "
+        f"`python examples/serve_reward.py inference.port={one.port} inference.model_name={one.name} "
+        f"judge.function=path/to/file.py:name`, or correct {where}, or raise remote_rm.startup_timeout "
+        "if it is still starting"
+    )

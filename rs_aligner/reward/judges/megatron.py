@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ _ACCELERATORS = ("auto", "cpu", "gpu")
 PAUSE_SECONDS = 30.0  # before ranks that could not be started are tried again
 
 
+@dataclass(kw_only=True, eq=False)
 class MegatronJudge:
-    """A served reward model.
+    """A served reward model. Its fields are `judge.kwargs`.
 
-    Args:
+    Attributes:
         folder: a checkpoint of `train_reward_model.py`, its `final/`, or a classifier with one label.
         tensor_model_parallel_size: ranks that share each layer.
         pipeline_model_parallel_size: ranks that share the layers out among them.
@@ -51,54 +53,60 @@ class MegatronJudge:
         ValueError: a setting that cannot be used, or a folder that holds no reward model.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        *,
-        tensor_model_parallel_size: int = 1,
-        pipeline_model_parallel_size: int = 1,
-        data_parallel_size: int = 1,
-        batch_size: int = 8,
-        precision: str = "auto",
-        accelerator: str = "auto",
-        threads: int | None = None,
-        start_timeout: float = 600,
-    ) -> None:
-        per_copy = _count("tensor_model_parallel_size", tensor_model_parallel_size) * _count(
-            "pipeline_model_parallel_size", pipeline_model_parallel_size
-        )
-        num_ranks = _count("data_parallel_size", data_parallel_size) * per_copy
-        _count("batch_size", batch_size)
-        use = threads_of(None if threads is None else _count("threads", threads), num_ranks)
-        _one_of("precision", precision, _PRECISIONS)
-        _one_of("accelerator", accelerator, _ACCELERATORS)
+    folder: str
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    data_parallel_size: int = 1
+    batch_size: int = 8
+    precision: str = "auto"
+    accelerator: str = "auto"
+    threads: int | None = None
+    start_timeout: float = 600
+
+    def __post_init__(self) -> None:
+        self._check()
         from rs_aligner.model.folder import read_model_folder  # slow
 
-        self._tokenizer, self._arch = read_model_folder(folder, "judge.kwargs.folder", use="score")
-        place = Path(folder).resolve()
+        self._tokenizer, self._arch = read_model_folder(self.folder, "judge.kwargs.folder", use="score")
+        place = Path(self.folder).resolve()
         source = hugging_face_part(place)
         trained = json.loads((source / "config.json").read_text()).get(SETTINGS, {})
         self._tokenizer.configure(trained.get("chat_template_kwargs"))
         self._reader = RowReader(self._tokenizer, add_bos=trained.get("add_bos"))
         self.tokenizer_folder = str(source)
-        self.fingerprint = content_hash("megatron_reward_model", precision, batch_size, *_files(place))
-        self._batch_size, self._num_copies = batch_size, data_parallel_size
+        self.fingerprint = content_hash(
+            "megatron_reward_model", self.precision, self.batch_size, *_files(place)
+        )
         self._lock, self._closed = threading.Lock(), False
         self._not_before, self._why_not = 0.0, ""
-        self._ranks = Ranks(
-            RankSettings(
-                folder=str(place),
-                store="",
-                tensor_parallel_size=tensor_model_parallel_size,
-                pipeline_parallel_size=pipeline_model_parallel_size,
-                batch_size=batch_size,
-                precision=precision,
-                accelerator=accelerator,
-                threads=use,
-            ),
-            num_copies=data_parallel_size,
-            threads=use.most,
-            start_timeout=start_timeout,
+        self._ranks = self._start(place)
+
+    def _check(self) -> None:
+        """Raise a `ValueError` for a setting that cannot be used."""
+        sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
+        for key in (*sizes, "batch_size", *(("threads",) if self.threads is not None else ())):
+            _count(key, getattr(self, key))
+        _one_of("precision", self.precision, _PRECISIONS)
+        _one_of("accelerator", self.accelerator, _ACCELERATORS)
+
+    def _start(self, place: Path) -> Ranks:
+        per_copy = self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        threads = threads_of(self.threads, self.data_parallel_size * per_copy)
+        settings = RankSettings(
+            folder=str(place),
+            store="",
+            tensor_parallel_size=self.tensor_model_parallel_size,
+            pipeline_parallel_size=self.pipeline_model_parallel_size,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            accelerator=self.accelerator,
+            threads=threads,
+        )
+        return Ranks(
+            settings,
+            num_copies=self.data_parallel_size,
+            threads=threads.most,
+            start_timeout=self.start_timeout,
         )
 
     def score_texts(
@@ -150,10 +158,10 @@ class MegatronJudge:
         if not sequences:
             return []
         order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
-        size = self._batch_size
-        shares: list[list[int]] = [[] for _ in range(self._num_copies)]
+        size = self.batch_size
+        shares: list[list[int]] = [[] for _ in range(self.data_parallel_size)]
         for number, start in enumerate(range(0, len(order), size)):
-            shares[number % self._num_copies] += order[start : start + size]
+            shares[number % self.data_parallel_size] += order[start : start + size]
         batches = [[sequences[place] for place in share] for share in shares]
         with self._lock:
             try:
@@ -205,10 +213,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _count(key: str, value: Any) -> int:
+def _count(key: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"judge.kwargs.{key} is {value!r}: should be a whole number above 0")
-    return value
 
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> None:

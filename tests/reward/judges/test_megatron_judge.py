@@ -44,7 +44,7 @@ def judge(folder: Path) -> Iterator[Callable[..., MegatronJudge]]:
     made: list[MegatronJudge] = []
 
     def make(**settings: Any) -> MegatronJudge:
-        made.append(MegatronJudge(str(folder), **{**ON_CPU, **settings}))
+        made.append(MegatronJudge(folder=str(folder), **{**ON_CPU, **settings}))
         return made[-1]
 
     yield make
@@ -161,17 +161,17 @@ def test_a_language_model_or_a_classifier_of_two_labels_is_no_reward_model(
 ) -> None:
     save_tiny_with_tokenizer(tmp_path / "policy")
     with pytest.raises(ValueError, match="policy is no reward model"):
-        MegatronJudge(str(tmp_path / "policy"))
+        MegatronJudge(folder=str(tmp_path / "policy"))
     config = json.loads((folder / "config.json").read_text())
     del config["id2label"]
     (tmp_path / "policy" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="a classifier of 2 labels is no reward model"):
-        MegatronJudge(str(tmp_path / "policy"))
+        MegatronJudge(folder=str(tmp_path / "policy"))
 
 
 @pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_one_message(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be served: .*=3 does not divide the model's num_"):
-        MegatronJudge(str(folder), tensor_model_parallel_size=3, **ON_CPU)
+        MegatronJudge(folder=str(folder), tensor_model_parallel_size=3, **ON_CPU)
     with pytest.raises(ValueError, match=r"not ready after 0.1 s \(start_timeout\)"):
-        MegatronJudge(str(folder), start_timeout=0.1, **ON_CPU)
+        MegatronJudge(folder=str(folder), start_timeout=0.1, **ON_CPU)
