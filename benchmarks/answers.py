@@ -63,7 +63,7 @@ def forget() -> None:
 
 def cpu_seconds() -> float:
     """CPU time of this process, and of math-verify's in hundredths of a second."""
-    process = library.shared()._process
+    process = library.shared()._child._process
     times = psutil.Process(process.pid).cpu_times() if process is not None else None
     return time.process_time() + (times.user + times.system if times is not None else 0.0)
 
