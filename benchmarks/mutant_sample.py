@@ -20,6 +20,7 @@ PACKAGE = ROOT / "rs_aligner"
 CONFIG = ("tests/config/test_plan.py", "tests/config/test_load.py", "tests/config/test_pools.py")
 CONFIG += ("tests/config/test_rft.py", "tests/config/test_objective.py", "tests/config/test_selection.py")
 CONFIG += ("tests/config/test_generate.py", "tests/config/test_upstream.py", "tests/config/test_recipes.py")
+SELECTORS = ("tests/config/test_selection.py", "tests/selection/test_properties.py", *CONFIG)
 LOOP = ("tests/trainers/test_rs.py", "tests/trainers/test_pool.py", "tests/proof/test_watched.py")
 CLIENT = (
     "tests/reward/client/test_asking_again.py",
@@ -34,14 +35,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "objective/rows.py": ("tests/objective/test_rows.py", *LOOP),
     "batching.py": ("tests/test_batching.py",),
     "schedule.py": ("tests/test_schedule.py",),
-    "config/plan.py": CONFIG,
-    "config/chain.py": ("tests/config/test_selection.py", "tests/selection/test_properties.py", *CONFIG),
-    "config/check*.py": CONFIG,
-    "config/pools.py": CONFIG,
-    "config/objective.py": CONFIG,
-    "config/remote.py": CONFIG,
-    "config/load.py": CONFIG,
-    "config/upstream.py": CONFIG,
+    "config/chain.py": SELECTORS,
+    "config/sele*.py": SELECTORS,
+    "config/template.py": ("tests/config/test_template.py",),
+    "config/*.py": CONFIG,
     "rollout.py": (
         "tests/proof/test_chance.py",
         "tests/record/test_metrics.py",

@@ -41,7 +41,7 @@ import transformers
 from decoders import Ours
 from generation import DATA, machine, workloads, write
 
-from rs_aligner.config.common import OptimConfig
+from rs_aligner.config import OptimConfig
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config

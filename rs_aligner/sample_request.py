@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rs_aligner.config.common import LengthParams, SamplingParams
+from rs_aligner.config import LengthParams, SamplingParams
 from rs_aligner.rollout import Prompt
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rs_aligner.config.common import JudgeSource
+from rs_aligner.config import JudgeSource
 from rs_aligner.config.upstream import SERVE_REWARD
 from rs_aligner.policy.score_ranks import RankSettings
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner.cli.ranks import rank
-from rs_aligner.config.common import ExpManagerBase
+from rs_aligner.config import ExpManagerBase
 
 
 def loggers(config: ExpManagerBase) -> list[Any]:

@@ -1,7 +1,9 @@
 """What every part of the config is made of: the section, the value types, the error.
 
-A section is a frozen pydantic model that refuses keys it does not know. Here are only types that
-say something about one value; what relates several values stands in `check.py`.
+A section is a frozen pydantic model that refuses keys it does not know. The types here say something about
+one value. What relates several is told by the narrowest section that has them all, in its `problems`, and
+`check` asks every section of a tree. Left out on purpose: what needs torch, such as whether there is a GPU,
+and whether a judge answers; both come right after.
 """
 
 from __future__ import annotations
@@ -48,6 +50,20 @@ def function_problems(key: str, spec: str) -> Iterator[str]:
         yield problem(key, spec, f"there is no such file (relative to {Path.cwd()})")
 
 
+def file_problems(key: str, file: str | None) -> Iterator[str]:
+    """What is wrong if the file that a key names is not there."""
+    if file is not None and not Path(file).is_file():
+        yield problem(key, file, f"there is no such file (relative to {Path.cwd()})")
+
+
+def json_lines_problems(key: str, files: Sequence[str]) -> Iterator[str]:
+    """What is wrong with the data files that a key names, as far as it shows without reading them."""
+    for name in files:
+        if not Path(name).is_file():
+            what = "is a folder" if Path(name).is_dir() else "is not there"
+            yield problem(key, name, f"{what}; name JSON Lines files (relative to {Path.cwd()})")
+
+
 class Section(BaseModel):
     """A part of the config tree. The docstrings under its fields are their documentation."""
 
@@ -58,6 +74,39 @@ class Section(BaseModel):
         coerce_numbers_to_str=True,
         use_attribute_docstrings=True,
     )
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What cannot work among the keys of this section and of those below it, a line each.
+
+        Called through `check` for every section of a config whose values are each valid. What has no effect
+        is logged as a warning.
+
+        Args:
+            key: where the section stands, dotted; empty for a command's whole config.
+        """
+        return iter(())
+
+
+def check(section: Section, key: str = "") -> Iterator[str]:
+    """The problems of a section and of all below it, the narrowest first; none if it can run.
+
+    Args:
+        section: valid as far as each value goes.
+        key: where it stands, dotted.
+    """
+    for name in type(section).model_fields:
+        for place, below in _sections_of(getattr(section, name)):
+            yield from check(below, ".".join(filter(None, (key, name, place))))
+    yield from section.problems(key)
+
+
+def _sections_of(value: Any) -> Iterator[tuple[str, Section]]:
+    """The sections that a key has, each with its place in a list or dict of them."""
+    if isinstance(value, Section):
+        yield "", value
+    elif isinstance(value, tuple | dict):
+        places = value.items() if isinstance(value, dict) else enumerate(value)
+        yield from ((str(place), one) for place, one in places if isinstance(one, Section))
 
 
 def _refuse_bool(value: Any) -> Any:

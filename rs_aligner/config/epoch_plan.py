@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from rs_aligner.batching import is_few
 from rs_aligner.config import plan_parts as parts
-from rs_aligner.config.schema import TrainConfig, TrainSFTConfig
+from rs_aligner.config.train_sft import TrainSFTConfig
+from rs_aligner.config.training import TrainConfig
 
 
 def num_epoch_steps(config: TrainConfig, num_rows: int) -> int:

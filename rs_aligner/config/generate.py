@@ -9,16 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from rs_aligner.config.base import Count, JudgeSpecialTokens, Section, Size, Text, Texts, problem
-from rs_aligner.config.common import (
-    LengthParams,
-    PretrainedCheckpoint,
-    ReadingConfig,
-    SamplingParams,
-    TrainerBase,
+from rs_aligner.config.base import (
+    Count,
+    JudgeSpecialTokens,
+    Section,
+    Size,
+    Text,
+    Texts,
+    json_lines_problems,
+    problem,
 )
+from rs_aligner.config.data import ReadingConfig
+from rs_aligner.config.layout import LayoutBase, PretrainedCheckpoint, TrainerBase
 from rs_aligner.config.remote import RemoteRMConfig
-from rs_aligner.config.rs import GenerationConfig
+from rs_aligner.config.sampling import GenerationConfig, LengthParams, SamplingParams
 
 Choice = Literal["first", "best", "majority", "weighted"]
 
@@ -34,6 +38,12 @@ class GenerateDataConfig(ReadingConfig):
     """Special tokens that an answer's text has, in the file and for the judge: false, true, or a list."""
     answer_key: Text = "answer"
     """The key of a row's right answer, by which accuracies are counted where rows have it."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """There are prompts."""
+        yield from json_lines_problems(f"{key}.files", self.files)
+        if not self.files:
+            yield f"{key}.files must be set: a file of prompts, or a list of files"
 
 
 class AnswersConfig(Section):
@@ -54,23 +64,13 @@ class AnswersConfig(Section):
     generation: GenerationConfig = GenerationConfig()
 
 
-class GenerateModelConfig(Section):
+class GenerateModelConfig(LayoutBase):
     """The policy, and what it is asked."""
 
-    encoder_seq_length: Count | None = None
-    """Most tokens of prompt and answer together; null for as many as the model was made for."""
-    tensor_model_parallel_size: Count = 1
-    """Ranks that share each layer."""
-    pipeline_model_parallel_size: Count = 1
-    """Ranks that share the layers out among them."""
     seed: Size = 1234
     """Seed of sampling."""
     data: GenerateDataConfig
     answers: AnswersConfig = AnswersConfig()
-
-    def sequence_length(self, model_positions: int) -> int:
-        """Most tokens of prompt and answer together, for a model made for `model_positions`."""
-        return self.encoder_seq_length or model_positions
 
 
 class GenerateConfig(Section):
@@ -89,7 +89,7 @@ class GenerateConfig(Section):
     @property
     def world_size(self) -> int:
         """Ranks in all."""
-        return self.trainer.num_nodes * self.trainer.devices
+        return self.trainer.world_size
 
     @property
     def length_params(self) -> LengthParams:
@@ -103,24 +103,24 @@ class GenerateConfig(Section):
 
     def max_prompt_length(self, model_positions: int) -> int:
         """Most tokens of a prompt, for a model made for `model_positions` tokens."""
-        room = self.model.sequence_length(model_positions) - self.length_params.max_length
-        return min(room, self.model.data.seq_length or room)
+        return self.model.max_prompt_length(model_positions, self.length_params)
 
-
-def check_generate(config: GenerateConfig) -> Iterator[str]:
-    """What relates several keys, a line for each problem."""
-    model, world = config.model, config.world_size
-    parallel = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
-    if world % parallel:
-        least = f"{world} ranks should be a multiple of tensor x pipeline parallelism = {parallel}"
-        yield problem("trainer.devices", config.trainer.devices, least)
-    if not model.data.files:
-        yield "model.data.files must be set: a file of prompts, or a list of files"
-    if model.answers.choose in ("best", "weighted") and config.remote_rm is None:
-        needs = "needs a judge; set remote_rm, e.g. remote_rm.in_process=true remote_rm.judge.name=..."
-        yield problem("model.answers.choose", model.answers.choose, needs)
-    output = Path(config.output)
-    if output.is_dir():
-        yield problem("output", config.output, "is a folder; name a file")
-    elif output.exists() and not config.overwrite:
-        yield problem("output", config.output, "exists; name another file, or set overwrite=true")
+    def problems(self, key: str) -> Iterator[str]:
+        """The policy fits its ranks and has room for prompts; judge and file are what they should be."""
+        made, parallel = self.pretrained_checkpoint.made, self.model.model_parallel_size
+        yield from self.model.misfits("model", made)
+        yield from self.model.without_room("model.answers.length_params", self.length_params, made)
+        if self.world_size % parallel:
+            least = (
+                f"{self.world_size} ranks should be a multiple of tensor x pipeline parallelism = {parallel}"
+            )
+            yield problem("trainer.devices", self.trainer.devices, least)
+        choose = self.model.answers.choose
+        if choose in ("best", "weighted") and self.remote_rm is None:
+            needs = "needs a judge; set remote_rm, e.g. remote_rm.in_process=true remote_rm.judge.name=..."
+            yield problem("model.answers.choose", choose, needs)
+        output = Path(self.output)
+        if output.is_dir():
+            yield problem("output", self.output, "is a folder; name a file")
+        elif output.exists() and not self.overwrite:
+            yield problem("output", self.output, "exists; name another file, or set overwrite=true")

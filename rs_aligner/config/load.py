@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rs_aligner.config.aliases import meant
-from rs_aligner.config.base import ConfigError, Section, problem
-from rs_aligner.config.check import check
+from rs_aligner.config.base import ConfigError, Section, check, problem
 from rs_aligner.config.generate import GenerateConfig
-from rs_aligner.config.reward_model import TrainRewardModelConfig
-from rs_aligner.config.schema import ServeRewardConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.config.serve_reward import ServeRewardConfig
+from rs_aligner.config.train_reward_model import TrainRewardModelConfig
+from rs_aligner.config.train_rs import TrainRSConfig
+from rs_aligner.config.train_sft import TrainSFTConfig
 from rs_aligner.config.upstream import SERVE_REWARD, TRAIN_RS
 
 Config = TypeVar(

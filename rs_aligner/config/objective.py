@@ -8,12 +8,19 @@ Left out on purpose: a learned value function, and an entropy bonus.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
-from rs_aligner.config.base import Beta, Fraction, NotNegative, Positive, Section, Texts, problem
+from rs_aligner.config.base import (
+    Beta,
+    Fraction,
+    NotNegative,
+    Positive,
+    Section,
+    Texts,
+    json_lines_problems,
+    problem,
+)
 
-KEY = "model.rs.objective"
 KLEstimator = Literal[
     "k1", "kl", "k2", "mse", "k3", "low_var_kl", "abs", "k1+", "kl+", "k3+", "low_var_kl+", "abs+"
 ]
@@ -28,6 +35,16 @@ class AnchorConfig(Section):
     """Their share of every batch, from 0 (none) to below 1."""
     weight: Positive = 1.0
     """What their log-likelihood is multiplied by."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """There are files if there is a share of them, and the other way round."""
+        if self.share and not self.files:
+            yield problem(f"{key}.share", self.share, f"needs {key}.files to take rows from; or set it to 0")
+        if self.files and not self.share:
+            yield problem(f"{key}.share", self.share, f"should be above 0, since {key}.files is set")
+        if self.weight != 1 and not self.files:
+            yield problem(f"{key}.weight", self.weight, f"needs {key}.files; or set it to 1")
+        yield from json_lines_problems(f"{key}.files", self.files)
 
 
 class ObjectiveConfig(Section):
@@ -67,6 +84,20 @@ class ObjectiveConfig(Section):
             return None
         return self.clip, self.clip if self.clip_high is None else self.clip_high
 
+    def problems(self, key: str) -> Iterator[str]:
+        """What is set plays a part."""
+        advantage = f"needs {key}.advantage, group or leave_one_out"
+        if self.advantage == "none" and self.positives_only:
+            yield problem(f"{key}.positives_only", True, f"{advantage}; set it to false")
+        if self.advantage == "none" and self.clip is not None:
+            yield problem(f"{key}.clip", self.clip, f"{advantage}; set it to null")
+        if self.kl_estimator != "k3" and not self.kl:
+            weight = f"needs {key}.kl, the weight of the term; set it to k3"
+            yield problem(f"{key}.kl_estimator", self.kl_estimator, weight)
+        if self.clip_high is not None and self.clip is None:
+            below = f"needs {key}.clip, the bound from below; set it to null"
+            yield problem(f"{key}.clip_high", self.clip_high, below)
+
 
 PLAIN = ObjectiveConfig()
 """The plain recipe."""
@@ -80,37 +111,3 @@ def num_anchors(num_rows: int, share: float) -> int:
     if not num_rows or not share:
         return 0
     return max(1, round(num_rows * share / (1 - share)))
-
-
-def check_objective(objective: ObjectiveConfig, most_rollouts: tuple[str, int] | None) -> Iterator[str]:
-    """The problems of the objective's keys with each other, a line each.
-
-    `most_rollouts` is the key that bounds the rollouts of a prompt, and its value; None where files tell.
-    """
-    wants = "group or leave_one_out"
-    if objective.advantage == "none":
-        if objective.positives_only:
-            yield problem(f"{KEY}.positives_only", True, f"needs {KEY}.advantage, {wants}; set it to false")
-        if objective.clip is not None:
-            what = f"needs {KEY}.advantage, {wants}; set it to null"
-            yield problem(f"{KEY}.clip", objective.clip, what)
-    elif most_rollouts is not None and most_rollouts[1] < 2:
-        what = f"compares the rollouts of a prompt: {most_rollouts[0]} should be at least 2"
-        yield problem(f"{KEY}.advantage", objective.advantage, what)
-    if objective.kl_estimator != "k3" and not objective.kl:
-        what = f"needs {KEY}.kl, the weight of the term; set it to k3"
-        yield problem(f"{KEY}.kl_estimator", objective.kl_estimator, what)
-    if objective.clip_high is not None and objective.clip is None:
-        what = f"needs {KEY}.clip, the bound from below; set it to null"
-        yield problem(f"{KEY}.clip_high", objective.clip_high, what)
-    anchor, key = objective.anchor, f"{KEY}.anchor"
-    if anchor.share and not anchor.files:
-        yield problem(f"{key}.share", anchor.share, f"needs {key}.files to take rows from; or set it to 0")
-    if anchor.files and not anchor.share:
-        yield problem(f"{key}.share", anchor.share, f"should be above 0, since {key}.files is set")
-    if anchor.weight != 1 and not anchor.files:
-        yield problem(f"{key}.weight", anchor.weight, f"needs {key}.files; or set it to 1")
-    for name in anchor.files:
-        if not Path(name).is_file():
-            what = "is a folder" if Path(name).is_dir() else "is not there"
-            yield problem(f"{key}.files", name, f"{what}; name JSON Lines files (relative to {Path.cwd()})")

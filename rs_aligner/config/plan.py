@@ -14,7 +14,7 @@ from rs_aligner.batching import is_few
 from rs_aligner.config import plan_parts as parts
 from rs_aligner.config.chain import in_words
 from rs_aligner.config.objective import num_anchors
-from rs_aligner.config.schema import TrainRSConfig
+from rs_aligner.config.train_rs import TrainRSConfig
 
 
 def draws_per_epoch(config: TrainRSConfig, num_prompts: int) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from rs_aligner.batching import next_batch_size
-from rs_aligner.config.common import OptimConfig
-from rs_aligner.config.schema import TrainConfig
+from rs_aligner.config.optim import OptimConfig
+from rs_aligner.config.training import TrainConfig
 from rs_aligner.schedule import NEAR, RatePath, rate_path
 
 Line = tuple[str, str]

@@ -1,21 +1,27 @@
 """The judge as the trainer sees it: where it is, how it is asked, and what to do when it fails.
 
-Types, bounds and spellings of single values; what relates several keys is checked in `check_remote`.
+Left out on purpose: what a judge that is only watched may not do (`train_rs.py`), and how servers are asked.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from rs_aligner.config.base import Count, NotNegative, Port, Positive, Section, Share, Text, problem
-from rs_aligner.config.common import JudgeConfig
-
-_logger = logging.getLogger("rs_aligner")
+from rs_aligner.config.base import (
+    Count,
+    NotNegative,
+    Port,
+    Positive,
+    Section,
+    Share,
+    Text,
+    file_problems,
+    problem,
+)
+from rs_aligner.config.judge import JudgeConfig
 
 
 class EndpointConfig(Section):
@@ -101,52 +107,38 @@ class RemoteRMConfig(Section):
         """All servers of the judge."""
         return self.endpoints or (self.reward_model,)
 
+    def problems(self, key: str) -> Iterator[str]:
+        """It is clear who is asked, and how."""
+        yield from self._servers(key)
+        yield from self._in_process(key)
+        if self.max_queued < self.max_batch_size:
+            least = f"should be at least {key}.max_batch_size = {self.max_batch_size}"
+            yield problem(f"{key}.max_queued", self.max_queued, least)
+        yield from file_problems(f"{key}.token_file", self.token_file)
 
-def check_watched(section: str, config: RemoteRMConfig) -> Iterator[str]:
-    """What relates several keys of a judge that is only watched: its failures end nothing."""
-    yield from check_remote(section, config)
-    if config.on_failure == "abort":
-        yield problem(
-            f"{section}.on_failure", "abort", "a watched judge ends no run; set it to drop or retry"
-        )
-    if config.max_failed_fraction != RemoteRMConfig().max_failed_fraction:
-        _logger.warning("%s.max_failed_fraction has no effect: a watched judge ends no run", section)
+    def _servers(self, key: str) -> Iterator[str]:
+        places = [(endpoint.ip, endpoint.port, endpoint.name) for endpoint in self.endpoints]
+        if len(set(places)) < len(places):
+            yield problem(f"{key}.endpoints", [one.url for one in self.endpoints], "names a server twice")
+        one, default = self.reward_model, EndpointConfig()
+        for name in ("ip", "port") if places else ():
+            value = getattr(one, name)
+            if value not in (getattr(default, name), *(getattr(other, name) for other in self.endpoints)):
+                known = f"{key}.endpoints lists other servers; set one of the two, or add it there"
+                yield problem(f"{key}.reward_model.{name}", value, known)
 
-
-def check_remote(section: str, config: RemoteRMConfig) -> Iterator[str]:
-    """What relates several keys of a judge that is asked, a line for each problem."""
-    one, default = config.reward_model, EndpointConfig()
-    places = [(endpoint.ip, endpoint.port, endpoint.name) for endpoint in config.endpoints]
-    if len(set(places)) < len(places):
-        yield problem(f"{section}.endpoints", [p.url for p in config.endpoints], "names a server twice")
-    for key in ("ip", "port"):
-        value = getattr(one, key)
-        if (
-            places
-            and value != getattr(default, key)
-            and value not in (getattr(e, key) for e in config.endpoints)
-        ):
-            known = f"{section}.endpoints lists other servers; set one of the two, or add it there"
-            yield problem(f"{section}.reward_model.{key}", value, known)
-    if config.in_process and places:
-        yield problem(f"{section}.in_process", True, f"no server is asked; leave {section}.endpoints empty")
-    if config.in_process and config.mode == "tokens":
-        yield problem(f"{section}.mode", "tokens", "a judge in the same process gets texts; set it to auto")
-    if config.in_process and config.judge is None:
-        yield (
-            f"{section}.judge must be set with {section}.in_process, e.g. {section}.judge.name=exact_answer"
-        )
-    if config.judge is not None and not config.in_process:
-        yield (
-            f"{section}.judge is set, but a server brings its own judge: set {section}.in_process=true, or "
-            "give it to serve_reward.py as judge"
-        )
-    if config.max_queued < config.max_batch_size:
-        least = f"should be at least {section}.max_batch_size = {config.max_batch_size}"
-        yield problem(f"{section}.max_queued", config.max_queued, least)
-    if config.token_file is not None and not Path(config.token_file).is_file():
-        there = f"there is no such file (relative to {Path.cwd()})"
-        yield problem(f"{section}.token_file", config.token_file, there)
+    def _in_process(self, key: str) -> Iterator[str]:
+        if self.in_process and self.endpoints:
+            yield problem(f"{key}.in_process", True, f"no server is asked; leave {key}.endpoints empty")
+        if self.in_process and self.mode == "tokens":
+            yield problem(f"{key}.mode", "tokens", "a judge in the same process gets texts; set it to auto")
+        if self.in_process and self.judge is None:
+            yield f"{key}.judge must be set with {key}.in_process, e.g. {key}.judge.name=exact_answer"
+        if self.judge is not None and not self.in_process:
+            yield (
+                f"{key}.judge is set, but a server brings its own judge: set {key}.in_process=true, or "
+                "give it to serve_reward.py as judge"
+            )
 
 
 def _from_text(text: str) -> dict[str, Any]:

@@ -1,31 +1,28 @@
 """`model.rs`: one step of rejection sampling.
 
-What is sampled and how; the choices that make a recipe have files of their own: who is kept
-(`selection.py`), what is minimised (`objective.py`), from which rollouts (`pools.py`).
+What is sampled and how, and what the parts of a step ask of each other. The choices that make a recipe have
+files of their own: who is kept (`selection.py`), what is minimised (`objective.py`), from which rollouts
+(`pools.py`). Left out on purpose: the run around it (`train_rs.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rs_aligner.config.base import Count, Real, Section, Size, Texts
+from rs_aligner.config.base import Count, Real, Section, Size, Texts, problem
 from rs_aligner.config.chain import most_kept
-from rs_aligner.config.common import LengthParams, SamplingParams
 from rs_aligner.config.objective import ObjectiveConfig
-from rs_aligner.config.pools import PoolConfig, RFTConfig, UntilConfig, expand_rft
+from rs_aligner.config.pools import PoolConfig, UntilConfig
+from rs_aligner.config.sampling import GenerationConfig, LengthParams, SamplingParams
 from rs_aligner.config.selection import SelectorConfig
+from rs_aligner.config.trlx import RFTConfig, expand_rft
 
-
-class GenerationConfig(Section):
-    """The decoder."""
-
-    kv_cache_bytes: Count | None = None
-    """Most bytes of keys and values on a rank; rollouts that do not fit wait. Null for no bound."""
-    compile: bool = True
-    """On a CPU: compiles the decoder's kernels for it (a second, once). False, or no C compiler: torch."""
+_logger = logging.getLogger("rs_aligner")
 
 
 class RSConfig(Section):
@@ -109,6 +106,67 @@ class RSConfig(Section):
             num_rollouts=most * len(drawn),
             num_candidates=each * prompts,
         )
+
+    def problems(self, key: str) -> Iterator[str]:
+        """A prompt has as many rollouts as are asked of it, and what is set plays a part."""
+        yield from self._counts(key)
+        yield from self._selection(key)
+        yield from self._offline(key)
+        if self.rft is not None and self.selection != self.rft.selection:
+            names = [selector.name for selector in self.selection]
+            own = f"{key}.rft brings a selection of its own; leave one of the two out"
+            yield problem(f"{key}.selection", names, own)
+        if self.until is not None and self.sampling_params.use_greedy:
+            yield problem(f"{key}.sampling_params.use_greedy", True, f"{key}.until samples: set it to false")
+        for name, sampling, number in (
+            ("num_rollouts_per_prompt", self.sampling_params, self.num_rollouts_per_prompt),
+            ("num_val_rollouts_per_prompt", self.val_sampling_params, self.num_val_rollouts_per_prompt),
+        ):
+            if sampling.use_greedy and number > 1:
+                equal = "but greedy rollouts of a prompt are all equal"
+                _logger.warning("%s.%s is %d, %s", key, name, number, equal)
+
+    def _counts(self, key: str) -> Iterator[str]:
+        """What asks for more rollouts of a prompt than it can have."""
+        if self.most_rollouts is None:
+            return
+        bound, most = self.most_rollouts
+        if self.top_n_rollouts > most:
+            yield problem(f"{key}.top_n_rollouts", self.top_n_rollouts, f"should be at most {bound} = {most}")
+        for i, selector in enumerate(self.selection):
+            yield from selector.beyond(f"{key}.selection.{i}", bound, most)
+        if self.objective.advantage != "none" and most < 2:
+            compares = f"compares the rollouts of a prompt: {bound} should be at least 2"
+            yield problem(f"{key}.objective.advantage", self.objective.advantage, compares)
+
+    def _selection(self, key: str) -> Iterator[str]:
+        """The keys of the plain recipe play no part beside a chain."""
+        if not self.selection:
+            return
+        if self.min_reward is not None:
+            instead = f"{key}.selection=[{{name: threshold, at_least: {self.min_reward:g}}}, ...]"
+            beside = f"has no place beside a chain; write {instead}"
+            yield problem(f"{key}.min_reward", self.min_reward, beside)
+        if self.top_n_rollouts != 1 and not any(selector.reads_top_n for selector in self.selection):
+            without = f"{key}.selection has no topk without k"
+            _logger.warning("%s.top_n_rollouts has no effect: %s", key, without)
+
+    def _offline(self, key: str) -> Iterator[str]:
+        """Rollouts that are read have to be there, and cannot do all that sampled ones can."""
+        for name in self.offline:
+            if not Path(name).exists():
+                there = "is not there; name files, or the rollouts folder of a run"
+                yield problem(f"{key}.offline", name, f"{there} (relative to {Path.cwd()})")
+            elif self.objective.clip is not None and Path(name).is_file():
+                what = f"needs the sampling policy's log-probabilities, which the file {name} does not have"
+                instead = f"set it to null, or name a run's rollouts folder in {key}.offline"
+                yield problem(f"{key}.objective.clip", self.objective.clip, f"{what}; {instead}")
+        if self.offline and self.pool.max_staleness:
+            again = f"the rollouts of {key}.offline come again in every epoch; set it to 0"
+            yield problem(f"{key}.pool.max_staleness", self.pool.max_staleness, again)
+        if self.offline and self.until is not None:
+            nothing = f"nothing is sampled; leave {key}.until out"
+            yield problem(f"{key}.offline", list(self.offline), nothing)
 
     @model_validator(mode="before")
     @classmethod

@@ -1,17 +1,28 @@
 """`model.rs.selection`: the selectors that may stand in a chain, a section for each, told apart by `name`.
 
-What they do is in `rs_aligner/selection/`; what has to hold among their keys, and what a chain comes to, in
-`chain.py` here.
+Each says what it keeps in words and at most, and what has to hold among its keys. Left out on purpose: what
+they do (`rs_aligner/selection/`), and what a chain of them comes to (`chain.py`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rs_aligner.config.base import Count, Fraction, Real, Section, Share, Size, Text
+from rs_aligner.config.base import (
+    Count,
+    Fraction,
+    Real,
+    Share,
+    Size,
+    Text,
+    function_problems,
+    problem,
+)
+from rs_aligner.config.selector import Most, SelectorSection, UpToK
 
 
 def _pattern(value: Any) -> Any:
@@ -25,15 +36,34 @@ def _pattern(value: Any) -> Any:
     return value
 
 
-class TopKConfig(Section):
+class TopKConfig(UpToK):
     """The best of each prompt."""
 
     name: Literal["topk"]
     k: Count | None = None
     """How many of a prompt; null is `model.rs.top_n_rollouts`."""
 
+    @property
+    def num(self) -> int:
+        """`k`, once it has been filled in."""
+        assert self.k is not None, "with_top_n comes first"
+        return self.k
 
-class PercentileConfig(Section):
+    @property
+    def reads_top_n(self) -> bool:
+        return self.k is None
+
+    def with_top_n(self, top_n: int) -> TopKConfig:
+        return self.model_copy(update={"k": top_n}) if self.reads_top_n else self
+
+    def in_words(self) -> str:
+        return f"the best {self.num}"
+
+    def keeps(self, left: Most) -> Most:
+        return Most(min(left.each, self.num), left.whole)
+
+
+class PercentileConfig(SelectorSection):
     """What is at or above the p-th percentile of its prompt's rewards, a bar that rises."""
 
     name: Literal["percentile"]
@@ -46,50 +76,85 @@ class PercentileConfig(Section):
     above_lowest: bool = False
     """Whether the lowest reward of the step is below every bar, unless all rewards of the step are equal."""
 
+    def in_words(self) -> str:
+        rising = "" if self.start == self.end else f", rising to {self.end:g}"
+        lowest = ", above the step's lowest" if self.above_lowest else ""
+        return f"from the {self.start:g} quantile of the prompt up{rising}{lowest}"
 
-class ThresholdConfig(Section):
+    def problems(self, key: str) -> Iterator[str]:
+        """The bar does not fall."""
+        if self.start > self.end:
+            yield problem(f"{key}.start", self.start, f"should be at most {key}.end = {self.end}")
+
+
+class ThresholdConfig(SelectorSection):
     """What reaches a fixed reward."""
 
     name: Literal["threshold"]
     at_least: Real
     """The least reward that passes."""
 
+    def in_words(self) -> str:
+        return f"scored {self.at_least:g} or more"
 
-class PositiveConfig(Section):
+
+class PositiveConfig(SelectorSection):
     """What the verifier passed."""
 
     name: Literal["positive"]
     above: Real = 0.0
     """The reward has to be above it."""
 
+    def in_words(self) -> str:
+        return f"scored above {self.above:g}"
 
-class TopFractionConfig(Section):
+
+class TopFractionConfig(SelectorSection):
     """The best share of the whole step, whichever prompts they answer."""
 
     name: Literal["top_fraction"]
     fraction: Fraction
     """Share of what is left that passes at most; one does if any is left."""
 
+    def in_words(self) -> str:
+        return f"the best {100 * self.fraction:g}% of the step"
 
-class MedianConfig(Section):
+    def keeps(self, left: Most) -> Most:
+        share = max(1, int(self.fraction * left.whole + 1e-9)) if left.whole else 0
+        return Most(left.each, share)
+
+
+class MedianConfig(SelectorSection):
     """What is strictly above the median of its prompt's rewards."""
 
     name: Literal["median"]
 
+    def in_words(self) -> str:
+        return "above the prompt's median"
 
-class AllConfig(Section):
+    def keeps(self, left: Most) -> Most:
+        return Most(left.each // 2, left.whole // 2)
+
+
+class AllConfig(SelectorSection):
     """All that is left: for objectives that use rejected rollouts, too."""
 
     name: Literal["all"]
 
+    def in_words(self) -> str:
+        return "all that is left"
 
-class TruncatedConfig(Section):
+
+class TruncatedConfig(SelectorSection):
     """Rejects what reached the length limit instead of coming to an end."""
 
     name: Literal["truncated"]
 
+    def in_words(self) -> str:
+        return "not truncated"
 
-class LengthConfig(Section):
+
+class LengthConfig(SelectorSection):
     """Rejects what is too short or too long."""
 
     name: Literal["length"]
@@ -98,8 +163,22 @@ class LengthConfig(Section):
     max_tokens: Count | None = None
     """Most tokens of a response, its ending token included; null for no bound."""
 
+    def in_words(self) -> str:
+        least = f"{self.min_tokens or 0:,}"
+        if self.max_tokens is None:
+            return f"{least} tokens or more"
+        return f"{least} to {self.max_tokens:,} tokens"
 
-class DuplicatesConfig(Section):
+    def problems(self, key: str) -> Iterator[str]:
+        """There is a bound, and something between two of them."""
+        least, most = self.min_tokens, self.max_tokens
+        if least is None and most is None:
+            yield f"{key}: nothing is set; set {key}.min_tokens, {key}.max_tokens or both"
+        if least is not None and most is not None and least > most:
+            yield problem(f"{key}.min_tokens", least, f"should be at most {key}.max_tokens = {most}")
+
+
+class DuplicatesConfig(SelectorSection):
     """Rejects a response that is there twice; the better one stays."""
 
     name: Literal["duplicates"]
@@ -108,8 +187,12 @@ class DuplicatesConfig(Section):
     against: Literal["group", "earlier", "both"] = "group"
     """Compared with the prompt's other responses, with those kept of it at earlier steps, or with both."""
 
+    def in_words(self) -> str:
+        where = {"group": "", "earlier": " of earlier steps", "both": ", nor of earlier steps"}
+        return f"no duplicates{where[self.against]}"
 
-class NearDuplicatesConfig(Section):
+
+class NearDuplicatesConfig(SelectorSection):
     """Rejects a response that is much like a better one of the same prompt."""
 
     name: Literal["near_duplicates"]
@@ -120,8 +203,11 @@ class NearDuplicatesConfig(Section):
     measure: Literal["ngram", "edit"] = "ngram"
     """`ngram`: the share of token n-grams in common; `edit`: 1 less edit distance over the longer length."""
 
+    def in_words(self) -> str:
+        return f"no near-duplicates ({self.measure}, {self.similarity:g})"
 
-class DistinctAnswersConfig(Section):
+
+class DistinctAnswersConfig(UpToK):
     """Rejects more than k responses to a prompt that come to the same final answer."""
 
     name: Literal["distinct_answers"]
@@ -130,8 +216,11 @@ class DistinctAnswersConfig(Section):
     pattern: Annotated[Text | None, BeforeValidator(_pattern)] = None
     """A regular expression with one group, the answer; null finds it as the judge `final_answer` does."""
 
+    def in_words(self) -> str:
+        return f"at most {self.k} of each answer"
 
-class PassRateConfig(Section):
+
+class PassRateConfig(SelectorSection):
     """Rejects prompts that are solved too seldom or too often."""
 
     name: Literal["pass_rate"]
@@ -142,8 +231,20 @@ class PassRateConfig(Section):
     above: Real = 0.0
     """A rollout solves the prompt if its reward is above this."""
 
+    def in_words(self) -> str:
+        bounds = (("above", self.min), ("below", self.max))
+        told = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
+        return f"of prompts with a pass rate {' and '.join(told)}"
 
-class FunctionConfig(Section):
+    def problems(self, key: str) -> Iterator[str]:
+        """There is a bound, and something between two of them."""
+        if self.min is None and self.max is None:
+            yield f"{key}: nothing is set; set {key}.min, {key}.max or both"
+        if self.min is not None and self.max is not None and self.min >= self.max:
+            yield problem(f"{key}.min", self.min, f"should be below {key}.max = {self.max}")
+
+
+class FunctionConfig(SelectorSection):
     """A function of the user, asked once for each prompt."""
 
     name: Literal["function"]
@@ -152,8 +253,15 @@ class FunctionConfig(Section):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the function."""
 
+    def in_words(self) -> str:
+        return f"what {self.function} keeps"
 
-class DiverseConfig(Section):
+    def problems(self, key: str) -> Iterator[str]:
+        """The function could be found."""
+        yield from function_problems(f"{key}.function", self.function)
+
+
+class DiverseConfig(UpToK):
     """The k responses to a prompt that differ most from each other, the best first."""
 
     name: Literal["diverse"]
@@ -161,6 +269,12 @@ class DiverseConfig(Section):
     """How many of a prompt."""
     n: Count = 3
     """Tokens of the n-grams by which responses differ."""
+
+    def in_words(self) -> str:
+        return f"the {self.k} most different"
+
+    def keeps(self, left: Most) -> Most:
+        return Most(min(left.each, self.k), left.whole)
 
 
 SelectorConfig = Annotated[

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rs_aligner.config.common import PolicyModelBase
+from rs_aligner.config import PolicyModelBase
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.model.runtime import Runtime

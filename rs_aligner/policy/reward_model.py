@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from megatron.core.models.gpt import GPTModel
 
-from rs_aligner.config.common import ModelBase
+from rs_aligner.config import ModelBase
 from rs_aligner.files import SETTINGS, hugging_face_part
 from rs_aligner.loss import bradley_terry
 from rs_aligner.model import huggingface

@@ -28,7 +28,7 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer import TransformerConfig
 
-from rs_aligner.config.common import OptimConfig
+from rs_aligner.config import OptimConfig
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.loss import Normalization, clipped_surrogate, clipped_tokens, kl_to_reference, masked_nll
 from rs_aligner.model.runtime import Runtime

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rs_aligner.config.common import ExpManagerBase
+from rs_aligner.config import ExpManagerBase
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.metrics import MetricsFile, read_rows
 

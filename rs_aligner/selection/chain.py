@@ -6,13 +6,17 @@ Left out on purpose: branches. What joins two selections by "or" is a user's fun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rs_aligner.config import selection as conf
+from rs_aligner.config.selector import SelectorSection
 from rs_aligner.rollout import Group, Score
 from rs_aligner.selection import bars, distinct, filters
 from rs_aligner.selection.base import Places, Progress, Selector
 from rs_aligner.selection.result import KEPT, NOT_SCORED, Selection, selection_of
+
+AnySection = TypeVar("AnySection", bound=SelectorSection)
 
 
 class Chain:
@@ -81,9 +85,7 @@ class Chain:
             selector.remember(group, place)
 
 
-def build_chain(
-    configs: Sequence[conf.SelectorConfig], *, top_n: int, min_reward: float | None = None
-) -> Chain:
+def build_chain(configs: Sequence[SelectorSection], *, top_n: int, min_reward: float | None = None) -> Chain:
     """The chain that the config names.
 
     Args:
@@ -105,41 +107,46 @@ def build_chain(
         return Chain([bars.Threshold(min_reward, reason="below min_reward"), bars.TopK(top_n)])
     if min_reward is not None:
         raise ValueError("min_reward has no place beside a chain; put a threshold selector into it")
-    made = (_selector(f"model.rs.selection.{i}", config, top_n) for i, config in enumerate(configs))
+    made = (
+        MAKERS[type(config)](config.with_top_n(top_n), f"model.rs.selection.{i}")
+        for i, config in enumerate(configs)
+    )
     return Chain([selector for selector in made if selector is not None])
 
 
-def _selector(key: str, config: conf.SelectorConfig, top_n: int) -> Selector | None:
-    match config:
-        case conf.TopKConfig():
-            return bars.TopK(config.k or top_n)
-        case conf.PercentileConfig():
-            return bars.Percentile(
-                config.start, config.end, over_run=config.over == "run", above_lowest=config.above_lowest
-            )
-        case conf.ThresholdConfig():
-            return bars.Threshold(config.at_least)
-        case conf.PositiveConfig():
-            return bars.Positive(config.above)
-        case conf.TopFractionConfig():
-            return bars.TopFraction(config.fraction)
-        case conf.MedianConfig():
-            return bars.Median()
-        case conf.AllConfig():
-            return None
-        case conf.TruncatedConfig():
-            return filters.Truncated()
-        case conf.LengthConfig():
-            return filters.Length(config.min_tokens, config.max_tokens)
-        case conf.PassRateConfig():
-            return filters.PassRate(config.min, config.max, config.above)
-        case conf.FunctionConfig():
-            return filters.Function(f"{key}.function", config.function, config.kwargs)
-        case conf.DuplicatesConfig():
-            return distinct.Duplicates(normalised=config.normalized, against=config.against)
-        case conf.NearDuplicatesConfig():
-            return distinct.NearDuplicates(config.similarity, config.measure, config.n)
-        case conf.DistinctAnswersConfig():
-            return distinct.DistinctAnswers(config.k, config.pattern)
-        case conf.DiverseConfig():
-            return distinct.Diverse(config.k, config.n)
+Maker = Callable[[Any, str], Selector | None]
+"""Makes the selector of a section that stands at a key; None if it keeps all."""
+
+
+def _row(section: type[AnySection], make: Callable[[AnySection, str], Selector | None]) -> tuple[type, Maker]:
+    return section, make
+
+
+MAKERS: Mapping[type, Maker] = dict(
+    (
+        _row(conf.TopKConfig, lambda c, _: bars.TopK(c.num)),
+        _row(
+            conf.PercentileConfig,
+            lambda c, _: bars.Percentile(
+                c.start, c.end, over_run=c.over == "run", above_lowest=c.above_lowest
+            ),
+        ),
+        _row(conf.ThresholdConfig, lambda c, _: bars.Threshold(c.at_least)),
+        _row(conf.PositiveConfig, lambda c, _: bars.Positive(c.above)),
+        _row(conf.TopFractionConfig, lambda c, _: bars.TopFraction(c.fraction)),
+        _row(conf.MedianConfig, lambda *_: bars.Median()),
+        _row(conf.AllConfig, lambda *_: None),
+        _row(conf.TruncatedConfig, lambda *_: filters.Truncated()),
+        _row(conf.LengthConfig, lambda c, _: filters.Length(c.min_tokens, c.max_tokens)),
+        _row(conf.PassRateConfig, lambda c, _: filters.PassRate(c.min, c.max, c.above)),
+        _row(conf.FunctionConfig, lambda c, key: filters.Function(f"{key}.function", c.function, c.kwargs)),
+        _row(
+            conf.DuplicatesConfig,
+            lambda c, _: distinct.Duplicates(normalised=c.normalized, against=c.against),
+        ),
+        _row(conf.NearDuplicatesConfig, lambda c, _: distinct.NearDuplicates(c.similarity, c.measure, c.n)),
+        _row(conf.DistinctAnswersConfig, lambda c, _: distinct.DistinctAnswers(c.k, c.pattern)),
+        _row(conf.DiverseConfig, lambda c, _: distinct.Diverse(c.k, c.n)),
+    )
+)
+"""By the kind of section: what makes its selector."""

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
-from rs_aligner.config import LengthParams, SamplingParams
-from rs_aligner.config.common import PolicyModelBase
+from rs_aligner.config import LengthParams, PolicyModelBase, SamplingParams
 from rs_aligner.data import load_prompts
 from rs_aligner.model import runtime
 from rs_aligner.model.tokenizer import Tokenizer

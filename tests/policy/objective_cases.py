@@ -15,8 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rs_aligner.config import LengthParams, ObjectiveConfig, SamplingParams
-from rs_aligner.config.common import PolicyModelBase
+from rs_aligner.config import LengthParams, ObjectiveConfig, PolicyModelBase, SamplingParams
 from rs_aligner.model import huggingface
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy

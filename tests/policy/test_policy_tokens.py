@@ -10,8 +10,7 @@ import pytest
 import torch
 import transformers
 
-from rs_aligner.config import LengthParams, SamplingParams
-from rs_aligner.config.common import PolicyModelBase
+from rs_aligner.config import LengthParams, PolicyModelBase, SamplingParams
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.policy import MegatronPolicy

@@ -16,8 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from rs_aligner.config.common import PolicyModelBase
-from rs_aligner.config.reward_model import PairModelConfig
+from rs_aligner.config import PairModelConfig, PolicyModelBase
 from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.runtime import Runtime

@@ -11,8 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from rs_aligner.config.common import OptimConfig, PolicyModelBase
-from rs_aligner.config.reward_model import PairModelConfig
+from rs_aligner.config import OptimConfig, PairModelConfig, PolicyModelBase
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reward_model import MegatronRewardModel

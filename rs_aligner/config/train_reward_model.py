@@ -6,17 +6,14 @@ judge's side of a reward model, which is `judge.kwargs` of `serve_reward.yaml`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from rs_aligner.config.common import (
-    CheckpointParamsBase,
-    DataConfig,
-    ExpManagerBase,
-    LoopConfig,
-    ModelBase,
-    TrainerBase,
-)
-from rs_aligner.config.schema import TrainConfig
+from rs_aligner.config.base import problem
+from rs_aligner.config.data import DataConfig
+from rs_aligner.config.exp_manager import CheckpointParamsBase, ExpManagerBase
+from rs_aligner.config.layout import TrainerBase
+from rs_aligner.config.training import LoopConfig, ModelBase, TrainConfig
 
 
 class PairCheckpointParams(CheckpointParamsBase):
@@ -29,6 +26,13 @@ class PairCheckpointParams(CheckpointParamsBase):
     def figure(self) -> str:
         """The key of `metrics.jsonl` that ranks checkpoints."""
         return self.monitor
+
+    def problems(self, key: str) -> Iterator[str]:
+        """The better figure is the one that says so."""
+        yield from super().problems(key)
+        better = "max" if self.monitor == "validation/accuracy" else "min"
+        if self.mode != better:
+            yield problem(f"{key}.mode", self.mode, f"should be {better}, since {self.monitor} is monitored")
 
 
 class PairExpManagerConfig(ExpManagerBase):
@@ -65,3 +69,10 @@ class TrainRewardModelConfig(TrainConfig):
     def loop(self) -> PairLoopConfig:
         """How long the training goes on."""
         return self.trainer.rm
+
+    def problems(self, key: str) -> Iterator[str]:
+        """There are pairs to train on."""
+        yield from super().problems(key)
+        if not self.model.data.data_prefix.train:
+            rows = '{"prompt", "chosen", "rejected"}'
+            yield f"model.data.data_prefix.train must be set: a file of {rows} rows, or a list"

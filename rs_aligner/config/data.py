@@ -1,0 +1,66 @@
+"""`model.data`: the data files, and how a row becomes a prompt.
+
+Left out on purpose: which rows a command needs; each command's config says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rs_aligner.config.base import (
+    Count,
+    JudgeSpecialTokens,
+    Section,
+    Template,
+    Texts,
+    json_lines_problems,
+)
+
+
+class DataPrefix(Section):
+    """The data files, JSON Lines."""
+
+    train: Texts
+    """Files to train on: a path or a list of paths."""
+    validation: Texts = ()
+    """Held-out prompts, never trained on: a path or a list of paths; empty for no validation."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """The files are there."""
+        yield from json_lines_problems(f"{key}.train", self.train)
+        yield from json_lines_problems(f"{key}.validation", self.validation)
+
+
+class ReadingConfig(Section):
+    """How a row becomes a prompt."""
+
+    seq_length: Count | None = None
+    """A prompt of more tokens is left out and counted; null for what `max_length` leaves of the sequence."""
+    prompt_template: Template | None = None
+    """Makes the prompt, e.g. "Question: {question}\\nAnswer:"; null takes `text` or `messages`."""
+    add_bos: bool | None = None
+    """Whether a prompt starts with the begin token; null leaves it to the tokenizer and its chat template."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the chat template, such as {enable_thinking: false}; a row may have some of its own."""
+
+
+class DataConfig(ReadingConfig):
+    """What is read, and how a row becomes a prompt."""
+
+    data_prefix: DataPrefix
+    """The data files, e.g. "model.data.data_prefix={train: [a.jsonl], validation: [b.jsonl]}"."""
+    overlap: Literal["warn", "drop", "refuse"] = "warn"
+    """What becomes of rows to train on whose prompt is a validation prompt, too: `drop` leaves them out.
+
+    Prompts are the same if they differ in case and white space only.
+    """
+
+
+class PolicyDataConfig(DataConfig):
+    """What is read, how a row becomes a prompt, and how a response becomes a text."""
+
+    judge_special_tokens: JudgeSpecialTokens = False
+    """Special tokens that a response's text shows to the judge: false for none, true for all, or a list."""

@@ -1,0 +1,84 @@
+"""`exp_manager`: a run's folder, its loggers, its time limit, and which of its checkpoints stay.
+
+Left out on purpose: the figure that ranks a reward model's checkpoints (`train_reward_model.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rs_aligner.config.base import Seconds, Section, Text, Whole, problem
+
+
+class CheckpointParamsBase(Section):
+    """Which checkpoints stay besides the newest."""
+
+    save_top_k: Whole = 1
+    """How many of the best to keep besides the newest; 0 for none, -1 for all."""
+    mode: Literal["max", "min"] = "max"
+    """Whether a larger or a smaller figure is better."""
+
+    @property
+    def figure(self) -> str:
+        """The key of `metrics.jsonl` that ranks checkpoints."""
+        raise NotImplementedError
+
+    def problems(self, key: str) -> Iterator[str]:
+        """-1 is the only number below 0 that means something."""
+        if self.save_top_k < -1:
+            known = "should be -1 (keep all), 0 (only the newest) or more"
+            yield problem(f"{key}.save_top_k", self.save_top_k, known)
+
+
+class CheckpointCallbackParams(CheckpointParamsBase):
+    """Which checkpoints of a policy stay besides the newest."""
+
+    monitor: Literal["val_global_rewards", "validation/reward", "validation/watched"] = "val_global_rewards"
+    """The figure of `metrics.jsonl` that ranks checkpoints; `val_global_rewards` is `validation/reward`.
+
+    `validation/watched` is the held-out score of the watched judge.
+    """
+
+    @property
+    def figure(self) -> str:
+        """The key of `metrics.jsonl` that ranks checkpoints."""
+        return "validation/reward" if self.monitor == "val_global_rewards" else self.monitor
+
+
+class ExpManagerBase(Section):
+    """The run's folder, its loggers and its time limit."""
+
+    explicit_log_dir: Text
+    """The run's folder, for example runs/first; it is made where it does not exist."""
+    name: Text = "rs_aligner"
+    """The run's name in the loggers."""
+    create_tensorboard_logger: bool = True
+    """Writes the figures of `metrics.jsonl` for TensorBoard, too."""
+    create_wandb_logger: bool = False
+    """Sends them to Weights & Biases, too (WANDB_MODE=offline keeps them on this machine)."""
+    wandb_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the Weights & Biases logger: project, name, tags, ..."""
+    resume_if_exists: bool = True
+    """Goes on from the last checkpoint in the folder; false refuses a folder that has one."""
+    max_time_per_run: Seconds | None = None
+    """Saves and stops in good time before this much time has passed, written "DD:HH:MM:SS".
+
+    Seconds once read.
+    """
+    checkpoint_callback_params: CheckpointParamsBase
+
+    def problems(self, key: str) -> Iterator[str]:
+        """The folder is not a file."""
+        folder = Path(self.explicit_log_dir)
+        if folder.exists() and not folder.is_dir():
+            yield problem(f"{key}.explicit_log_dir", self.explicit_log_dir, "is a file; name a folder")
+
+
+class ExpManagerConfig(ExpManagerBase):
+    """The run's folder, its loggers and its time limit."""
+
+    checkpoint_callback_params: CheckpointCallbackParams = CheckpointCallbackParams()

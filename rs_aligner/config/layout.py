@@ -1,0 +1,129 @@
+"""What all commands that load a model have in common: where it runs, what it is, how ranks share it.
+
+Key names and defaults are those of NeMo-Aligner where it has the key. Left out on purpose: anything that the
+rest of the code would not read. Old keys of that kind are listed in `upstream.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rs_aligner.config.base import Count, Positive, Precision, Section, Text, problem
+from rs_aligner.config.data import ReadingConfig
+from rs_aligner.config.sampling import LengthParams
+from rs_aligner.files import hugging_face_part
+from rs_aligner.model_folder import problem_with
+
+
+class TrainerBase(Section):
+    """Where a training runs."""
+
+    num_nodes: Count = 1
+    """Machines. The world has `num_nodes * devices` ranks."""
+    devices: Count = 1
+    """Ranks on each machine: GPUs, or processes on a CPU."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """`auto` takes the GPU where there is one."""
+    precision: Precision = "auto"
+    """`bf16` or `32` (read as `fp32`); `auto` is bf16 on a GPU and 32 on a CPU."""
+    threads: Count | None = None
+    """Threads of each rank on a CPU. Torch uses a number as it is, the decoder's kernels at most so many;
+    null is a rank's share of the cores that the process may use, and fewer where the work is small."""
+    timeout_minutes: Positive = 30
+    """How long a rank waits for the others before it gives up."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.num_nodes * self.devices
+
+
+class PretrainedCheckpoint(Section):
+    """What the training starts from."""
+
+    restore_from_path: Text
+    """The model to start from: a Hugging Face folder with safetensors, or a checkpoint of an earlier run."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """A model is there."""
+        if (why := problem_with(self.restore_from_path)) is not None:
+            yield problem(f"{key}.restore_from_path", self.restore_from_path, why)
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """The model's own config.json; empty where there is no model, or it cannot be read."""
+        return {} if problem_with(self.restore_from_path) else _model_json(self.restore_from_path)
+
+
+class LayoutBase(Section):
+    """A model's length, and how many ranks share a copy of it."""
+
+    encoder_seq_length: Count | None = None
+    """Most tokens of prompt and response together; null for as many as the model was made for."""
+    tensor_model_parallel_size: Count = 1
+    """Ranks that share each layer."""
+    pipeline_model_parallel_size: Count = 1
+    """Ranks that share the layers out among them."""
+    data: ReadingConfig
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+    def sequence_length(self, model_positions: int) -> int:
+        """Most tokens of prompt and response together, for a model made for `model_positions`."""
+        return self.encoder_seq_length or model_positions
+
+    def max_prompt_length(self, model_positions: int, lengths: LengthParams) -> int:
+        """Most tokens of a prompt, for a model made for `model_positions` tokens.
+
+        What the response's `max_length` leaves of the sequence, and no more than `data.seq_length`.
+        """
+        room = self.sequence_length(model_positions) - lengths.max_length
+        return min(room, self.data.seq_length or room)
+
+    def misfits(self, key: str, made: Mapping[str, Any]) -> Iterator[str]:
+        """What does not fit a model, as far as its config.json, `made`, tells its sizes."""
+        tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
+        heads, groups = made.get("num_attention_heads"), made.get("num_key_value_heads")
+        layers, positions = made.get("num_hidden_layers"), made.get("max_position_embeddings")
+        if isinstance(heads, int) and heads % tp:
+            divide = f"should divide the policy's {heads} attention heads"
+            yield problem(f"{key}.tensor_model_parallel_size", tp, divide)
+        elif isinstance(groups, int) and groups % tp:
+            divide = f"should divide the policy's {groups} key/value heads"
+            yield problem(f"{key}.tensor_model_parallel_size", tp, divide)
+        if isinstance(layers, int) and layers % pp:
+            divide = f"should divide the policy's {layers} layers"
+            yield problem(f"{key}.pipeline_model_parallel_size", pp, divide)
+        longest = self.encoder_seq_length
+        if isinstance(positions, int) and longest is not None and longest > positions:
+            made_for = f"the policy was made for at most {positions} positions"
+            yield problem(f"{key}.encoder_seq_length", longest, made_for)
+
+    def without_room(self, key: str, lengths: LengthParams, made: Mapping[str, Any]) -> Iterator[str]:
+        """What is wrong if responses, whose lengths stand at `key`, leave no room for a prompt."""
+        positions = made.get("max_position_embeddings")
+        if not isinstance(positions, int) or lengths.max_length < self.sequence_length(positions):
+            return
+        most = f"prompt and response together have at most {self.sequence_length(positions)} tokens"
+        yield problem(f"{key}.max_length", lengths.max_length, f"should leave room for the prompt: {most}")
+
+
+def model_positions(folder: str) -> int | None:
+    """The number of positions that the policy in `folder` was made for, if its config.json tells."""
+    value = _model_json(folder).get("max_position_embeddings")
+    return value if isinstance(value, int) else None
+
+
+def _model_json(folder: str) -> dict[str, Any]:
+    """The policy's config.json, or nothing where it cannot be read: loading it tells what is wrong."""
+    try:
+        content = json.loads((hugging_face_part(Path(folder)) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

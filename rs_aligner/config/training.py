@@ -1,0 +1,166 @@
+"""What the configs of all trainings have in common.
+
+Left out on purpose: how a policy is sampled (`sampling.py`), and what a training learns from, which is each
+command's own.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from rs_aligner.config.base import Count, NotNegative, Precision, Section, Size, Whole, problem
+from rs_aligner.config.data import DataConfig, PolicyDataConfig
+from rs_aligner.config.exp_manager import ExpManagerBase, ExpManagerConfig
+from rs_aligner.config.layout import LayoutBase, PretrainedCheckpoint, TrainerBase
+from rs_aligner.config.optim import OptimConfig
+from rs_aligner.config.sampling import LengthParams
+
+
+class LoopConfig(Section):
+    """How long to train, and how often to look and to save. A step is one pass of the trainer's loop."""
+
+    max_epochs: Count = 1
+    """Passes over the training file."""
+    max_steps: Whole = -1
+    """Steps of the whole run at most; -1 leaves the end to `max_epochs`."""
+    val_check_interval: Count | None = 10
+    """Steps between validations (one more before the first step and one after the last); null for none."""
+    save_interval: Count | None = None
+    """Steps between checkpoints (one more at the end); null is every `val_check_interval` steps."""
+    gradient_clip_val: NotNegative | None = 1.0
+    """Largest norm of the global gradient; null or 0 does not clip."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """-1 is the only number below 1 that means something."""
+        if self.max_steps != -1 and self.max_steps < 1:
+            known = "should be at least 1, or -1 to leave the end to max_epochs"
+            yield problem(f"{key}.max_steps", self.max_steps, known)
+
+
+class ModelBase(LayoutBase):
+    """A model to be trained: batch sizes, lengths, parallel layout, optimizer."""
+
+    micro_batch_size: Count = 1
+    """Rows that pass through the model together on one data-parallel rank."""
+    global_batch_size: Count = 64
+    """Rows of one optimizer step, over all ranks."""
+    sequence_parallel: bool = False
+    """Splits activations along the sequence over the tensor-parallel ranks."""
+    seed: Size = 1234
+    """Seed of the order of the data, of sampling and of new weights."""
+    precision: Precision | None = None
+    """The same as `trainer.precision`, under its other name."""
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig
+
+    def problems(self, key: str) -> Iterator[str]:
+        """Sequence parallelism splits over tensor-parallel ranks."""
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            needs = f"needs {key}.tensor_model_parallel_size above 1; set it to false"
+            yield problem(f"{key}.sequence_parallel", True, needs)
+
+
+class PolicyModelBase(ModelBase):
+    """The policy, which learns the responses of rows."""
+
+    data: PolicyDataConfig
+    loss_normalization: Literal["sequence", "token"] = "sequence"
+    """What counts the same in a batch: every response, or every token of a response."""
+
+
+class TrainConfig(Section):
+    """What all trainings have in common: the layout."""
+
+    trainer: TrainerBase
+    exp_manager: ExpManagerBase
+    pretrained_checkpoint: PretrainedCheckpoint
+    model: ModelBase
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.trainer.world_size
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.model.model_parallel_size
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Copies of the model."""
+        return self.world_size // self.model_parallel_size
+
+    @property
+    @abstractmethod
+    def loop(self) -> LoopConfig:
+        """How long to train."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """The ranks share the model and its batches evenly, and the model fits that."""
+        yield from self._layout()
+        precision = self.trainer.precision
+        if self.model.precision not in (None, precision):
+            same = f"should be trainer.precision = {precision}, or null"
+            yield problem("model.precision", self.model.precision, same)
+        yield from self.model.misfits("model", self.pretrained_checkpoint.made)
+
+    def _layout(self) -> Iterator[str]:
+        model, world = self.model, self.world_size
+        tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+        if world % (tp * pp):
+            nodes, devices = self.trainer.num_nodes, self.trainer.devices
+            yield problem(
+                "trainer.devices",
+                devices,
+                f"{nodes} x {devices} = {world} ranks should be a multiple of "
+                "model.tensor_model_parallel_size x model.pipeline_model_parallel_size = "
+                f"{tp} x {pp} = {tp * pp}",
+            )
+            return
+        unit = model.micro_batch_size * self.data_parallel_size
+        if model.global_batch_size % unit:
+            below = model.global_batch_size // unit * unit
+            yield problem(
+                "model.global_batch_size",
+                model.global_batch_size,
+                "should be a multiple of model.micro_batch_size x data-parallel size = "
+                f"{model.micro_batch_size} x {self.data_parallel_size} = {unit}, for example {below or unit}",
+            )
+
+
+class PolicyTrainConfig(TrainConfig):
+    """What the trainings of a policy have in common: it samples, and needs room for that."""
+
+    lengths_key: ClassVar[str]
+    """Where the lengths of a response stand."""
+    exp_manager: ExpManagerConfig
+    model: PolicyModelBase
+
+    @property
+    @abstractmethod
+    def length_params(self) -> LengthParams:
+        """Tokens of a response that the policy samples."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> bool:
+        """Whether the policy samples at all, so that there has to be room for its responses."""
+
+    @property
+    def _validates(self) -> bool:
+        """Whether held-out prompts are looked at."""
+        return self.loop.val_check_interval is not None and bool(self.model.data.data_prefix.validation)
+
+    def max_prompt_length(self, model_positions: int) -> int:
+        """Most tokens of a prompt, for a model made for `model_positions` tokens."""
+        return self.model.max_prompt_length(model_positions, self.length_params)
+
+    def problems(self, key: str) -> Iterator[str]:
+        """The policy has room for prompts beside its responses."""
+        yield from super().problems(key)
+        if self.samples:
+            made = self.pretrained_checkpoint.made
+            yield from self.model.without_room(self.lengths_key, self.length_params, made)
