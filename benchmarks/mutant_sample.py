@@ -27,10 +27,18 @@ CLIENT = (
     "tests/reward/client/test_client.py",
     "tests/reward/client/test_faults.py",
 )
+RECORDS = "tests/test_records.py"  # a test for each module with records, named after it
 DECODER = ("tests/generation",)
+SELECTION = tuple(
+    f"tests/selection/test_{name}.py"
+    for name in ("bars", "chain", "distinct", "filters", "topk", "properties")
+)
+FORMS = tuple(f"tests/answers/test_{name}.py" for name in ("values", "forms", "verdict", "mathematics"))
+NUMBERS = tuple(f"tests/answers/test_{name}.py" for name in ("numbers", "verdict", "choices", "mathematics"))
+NUMBERS += ("tests/reward/judges/test_verifiers.py",)
 
 TESTS: dict[str, tuple[str, ...]] = {
-    "selection/*.py": ("tests/selection",),
+    "selection/*.py": SELECTION,
     "loss.py": ("tests/test_loss.py", "tests/test_objective_losses.py", "tests/test_pairs.py"),
     "objective/rows.py": ("tests/objective/test_rows.py", *LOOP),
     "batching.py": ("tests/test_batching.py",),
@@ -40,6 +48,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "config/template.py": ("tests/config/test_template.py",),
     "config/*.py": CONFIG,
     "rollout.py": (
+        "tests/test_rollout.py",
         "tests/proof/test_chance.py",
         "tests/record/test_metrics.py",
         "tests/record/test_ledger.py",
@@ -71,7 +80,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/reward/client/test_malformed_answers.py",
         *CLIENT,
     ),
-    "answers/*.py": ("tests/answers", "tests/reward/judges/test_verifiers.py"),
+    "answers/choices.py": ("tests/answers/test_choices.py",),
+    **{f"answers/{name}.py": FORMS for name in ("expressions", "field", "forms", "library", "reading")},
+    **{f"answers/{name}.py": FORMS for name in ("texts", "tokens", "units", "values")},
+    "answers/*.py": NUMBERS,
     "policy/batches.py": ("tests/policy/test_batches.py", "tests/policy/test_training.py"),
     "generation/sampling.py": ("tests/generation/test_sampling.py", *DECODER),
     "generation/text.py": ("tests/generation/test_endings.py", *DECODER),
@@ -119,7 +131,10 @@ def modules() -> list[str]:
 def tests_of(module: str) -> tuple[str, ...]:
     """The tests that are to kill a module's mutants; none for one that is not of the core."""
     found = next((tests for pattern, tests in TESTS.items() if fnmatch(module, pattern)), ())
-    return tuple(dict.fromkeys(test for test in found if (ROOT / test).exists()))
+    tests = tuple(dict.fromkeys(test for test in found if (ROOT / test).exists()))
+    if tests and f'"{module}"' in (ROOT / RECORDS).read_text(encoding="utf-8"):
+        tests += (f"{RECORDS}::test_records_are_lean_and_stay_as_they_are[{module}]",)
+    return tests
 
 
 def sample(number: int, seed: int, only: Sequence[str] = ("*",)) -> list[Mutant]:

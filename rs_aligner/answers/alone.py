@@ -174,8 +174,7 @@ def _among_words(window: str) -> Quantity | None:
     before = window[: match.start()]
     if word in _ENOUGH or word in _TELLING_BEFORE or word == "negative" or unit in _ENOUGH:
         return None
-    line = before.rpartition("\n")[2]
-    if _NOT_WORDS.search(line[-40:] if len(line) >= 8 else before[-40:]) or _CHOOSING.search(before):
+    if _NOT_WORDS.search(before) or _CHOOSING.search(before) or before.endswith("root "):
         return None
     return _quantity(digits, decimals, is_negative=False, unit=unit_of(money, unit))
 

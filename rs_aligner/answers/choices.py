@@ -124,11 +124,10 @@ def chosen(response: str, options: Options) -> str | None:
         rest = response[-400:][phrases[-1].end() :].partition("\n")[0]
         return chosen_of(rest, options)
     lines = [line for line in response.splitlines() if line.strip()]
-    if not lines or (
-        len(lines) > 1 and chosen_of(lines[0], options) not in (None, chosen_of(lines[-1], options))
-    ):
-        return chosen_of(lines[-1], options) if lines and len(lines[-1].strip(" *()[].")) == 1 else None
-    return chosen_of(lines[-1], options)
+    if not lines:
+        return None
+    first, last = chosen_of(lines[0], options), chosen_of(lines[-1], options)
+    return last if first in (None, last) or len(lines[-1].strip(" *()[].")) == 1 else None
 
 
 def chosen_of(answer: str, options: Options) -> str | None:

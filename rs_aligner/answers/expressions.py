@@ -68,32 +68,31 @@ class _Parser:
         return value
 
     def _signed(self) -> Value:
-        sign = 1
-        while self._is("operator", "+", "-"):
-            sign *= -1 if self._take().text == "-" else 1
+        sign = self._sign()
         value = self._product()
         return values.negative(value) if sign < 0 else value
 
+    def _sign(self) -> int:
+        """1 or -1, after any number of signs."""
+        sign = 1
+        while self._is("operator", "+", "-"):
+            if self._take().text == "-":
+                sign = -sign
+        return sign
+
     def _product(self) -> Value:
-        value = self._implicit()
+        value, _ = self._implicit()
         while self._is("operator", "*", "/"):
-            operator = self._take().text
-            sign = 1
-            while self._is("operator", "-", "+"):
-                sign *= -1 if self._take().text == "-" else 1
-            start = self.place
-            factor = self._implicit()
-            if operator == "/" and self._factors(start) > 1:
+            is_divided, sign = self._take().text == "/", self._sign()
+            factor, count = self._implicit()
+            if is_divided and count > 1:
                 raise Unread("a slash before several factors")
             factor = values.negative(factor) if sign < 0 else factor
-            value = values.multiply(value, factor) if operator == "*" else values.divide(value, factor)
+            value = values.divide(value, factor) if is_divided else values.multiply(value, factor)
         return value
 
-    def _factors(self, start: int) -> int:
-        return self.count if start < self.place else 0
-
-    def _implicit(self) -> Value:
-        """Factors beside each other."""
+    def _implicit(self) -> tuple[Value, int]:
+        """Factors beside each other: their product and how many they are."""
         before = self._next()
         value, count = self._power(), 1
         while self._begins_factor():
@@ -103,8 +102,7 @@ class _Parser:
             if after.kind == "number" or (before.kind == "number" and self._is_proper_fraction()):
                 raise Unread("numbers beside each other")
             value, count, before = values.multiply(value, self._power()), count + 1, after
-        self.count = count
-        return value
+        return value, count
 
     def _begins_factor(self) -> bool:
         if self._is("open") or self._is("letter") or self._is("number") or self._is("function"):
@@ -114,8 +112,11 @@ class _Parser:
     def _is_proper_fraction(self) -> bool:
         if not self._is("command", "frac"):
             return False
-        rest = [token for token in self.pieces[self.place + 1 : self.place + 7] if token.text not in "{}"][:2]
-        return len(rest) == 2 and all(token.kind == "number" for token in rest)
+        behind = self.pieces[self.place + 1 :]
+        if behind and behind[0].kind == "number" and len(behind[0].text) > 1:
+            return True  # \frac12
+        rest = [token.kind for token in behind if token.text not in "{}"]
+        return rest[:2] == ["number", "number"]
 
     def _power(self) -> Value:
         base = self._postfixed(self._primary())
@@ -125,10 +126,7 @@ class _Parser:
         return base
 
     def _exponent(self) -> Value:
-        sign = 1
-        while self._is("operator", "-", "+"):
-            sign *= -1 if self._take().text == "-" else 1
-        value = self._primary()
+        sign, value = self._sign(), self._primary()
         if self._is("operator", "^"):
             self._take()
             value = values.raised(value, self._exponent())

@@ -36,7 +36,7 @@ _GOES_ON = re.compile(
 )
 _PHRASE = re.compile(
     r"(?:\banswers?|\bsolutions?|\bchoice|\boption|\bresult)(?:\s+(?:to|of|for)\s[^.\n:]{1,60}?)?"
-    r"(?:\s*\*\*)?\s*(?::|\bis\b|\bare\b|=)\s*(?:\*\*)?\s*:?",
+    r"(?:\s*\*\*)?\s*(?::|\bis\b|\bare\b|=)(?:\s|:|\*\*)*",
     re.IGNORECASE,
 )
 
@@ -85,8 +85,8 @@ def after_mark(text: str) -> str | None:
     while (place := text.rfind(MARK, 0, end)) >= 0:
         end = place
         begin = place + len(MARK)
-        if text[begin : begin + 1] == "#" or text[place - 1 : place] == "#":
-            end = place - len(text[:place]) + len(text[:place].rstrip("#"))  # more than four: a heading
+        if text[place - 1 : place] == "#":
+            end = len(text[:place].rstrip("#"))  # more than four: a heading
             continue
         line, _, rest = text[begin:].partition("\n")
         if line.strip() and not _is_heading(line.strip(), rest, text):

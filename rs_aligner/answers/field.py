@@ -105,6 +105,8 @@ def root(value: Fraction, degree: int) -> tuple[Element, Fraction | None, bool]:
         Its element; the root itself where it is rational; and whether all rules of such roots hold for the
         element, so that different elements are different numbers.
     """
+    if value == 0:
+        return ZERO, Fraction(0), True
     # a/b has the root of a b^(n-1) over b.
     radicand = abs(value.numerator) * value.denominator ** (degree - 1)
     outside, rest, complete = Fraction(1, value.denominator), [], True

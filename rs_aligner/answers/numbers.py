@@ -67,7 +67,7 @@ _SIGN = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Number:
     """A number found in a text.
 

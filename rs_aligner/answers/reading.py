@@ -122,7 +122,7 @@ def _listed(parts: list[list[Token]], marks: Sequence[Token]) -> Form:
     if any(form.kind == "text" for form in forms):
         raise Unread("words in a list")
     names = {form.name for form in forms if form.name}
-    if len(names) == 1 and (forms[0].name or not any(form.name for form in forms)):
+    if len(names) == 1 and forms[0].name:
         forms = [_named(form, "") for form in forms]
         return Form("list", "", tuple(forms), name=names.pop())
     if any(form.kind == "relation" for form in forms):

@@ -11,6 +11,8 @@ import unicodedata
 from rs_aligner.answers.plain import WRAPPED, keyboard
 
 _TYPOGRAPHY = " .?\"'$*`_"
+# a, b and a-b, xy-z: letters, not words.
+_LETTERS = re.compile(r"[A-Za-z](?:(?:, ?|-)[A-Za-z])+|[A-Za-z]{1,2}(?: ?- ?[A-Za-z]{1,2})+")
 
 
 def plain_words(text: str) -> str:
@@ -21,10 +23,8 @@ def plain_words(text: str) -> str:
         return ""
     if " or " in f" {bare.lower()} ":
         return bare.casefold()
-    words = bare.split()
-    if len(words) == 1 and (len(bare) == 1 or (len(bare) <= 3 and "\\" not in text and bare.lower() == "pi")):
-        return ""
-    if all(len(word) == 1 for word in words) or re.fullmatch(r"[A-Za-z](?:, ?[A-Za-z])+", bare):
+    is_pi = "\\" not in text and bare.lower() == "pi"
+    if is_pi or all(len(word) == 1 for word in bare.split()) or _LETTERS.fullmatch(bare):
         return ""
     return bare.casefold()
 

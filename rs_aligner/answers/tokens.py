@@ -165,7 +165,7 @@ _GONE = re.compile(
     r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|qquad|quad|mathstrut|thinspace)(?![A-Za-z])"
     r"|\\[!,;:> ()\[\]]|~|\\\\$|(?<!\\)\$"
 )
-_GROUPING = re.compile(r"\{\s*,\s*\}\s*|,\s*\\!\s*(?=\d)")
+_GROUPING = re.compile(r"(?<![A-Za-z])\{\s*,\s*\}\s*|,\s*\\!\s*(?=\d)")
 _THIN = re.compile(r"(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])")
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
@@ -197,7 +197,7 @@ def tokens(text: str) -> list[Token]:
             continue
         piece = _PIECE.match(text, place)
         if piece is None or len(found) > MOST_TOKENS:
-            raise Unread(text[place : place + 10])
+            raise Unread(text[place:])
         kind, said = piece.lastgroup, piece[piece.lastgroup or 0]
         place = piece.end()
         match kind:

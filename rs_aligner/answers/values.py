@@ -136,9 +136,9 @@ def add(a: Value, b: Value) -> Value:
 def negative(a: Value) -> Value:
     """With the other sign."""
     exact = None if a.exact is None else tuple(-x for x in a.exact)
-    return replace(
-        a, at=tuple(map(field.negative, a.at)), exact=exact, real=None if a.real is None else -a.real
-    )
+    # Taken from 0, so that -4 has no imaginary part of -0, on which side of a root's cut it would lie.
+    real = None if a.real is None else 0 - a.real
+    return replace(a, at=tuple(map(field.negative, a.at)), exact=exact, real=real)
 
 
 def multiply(a: Value, b: Value) -> Value:

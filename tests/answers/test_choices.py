@@ -106,6 +106,62 @@ def test_a_row_that_cannot_be_judged_is_named(row: dict[str, Any], problem: str)
         choice([""], ["C"], [row])
 
 
+def test_there_may_be_as_many_options_as_letters() -> None:
+    texts = [f"text {n}" for n in range(26)]
+    assert chosen("Z", options_of(texts)) == chosen(r"\boxed{text 25}", options_of(texts)) == "Z"
+    assert options_of(None).labels == tuple("ABCDEFGHIJ")
+    for wrong in ([*texts, "one more"], [], {}, {"text": ["a", "b"], "label": ["A"]}):
+        with pytest.raises(ValueError, match="choices should be 1 to 26 texts, each with one label"):
+            options_of(wrong)
+
+
+@pytest.mark.parametrize("index", [-1, 0, 5, 6])
+def test_a_number_that_counts_no_option_is_refused(index: int) -> None:
+    with pytest.raises(ValueError, match=f"{index} counts no option: there are 4, from 1 on"):
+        expected(index, options_of(CITIES), first_index=1)
+    assert [expected(n, options_of(CITIES), first_index=1) for n in (1, 4)] == ["A", "D"]
+
+
+@pytest.mark.parametrize(
+    ("response", "label"),
+    [
+        ("A\nsince it is so.\nC", "C"),  # a letter alone at the end is the last word
+        ("A: London\nParis", None),
+        ("Paris\nC", "C"),
+        ("Paris\nso, as I said: C. Paris", None),
+        ("Let us see.\nParis", "C"),
+        ("C\n\n", "C"),
+        ("I'd go with Paris", "C"),
+        ("We pick B\nand no other", "B"),
+        ("option A? No, the answer is B", "B"),
+        ("a city", None),
+        ("(a) city", "A"),
+        ("C, since A is in England", "C"),
+        ("C. It is not A", None),
+        ("C) A", None),
+        ("C (B)", None),
+        ("C Paris", "C"),
+        ("C+", None),
+        ("[C]: Paris!", "C"),
+        ("'Paris'", "C"),
+        (r"\boxed{\mathrm{C}}", "C"),
+        (r"\boxed{\textbf{(C)}\ Paris}", "C"),
+        ("x" * 400 + "\nThe answer is B", "B"),
+    ],
+)
+def test_which_letter_is_the_last_word(response: str, label: str | None) -> None:
+    assert chosen(response, options_of(CITIES)) == label
+
+
+def test_a_text_that_two_options_have_names_neither() -> None:
+    options = options_of(["so", "so", "no"])
+    assert chosen("so", options) is None
+    assert chosen("no", options) == "C"
+    assert options_of({" a ": 1, "b": 2}) == Options(("A", "B"), ("1", "2"))
+    with pytest.raises(ValueError, match="True"):
+        expected(True, options)
+
+
 def test_the_judge() -> None:
     rows = [{"answer": 2, "choices": CITIES}, {"label": "B", "options": {"A": "x", "B": "y"}}]
     assert choice(["", ""], ["The answer is C.", "D"], [rows[0]] * 2) == [1.0, 0.0]

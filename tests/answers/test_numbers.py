@@ -42,6 +42,8 @@ PART_OF_SOMETHING = [
     ("\u03c018", "18"),
     ("18 \u00b1 2", "18"),
     ("18 square root of 2", "18"),
+    ("We need the square root of 18 exactly.", "18"),
+    ("It is the cube root of 18 for short.", "18"),
     (r"so \sqrt{5}\cdot 6", "6"),
     (r"so $6\sqrt{5}$", "6"),
     (r"$\log 9$", "9"),
@@ -203,7 +205,12 @@ def test_the_quick_way_says_what_the_slow_way_says(monkeypatch: pytest.MonkeyPat
     words = "the and or not minus has between root of total is about 5 1/2 x = 18 20 $18 % thousand dollars"
     words += " cents apples to from maybe per day , . - + negative sqrt percent -3"
     rng = random.Random(0)
-    texts = [" ".join(rng.choices([*words.split(), "\n"], k=rng.randint(2, 9))) for _ in range(3000)]
+    texts = [" ".join(rng.choices([*words.split(), "\n"], k=rng.randint(2, 9))) for _ in range(1500)]
+    around = ["is", "has", "a", "of", "about", "minus", "to", "not", "from", "root", "maybe", "negative"]
+    behind = ["", "apples", "thousand", "percent", "cents", "apples or", "red apples", "per day", "apples."]
+    numbers = ["18", "$18", "-3", "1,234.5", "1/2"]
+    texts += [f"he {word} {number} {unit}" for word in around for number in numbers for unit in behind]
+    texts += [f"5 so it {text[3:]}" for text in texts[1500:]]
     quick = [alone.last_number(text) for text in texts]
     monkeypatch.setattr(alone, "_among_words", lambda window: None)
     monkeypatch.setattr(alone, "_simple", lambda text, in_prose: None)

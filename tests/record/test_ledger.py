@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.ledger import Ledger, groups_of
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.selection import Progress, Selection, build_chain
 
@@ -65,6 +65,65 @@ def test_a_step_is_read_back_as_it_was(tmp_path):
     assert [row.kept for row in rows] == [False, False, False, True]
     assert [row.reason for row in rows] == ["not scored", "not scored", "not in the top n", "kept"]
     assert (rows[0].reward, rows[0].failure, rows[3].failure) == (None, "timed out", None)
+
+
+def test_everything_that_is_known_of_a_rollout_comes_back(tmp_path):
+    prompt = Prompt("p", "text", (1, 2), {"answer": 3}, row=7)
+    rollouts = [
+        Rollout(0, 0, (5,), "a", "stop", 3, 100, (-0.5,), by_design=False),
+        Rollout(0, 1, (6, 7), "b", "length", 4, 101, (-1.0, -2.0)),
+    ]
+    scores = [Score(0.25, {"style": 0.5}, "judge-1", "float16"), ScoreFailure("timed out")]
+    watched = [Score(9.0), ScoreFailure("timed out, too")]
+    group, other = Group(prompt, rollouts, scores, watched), make_groups(num_groups=1)[0]
+    write(Ledger(tmp_path), 4, [group, other])
+    rows = Ledger(tmp_path).read(4)
+    first, second = groups_of(rows)
+    assert (first.prompt, first.rollouts, first.scores) == (prompt, rollouts, scores)
+    assert first.watched == [Score(9.0), ScoreFailure("not recorded")]
+    assert [row.judge for row in rows] == ["judge-1", "", "", ""]
+    assert [row.reward_dtype for row in rows] == ["float16", "float64", "float64", "float64"]
+    assert [row.by_design for row in rows] == [False, True, True, True]
+    assert [row.prompt_row for row in rows] == [7, 7, -1, -1]
+    assert [row.watched for row in rows] == [9.0, None, None, None]
+    assert (second.prompt.id, len(second.rollouts), second.watched) == ("prompts.jsonl:1", 2, [])
+
+
+def test_a_row_of_a_ledger_without_the_later_columns_is_read(tmp_path):
+    write(Ledger(tmp_path), 1, make_groups())
+    path = tmp_path / "step_000001.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        del row["by_design"], row["reward_dtype"]
+        row["failure"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = Ledger(tmp_path).read(1)
+    assert all(row.by_design and row.reward_dtype == "float64" for row in read)
+    assert read[0].score == ScoreFailure("no reason recorded")
+    rows[1]["reward_dtype"] = "int8"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"step_000001\.jsonl:2: .*reward_dtype is 'int8'"):
+        Ledger(tmp_path).read(1)
+
+
+def test_what_an_earlier_policy_sampled_is_written_again_where_it_is_trained_on(tmp_path):
+    groups = make_groups(num_groups=2)  # of the policy after three steps; the last of them is kept
+    for step, everything, expected in [(4, False, 4), (5, False, 1), (5, True, 4)]:
+        Ledger(tmp_path).append(step, groups, selected(groups), everything=everything)
+        assert len(Ledger(tmp_path).read(step)) == expected
+
+
+def test_a_ledger_is_made_where_there_is_none_and_read_only_where_there_is_one(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(ValueError, match="is not a ledger: it has no step_000001"):
+        Ledger.existing(folder)
+    ledger = Ledger(folder)
+    Ledger(folder)
+    with pytest.raises(ValueError, match="has no step 1; it has none"):
+        ledger.read(1)
+    write(ledger, 1, make_groups())
+    (folder / "step_1.jsonl").touch()
+    assert Ledger.existing(folder).steps() == [1]
 
 
 def test_groups_of_different_sizes_have_a_row_for_each_rollout(tmp_path):
