@@ -81,7 +81,7 @@ def collate(rows: Sequence[TrainingRow], multiple: int) -> MicroBatch:
         return MicroBatch(
             torch.zeros(1, width, dtype=torch.long), torch.zeros(1, width - 1, dtype=torch.bool)
         )
-    width = -(-max(2, *(len(row) for row in rows), 2) // multiple) * multiple
+    width = -(-max(2, *map(len, rows)) // multiple) * multiple
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = torch.tensor(row.prompt + row.response)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rs_aligner.policy.batches import collate, micro_batches
+from rs_aligner.policy.batches import collate, deal, denominator, micro_batches
 from rs_aligner.rollout import TrainingRow
 
 pytestmark = pytest.mark.timeout(60)
@@ -102,3 +102,45 @@ def test_the_width_is_that_of_the_longest_row_rounded_up(length: int, multiple: 
     batch = collate([row(1, length - 1), row(1, 0)], multiple)
     assert batch.tokens.shape == (2, width)
     assert batch.mask.shape == (2, width - 1)
+
+
+@pytest.mark.parametrize(("multiple", "width"), [(1, 2), (2, 2), (4, 4)])
+def test_a_micro_batch_without_rows_is_a_row_that_counts_nothing(multiple: int, width: int) -> None:
+    batch = collate([], multiple)
+    assert batch.tokens.tolist() == [[0] * width]
+    assert batch.mask.tolist() == [[False] * (width - 1)]
+    assert batch.tokens.dtype == torch.int64
+    assert (batch.weights, batch.sampled, batch.reference) == (None, None, None)
+
+
+def test_places_count_from_0_and_labels_are_the_tokens_behind() -> None:
+    batch = collate([row(2, 1), row(1, 1)], 1)
+    assert batch.tokens.tolist() == [[10, 11, 50], [10, 50, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert batch.labels.tolist() == [[11, 50, 10], [50, 0, 10]]
+    assert batch.labels[:, :-1][batch.mask].tolist() == [50, 50]
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "shares"),
+    [
+        (["aaaa", "b", "ccc", "dd"], 2, [[["b", "dd"]], [["ccc", "aaaa"]]]),
+        (["a", "b", "c"], 1, [[["a"], ["c"]], [["b"], []]]),
+        (["a"], 2, [[["a"]], [[]]]),
+        ([], 2, [[], []]),
+    ],
+)
+def test_rows_are_dealt_by_length_and_every_replica_gets_as_many_chunks(
+    rows: list[str], size: int, shares: list[list[list[str]]]
+) -> None:
+    assert [deal(rows, size, rank, 2) for rank in range(2)] == shares
+
+
+def test_rows_of_equal_length_keep_their_order() -> None:
+    assert deal(["x", "b", "a"], 3, 0, 1) == [["x", "b", "a"]]
+
+
+def test_a_batch_is_divided_by_its_rows_or_its_response_tokens() -> None:
+    rows = [row(2, 3), row(1, 4), row(5, 0)]
+    assert denominator(rows, "sequence") == 3
+    assert denominator(rows, "token") == 7
