@@ -37,7 +37,8 @@ import psutil
 
 from rs_aligner.config import EndpointConfig, JudgeConfig, RemoteRMConfig
 from rs_aligner.remote.kserve import Arrays
-from rs_aligner.remote.transport import TransportError, TritonConnection
+from rs_aligner.remote.transport import TransportError
+from rs_aligner.remote.triton import TritonConnection
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.judges import load_judge
 from rs_aligner.reward.protocol import text_request, text_row

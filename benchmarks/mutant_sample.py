@@ -75,6 +75,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "remote/retry.py": CLIENT,
     "remote/queue.py": CLIENT,
     "remote/endpoints.py": CLIENT,
+    "remote/asking.py": CLIENT,
     "reward/protocol.py": (
         "tests/reward/test_protocol.py",
         "tests/reward/client/test_malformed_answers.py",

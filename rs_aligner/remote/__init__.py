@@ -1,1 +1,1 @@
-"""Servers that are asked over HTTP: conversations, a queue, which server is asked, when to ask again."""
+"""Servers that are asked, whatever for: conversations, a queue, which server is asked, when to ask again."""

@@ -1,8 +1,8 @@
-"""The servers of a judge: which of them can be asked, which is to be asked next, and who comes back when.
+"""Servers that are alike: which of them can be asked, which is to be asked next, and who comes back when.
 
 A server that cannot be reached, is late, or fails several times in a row is left out (its circuit is open),
 and requests go to the others. A thread of its own then tries it out at growing intervals: is it ready, and
-does it score? Only when it does is it let in again, so that it is never a run's requests that find out. All
+does it answer? Only when it does is it let in again, so that it is never a run's requests that find out. All
 servers start like that, but are tried more often.
 
 The next request goes to the server on which it is likely to be answered first, by the requests that it has
@@ -15,11 +15,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from rs_aligner.remote.kserve import Arrays
 from rs_aligner.remote.retry import AskError, is_transient, jittered
-from rs_aligner.remote.transport import Offer, TransportError
+from rs_aligner.remote.transport import TransportError
+
+Link = TypeVar("Link")
+"""A conversation with a server, of whatever kind."""
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -29,34 +32,33 @@ _MEMORY = 0.7  # of the time that a row takes: how much of it the next answer le
 _GRACE = 0.3  # after the start's last moment, for a trial that ends with it to say why
 
 
-class Connection(Protocol):
-    """One conversation with a server."""
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What servers are there for, in words for messages.
 
-    def problem(self, timeout: float) -> str | None:
-        """None if the judge is ready, else what is wrong."""
+    Attributes:
+        name: what one of them is called.
+        does: what it does, in the third person.
+    """
 
-    def offer(self, timeout: float) -> Offer:
-        """What the judge takes and gives."""
-
-    def infer(self, inputs: Arrays, timeout: float, request_id: str = "") -> Arrays:
-        """Ask for scores."""
-
-    def abort(self) -> None:
-        """Let whoever waits wait no longer; may come from another thread."""
+    name: str
+    does: str
 
 
-class Endpoint:
+SERVER = Role("server", "answers")
+
+
+class Endpoint(Generic[Link]):
     """One server. What changes is guarded by the pool's lock.
 
     Args:
         url: its address, to be shown.
-        connect: opens a connection for one request.
+        connect: begins a conversation for one request.
     """
 
-    def __init__(self, url: str, connect: Callable[[], Connection]) -> None:
+    def __init__(self, url: str, connect: Callable[[], Link]) -> None:
         self.url = url
         self.connect = connect
-        self.takes_ids = False
         self.in_flight = 0
         self.seconds_per_row: float | None = None
         self.failures = 0  # in a row
@@ -69,26 +71,29 @@ class Endpoint:
         return ((self.in_flight + 1) * (self.seconds_per_row or 0.0), self.in_flight)
 
 
-class EndpointPool:
-    """All servers of one judge.
+class EndpointPool(Generic[Link]):
+    """All servers that can be asked for the same thing.
 
     Args:
         endpoints: the servers.
         limit: requests at once at each.
-        try_out: asks a server that is left out whether it scores, and raises what is wrong: a
-            `TransportError` if it may score later. Called from threads of the pool, with the seconds that
+        try_out: asks a server that is left out whether it answers, and raises what is wrong: a
+            `TransportError` if it may answer later. Called from threads of the pool, with the seconds that
             its readiness may take (None: as long as usual).
+        role: what they are called in messages.
     """
 
     def __init__(
         self,
-        endpoints: Sequence[Endpoint],
+        endpoints: Sequence[Endpoint[Link]],
         limit: int,
-        try_out: Callable[[Endpoint, float | None], None],
+        try_out: Callable[[Endpoint[Link], float | None], None],
+        role: Role = SERVER,
     ) -> None:
         self.endpoints = tuple(endpoints)
         self._limit = limit
         self._try_out = try_out
+        self._role = role
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._starting_until: float | None = None
@@ -122,16 +127,16 @@ class EndpointPool:
             self.close()
             raise hopeless[0] if hopeless else TransportError(reasons, "unreachable")
         for endpoint in out:
-            _logger.warning("the judge at %s is left out until it scores: %s", endpoint.url, endpoint.why_out)
+            self._tell_out(endpoint, "", endpoint.why_out)
 
-    def let_in(self, endpoint: Endpoint) -> None:
+    def let_in(self, endpoint: Endpoint[Link]) -> None:
         """From now on it can be asked."""
         with self._changed:
             endpoint.why_out, endpoint.hopeless, endpoint.failures = None, None, 0
             self._all_out_since = None
             self._changed.notify_all()
 
-    def acquire(self, avoid: Endpoint | None, outage: float) -> Endpoint | None:
+    def acquire(self, avoid: Endpoint[Link] | None, outage: float) -> Endpoint[Link] | None:
         """The server to ask next, to be given back with `succeeded` or `failed`. Waits while all are busy.
 
         Args:
@@ -156,7 +161,7 @@ class EndpointPool:
                 self._changed.wait(left)
         return None
 
-    def succeeded(self, endpoint: Endpoint, num_rows: int, seconds: float) -> None:
+    def succeeded(self, endpoint: Endpoint[Link], num_rows: int, seconds: float) -> None:
         """An answer came, and was right."""
         with self._changed:
             each, before = seconds / num_rows, endpoint.seconds_per_row
@@ -165,7 +170,7 @@ class EndpointPool:
             endpoint.in_flight -= 1
             self._changed.notify_all()
 
-    def failed(self, endpoint: Endpoint, error: BaseException) -> None:
+    def failed(self, endpoint: Endpoint[Link], error: BaseException) -> None:
         """An answer did not come, or was wrong."""
         gone = isinstance(error, TransportError) and error.kind in ("unreachable", "timeout")
         with self._changed:
@@ -182,7 +187,7 @@ class EndpointPool:
             if self.num_in() == 0:
                 self._all_out_since = time.monotonic()
             self._watch(endpoint)
-        _logger.warning("the judge at %s is left out until it scores again: %s", endpoint.url, error)
+        self._tell_out(endpoint, " again", error)
 
     def num_in(self) -> int:
         """How many servers can be asked."""
@@ -210,15 +215,20 @@ class EndpointPool:
         for thread in threads:
             thread.join(timeout=1.0)
 
-    def _watch(self, endpoint: Endpoint) -> None:
+    def _tell_out(self, endpoint: Endpoint[Link], again: str, why: object) -> None:
+        role = self._role
+        message = "the %s at %s is left out until it %s%s: %s"
+        _logger.warning(message, role.name, endpoint.url, role.does, again, why)
+
+    def _watch(self, endpoint: Endpoint[Link]) -> None:
         """Start the thread that brings a server in."""
-        name = f"judge-probe-{endpoint.url}"
+        name = f"{self._role.name}-probe-{endpoint.url}"
         thread = threading.Thread(target=self._bring_in, args=(endpoint,), name=name, daemon=True)
         self._threads.add(thread)
         thread.start()
 
-    def _bring_in(self, endpoint: Endpoint) -> None:
-        """Try a server out until it scores (the life of a thread)."""
+    def _bring_in(self, endpoint: Endpoint[Link]) -> None:
+        """Try a server out until it answers (the life of a thread)."""
         round_ = endpoint.times_out
         try:
             delay = 0.0 if self._starting_until is not None else jittered(round_)
@@ -226,7 +236,7 @@ class EndpointPool:
                 problem = self._problem(endpoint)
                 if problem is None:
                     if endpoint.times_out:
-                        _logger.info("the judge at %s scores again", endpoint.url)
+                        _logger.info("the %s at %s %s again", self._role.name, endpoint.url, self._role.does)
                     return
                 with self._changed:
                     endpoint.why_out = str(problem)
@@ -247,12 +257,12 @@ class EndpointPool:
         left = until - time.monotonic()
         return POLL_SECONDS if left > 2 * POLL_SECONDS else max(left, 0.0) + 2 * _GRACE
 
-    def _problem(self, endpoint: Endpoint) -> Exception | None:
+    def _problem(self, endpoint: Endpoint[Link]) -> Exception | None:
         """Try a server out, and let it in if there is no problem."""
         until = self._starting_until
         try:
             self._try_out(endpoint, None if until is None else max(until - time.monotonic(), 0.01))
-        except Exception as error:  # of whatever kind: it does not score
+        except Exception as error:  # of whatever kind: it does not answer
             return error
         self.let_in(endpoint)
         return None

@@ -2,7 +2,7 @@
 
 Binary tensors both ways, and JSON ones where a server does not do binary. Pure functions: what the bytes
 travel in is the business of `transport`. An answer becomes exactly what it says, or an error; nothing is
-converted, filled up or cut off on the way, since each of these could make a score of what is none.
+converted, filled up or cut off on the way, since each of these could make a number of what is none.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _from_json(data: Any, datatype: str, shape: list[int]) -> npt.NDArray[np.gen
         return _objects([item.encode() for item in data], shape)
     if not isinstance(data, list) or not all(type(item) in (int, float) for item in data):
         raise ValueError("an output's data is not a flat list of numbers")
-    with np.errstate(over="ignore"):  # too large for its type is infinite, and that is no score
+    with np.errstate(over="ignore"):  # too large for its type is infinite
         return np.array(data, dtype=_DTYPES[datatype]).reshape(shape)
 
 

@@ -12,36 +12,35 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import nsmallest
-from typing import Any
+from typing import Generic, TypeVar
 
-from rs_aligner.rollout import Score, ScoreFailure
-
-Result = Score | ScoreFailure
+Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 # The oldest rows, in batches, among which neighbours are looked for: more costs time and finds little.
 _WINDOW = 8
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class Waiting(Generic[Row, Result]):
     """A row on its way.
 
     Attributes:
-        row: encoded for the judge.
+        row: as it will be sent.
         length: what decides its neighbours in a batch, in tokens.
         due: when it is to be sent at the latest, on the monotonic clock.
-        id: unique among the rows of a client.
+        id: unique among all rows that are under way.
         future: what its sender waits for.
     """
 
-    row: Any
+    row: Row
     length: int
     due: float
     id: bytes
     future: Future[Result] = field(default_factory=Future)
 
 
-class RowQueue:
+class RowQueue(Generic[Row, Result]):
     """Rows by age, and how they are taken.
 
     Args:
@@ -52,13 +51,13 @@ class RowQueue:
     def __init__(self, batch_size: int, room: int) -> None:
         self._batch_size = batch_size
         self._room = room
-        self._rows: list[Waiting] = []
+        self._rows: list[Waiting[Row, Result]] = []
         self._closed = False
         lock = threading.Lock()
         self._has_work = threading.Condition(lock)  # there is something to take, or a clock to watch
         self._has_room = threading.Condition(lock)
 
-    def put(self, waiting: Waiting) -> bool:
+    def put(self, waiting: Waiting[Row, Result]) -> bool:
         """Hand in a row, waiting for room; False if the queue is closed."""
         with self._has_room:
             self._has_room.wait_for(lambda: self._closed or len(self._rows) < self._room)
@@ -70,7 +69,7 @@ class RowQueue:
                 self._has_work.notify()
         return True
 
-    def take(self) -> list[Waiting]:
+    def take(self) -> list[Waiting[Row, Result]]:
         """Wait for a full batch, or one whose oldest row is due. Empty once the queue is closed."""
         with self._has_work:
             while not self._closed:
@@ -90,7 +89,7 @@ class RowQueue:
                     return batch
             return []
 
-    def take_now(self, *, full: bool) -> list[Waiting]:
+    def take_now(self, *, full: bool) -> list[Waiting[Row, Result]]:
         """A batch without waiting for one: a full one, or whatever is there. Empty where there is none."""
         with self._has_work:
             while self._rows and (not full or len(self._rows) >= self._batch_size):
@@ -108,7 +107,7 @@ class RowQueue:
                 waiting.due = 0.0
             self._has_work.notify_all()
 
-    def close(self) -> list[Waiting]:
+    def close(self) -> list[Waiting[Row, Result]]:
         """Let nobody wait any more; returns the rows that were not taken."""
         with self._has_work:
             self._closed = True
@@ -117,7 +116,7 @@ class RowQueue:
             self._has_room.notify_all()
         return left
 
-    def _cut(self) -> list[Waiting]:
+    def _cut(self) -> list[Waiting[Row, Result]]:
         """Take the oldest row out, with its neighbours in length."""
         if len(self._rows) <= self._batch_size:
             batch, self._rows = self._rows, []

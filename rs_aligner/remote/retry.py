@@ -2,25 +2,21 @@
 
 A dead, frozen or overloaded server may be back in a minute, and another one may answer meanwhile. A request
 that the server refuses for what is in it will be refused again. Left out on purpose: who asks whom
-(`endpoints`), and what becomes of a row that was given up (`trainer`).
+(`endpoints`, `asking`), and what becomes of a row that was given up.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING
 
 from rs_aligner.remote.transport import BadAnswer, TransportError
-
-if TYPE_CHECKING:
-    from rs_aligner.config import RemoteRMConfig
 
 AskError = TransportError | BadAnswer
 """Why a request has no answer that can be used."""
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0
-# How long `drop` and `abort` wait while no server can be asked at all; `retry` waits `give_up_after`.
+# How long to wait while no server can be asked at all, where patience is counted in attempts.
 SHORT_OUTAGE = 5.0
 UNAUTHORIZED = (401, 403)
 _HALVE_AFTER = 3
@@ -42,7 +38,7 @@ def is_worth_halving(error: AskError, failures: int, *, last: bool) -> bool:
     """Whether a part of a batch may fare better alone.
 
     Which rows travel together is an accident, and neither a row that the server cannot take, nor one that
-    takes for ever, nor one that breaks the server may cost the others their scores. Answers that are none
+    takes for ever, nor one that breaks the server may cost the others their answers. Answers that are none
     are another matter: a server that gets the number of rows wrong is right by accident for some halves.
 
     Args:
@@ -69,16 +65,16 @@ def jittered(round_: int) -> float:
 
 
 class Patience:
-    """How often, or how long, one request is asked again, as `remote_rm.on_failure` says.
+    """How often, or how long, one request is asked again.
 
     Args:
-        cfg: with `retry`, a request is given up `give_up_after` seconds after its first failure; otherwise
-            after `max_attempts` of them.
+        seconds: it is given up so long after its first failure; None to count attempts.
+        attempts: it is given up after so many of them, where there are no `seconds`.
     """
 
-    def __init__(self, cfg: RemoteRMConfig) -> None:
-        self._seconds = cfg.give_up_after if cfg.on_failure == "retry" else None
-        self._attempts = cfg.max_attempts
+    def __init__(self, *, seconds: float | None, attempts: int) -> None:
+        self._seconds = seconds
+        self._attempts = attempts
         self._since: float | None = None
         self.failures = 0
 

@@ -1,10 +1,9 @@
 """Asks a judge for scores while the policy is still generating.
 
-Rollouts are handed in one by one and wait until a batch is full or the oldest has waited long enough
-(`queue`). A few sender threads for each server ask for batches, so that many small requests never run a
-service over, and results come back through futures. Every answer is checked (`protocol`). What fails is asked
-again, another server first (`endpoints`), as long as there is hope and patience (`retry`); what then has no
-score gets a failure with its reason. Whether a run goes on with so many failures is for the trainer to say.
+Rollouts are handed in one by one and results come back through futures; how batches of them find a server,
+and are asked again, is `remote.asking`. Here is what is a judge's: what it has to show first (`trial`), how a
+rollout becomes a row, and what an answer says (`protocol`). What has no score gets a failure with its reason.
+Whether a run goes on with so many failures is for the trainer to say.
 
 A judge that is handed over as an object, `rs_aligner.train`'s `reward_fn`, is asked in the thread that hands
 rows in, whenever a batch is full: users' code may rely on the main thread, as `signal.alarm` does.
@@ -12,24 +11,23 @@ rows in, whenever a batch is full: users' code may rely on the main thread, as `
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rs_aligner.remote.endpoints import Connection, Endpoint, EndpointPool
-from rs_aligner.remote.queue import Result, RowQueue, Waiting
-from rs_aligner.remote.retry import Patience, is_transient, is_worth_halving
-from rs_aligner.remote.transport import BadAnswer, TransportError, TritonConnection
+from rs_aligner.remote.asking import PROBE_SECONDS, Asker, Asking
+from rs_aligner.remote.endpoints import Endpoint, Role
+from rs_aligner.remote.queue import Waiting
+from rs_aligner.remote.retry import AskError, is_transient
+from rs_aligner.remote.transport import TransportError
+from rs_aligner.remote.triton import Connection, TritonConnection
 from rs_aligner.reward.client.trial import JudgeUnreachable, Trial, explained, unreachable
 from rs_aligner.reward.protocol import parse_answer
 from rs_aligner.reward.token import read_token
-from rs_aligner.rollout import Prompt, Rollout, ScoreFailure
+from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure
 
 if TYPE_CHECKING:
     from rs_aligner.config import RemoteRMConfig
@@ -38,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JudgeUnreachable", "RemoteGPTRMClient"]
 
-CLOSED = ScoreFailure("the client was closed before the judge answered")
-PROBE_SECONDS = 5.0  # for a server that was left out to say that it is ready
+Result = Score | ScoreFailure
+JUDGE = Role("judge", "scores")
 
 
 class RemoteGPTRMClient:
@@ -63,20 +61,16 @@ class RemoteGPTRMClient:
         self._cfg = cfg
         token = read_token("remote_rm.token_file", cfg.token_file)
         self._trial = Trial(cfg, has_token=token is not None)
-        self._queue = RowQueue(cfg.max_batch_size, cfg.max_queued)
         self._local = _local_judge(cfg, judge)
         self._asks_here = judge is not None
-        self._pool = EndpointPool(_endpoints(cfg, token, self._local), cfg.max_in_flight, self._try_out)
+        self._asker: Asker[Any, Result, Connection] = Asker(
+            _Scoring(cfg, self._trial),
+            _endpoints(cfg, token, self._local),
+            _asking(cfg),
+            here=self._asks_here,
+        )
         self._ready = threading.Lock()
         self._is_ready = False
-        self._name = uuid.uuid4().hex[:16].encode()
-        # What follows is guarded by this lock.
-        self._lock = threading.Lock()
-        self._num_rows = 0
-        self._in_flight: set[Future[Result]] = set()
-        self._conversations: set[Connection] = set()
-        self._threads: list[threading.Thread] = []
-        self._closed = False
 
     @property
     def fingerprint(self) -> str | None:
@@ -91,16 +85,16 @@ class RemoteGPTRMClient:
             ValueError: `remote_rm.mode` is not what the model takes, or the servers are not the same judge.
         """
         with self._ready:
-            if self._is_ready or self._closed:
+            if self._is_ready or self._asker.is_stopped:
                 return
             if self._asks_here:
-                self._let_local_in()
+                assert self._local is not None  # who hands a judge over has tried it
+                self._trial.trust(self._asker.open_here(), self._local.offer(0.0), self._local.fingerprint)
             else:
                 try:
-                    self._pool.open(self._cfg.startup_timeout)
+                    self._asker.open(self._cfg.startup_timeout)
                 except TransportError as error:
                     raise unreachable(self._cfg, str(error)) from None
-                self._start_senders()
             self._is_ready = True
 
     def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Result]:
@@ -121,38 +115,18 @@ class RemoteGPTRMClient:
             future: Future[Result] = Future()
             future.set_result(ScoreFailure(f"the row cannot be sent to the judge: {error}"))
             return future
-        length = len(prompt.token_ids) + len(rollout.token_ids)
-        waiting = Waiting(row, length, time.monotonic() + self._cfg.max_wait_seconds, self._next_id())
-        if not self._queue.put(waiting):
-            raise RuntimeError("the judge's client is closed")
-        if self._asks_here:
-            self._ask_here(full=True)
-        return waiting.future
+        return self._asker.submit(row, len(prompt.token_ids) + len(rollout.token_ids))
 
     def flush(self) -> None:
         """Send what is waiting at once, in batches that may not be full."""
-        if self._asks_here:
-            self._ask_here(full=False)
-        else:
-            self._queue.flush()
+        self._asker.flush()
 
     def close(self) -> None:
         """Cut requests short and end the threads. Rows without a score get a failure. Safe to call twice."""
-        futures = [waiting.future for waiting in self._queue.close()]
-        with self._lock:
-            self._closed = True
-            futures += self._in_flight
-            conversations = list(self._conversations)
-        self._pool.stop()
-        for future in futures:
-            _resolve(future, CLOSED)
-        for connection in conversations:
-            connection.abort()
-        self._pool.close()
+        self._asker.stop()
         if self._local is not None:
             self._local.close()
-        for thread in self._threads:
-            thread.join(timeout=1.0)  # one that is still connecting ends by itself; it is a daemon
+        self._asker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -162,124 +136,64 @@ class RemoteGPTRMClient:
     ) -> None:
         self.close()
 
-    def _let_local_in(self) -> None:
-        """Without a trial, which asks in a thread of its own: who hands a judge over has tried it."""
-        assert self._local is not None
-        [endpoint] = self._pool.endpoints
-        self._trial.trust(endpoint, self._local.offer(0.0), self._local.fingerprint)
-        self._pool.let_in(endpoint)
 
-    def _next_id(self) -> bytes:
-        """An id that no other row of any client has."""
-        with self._lock:
-            self._num_rows += 1
-            return b"%s-%d" % (self._name, self._num_rows)
+class _Scoring:
+    """What servers are asked for here: a score for each row. A `remote.asking.Service`.
 
-    def _start_senders(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._threads = [
-                threading.Thread(target=self._send, name=f"judge-{i}", daemon=True)
-                for i in range(self._cfg.max_in_flight * len(self._pool.endpoints))
-            ]
-            for thread in self._threads:
-                thread.start()
+    Args:
+        cfg: the `remote_rm` part of the config.
+        trial: of the servers, which knows how rows are sent.
+    """
 
-    def _send(self) -> None:
-        """Ask for batches until the client is closed (the life of a sender thread)."""
-        while batch := self._queue.take():
-            self._answer(batch)
+    def __init__(self, cfg: RemoteRMConfig, trial: Trial) -> None:
+        self._cfg, self._trial = cfg, trial
 
-    def _ask_here(self, *, full: bool) -> None:
-        """Ask for what waits in this thread: full batches, or all of it."""
-        while batch := self._queue.take_now(full=full):
-            self._answer(batch)
+    def try_out(self, endpoint: Endpoint[Connection], link: Connection, ready_timeout: float) -> None:
+        """As `Trial`."""
+        self._trial(endpoint, link, ready_timeout)
 
-    def _answer(self, batch: Sequence[Waiting]) -> None:
-        """Ask for a batch, and resolve its futures."""
-        with self._lock:
-            self._in_flight.update(waiting.future for waiting in batch)
-        try:
-            results = self._ask(batch, Patience(self._cfg))
-        except Exception as error:  # a sender that died would leave futures open for ever
-            results = [ScoreFailure(f"unexpected {type(error).__name__}: {error}") for _ in batch]
-        for waiting, result in zip(batch, results, strict=True):
-            _resolve(waiting.future, result)
-        with self._lock:
-            self._in_flight.difference_update(waiting.future for waiting in batch)
-
-    def _ask(self, batch: Sequence[Waiting], patience: Patience) -> list[Result]:
-        """Ask until there is an answer, or no hope or patience is left.
-
-        A batch that may fare better in parts is halved; the halves get what is left of its patience.
-        """
-        last: Endpoint | None = None
-        while True:
-            endpoint = self._pool.acquire(avoid=last, outage=patience.outage)
-            if endpoint is None:
-                reason = CLOSED.reason if self._closed else f"no judge can be asked: {self._pool.why_out()}"
-                break
-            last = endpoint
-            try:
-                return self._ask_once(endpoint, batch)
-            except (TransportError, BadAnswer) as error:
-                reason, hopeless = explained(endpoint, error), not is_transient(error)
-                delay = patience.failed()
-                halve = is_worth_halving(error, patience.failures, last=delay is None)
-            if halve and len(batch) > 1:
-                half = len(batch) // 2
-                return self._ask(batch[:half], patience) + self._ask(batch[half:], patience)
-            if hopeless or delay is None:
-                break
-            if patience.failures >= self._pool.num_in():  # another server is asked at once
-                self._pool.sleep(delay)
-        return [ScoreFailure(reason) for _ in batch]
-
-    def _ask_once(self, endpoint: Endpoint, batch: Sequence[Waiting]) -> list[Result]:
-        """Ask one server, and tell the pool how it went."""
-        ids = [waiting.id for waiting in batch] if endpoint.takes_ids else None
+    def ask(
+        self, endpoint: Endpoint[Connection], link: Connection, batch: Sequence[Waiting[Any, Result]]
+    ) -> list[Result]:
+        """Ask for a batch, and check the answer."""
+        ids = [waiting.id for waiting in batch] if self._trial.takes_ids(endpoint) else None
         request = self._trial.request([waiting.row for waiting in batch], ids)
-        began = time.monotonic()
         try:
-            with self._conversation(endpoint) as connection:
-                try:
-                    answer = connection.infer(request, self._cfg.request_timeout, batch[0].id.decode())
-                except TransportError as error:
-                    raise self._second_look(connection, error) from error
-            results = parse_answer(answer, len(batch), ids, self._trial.fingerprint)
-        except BaseException as error:
-            self._pool.failed(endpoint, error)
-            raise
+            answer = link.infer(request, self._cfg.request_timeout, batch[0].id.decode())
+        except TransportError as error:
+            raise _second_look(link, error) from error
+        results = parse_answer(answer, len(batch), ids, self._trial.fingerprint)
         self._trial.good_row = batch[0].row
-        self._pool.succeeded(endpoint, len(batch), time.monotonic() - began)
         return results
 
-    def _second_look(self, connection: Connection, error: TransportError) -> TransportError:
-        """Why a server refuses a request: a model that is being loaded is a matter of time."""
-        if error.kind == "refused" and not is_transient(error):
-            problem = connection.problem(PROBE_SECONDS)
-            if problem is not None:
-                return TransportError(problem, "unreachable")
-        return error
+    def explained(self, endpoint: Endpoint[Connection], error: AskError) -> str:
+        """With the key that may mend it."""
+        return explained(endpoint, error)
 
-    def _try_out(self, endpoint: Endpoint, ready_timeout: float | None) -> None:
-        with self._conversation(endpoint) as connection:
-            self._trial(endpoint, connection, PROBE_SECONDS if ready_timeout is None else ready_timeout)
+    def failure(self, reason: str) -> Result:
+        """Never a number."""
+        return ScoreFailure(reason)
 
-    @contextlib.contextmanager
-    def _conversation(self, endpoint: Endpoint) -> Iterator[Connection]:
-        """A connection that `close` can cut short."""
-        connection = endpoint.connect()
-        with self._lock:
-            if self._closed:
-                raise TransportError("the client is closed", "unreachable")
-            self._conversations.add(connection)
-        try:
-            yield connection
-        finally:
-            with self._lock:
-                self._conversations.discard(connection)
+
+def _second_look(link: Connection, error: TransportError) -> TransportError:
+    """Why a server refuses a request: a model that is being loaded is a matter of time."""
+    if error.kind == "refused" and not is_transient(error):
+        problem = link.problem(PROBE_SECONDS)
+        if problem is not None:
+            return TransportError(problem, "unreachable")
+    return error
+
+
+def _asking(cfg: RemoteRMConfig) -> Asking:
+    return Asking(
+        batch_size=cfg.max_batch_size,
+        wait_seconds=cfg.max_wait_seconds,
+        room=cfg.max_queued,
+        in_flight=cfg.max_in_flight,
+        give_up_after=cfg.give_up_after if cfg.on_failure == "retry" else None,
+        attempts=cfg.max_attempts,
+        role=JUDGE,
+    )
 
 
 def _local_judge(cfg: RemoteRMConfig, judge: ServedJudge | None) -> LocalJudge | None:
@@ -296,15 +210,12 @@ def _local_judge(cfg: RemoteRMConfig, judge: ServedJudge | None) -> LocalJudge |
     return LocalJudge(judge, cfg.max_batch_size)
 
 
-def _endpoints(cfg: RemoteRMConfig, token: str | None, local: LocalJudge | None) -> list[Endpoint]:
+def _endpoints(
+    cfg: RemoteRMConfig, token: str | None, local: LocalJudge | None
+) -> list[Endpoint[Connection]]:
     if local is not None:
         return [Endpoint("remote_rm.judge", lambda: local)]
     return [
-        Endpoint(one.url, partial(TritonConnection, one.ip, one.port, one.name, token)) for one in cfg.servers
+        Endpoint(one.url, partial(TritonConnection, one.ip, one.port, one.name, token, called=JUDGE.name))
+        for one in cfg.servers
     ]
-
-
-def _resolve(future: Future[Result], result: Result) -> None:
-    """Set a result unless somebody was first: `close`, or a caller who cancelled."""
-    with contextlib.suppress(InvalidStateError):
-        future.set_result(result)

@@ -14,7 +14,7 @@ import threading
 import numpy as np
 
 from rs_aligner.remote.kserve import Arrays
-from rs_aligner.remote.transport import Offer
+from rs_aligner.remote.triton import Offer
 from rs_aligner.reward.judges import ServedJudge, score_rows
 from rs_aligner.reward.protocol import bytes_column
 from rs_aligner.rollout import Score, ScoreFailure

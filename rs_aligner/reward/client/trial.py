@@ -13,10 +13,11 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rs_aligner.remote.endpoints import Connection, Endpoint
+from rs_aligner.remote.endpoints import Endpoint
 from rs_aligner.remote.kserve import Arrays
 from rs_aligner.remote.retry import UNAUTHORIZED, is_transient
-from rs_aligner.remote.transport import Offer, TransportError
+from rs_aligner.remote.transport import TransportError
+from rs_aligner.remote.triton import Connection, Offer
 from rs_aligner.reward.protocol import (
     Mode,
     TextRow,
@@ -50,6 +51,7 @@ class Trial:
         self._lock = threading.Lock()
         self._mode: Mode | None = None
         self._fingerprint: tuple[str, str] | None = None  # and whose it is
+        self._take_ids: set[Endpoint[Connection]] = set()
         self.good_row: Any = None  # an encoded row that was scored
 
     @property
@@ -57,7 +59,7 @@ class Trial:
         """The judge's; None before the first trial, and for a judge that has none."""
         return self._fingerprint[0] if self._fingerprint and self._fingerprint[0] else None
 
-    def __call__(self, endpoint: Endpoint, connection: Connection, ready_timeout: float) -> None:
+    def __call__(self, endpoint: Endpoint[Connection], connection: Connection, ready_timeout: float) -> None:
         """Try a server out.
 
         Raises:
@@ -89,9 +91,9 @@ class Trial:
                 f"{fingerprint or 'absent'} and {known or 'absent'}; start all servers of a run with the "
                 "same judge, settings and weights"
             )
-        endpoint.takes_ids = "row_ids" in offer.inputs & offer.outputs
+        self._note_ids(endpoint, offer)
 
-    def trust(self, endpoint: Endpoint, offer: Offer, fingerprint: str) -> None:
+    def trust(self, endpoint: Endpoint[Connection], offer: Offer, fingerprint: str) -> None:
         """Take a judge of this process for what it says that it is; no row is made up for it.
 
         Raises:
@@ -99,7 +101,11 @@ class Trial:
         """
         self._mode = self._choose(endpoint, offer)
         self._fingerprint = fingerprint, endpoint.url
-        endpoint.takes_ids = True
+        self._note_ids(endpoint, offer)
+
+    def takes_ids(self, endpoint: Endpoint[Connection]) -> bool:
+        """Whether a server takes an id for each row, and gives it back."""
+        return endpoint in self._take_ids
 
     def encode(self, prompt: Prompt, rollout: Rollout) -> Any:
         """A row as it will be sent.
@@ -119,7 +125,12 @@ class Trial:
             return text_request(rows, row_ids)
         return token_request(rows, row_ids, pad_to_length=self._cfg.pad_to_length)
 
-    def _ask(self, endpoint: Endpoint, connection: Connection, mode: Mode, offer: Offer) -> str:
+    def _note_ids(self, endpoint: Endpoint[Connection], offer: Offer) -> None:
+        with self._lock:
+            note = self._take_ids.add if "row_ids" in offer.inputs & offer.outputs else self._take_ids.discard
+            note(endpoint)
+
+    def _ask(self, endpoint: Endpoint[Connection], connection: Connection, mode: Mode, offer: Offer) -> str:
         """Let one row be scored, whatever the score; returns the judge's fingerprint, empty without one."""
         made_up: Any = TextRow(b"", b"", b"{}") if mode == "text" else (0,)
         row = made_up if self.good_row is None else self.good_row
@@ -136,7 +147,7 @@ class Trial:
             raise
         return fingerprint_of(answer, 1)
 
-    def _choose(self, endpoint: Endpoint, offer: Offer) -> Mode:
+    def _choose(self, endpoint: Endpoint[Connection], offer: Offer) -> Mode:
         """Text or tokens, as configured or as the model's inputs allow."""
         takes: dict[Mode, bool] = {"text": "prompts" in offer.inputs, "tokens": "tokens" in offer.inputs}
         possible = [mode for mode, fits in takes.items() if fits]
@@ -151,7 +162,7 @@ class Trial:
         )
 
 
-def explained(endpoint: Endpoint, error: Exception) -> str:
+def explained(endpoint: Endpoint[Connection], error: Exception) -> str:
     """What went wrong, where, and the key that may mend it."""
     hint = ""
     if isinstance(error, TransportError) and error.kind == "timeout":

@@ -272,7 +272,7 @@ def test_the_first_delay_is_a_quarter_of_a_second_and_each_doubles_up_to_eight(
 
 def test_a_request_waits_the_first_delay_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rs_aligner.remote.retry.jittered", lambda round_: 10.0 + round_)
-    patience = Patience(RemoteRMConfig(on_failure="drop", max_attempts=4))
+    patience = Patience(seconds=None, attempts=4)
     assert [patience.failed() for _ in range(5)] == [10.0, 11.0, 12.0, None, None]
     assert patience.failures == 5
 
@@ -281,7 +281,7 @@ def test_with_retry_the_last_delay_ends_when_patience_does(monkeypatch: pytest.M
     clock = 100.0
     monkeypatch.setattr("rs_aligner.remote.retry.time.monotonic", lambda: clock)
     monkeypatch.setattr("rs_aligner.remote.retry.jittered", lambda round_: 2.0 * (round_ + 1))
-    patience = Patience(RemoteRMConfig(on_failure="retry", give_up_after=7.0))
+    patience = Patience(seconds=7.0, attempts=4)
     clock = 200.0  # patience begins with the first failure
     waited = []
     while (delay := patience.failed()) is not None:
@@ -302,10 +302,10 @@ def test_a_server_that_was_left_out_is_tried_out_after_the_first_delay_of_its_ro
 
     monkeypatch.setattr("rs_aligner.remote.endpoints.jittered", delay)
     trials: list[float | None] = []
-    endpoint = Endpoint("http://one", lambda: None)  # type: ignore[arg-type, return-value]
+    endpoint = Endpoint("http://one", lambda: None)
     left = [3, 2]  # failing trials of the first and the second outage
 
-    def try_out(_: Endpoint, seconds: float | None) -> None:
+    def try_out(_: Endpoint[None], seconds: float | None) -> None:
         trials.append(seconds)
         if len(trials) > 1 and left and left[0] > 0:
             left[0] -= 1
@@ -326,12 +326,12 @@ def test_a_server_that_was_left_out_is_tried_out_after_the_first_delay_of_its_ro
     pool.close()
 
 
-def waiting(length: int, due: float = 0.0) -> Waiting:
+def waiting(length: int, due: float = 0.0) -> Waiting[int, None]:
     return Waiting(row=length, length=length, due=due, id=b"")
 
 
 def test_rows_of_similar_length_leave_together_and_the_oldest_goes_first() -> None:
-    queue = RowQueue(batch_size=3, room=100)
+    queue: RowQueue[int, None] = RowQueue(batch_size=3, room=100)
     for length in (50, 1, 100, 52, 2, 99, 48, 3, 101, 7):
         queue.put(waiting(length))
     batches = [[one.row for one in queue.take()] for _ in range(4)]

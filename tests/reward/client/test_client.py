@@ -100,13 +100,13 @@ def test_many_threads_may_hand_in_rows_at_once(monkeypatch: pytest.MonkeyPatch) 
         ids: list[bytes] = []
         errors: list[BaseException] = []
         with RemoteGPTRMClient(RemoteRMConfig(max_batch_size=16, max_queued=64), judge) as client:
-            put = client._queue.put
+            put = client._asker._queue.put
 
-            def noted(waiting: Waiting) -> bool:
+            def noted(waiting: Waiting[Any, Score | ScoreFailure]) -> bool:
                 ids.append(waiting.id)
                 return put(waiting)
 
-            monkeypatch.setattr(client._queue, "put", noted)
+            monkeypatch.setattr(client._asker._queue, "put", noted)
 
             def work(number: int) -> None:
                 try:

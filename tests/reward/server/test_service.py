@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from rs_aligner.config import EndpointConfig, RemoteRMConfig
-from rs_aligner.remote.transport import TransportError, TritonConnection
+from rs_aligner.remote.transport import TransportError
+from rs_aligner.remote.triton import TritonConnection
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
 from rs_aligner.rollout import Score, ScoreFailure
 from tests.bars import BARS, beaten

@@ -1,0 +1,143 @@
+"""Servers that are asked for something else than scores: the same batches, retries and circuit breaker.
+
+What HTTP and judges bring is in `tests/reward/client`. Here servers write texts, and live in this process.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rs_aligner import remote
+from rs_aligner.remote.asking import Asker, Asking
+from rs_aligner.remote.endpoints import Endpoint, Role
+from rs_aligner.remote.queue import Waiting
+from rs_aligner.remote.retry import AskError
+from rs_aligner.remote.transport import TransportError
+
+
+class Engine:
+    """A server that continues texts, unless it is away; `asked` are the sizes of its batches."""
+
+    def __init__(self) -> None:
+        self.away, self.asked, self.hangs = False, list[int](), threading.Event()
+        self.hangs.set()
+
+    def abort(self) -> None:
+        self.hangs.set()
+
+    def write(self, texts: Sequence[str]) -> list[str]:
+        self.asked.append(len(texts))
+        self.hangs.wait(20)
+        if self.away:
+            raise TransportError("away", "unreachable")
+        return [f"{text}, and so on" for text in texts]
+
+
+class Writing:
+    """What the engines are asked for; a failure is marked, and never a text."""
+
+    def try_out(self, endpoint: Endpoint[Engine], link: Engine, ready_timeout: float) -> None:
+        if link.away:
+            raise TransportError("away", "unreachable")
+
+    def ask(
+        self, endpoint: Endpoint[Engine], link: Engine, batch: Sequence[Waiting[str, str | AskError]]
+    ) -> list[str | AskError]:
+        return [*link.write([waiting.row for waiting in batch])]
+
+    def explained(self, endpoint: Endpoint[Engine], error: AskError) -> str:
+        return f"{endpoint.url}: {error} (engine.servers)"
+
+    def failure(self, reason: str) -> str | AskError:
+        return TransportError(reason, "unreachable")
+
+
+def asker(*engines: Engine, attempts: int = 3, here: bool = False) -> Asker[str, str | AskError, Engine]:
+    return Asker(
+        Writing(),
+        [Endpoint(f"http://engine-{i}", lambda engine=engine: engine) for i, engine in enumerate(engines)],
+        Asking(
+            batch_size=4,
+            wait_seconds=5,
+            room=100,
+            in_flight=1,
+            give_up_after=None,
+            attempts=attempts,
+            role=Role("engine", "writes"),
+        ),
+        here=here,
+    )
+
+
+def test_results_are_whatever_the_service_makes_of_an_answer() -> None:
+    engine = Engine()
+    asked = asker(engine)
+    asked.open(5)
+    futures = [asked.submit(f"text {i}", length=6) for i in range(6)]
+    asked.flush()
+    assert [future.result(10) for future in futures] == [f"text {i}, and so on" for i in range(6)]
+    assert engine.asked == [4, 2]
+    asked.close()
+
+
+def test_another_server_is_asked_and_messages_call_it_what_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = Engine(), Engine()
+    asked = asker(first, second)
+    with caplog.at_level(logging.INFO, "rs_aligner"):
+        asked.open(5)
+        first.away = True
+        for i in range(3):
+            future = asked.submit(f"text {i}", length=6)
+            asked.flush()
+            assert future.result(10) == f"text {i}, and so on"
+        assert "the engine at http://engine-0 is left out until it writes again: away" in caplog.text
+        first.away = False
+        deadline = time.monotonic() + 20
+        while "the engine at http://engine-0 writes again" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    asked.close()
+    assert "judge" not in caplog.text
+
+
+def test_what_is_given_up_or_cut_short_is_a_failure_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rs_aligner.remote.retry.SHORT_OUTAGE", 0.1)
+    engine = Engine()
+    asked = asker(engine, attempts=2)
+    asked.open(5)
+    engine.away = True
+    future = asked.submit("text", length=4)
+    asked.flush()
+    assert str(future.result(10)) == "no engine can be asked: http://engine-0: away"
+    asked.close()
+    engine = Engine()
+    asked = asker(engine)
+    asked.open(5)
+    engine.hangs.clear()
+    sent, waits = asked.submit("text", length=4), asked.submit("text", length=4)
+    asked.flush()
+    asked.close()
+    for future in (sent, waits):
+        assert str(future.result(0)) == "the client was closed before the engine answered"
+    with pytest.raises(RuntimeError, match="the engine's client is closed"):
+        asked.submit("text", length=4)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("engine-")]
+
+
+def test_the_room_names_neither_judges_nor_rewards_and_imports_nothing_above_it() -> None:
+    files = sorted(Path(remote.__file__).parent.glob("*.py"))
+    assert len(files) > 5
+    for file in files:
+        source = file.read_text()
+        assert not re.search("judge|reward|scor(e|ing)|rollout|rm_cfg|remote_rm", source, re.IGNORECASE), file
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rs_aligner"):
+                assert (node.module or "").startswith("rs_aligner.remote"), (file, node.module)
