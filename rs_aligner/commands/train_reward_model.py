@@ -38,12 +38,9 @@ def fit(
     pairs, validation = read_pair_data(config, tokenizer, positions)
     if is_first:
         print(epoch_plan(config, len(pairs), len(validation)), flush=True)
-    with build.reward_model_of(config, tokenizer, num_epoch_steps(config, len(pairs))) as model:
-        run = Run(config.exp_manager, is_writer=is_first, loggers=loggers())
-        try:
-            PreferenceTrainer(config, model, pairs, validation, run).fit()
-        except BaseException:
-            run.close("failed")
-            raise
-        run.close()
+    with (
+        build.reward_model_of(config, tokenizer, num_epoch_steps(config, len(pairs))) as model,
+        Run(config.exp_manager, is_writer=is_first, loggers=loggers()) as run,
+    ):
+        PreferenceTrainer(config, model, pairs=pairs, validation=validation, run=run).fit()
     return run

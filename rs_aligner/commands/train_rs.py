@@ -57,20 +57,22 @@ def fit(
         from rs_aligner.record.run import Run
         from rs_aligner.trainers.rs import RSTrainer
 
-        with build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy:
-            mine = (client, watched) if policy.runtime.is_source else (None, None)
-            run = Run(config.exp_manager, is_writer=is_first, loggers=loggers())
-            try:
-                RSTrainer(
-                    *(config, policy, mine[0], prompts, validation, run, mine[1]),
-                    scored=scored,
-                    anchors=anchors,
-                    chain=chain,
-                ).fit()
-            except BaseException:
-                run.close("failed")
-                raise
-            run.close()
+        with (
+            build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy,
+            Run(config.exp_manager, is_writer=is_first, loggers=loggers()) as run,
+        ):
+            RSTrainer(
+                config,
+                policy,
+                client if policy.runtime.is_source else None,
+                watched=watched if policy.runtime.is_source else None,
+                prompts=prompts,
+                validation=validation,
+                scored=scored,
+                anchors=anchors,
+                chain=chain,
+                run=run,
+            ).fit()
     return run
 
 

@@ -6,14 +6,16 @@ purpose: reading the config, starting ranks, and making loggers.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rs_aligner.commands import build
-from rs_aligner.config import TrainSFTConfig, epoch_plan, num_epoch_steps
+from rs_aligner.config import JudgeConfig, RemoteRMConfig, TrainSFTConfig, epoch_plan, num_epoch_steps
 
 if TYPE_CHECKING:
     from rs_aligner.record.run import Logger, Run
+    from rs_aligner.reward.client import RemoteGPTRMClient
 
 
 def fit(
@@ -31,24 +33,31 @@ def fit(
     """
     tokenizer, positions = build.read_tokenizer(config)
 
-    from rs_aligner.reward.judges import load_judge, rewards_of
-
-    judge = None if config.judge is None else rewards_of(load_judge(config.judge))
-
     from rs_aligner.commands.run_data import read_sft_data
     from rs_aligner.record.run import Run
     from rs_aligner.trainers.sft import SFTTrainer
 
-    rows, validation = read_sft_data(config, tokenizer, positions)
-    if is_first:
-        print(epoch_plan(config, len(rows), len(validation)), flush=True)
-    with build.policy_of(config, tokenizer, num_epoch_steps(config, len(rows))) as policy:
-        run = Run(config.exp_manager, is_writer=is_first, loggers=loggers())
-        mine = judge if policy.runtime.is_source else None
-        try:
-            SFTTrainer(config, policy, mine, rows, validation, run).fit()
-        except BaseException:
-            run.close("failed")
-            raise
-        run.close()
+    with contextlib.ExitStack() as stack:
+        judge = None if config.judge is None else stack.enter_context(_in_process(config.judge))
+        rows, validation = read_sft_data(config, tokenizer, positions)
+        if is_first:
+            print(epoch_plan(config, len(rows), len(validation)), flush=True)
+        policy = stack.enter_context(build.policy_of(config, tokenizer, num_epoch_steps(config, len(rows))))
+        with Run(config.exp_manager, is_writer=is_first, loggers=loggers()) as run:
+            SFTTrainer(
+                config,
+                policy,
+                judge if policy.runtime.is_source else None,
+                rows=rows,
+                validation=validation,
+                run=run,
+            ).fit()
     return run
+
+
+def _in_process(judge: JudgeConfig) -> RemoteGPTRMClient:
+    """The judge of the held-out answers, with the same checks as one behind a server."""
+    from rs_aligner.reward.client import RemoteGPTRMClient
+    from rs_aligner.reward.judges import load_judge
+
+    return RemoteGPTRMClient(RemoteRMConfig(), load_judge(judge))

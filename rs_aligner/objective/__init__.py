@@ -1,1 +1,1 @@
-"""What is minimised over the rollouts that were kept: from the kept to the rows to train on (`rows`)."""
+"""What is minimised over what was kept: the rows to train on (`rows`), and the `terms` of the loss."""

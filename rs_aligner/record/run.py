@@ -18,7 +18,8 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from rs_aligner.config import ExpManagerBase
 from rs_aligner.record.ledger import Ledger
@@ -42,7 +43,7 @@ class Saveable(Protocol):
 
 
 class Run:
-    """The folder of a run.
+    """The folder of a run. A context manager: leaving it closes its files and loggers, as failed on an error.
 
     Args:
         config: the `exp_manager` section.
@@ -112,6 +113,14 @@ class Run:
         now, limit = time.monotonic(), self.config.max_time_per_run
         longest = max(self._longest_step, now - self._step_began)
         return limit is None or now - self._started + MARGIN * longest < limit
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close("success" if error is None else "failed")
 
     def close(self, status: str = "success") -> None:
         """Close files and loggers."""

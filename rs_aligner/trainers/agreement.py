@@ -8,7 +8,7 @@ digests, in one small exchange a step. Only where these differ is it looked up w
 What a rank comes to without the others is compared: the candidates (the data's order, a bank, the rounds of
 `model.rs.until`), the selection, the supervised rows that come next, and what held-out prompts have shown,
 which patience goes by. Left out on purpose: weights, which a run compares by training, and the clock, which
-ranks ask together (`loop.out_of_time`).
+ranks ask together (`pace.out_of_time`).
 """
 
 from __future__ import annotations

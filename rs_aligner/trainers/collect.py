@@ -1,4 +1,4 @@
-"""Sampling prompts and asking the judges: rollouts leave as they end, and every rank gets all of them back.
+"""Sampling prompts and asking the judges, in as many rounds as it takes (`round` is one of them).
 
 `Collector.collect` samples so many rollouts for each prompt; `collect_until` samples in rounds until each
 prompt has enough accepted ones, within a budget that all prompts of the step share. Policy and judge are
@@ -8,39 +8,16 @@ known by protocols only. Left out on purpose: who is kept.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-
-from tqdm import tqdm
+from dataclasses import replace
 
 from rs_aligner.config import SamplingParams, TrainRSConfig, UntilConfig
 from rs_aligner.reward.protocol import Judge
-from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.rollout import Group, Prompt, Score
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.failures import judge_failure
-from rs_aligner.trainers.protocols import Policy
-
-Answer = Score | ScoreFailure
-Pending = Answer | Future[Answer]
-
-
-@dataclass(slots=True)
-class Collected:
-    """Scored groups, the same on every rank.
-
-    Attributes:
-        groups: in the order of the prompts.
-        waited: seconds that this rank waited for a judge: while it took rows in, and after the last rollout.
-        failure: why the judge failed too much to go on; None if it did not.
-        is_new: whether they were sampled now, not read.
-    """
-
-    groups: list[Group]
-    waited: float = 0.0
-    failure: str | None = None
-    is_new: bool = True
+from rs_aligner.trainers.protocols import Samples
+from rs_aligner.trainers.round import Collected, sample_and_score
 
 
 class Collector:
@@ -58,7 +35,7 @@ class Collector:
     def __init__(
         self,
         config: TrainRSConfig,
-        policy: Policy,
+        policy: Samples,
         judge: Judge | None,
         watched: Judge | None = None,
         *,
@@ -145,10 +122,7 @@ class Collector:
         what: str,
         first_index: int,
     ) -> Collected:
-        """Every rank's share, gathered; the failure is that of a judge that could not be asked."""
-        mine: list[tuple[Rollout, Pending, Pending | None]] = []
-        problem: str | None = None
-        waited = 0.0
+        """As the config says how to sample."""
         request = SampleRequest(
             prompts,
             num_rollouts,
@@ -158,51 +132,7 @@ class Collector:
             wave_size=self.rs.rollout_micro_batch_size,
             first_index=first_index,
         )
-        stream = self.policy.generate(request)
-        hidden = None if self.shows else True  # None: shown on a terminal only
-        total = len(prompts) * num_rollouts
-        for rollout in tqdm(stream, what, total, leave=False, disable=hidden, unit=" rollouts"):
-            if self.judge is None:
-                continue
-            prompt = prompts[rollout.group]
-            handing_in = time.monotonic()
-            score: Pending
-            if problem is not None:  # the others wait for this rank, so it samples to the end
-                score = ScoreFailure(problem)
-            else:
-                try:
-                    score = self.judge.submit(prompt, rollout)
-                except (ValueError, OSError, RuntimeError) as error:  # no judge, or not the one meant
-                    problem = str(error)
-                    score = ScoreFailure(problem)
-            mine.append((rollout, score, self._watch(prompt, rollout)))
-            waited += time.monotonic() - handing_in
-        waiting = time.monotonic()
-        for judge in (self.judge, self.watched):
-            if judge is not None:
-                judge.flush()
-        scored = [(rollout, _result(score), _result(seen)) for rollout, score, seen in mine]
-        waited += time.monotonic() - waiting
-        gathered = self.policy.gather((scored, problem))
-        everyone = [item for replica, _ in gathered for item in replica]
-        everyone.sort(key=lambda item: (item[0].group, item[0].index))
-        groups = [Group(prompt, [], []) for prompt in prompts]
-        for rollout, result, seen in everyone:
-            groups[rollout.group].rollouts.append(rollout)
-            groups[rollout.group].scores.append(result)
-            if seen is not None:
-                groups[rollout.group].watched.append(seen)
-        failure = next((f"{what}: {text}" for _, text in gathered if text is not None), None)
-        return Collected(groups, waited, failure)
-
-    def _watch(self, prompt: Prompt, rollout: Rollout) -> Pending | None:
-        """Ask the watched judge, whose failures end nothing."""
-        if self.watched is None:
-            return None
-        try:
-            return self.watched.submit(prompt, rollout)
-        except (ValueError, OSError, RuntimeError) as error:
-            return ScoreFailure(str(error))
+        return sample_and_score(self.policy, request, self.judge, self.watched, what=what, shows=self.shows)
 
 
 def num_tokens(group: Group) -> int:
@@ -228,7 +158,3 @@ def _wants_more(group: Group, until: UntilConfig) -> bool:
         return False
     accepted = sum(isinstance(s, Score) and s.reaches(until.at_least) for s in group.scores)
     return accepted < until.accepted
-
-
-def _result(pending: Pending | None) -> Answer | None:
-    return pending.result() if isinstance(pending, Future) else pending

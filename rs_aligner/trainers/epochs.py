@@ -11,31 +11,19 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from rs_aligner.config import TrainConfig, num_epoch_steps
 from rs_aligner.data import PromptSampler
 from rs_aligner.record.run import Run
-from rs_aligner.trainers.protocols import Stats, is_due, out_of_time, resume, training_metrics
+from rs_aligner.trainers.measure import training_metrics
+from rs_aligner.trainers.pace import is_due, out_of_time, resume
+from rs_aligner.trainers.protocols import Trainee
 
 _logger = logging.getLogger("rs_aligner")
 SAY_SECONDS = 5.0  # steps are short: not each of them is worth a line
 
 Row = TypeVar("Row")
-Row_contra = TypeVar("Row_contra", contravariant=True)
-
-
-class Learner(Protocol[Row_contra]):
-    """What is trained. All methods are collective: every rank calls them in the same order."""
-
-    version: int
-
-    def train(self, rows: Sequence[Row_contra]) -> Sequence[Stats]: ...
-    def maximum(self, values: dict[str, float]) -> dict[str, float]: ...
-    def save(self, folder: Path, counters: dict[str, Any]) -> None: ...
-    def load(self, folder: Path) -> dict[str, Any]: ...
-    def export(self, folder: Path) -> None: ...
 
 
 class EpochTrainer(Generic[Row]):
@@ -43,13 +31,13 @@ class EpochTrainer(Generic[Row]):
 
     Args:
         config: a checked config.
-        learner: what is trained.
+        trainee: what is trained.
         rows: to train on.
         run: the run's folder.
     """
 
-    def __init__(self, config: TrainConfig, learner: Learner[Row], rows: Sequence[Row], run: Run) -> None:
-        self.loop, self.learner, self.rows, self.run = config.loop, learner, rows, run
+    def __init__(self, config: TrainConfig, trainee: Trainee[Row], rows: Sequence[Row], run: Run) -> None:
+        self.loop, self.trainee, self.rows, self.run = config.loop, trainee, rows, run
         self.sampler = PromptSampler(
             len(rows), config.model.global_batch_size, seed=config.model.seed, even=True
         )
@@ -58,10 +46,6 @@ class EpochTrainer(Generic[Row]):
     def validate(self, step: int) -> dict[str, float]:
         """Figures of held-out data after a step (0: before the first); empty if there are none."""
         raise NotImplementedError
-
-    def training_figures(self, stats: Sequence[Any]) -> dict[str, float]:
-        """Figures of the optimizer steps of a step."""
-        return training_metrics(stats)
 
     def is_good_enough(self, found: dict[str, float]) -> bool:
         """Whether a validation found that nothing more need be learnt."""
@@ -73,7 +57,7 @@ class EpochTrainer(Generic[Row]):
         Returns:
             What the last validation found.
         """
-        counters = resume(self.run, self.learner, self.sampler)
+        counters = resume(self.run, self.trainee, self.sampler)
         self.run.open(counters["step"])
         done, found = max(counters["step"], 0), counters.get("validation", {})
         if counters["step"] < 0:
@@ -88,19 +72,19 @@ class EpochTrainer(Generic[Row]):
             self.run.begin_step()
             began = time.monotonic()
             done += 1
-            stats = self.learner.train([self.rows[draw.index] for draw in next(self.sampler)])
-            self.learner.version = done
+            stats = self.trainee.train([self.rows[draw.index] for draw in next(self.sampler)])
+            self.trainee.version = done
             metrics = {
                 "step": done,
                 "policy_version": done,
                 "consumed_prompts": self.sampler.consumed_prompts,
-                **self.training_figures(stats),
-                **self.learner.maximum({"time/step": time.monotonic() - began}),
+                **training_metrics(stats),
+                **self.trainee.maximum({"time/step": time.monotonic() - began}),
             }
             if time.monotonic() - said > SAY_SECONDS:
                 said = time.monotonic()
                 _logger.info("step %d/%d  loss %.4f", done, self.num_steps, metrics["loss"])
-            last = done == self.num_steps or out_of_time(self.run, self.learner)
+            last = done == self.num_steps or out_of_time(self.run, self.trainee)
             if is_due(done, self.loop.val_check_interval) or last:
                 found = self.validate(done)
                 metrics |= found
@@ -109,11 +93,11 @@ class EpochTrainer(Generic[Row]):
             interval = self.loop.save_interval or self.loop.val_check_interval
             if is_due(done, interval) or last or good_enough:
                 counters = {"step": done, "sampler": self.sampler.state_dict(), "validation": found}
-                self.run.save(self.learner, done, counters)
+                self.run.save(self.trainee, done, counters)
             if last:
                 break
         self.say_how_it_ended(good_enough, done)
-        self.learner.export(self.run.final)
+        self.trainee.export(self.run.final)
         return found
 
     def say_how_it_ended(self, good_enough: bool, done: int) -> None:

@@ -16,7 +16,7 @@ from rs_aligner.proof.watched import Parting, Validation, mean_and_error
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Group, Prompt, Score, ScoreFailure
 from rs_aligner.trainers.collect import Collector
-from rs_aligner.trainers.protocols import VALIDATION
+from rs_aligner.trainers.round import VALIDATION
 
 _logger = logging.getLogger("rs_aligner")
 

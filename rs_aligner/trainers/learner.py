@@ -14,8 +14,9 @@ from rs_aligner.objective.rows import mix, objective_metrics, training_rows, wit
 from rs_aligner.proof.chance import kl_to_start
 from rs_aligner.rollout import Rollout, TrainingRow
 from rs_aligner.selection import Selection
+from rs_aligner.trainers.measure import training_metrics
 from rs_aligner.trainers.pool import Candidates
-from rs_aligner.trainers.protocols import Policy, Stats, training_metrics
+from rs_aligner.trainers.protocols import Policy, Stats
 
 LogProbs = tuple[float, ...]
 

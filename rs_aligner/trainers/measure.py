@@ -11,12 +11,35 @@ unbiased without a budget, without a bound for a prompt and in rounds of one onl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
+
 from rs_aligner.proof.chance import proof_metrics
 from rs_aligner.proof.watched import watched_metrics
 from rs_aligner.record.metrics import step_metrics
 from rs_aligner.rollout import ScoreFailure
 from rs_aligner.selection import Selection
 from rs_aligner.trainers.pool import Candidates
+from rs_aligner.trainers.protocols import Stats
+
+
+def training_metrics(stats: Sequence[Stats]) -> dict[str, float]:
+    """Means over a step's optimizer steps, and the last learning rate; nothing if there were none.
+
+    A further figure, such as `kl`, is the mean over the optimizer steps that have it.
+    """
+    if not stats:
+        return {}
+    figures: dict[str, list[float]] = {}
+    for one in stats:
+        for name, value in one.figures.items():
+            figures.setdefault(name, []).append(value)
+    return {
+        "loss": fmean(one.loss for one in stats),
+        "grad_norm": fmean(one.grad_norm for one in stats),
+        "lr": stats[-1].learning_rate,
+        **{name: fmean(values) for name, values in figures.items()},
+    }
 
 
 def measure(candidates: Candidates, selection: Selection, *, passed_above: float = 0.0) -> dict[str, float]:

@@ -22,7 +22,8 @@ from rs_aligner.data import PromptSampler
 from rs_aligner.record.ledger import Ledger, LedgerRow, groups_of
 from rs_aligner.rollout import Group, Prompt
 from rs_aligner.selection import Selection
-from rs_aligner.trainers.collect import Collected, Collector, num_tokens
+from rs_aligner.trainers.collect import Collector, num_tokens
+from rs_aligner.trainers.round import Collected
 
 
 class Source(Protocol):

@@ -13,12 +13,13 @@ from typing import Protocol
 from rs_aligner.config import TrainRewardModelConfig
 from rs_aligner.record.run import Run
 from rs_aligner.rollout import PreferencePair
-from rs_aligner.trainers.epochs import EpochTrainer, Learner
+from rs_aligner.trainers.epochs import EpochTrainer
+from rs_aligner.trainers.protocols import Trainee
 
 _logger = logging.getLogger("rs_aligner")
 
 
-class RewardModel(Learner[PreferencePair], Protocol):
+class RewardModel(Trainee[PreferencePair], Protocol):
     """A reward model as its trainer sees it; its stats have the figure `accuracy`."""
 
     def evaluate(self, pairs: Sequence[PreferencePair]) -> dict[str, float]:

@@ -33,8 +33,9 @@ from rs_aligner.trainers.failures import RanksDiffer
 from rs_aligner.trainers.held_out import HeldOut
 from rs_aligner.trainers.learner import Learner
 from rs_aligner.trainers.measure import measure
+from rs_aligner.trainers.pace import is_due, out_of_time, resume
 from rs_aligner.trainers.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
-from rs_aligner.trainers.protocols import Policy, is_due, out_of_time, resume
+from rs_aligner.trainers.protocols import Policy
 
 _logger = logging.getLogger("rs_aligner")
 

@@ -1,7 +1,7 @@
 """Supervised training: give rejection sampling a policy that succeeds now and then.
 
 A step is one optimizer step on `global_batch_size` rows. Now and then the policy answers held-out prompts,
-a judge in this process scores the answers, and the training stops as soon as they are good enough: how many
+a judge scores the answers, and the training stops as soon as they are good enough: how many
 steps that takes differs from seed to seed. The loop is `epochs`; like the trainer of rejection sampling it
 knows the policy by a protocol only. Left out on purpose: a held-out loss.
 """
@@ -9,23 +9,21 @@ knows the policy by a protocol only. Left out on purpose: a held-out loss.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 from rs_aligner.config import TrainSFTConfig
 from rs_aligner.record.run import Run
-from rs_aligner.rollout import Prompt, TrainingRow
+from rs_aligner.reward.protocol import Judge, JudgeFailed
+from rs_aligner.rollout import Prompt, Score, ScoreFailure, TrainingRow
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.epochs import EpochTrainer
-from rs_aligner.trainers.protocols import VALIDATION, Policy
+from rs_aligner.trainers.failures import count_reasons
+from rs_aligner.trainers.protocols import Policy
+from rs_aligner.trainers.round import VALIDATION, sample_and_score
 
 _logger = logging.getLogger("rs_aligner")
 REWARD = "validation/reward"
-
-Judge = Callable[[list[str], list[str], list[dict[str, Any]]], list[float]]
-"""Scores texts: `f(prompts, responses, metadata)`, one number a row."""
 
 
 class SFTTrainer(EpochTrainer[TrainingRow]):
@@ -70,29 +68,32 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
     def validate(self, step: int) -> dict[str, float]:
         """Answer the held-out prompts, one answer each; nothing of them is trained on.
 
-        Each replica scores its own answers, so that a judge need not say the same on every rank.
+        Each replica has its own answers scored, so that a judge need not say the same on every rank.
+
+        Returns:
+            The mean over the answers that have a score.
 
         Raises:
-            ValueError: the judge gave no held-out answer a finite score.
+            JudgeFailed: no held-out answer has one.
         """
         if self.config.judge is None or self.loop.val_check_interval is None:
             return {}
         request = SampleRequest(
             self.validation, 1, self.sft.sampling_params, self.sft.length_params, step=VALIDATION
         )
-        rollouts = list(self.policy.generate(request))
-        mine: list[float] = []
-        if self.judge is not None and rollouts:
-            prompts = [self.validation[rollout.group] for rollout in rollouts]
-            texts = [rollout.text for rollout in rollouts]
-            mine = self.judge([p.text for p in prompts], texts, [p.metadata for p in prompts])
-        everyone = [reward for replica in self.policy.gather(mine) for reward in replica]
-        rewards = [reward for reward in everyone if math.isfinite(reward)]
+        found = sample_and_score(
+            self.policy, request, self.judge, what="validation", shows=self.run.is_writer
+        )
+        if found.failure is not None:
+            raise JudgeFailed(found.failure)
+        scores = [score for group in found.groups for score in group.scores]
+        rewards = [score.reward for score in scores if isinstance(score, Score)]
+        reasons = count_reasons([score.reason for score in scores if isinstance(score, ScoreFailure)])
         if not rewards:
-            raise ValueError(f"validation: the judge gave none of {len(everyone)} answers a finite score")
-        if len(rewards) < len(everyone):
-            missing = len(everyone) - len(rewards)
-            _logger.warning("validation: %d of %d answers have no score", missing, len(everyone))
+            raise JudgeFailed(f"validation: the judge scored none of {len(scores)} answers: {reasons}")
+        if reasons:
+            missing = len(scores) - len(rewards)
+            _logger.warning("validation: %d of %d answers have no score: %s", missing, len(scores), reasons)
         when = f"after step {step}" if step else "before the first step"
         _logger.info("validation %s: reward %.4f over %d answers", when, fmean(rewards), len(rewards))
         return {REWARD: fmean(rewards)}

@@ -189,6 +189,16 @@ def test_loggers_get_the_same_figures_as_the_metrics_file(tmp_path: Path) -> Non
     assert logger.status == "success"
 
 
+def test_leaving_a_run_closes_its_loggers_as_it_ended(tmp_path: Path) -> None:
+    logger = FakeLogger()
+    with open_run(tmp_path, loggers=[logger]) as run:
+        run.open(-1)
+    assert logger.status == "success"
+    with pytest.raises(KeyboardInterrupt), open_run(tmp_path, loggers=[logger]):
+        raise KeyboardInterrupt
+    assert logger.status == "failed"
+
+
 def test_without_a_time_limit_there_is_always_time(tmp_path: Path, clock: Clock) -> None:
     run = open_run(tmp_path)
     run.begin_step()

@@ -5,6 +5,7 @@ The loop is run with plain fakes, whose answers get better with each step; the s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -19,11 +20,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from rs_aligner.config import TrainSFTConfig
+from rs_aligner.config import RemoteRMConfig, TrainSFTConfig
 from rs_aligner.record.run import Run
-from rs_aligner.rollout import Prompt, Rollout, TrainingRow
+from rs_aligner.reward.client import RemoteGPTRMClient
+from rs_aligner.reward.judges import JudgeFunction
+from rs_aligner.reward.judges.functions import FunctionJudge
+from rs_aligner.reward.protocol import JudgeFailed
+from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.sample_request import SampleRequest
-from rs_aligner.trainers.sft import Judge, SFTTrainer
+from rs_aligner.trainers.sft import SFTTrainer
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,9 +45,12 @@ class FakeStats:
 
 
 class FakePolicy:
-    """Answers every prompt with the number of steps made so far; one of two replicas, if told so."""
+    """Answers every prompt with the number of steps made so far.
 
-    def __init__(self, other_replica: list[float] | None = None) -> None:
+    With `other_replica` it is one of two, and these are the scores of the odd prompts, which are the other's.
+    """
+
+    def __init__(self, other_replica: list[Score | ScoreFailure] | None = None) -> None:
         self.version = 0
         self.trained: list[list[TrainingRow]] = []
         self.asked: list[list[Prompt]] = []
@@ -60,7 +68,11 @@ class FakePolicy:
         return [FakeStats(loss=float(len(rows)))]
 
     def gather(self, item: Any) -> list[Any]:
-        return [item] if self.other_replica is None else [item, self.other_replica]
+        if self.other_replica is None:
+            return [item]
+        rollouts = [Rollout(group, 0, (7,), "", "stop") for group in (1, 3)]
+        others = [(*pair, None) for pair in zip(rollouts, self.other_replica, strict=True)]
+        return [item, (others, None)]
 
     def maximum(self, values: dict[str, float]) -> dict[str, float]:
         return values
@@ -85,7 +97,7 @@ def tenth_of_steps(prompts: list[str], responses: list[str], metadata: list[dict
 
 
 def fit(
-    folder: Path, policy: FakePolicy, judge: Judge | None = tenth_of_steps, **loop: Any
+    folder: Path, policy: FakePolicy, judge: JudgeFunction | None = tenth_of_steps, **loop: Any
 ) -> list[dict[str, Any]]:
     """Train in `folder`; the rows of its metrics."""
     tree = {
@@ -96,9 +108,13 @@ def fit(
         "model": {"global_batch_size": 3, "data": {"data_prefix": {"train": "unused"}}},
     }
     config = TrainSFTConfig.model_validate(tree)
-    run = Run(config.exp_manager, is_writer=True)
-    SFTTrainer(config, policy, judge, ROWS, HELD_OUT if judge else [], run).fit()
-    run.close()
+    with contextlib.ExitStack() as stack:
+        client = None
+        if judge is not None:
+            client = RemoteGPTRMClient(RemoteRMConfig(), FunctionJudge(judge, "fingerprint"))
+            stack.enter_context(client)
+        run = stack.enter_context(Run(config.exp_manager, is_writer=True))
+        SFTTrainer(config, policy, client, rows=ROWS, validation=HELD_OUT if judge else [], run=run).fit()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -158,9 +174,15 @@ def test_a_run_that_was_good_enough_is_not_trained_further_until_more_is_wanted(
 
 
 def test_the_score_is_that_of_all_replicas(tmp_path):
-    policy = FakePolicy(other_replica=[0.9, 0.7])
+    policy = FakePolicy(other_replica=[Score(0.9), Score(0.7)])
     # This replica answers prompts 0 and 2, which score 0 before the first step.
     assert fit(tmp_path, policy, max_steps=1)[0]["validation/reward"] == pytest.approx(1.6 / 4)
+
+
+def test_an_answer_without_a_score_does_not_count_on_whichever_replica(tmp_path, caplog):
+    policy = FakePolicy(other_replica=[Score(0.9), ScoreFailure("it was late")])
+    assert fit(tmp_path, policy, max_steps=1)[0]["validation/reward"] == pytest.approx(0.9 / 3)
+    assert "1 of 4 answers have no score: 1 x it was late" in caplog.text
 
 
 def test_an_answer_without_a_score_does_not_count(tmp_path, caplog):
@@ -169,15 +191,24 @@ def test_an_answer_without_a_score_does_not_count(tmp_path, caplog):
 
     metrics = fit(tmp_path, FakePolicy(), half, max_steps=1)
     assert metrics[0] == {"step": 0, "validation/reward": 0.5}
-    assert "2 of 4 answers have no score" in caplog.text
+    reason = "2 of 4 answers have no score: 2 x the judge's reward is nan, not a finite number"
+    assert reason in caplog.text
 
 
 def test_a_judge_that_scores_nothing_ends_the_run(tmp_path):
     def silent(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
         return [math.nan] * len(prompts)
 
-    with pytest.raises(ValueError, match="none of 4 answers"):
+    with pytest.raises(JudgeFailed, match="none of 4 answers: 4 x the judge's reward is nan"):
         fit(tmp_path, FakePolicy(), silent)
+
+
+def test_a_judge_that_raises_is_a_failure_with_its_reason_and_no_number(tmp_path):
+    def broken(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        raise KeyError("gold")
+
+    with pytest.raises(JudgeFailed, match="4 x the judge raised KeyError: 'gold'"):
+        fit(tmp_path, FakePolicy(), broken)
 
 
 @pytest.fixture(scope="module")

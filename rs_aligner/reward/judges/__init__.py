@@ -15,7 +15,7 @@ from rs_aligner.reward.judges.base import (
     content_hash,
     score_rows,
 )
-from rs_aligner.reward.judges.load import BUILT_IN, load_judge, rewards_of
+from rs_aligner.reward.judges.load import BUILT_IN, load_judge
 
 __all__ = [
     "BUILT_IN",
@@ -27,6 +27,5 @@ __all__ = [
     "Value",
     "content_hash",
     "load_judge",
-    "rewards_of",
     "score_rows",
 ]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rs_aligner.config import JudgeConfig, JudgePart, JudgeSource
-from rs_aligner.reward.judges.base import Metadata, ServedJudge, Value, content_hash, score_rows
+from rs_aligner.reward.judges.base import ServedJudge, Value, content_hash
 from rs_aligner.reward.judges.combined import WeightedJudge
 from rs_aligner.reward.judges.functions import FunctionJudge, bind, smoke_test
 from rs_aligner.reward.judges.huggingface import HuggingFaceJudge
@@ -17,7 +16,6 @@ from rs_aligner.reward.judges.megatron import MegatronJudge
 from rs_aligner.reward.judges.rules import format_rules, length, regex
 from rs_aligner.reward.judges.sentiment import sentiment
 from rs_aligner.reward.judges.verifiers import FinalAnswer, choice, exact_answer
-from rs_aligner.rollout import Score
 
 BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
     "exact_answer": exact_answer,
@@ -65,16 +63,6 @@ def load_judge(cfg: JudgeSource) -> ServedJudge:
         return _built_in(cfg.name, cfg.kwargs, cfg.time_limit)
     assert cfg.function is not None
     return LimitedJudge(cfg.function, cfg.kwargs, cfg.time_limit)
-
-
-def rewards_of(judge: ServedJudge) -> Callable[[list[str], list[str], list[Metadata]], list[float]]:
-    """A judge as a plain function of texts, NaN where there is no score."""
-
-    def rewards(prompts: list[str], responses: list[str], metadata: list[Metadata]) -> list[float]:
-        scores = score_rows(judge.score_texts, (prompts, responses, metadata), max_rows=64)
-        return [score.reward if isinstance(score, Score) else math.nan for score in scores]
-
-    return rewards
 
 
 def _built_in(name: str, kwargs: dict[str, Any], time_limit: float | None) -> ServedJudge:

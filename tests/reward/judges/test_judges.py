@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from rs_aligner.config import JudgeConfig
-from rs_aligner.reward.judges import BUILT_IN, ServedJudge, TokenJudge, load_judge, rewards_of, score_rows
+from rs_aligner.reward.judges import BUILT_IN, ServedJudge, TokenJudge, load_judge, score_rows
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.judges.functions import FunctionJudge, smoke_test, users_judge
 from rs_aligner.rollout import Score, ScoreFailure
@@ -178,7 +178,10 @@ def test_a_result_that_is_not_one_value_a_row_is_an_error(
 def test_numbers_of_numpy_and_torch_are_numbers(tmp_path: Path, returned: str) -> None:
     path = write_judge(tmp_path, f"import numpy as np, torch\ndef judge(p, r, m): return {returned}\n")
     judge = in_process(f"{path}:judge")
-    assert rewards_of(judge)(["", ""], ["", ""], [{}, {}]) == [1.0, 2.0]
+    assert score_rows(judge.score_texts, (["", ""], ["", ""], [{}, {}]), max_rows=64) == [
+        Score(1.0),
+        Score(2.0),
+    ]
 
 
 def test_a_dict_of_numbers_is_a_reward_with_components() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rs_aligner.trainers.protocols import training_metrics
+from rs_aligner.trainers.measure import training_metrics
 from tests.fake_run import FakeStats
 
 

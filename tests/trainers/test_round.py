@@ -1,0 +1,84 @@
+"""One round of sampling and judging by itself; what steps make of it: `test_rs.py` and `test_pool.py`."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from rs_aligner.config import LengthParams, SamplingParams
+from rs_aligner.rollout import Prompt, Score, ScoreFailure
+from rs_aligner.sample_request import SampleRequest
+from rs_aligner.trainers.round import NOT_JUDGED, Collected, sample_and_score
+from tests.fake_run import Exchange, FakeJudge, FakePolicy, by_tokens
+
+PROMPTS = [Prompt(f"p{i}", f"text {i}", (100 + i,), position=i) for i in range(5)]
+REQUEST = SampleRequest(PROMPTS, 3, SamplingParams(), LengthParams(), step=1, first_index=2)
+
+
+def rounds(*replicas: dict[str, Any]) -> list[Collected]:
+    """What each of so many replicas comes to; each with its `judge` and `watched`."""
+    exchange, found = Exchange(len(replicas)), dict[int, Collected]()
+
+    def run(number: int) -> None:
+        policy = FakePolicy([], 4, exchange, number)
+        found[number] = sample_and_score(policy, REQUEST, what="step 1", **replicas[number])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(replicas))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    return [found[number] for number in range(len(replicas))]
+
+
+def judge(score: Any = by_tokens) -> FakeJudge:
+    return FakeJudge(score, [], 0.0)
+
+
+def unreachable() -> FakeJudge:
+    nobody = judge()
+    nobody.unreachable_from = 1
+    return nobody
+
+
+def test_every_replica_has_all_rollouts_in_order_with_the_scores_that_others_asked_for() -> None:
+    one, other = rounds({"judge": judge()}, {"judge": judge()})
+    assert one.groups == other.groups
+    assert [group.prompt for group in one.groups] == PROMPTS
+    for place, group in enumerate(one.groups):
+        assert [(r.group, r.index) for r in group.rollouts] == [(place, index) for index in (2, 3, 4)]
+        assert group.scores == [by_tokens(group.prompt, rollout) for rollout in group.rollouts]
+        assert group.watched == []
+    (alone,) = rounds({"judge": judge()})
+    assert alone.groups == one.groups
+    assert alone.failure is one.failure is None
+
+
+def test_without_a_judge_there_are_rollouts_and_no_numbers() -> None:
+    (found,) = rounds({"judge": None})
+    assert [group.scores for group in found.groups] == [[NOT_JUDGED] * 3] * 5
+    assert found.failure is None
+
+
+def test_a_judge_that_one_replica_cannot_ask_fails_its_rows_and_every_replica_hears_why() -> None:
+    found = rounds({"judge": judge()}, {"judge": unreachable()})
+    why = "no judge is ready at http://nowhere"
+    for one in found:
+        assert one.failure == f"step 1: {why}"
+        for place, group in enumerate(one.groups):
+            kinds = {type(score) for score in group.scores}
+            assert kinds == ({ScoreFailure} if place % 2 else {Score})
+            assert len(group.rollouts) == 3
+        assert set(one.groups[1].scores) == {ScoreFailure(why)}
+
+
+def test_a_watched_judge_is_asked_besides_and_ends_nothing() -> None:
+    for watched, expected in (
+        (judge(lambda prompt, rollout: Score(0.5)), Score(0.5)),
+        (unreachable(), ScoreFailure("no judge is ready at http://nowhere")),
+    ):
+        (found,) = rounds({"judge": judge(), "watched": watched})
+        assert found.failure is None
+        for group in found.groups:
+            assert group.watched == [expected] * 3
+            assert all(isinstance(score, Score) for score in group.scores)
