@@ -252,8 +252,6 @@ def _is_part(before: str, behind: str) -> bool:
 
 def _is_listed(text: str, first: Number, second: Number, behind: str) -> bool:
     """Whether the last two numbers are given side by side, so that neither is the answer."""
-    if second.start - first.end > _BEHIND:
-        return False
     between = text[first.end : second.start]
     if _CHOSEN_FROM.fullmatch(between):
         return True

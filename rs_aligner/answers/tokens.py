@@ -198,7 +198,8 @@ def tokens(text: str) -> list[Token]:
         piece = _PIECE.match(text, place)
         if piece is None or len(found) > MOST_TOKENS:
             raise Unread(text[place:])
-        kind, said = piece.lastgroup, piece[piece.lastgroup or 0]
+        kind = str(piece.lastgroup)
+        said = piece[kind]
         place = piece.end()
         match kind:
             case "space":

@@ -148,8 +148,8 @@ def read_rows(path: Path) -> list[dict[str, float]]:
             row = json.loads(line)
             row["step"] + 0  # a number
         except (KeyError, TypeError, ValueError) as error:
-            if number == len(lines):  # what stands after the last newline: nothing, or a line cut short
-                break
-            raise ValueError(f"{path}:{number}: not a row of metrics ({error!r})") from error
-        rows.append(row)
+            if number < len(lines):  # behind the last newline: nothing, or a line cut short
+                raise ValueError(f"{path}:{number}: not a row of metrics ({error!r})") from error
+        else:
+            rows.append(row)
     return rows

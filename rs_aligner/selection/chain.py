@@ -58,9 +58,9 @@ class Chain:
                 for place in rejected:
                     row[place] = selector.reason
             left = stays
-        for row, places in zip(reasons, left, strict=True):
+        for row, places in enumerate(left):
             for place in places:
-                row[place] = KEPT
+                reasons[row][place] = KEPT
         return selection_of(left, reasons, [NOT_SCORED, *(selector.reason for selector in self.selectors)])
 
     def remember(self, groups: Sequence[Group], selection: Selection) -> None:

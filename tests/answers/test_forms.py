@@ -31,6 +31,8 @@ def said(text: str) -> str:
         ("1,2345", "number:1 separator:, number:2345"),
         ("(1,234)", "open:( number:1 separator:, number:234 close:)"),
         ("(1),234", "open:( number:1 close:) separator:, number:234"),
+        (r"\sqrt{1,234}", "command:sqrt open:{ number:1234 close:}"),
+        ("(1) 1,234", "open:( number:1 close:) number:1234"),
         ("[0,100)", "open:[ number:0 separator:, number:100 close:)"),
         (r"\left( x \right)", "open:( letter:x close:)"),
         (r"\bigl( x \Bigr)", "open:( letter:x close:)"),

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from rs_aligner.answers import alone, extract, final_answer, is_right, marked_answer, plain
+from rs_aligner.answers.numbers import find_numbers
 from tests.answers.pairs import pairs
 
 pytestmark = pytest.mark.timeout(60)
@@ -141,6 +142,7 @@ def test_no_wrong_pair_of_the_collection_is_accepted() -> None:
         ("#### Paris.", " Paris."),
         ("#### 17\n#### 18\n", " 18"),
         ("####\n18", None),
+        ("#### 17\n##### 18 more", " 17"),
     ],
 )
 def test_the_mark_is_gsm8ks_and_no_heading(text: str, answer: str | None) -> None:
@@ -191,6 +193,30 @@ def test_plain_numbers_and_words_without_numbers_are_not_searched(monkeypatch: p
     words = "and so they went home to see whether there was any of it left\n" * 200
     assert not is_right(words, "1234")
     assert final_answer(words) == words.partition("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("x B-12", 12),
+        ("COVID-19", 19),
+        ("7-12", None),
+        ("(-12", -12),
+        (") -12", -12),
+        ("- 12", -12),
+        ("\u221212", 12),
+    ],
+)
+def test_a_hyphen_behind_a_letter_is_no_sign(text: str, value: int | None) -> None:
+    assert find_numbers(text, in_prose=False)[-1].value == value
+
+
+def test_a_currencys_code_is_its_sign() -> None:
+    for code in ("USD 1.5M", "US$1.5M", "Rs. 1.5m", "EUR 1.5 million", "CHF 1,500,000"):
+        found = alone.last_number(f"It costs {code}")
+        assert found is not None
+        assert found.number.value == 1_500_000
+    assert alone.last_number("It is 1.5M") is None
 
 
 @pytest.mark.timeout(10)

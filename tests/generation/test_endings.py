@@ -133,6 +133,12 @@ def test_of_several_end_strings_the_first_in_the_text_counts(ends: tuple[str, ..
     assert rollout.text == "H"
 
 
+@pytest.mark.parametrize("end", ["He", "H"])
+def test_a_response_may_begin_with_an_end_string(end: str) -> None:
+    rollout = say(HELLO, end_strings=(end,))
+    assert (rollout.token_ids, rollout.text, rollout.finish_reason) == ((2,), "", "stop")
+
+
 def test_an_end_string_that_never_comes_changes_nothing() -> None:
     assert say(HELLO, end_strings=("wr",)) == say(HELLO)
 
