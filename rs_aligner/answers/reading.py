@@ -51,8 +51,8 @@ def _whole(text: str) -> Form:
     matrix = _MATRIX.fullmatch(text.strip("$ \n"))
     if matrix:
         return _matrix(matrix[1], matrix[2])
-    name, equals, rest = text.partition("=")
-    if equals and (matrix := _MATRIX.fullmatch(rest.strip("$ \n"))) and len(name.strip("$ ")) <= 12:
+    _, _, rest = text.partition("=")
+    if matrix := _MATRIX.fullmatch(rest.strip("$ \n")):
         return _matrix(matrix[1], matrix[2])
     exact, is_about, about = re.sub(r"\\(?:approx|simeq)(?![A-Za-z])|≈", "≈", text).partition("≈")
     if is_about:
@@ -157,10 +157,7 @@ def _equation(chain: list[list[Token]]) -> Form:
     if _is_name(left):
         return _named(last, name)
     sides = [_form(part) for part in chain]
-    values = [side.value for side in sides]
-    if all(value is not None and value.constant is not None for value in values) and not any(
-        value.letters for value in values if value
-    ):
+    if all(side.value is not None and side.value.constant is not None for side in sides):
         return last  # 5 + 3 = 8
     if len(chain) > 2 or last.value is None or sides[0].value is None:
         raise Unread("an equation")
@@ -265,15 +262,12 @@ def _unit(pieces: list[Token]) -> tuple[list[Token], str]:
     """Without words behind, which are the unit, and degrees of a number that stands alone."""
     words: list[str] = []
     power = ""
-    if (
-        len(pieces) > 3
-        and pieces[-3].kind == "word"
-        and pieces[-2].text == "^"
-        and pieces[-1].text in ("2", "3")
-    ):
+    if [token.kind for token in pieces[-3:]] == ["word", "operator", "number"] and pieces[-2].text == "^":
         power = pieces[-1].text
         del pieces[-2:]
-    while len(pieces) > 1 and pieces[-1].kind == "word":
+        if power not in ("2", "3"):
+            raise Unread("a power of no unit")
+    while pieces and pieces[-1].kind == "word":
         words.insert(0, pieces.pop().text)
     if words and not is_unit(" ".join(words)):
         raise Unread("words that are no unit")
@@ -281,7 +275,7 @@ def _unit(pieces: list[Token]) -> tuple[list[Token], str]:
         token.kind in ("number", "operator", "mark", "open", "close") or token.text == "frac"
         for token in pieces
     )
-    if len(pieces) > 1 and pieces[-1].text == "°" and is_number:
+    if pieces and pieces[-1].text == "°" and is_number:
         pieces.pop()
         return pieces, "degree"
     return pieces, unit_name(" ".join(words), power)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from rs_aligner.record.ledger import LedgerRow, groups_of
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.collect import Collector
+from rs_aligner.trainers.round import Collected
 from tests.fake_run import Exchange, FakeJudge, FakePolicy, FakeRun, Result, by_tokens, digest, figures
 
 RFT = {"pool": {"improve_steps": 3}, "top_n_rollouts": 2}
@@ -266,6 +269,21 @@ def test_a_prompt_has_at_most_so_many_rollouts_and_tokens() -> None:
     groups = collect_until(nobody, tokens_per_prompt=1, rollouts_a_round=2)
     assert [len(group.rollouts) for group in groups] == [2, 2, 2, 2]
     assert sum(len(group.rollouts) for group in collect_until(nobody)) == 16
+
+
+def test_the_waiting_of_all_rounds_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(1000.0)
+    monkeypatch.setattr("rs_aligner.trainers.round.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    found: list[Collected] = []
+    judged = Collector.collect_until
+
+    def recorded(self: Collector, *args: Any, **kwargs: Any) -> Collected:
+        found.append(judged(self, *args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(Collector, "collect_until", recorded)
+    collect_until(solved({f"p{i}": 0.0 for i in range(4)}), rollouts_a_round=2)
+    assert found[0].waited == 16 + 2  # of each rollout, and of each of the two rounds
 
 
 def test_what_is_left_of_the_budget_goes_to_as_many_as_it_suffices_for() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from rs_aligner.config import LengthParams, SamplingParams
 from rs_aligner.rollout import Prompt, Score, ScoreFailure
@@ -82,3 +86,36 @@ def test_a_watched_judge_is_asked_besides_and_ends_nothing() -> None:
         for group in found.groups:
             assert group.watched == [expected] * 3
             assert all(isinstance(score, Score) for score in group.scores)
+
+
+def test_the_time_in_the_judges_counts_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(1000.0)  # a second from each look at it to the next
+    monkeypatch.setattr("rs_aligner.trainers.round.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    (found,) = rounds({"judge": judge()})
+    assert found.waited == 15 + 1  # for each rollout that was handed in, and then for all of them
+    nothing = Collected([])
+    assert (nothing.waited, nothing.failure, nothing.is_new) == (0.0, None, True)
+
+
+@pytest.mark.parametrize(("shows", "disable"), [(False, True), (True, None)])
+def test_progress_is_of_all_rollouts_and_shown_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, shows: bool, disable: bool | None
+) -> None:
+    seen: list[Any] = []
+
+    def bar(rollouts: Any, what: str, total: int, **kwargs: Any) -> Any:
+        seen.append((what, total, kwargs["disable"], kwargs["leave"]))
+        return rollouts
+
+    monkeypatch.setattr("rs_aligner.trainers.round.tqdm", bar)
+    (found,) = rounds({"judge": judge(), "shows": shows})
+    assert seen == [("step 1", 15, disable, False)]
+    assert found.failure is None
+
+
+def test_a_judge_that_went_away_is_not_asked_again() -> None:
+    gone = unreachable()
+    (found,) = rounds({"judge": gone})
+    assert found.failure == "step 1: no judge is ready at http://nowhere"
+    failed = [score for group in found.groups for score in group.scores]
+    assert failed == [ScoreFailure("no judge is ready at http://nowhere")] * 15
