@@ -58,9 +58,9 @@ class Chain:
                 for place in rejected:
                     row[place] = selector.reason
             left = stays
-        for row, places in enumerate(left):
+        for number, places in enumerate(left):
             for place in places:
-                reasons[row][place] = KEPT
+                reasons[number][place] = KEPT
         return selection_of(left, reasons, [NOT_SCORED, *(selector.reason for selector in self.selectors)])
 
     def remember(self, groups: Sequence[Group], selection: Selection) -> None:
