@@ -186,11 +186,15 @@ Share = Annotated[float, _Number, Field(ge=0, le=1)]
 """A share that may be nothing: from 0 to 1."""
 Beta = Annotated[float, _Number, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(title="text or list of texts")]
 """A text or a list of texts, none of them empty."""
-JudgeSpecialTokens = Annotated[bool | tuple[Text, ...], BeforeValidator(_tokens)]
+JudgeSpecialTokens = Annotated[
+    bool | tuple[Text, ...], BeforeValidator(_tokens), Field(title="true, false or list of tokens")
+]
 """False, true, or a list of tokens."""
 Template = Annotated[str, BeforeValidator(_template)]
-Precision = Annotated[Literal["auto", "bf16", "fp32"], BeforeValidator(_precision)]
-Seconds = Annotated[float, BeforeValidator(_seconds)]
+Precision = Annotated[
+    Literal["auto", "bf16", "fp32"], BeforeValidator(_precision), Field(title="`auto`, `bf16`, `32`")
+]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(title='time, "DD:HH:MM:SS"')]
 """A time span, written `DD:HH:MM:SS`, seconds once read."""

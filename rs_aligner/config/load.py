@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rs_aligner.config.aliases import meant
-from rs_aligner.config.base import ConfigError, Section, check, problem
+from rs_aligner.config.base import ConfigError, check, problem
 from rs_aligner.config.generate import GenerateConfig
+from rs_aligner.config.keys import kinds, sections, walk
 from rs_aligner.config.serve_reward import ServeRewardConfig
 from rs_aligner.config.train_reward_model import TrainRewardModelConfig
 from rs_aligner.config.train_rs import TrainRSConfig
@@ -48,7 +49,7 @@ def load_config(config: DictConfig | dict[str, Any], schema: type[Config]) -> Co
     """
     register_resolvers()
     node = config if isinstance(config, DictConfig) else OmegaConf.create(config)
-    fields = dict(_walk(schema))
+    fields = dict(walk(schema))
     problems: list[str] = []
     try:
         unset = sorted(OmegaConf.missing_keys(node))
@@ -91,29 +92,10 @@ def open_overrides(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _walk(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """All keys below a section, dotted, the sections themselves included."""
-    for name, field in schema.model_fields.items():
-        yield prefix + name, field
-        for section in _sections(field):
-            yield from _walk(section, f"{prefix}{name}.")
-
-
-def _sections(field: FieldInfo) -> list[type[Section]]:
-    if get_origin(field.annotation) is tuple:  # a list of sections has no keys of its own
-        return []
-    parts = (field.annotation, *get_args(field.annotation))
-    return [part for part in parts if isinstance(part, type) and issubclass(part, Section)]
-
-
-def _is_section(field: FieldInfo) -> bool:
-    return bool(_sections(field))
-
-
 def _must_be_set(key: str, fields: dict[str, FieldInfo]) -> list[str]:
     """A line for the key, or for each key below it that has no default."""
     below = [name for name in fields if name.startswith(f"{key}.") and _is_needed(name, key, fields)]
-    leaves = [name for name in below if not _is_section(fields[name])]
+    leaves = [name for name in below if not sections(fields[name])]
     return [
         f"{name} must be set: {fields[name].description}" for name in leaves or [key] if name in fields
     ] or [f"{key} must be set, or left out"]
@@ -146,7 +128,7 @@ def _explain(item: Any, fields: dict[str, FieldInfo]) -> list[str]:
         case "union_tag_not_found":
             if not isinstance(item["input"], dict):
                 return [problem(key, item["input"], "should be a section, such as {name: ..., ...}")]
-            return [f"{key}.name must be set: {', '.join(map(str, _kinds(fields[key])))}"]
+            return [f"{key}.name must be set: {', '.join(map(str, kinds(fields[key])))}"]
         case "missing":
             return _must_be_set(key, fields)
         case "extra_forbidden":
@@ -167,28 +149,16 @@ def _place(loc: tuple[Any, ...], fields: dict[str, FieldInfo]) -> tuple[str, dic
         listed = ".".join(str(part) for part in loc[:end])
         if not isinstance(part, int) or listed not in fields:
             continue
-        kinds = _kinds(fields[listed])
+        known = kinds(fields[listed])
         element, below = f"{listed}.{part}", loc[end + 1 :]
-        if not kinds:
+        if not known:
             break
-        if not below or (None not in kinds and below[0] not in kinds):
+        if not below or (None not in known and below[0] not in known):
             return element, {element: fields[listed]}
-        kind = kinds[None] if None in kinds else kinds[below[0]]
-        key = ".".join(map(str, (element, *(below if None in kinds else below[1:]))))
-        return key, dict(_walk(kind, f"{element}."))
+        kind = known[None] if None in known else known[below[0]]
+        key = ".".join(map(str, (element, *(below if None in known else below[1:]))))
+        return key, dict(walk(kind, f"{element}."))
     return ".".join(str(part) for part in loc), fields
-
-
-def _kinds(field: FieldInfo) -> dict[str | None, type[Section]]:
-    """The sections that a list may hold, by their `name`; under None where it holds only one kind."""
-    if get_origin(field.annotation) is not tuple:
-        return {}
-    element = get_args(field.annotation)[0]
-    if isinstance(element, type) and issubclass(element, Section):
-        return {None: element}
-    union = get_args(element)[0] if get_origin(element) is Annotated else element
-    sections = [part for part in get_args(union) if isinstance(part, type) and issubclass(part, Section)]
-    return {get_args(section.model_fields["name"].annotation)[0]: section for section in sections}
 
 
 def _unknown_name(key: str, item: Any) -> str:
@@ -204,7 +174,7 @@ def _unknown_key(key: str, value: Any, fields: dict[str, FieldInfo]) -> str:
         name, note = found
         return f"{key} is not a key; the nearest one is {name}" + (f" ({note})" if note else "")
     section = isinstance(value, dict)
-    candidates = [name for name, field in fields.items() if _is_section(field) == section] or list(fields)
+    candidates = [name for name, field in fields.items() if bool(sections(field)) == section] or list(fields)
     # A key of that very name, under another section, is what is meant, however unlike the whole.
     same = [name for name in candidates if _leaf(name) == _leaf(key)]
     nearest = _nearest(key, same or candidates)

@@ -1,10 +1,11 @@
 """The judge as the trainer sees it: where it is, how it is asked, and what to do when it fails.
 
-Left out on purpose: what a judge that is only watched may not do (`train_rs.py`), and how servers are asked.
+Left out on purpose: how servers are asked (`rs_aligner/remote/`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from rs_aligner.config.base import (
     problem,
 )
 from rs_aligner.config.judge import JudgeConfig
+
+_logger = logging.getLogger("rs_aligner")
 
 
 class EndpointConfig(Section):
@@ -139,6 +142,25 @@ class RemoteRMConfig(Section):
                 f"{key}.judge is set, but a server brings its own judge: set {key}.in_process=true, or "
                 "give it to serve_reward.py as judge"
             )
+
+
+class WatchedRMConfig(RemoteRMConfig):
+    """A judge that is only watched, as the trainer sees it: it decides nothing, so it ends no run."""
+
+    on_failure: Literal["drop", "retry", "abort"] = "drop"
+    """What happens to a response without a score, as in `remote_rm`, but for the default; not `abort`.
+
+    A run does not wait long for what it only watches.
+    """
+
+    def problems(self, key: str) -> Iterator[str]:
+        """Its failures end nothing."""
+        yield from super().problems(key)
+        if self.on_failure == "abort":
+            instead = "a watched judge ends no run; set it to drop or retry"
+            yield problem(f"{key}.on_failure", "abort", instead)
+        if self.max_failed_fraction != RemoteRMConfig().max_failed_fraction:
+            _logger.warning("%s.max_failed_fraction has no effect: a watched judge ends no run", key)
 
 
 def _from_text(text: str) -> dict[str, Any]:

@@ -6,20 +6,15 @@ trainings have in common (`training.py`).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
-
-from pydantic import field_validator
+from collections.abc import Iterator
+from typing import ClassVar
 
 from rs_aligner.config.base import Count, problem
 from rs_aligner.config.layout import TrainerBase
-from rs_aligner.config.remote import RemoteRMConfig
+from rs_aligner.config.remote import RemoteRMConfig, WatchedRMConfig
 from rs_aligner.config.rs import RSConfig
 from rs_aligner.config.sampling import LengthParams
 from rs_aligner.config.training import LoopConfig, PolicyModelBase, PolicyTrainConfig
-
-_logger = logging.getLogger("rs_aligner")
 
 
 class RSLoopConfig(LoopConfig):
@@ -50,17 +45,9 @@ class TrainRSConfig(PolicyTrainConfig):
     lengths_key: ClassVar[str] = "model.rs.length_params"
     trainer: TrainerConfig = TrainerConfig()
     remote_rm: RemoteRMConfig = RemoteRMConfig()
-    watched_rm: RemoteRMConfig | None = None
-    """A second judge, asked about every rollout and never trained on; the keys are those of `remote_rm`.
-
-    Its `on_failure` is `drop` unless it is set: a run does not wait long for what it only watches.
-    """
+    watched_rm: WatchedRMConfig | None = None
+    """A second judge, asked about every rollout and never trained on; the keys are those of `remote_rm`."""
     model: ModelConfig
-
-    @field_validator("watched_rm", mode="before")
-    @classmethod
-    def _drop_what_is_not_watched(cls, value: Any) -> Any:
-        return {"on_failure": "drop", **value} if isinstance(value, Mapping) else value
 
     @property
     def loop(self) -> RSLoopConfig:
@@ -117,9 +104,3 @@ class TrainRSConfig(PolicyTrainConfig):
             if pad is not None and longest is not None and pad < longest:
                 least = f"should be null or at least {longest} (model.encoder_seq_length)"
                 yield problem(f"{name}.pad_to_length", pad, least)
-        watched = self.watched_rm
-        if watched is not None and watched.on_failure == "abort":
-            instead = "a watched judge ends no run; set it to drop or retry"
-            yield problem("watched_rm.on_failure", "abort", instead)
-        if watched is not None and watched.max_failed_fraction != RemoteRMConfig().max_failed_fraction:
-            _logger.warning("watched_rm.max_failed_fraction has no effect: a watched judge ends no run")

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from pydantic.fields import FieldInfo
 
 from rs_aligner.config import (
     GenerateConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RSConfig,
     ServeRewardConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
     TrainSFTConfig,
 )
 from rs_aligner.config.base import Section
-from rs_aligner.config.load import _kinds
+from rs_aligner.config.keys import Leaf, leaves
 from tests.config.conftest import compose
 from tests.config.leaf_rows import Row, tree_of
 from tests.config.leaf_table import TABLE
-from tests.config.leaf_world import look, make_place
+from tests.config.leaf_world import READS, look, make_place
 
 SCHEMAS: dict[str, type[Section]] = {
     "train_rs": TrainRSConfig,
@@ -32,6 +34,13 @@ SCHEMAS: dict[str, type[Section]] = {
     "generate": GenerateConfig,
     "serve_reward": ServeRewardConfig,
 }
+LEAVES = {command: {leaf.key: leaf for leaf in leaves(schema)} for command, schema in SCHEMAS.items()}
+ONLY_CHECKED = {
+    "model.precision",  # another name of trainer.precision, and held to it
+    "overwrite",  # whether a file that is there is an error
+    "watched_rm.max_failed_fraction",  # of all judges, but without effect for this one
+}
+"""Leaves that only the checks of the config read."""
 ROWS = [
     pytest.param(command, key, row, id=f"{command}-{key}")
     for command, (_, rows) in TABLE.items()
@@ -39,31 +48,9 @@ ROWS = [
 ]
 
 
-def leaves(schema: type[Section], prefix: str = "") -> Iterator[str]:
-    """All leaves below a section: `[]` or `[kind]` into a list's elements, `.*` into a dict's values."""
-    for name, field in schema.model_fields.items():
-        below = list(_below(field))
-        is_list = get_origin(field.annotation) is tuple
-        if not below or is_list:
-            yield f"{prefix}{name}"
-        for step, section in below:
-            yield from leaves(section, f"{prefix}{name}{step}.")
-
-
-def _below(field: FieldInfo) -> Iterator[tuple[str, type[Section]]]:
-    if get_origin(field.annotation) is tuple:
-        for kind, section in _kinds(field).items():
-            yield f"[{kind or ''}]", section
-        return
-    step = ".*" if get_origin(field.annotation) is dict else ""
-    for part in (field.annotation, *get_args(field.annotation)):
-        if isinstance(part, type) and issubclass(part, Section):
-            yield step, part
-
-
 @pytest.mark.parametrize("command", TABLE)
 def test_every_leaf_has_a_row_and_every_row_is_a_leafs(command: str) -> None:
-    there, told = set(leaves(SCHEMAS[command])), set(TABLE[command][1])
+    there, told = set(LEAVES[command]), set(TABLE[command][1])
     missing, gone = sorted(there - told), sorted(told - there)
     assert not missing, (
         f"{command}: nothing shows what these keys do: {', '.join(missing)}. For each of them add a row to "
@@ -82,7 +69,7 @@ def test_the_yaml_file_has_every_key_of_the_schema_and_no_other(command: str) ->
             else:
                 yield prefix + key
 
-    everything = set(leaves(SCHEMAS[command]))
+    everything = set(LEAVES[command])
     plain = {leaf for leaf in everything if "[" not in leaf and "*" not in leaf}
     in_file = set(written(compose(command, [])))
     # A section that is null or empty stands for all that is below it.
@@ -131,6 +118,44 @@ def test_a_leaf_has_the_effect_that_its_row_says(command: str, key: str, row: Ro
     assert with_it.get(row.shows) != without.get(row.shows), (
         f"{row.at or key} = {row.value!r} changes nothing of {row.shows!r}: {without.get(row.shows)}"
     )
+    assert is_read(LEAVES[command][key], without, with_it) or key in ONLY_CHECKED, f"no code reads {key}"
+
+
+def is_read(leaf: Leaf, *runs: Mapping[str, Any]) -> bool:
+    """Whether the code, checks apart, has read a leaf; the kind of a list's element is read with the list."""
+    return leaf.key.endswith("].name") or any((leaf.section, leaf.name) in notes[READS] for notes in runs)
+
+
+def test_a_key_that_no_code_reads_is_told_from_one_that_is_read(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where it is written down with its whole section, so that setting it seems to have an effect."""
+    monkeypatch.setattr("rs_aligner.cli.scripts.TrainRSConfig", _WithInvented)
+    without, with_it = (
+        look("train_rs", tree_of({**TABLE["train_rs"][0], "model.rs.objective.invented": number}), place)
+        for number in (1, 2)
+    )
+    assert not _failed(with_it)
+    assert without["objective"] != with_it["objective"]
+    of_objective = {leaf.name: leaf for leaf in leaves(_Objective)}
+    assert is_read(of_objective["kl"], with_it)
+    assert not is_read(of_objective["invented"], without, with_it)
+
+
+class _Objective(ObjectiveConfig):
+    invented: int = 1
+
+
+class _RS(RSConfig):
+    objective: _Objective = _Objective()
+
+
+class _Model(ModelConfig):
+    rs: _RS = _RS()
+
+
+class _WithInvented(TrainRSConfig):
+    model: _Model
 
 
 def _failed(notes: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from rs_aligner.config import (
     register_resolvers,
 )
 from rs_aligner.config.aliases import MEANT, NOTES
-from rs_aligner.config.load import _is_section, _walk
+from rs_aligner.config.keys import sections, walk
 from tests.config.conftest import POLICY, compose
 
 pytestmark = pytest.mark.timeout(60)
@@ -193,7 +193,7 @@ def test_a_section_from_elsewhere_is_told_what_its_keys_are_called_here(tree):
 
 def test_each_name_from_elsewhere_means_a_key_that_there_is():
     schemas = (TrainRSConfig, TrainSFTConfig, TrainRewardModelConfig, GenerateConfig, ServeRewardConfig)
-    keys = {name for schema in schemas for name, _ in _walk(schema)}
+    keys = {name for schema in schemas for name, _ in walk(schema)}
     assert {key for meant in MEANT.values() for key in meant} <= keys
     assert NOTES.keys() <= MEANT.keys()
 
@@ -527,7 +527,7 @@ def test_a_reward_models_training_says_what_would_work(key, value, message, tree
 
 @pytest.mark.parametrize("schema", [TrainRSConfig, TrainSFTConfig, TrainRewardModelConfig, ServeRewardConfig])
 def test_every_key_has_a_description(schema):
-    assert [key for key, field in _walk(schema) if not _is_section(field) and not field.description] == []
+    assert [key for key, field in walk(schema) if not sections(field) and not field.description] == []
 
 
 def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):

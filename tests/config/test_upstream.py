@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from rs_aligner.config import ConfigError, ServeRewardConfig, TrainRSConfig, load_config
-from rs_aligner.config.load import _is_section, _walk
+from rs_aligner.config.keys import sections, walk
 from rs_aligner.config.upstream import SERVE_REWARD, TRAIN_RS
 from tests.config.conftest import compose
 
@@ -79,7 +79,7 @@ def test_each_upstream_key_is_in_exactly_one_list(key, lists):
 
 @pytest.mark.parametrize(("lists", "schema"), [(TRAIN_RS, TrainRSConfig), (SERVE_REWARD, ServeRewardConfig)])
 def test_exactly_the_used_keys_are_in_the_schema(lists, schema):
-    known = {key for key, field in _walk(schema) if not _is_section(field)}
+    known = {key for key, field in walk(schema) if not sections(field)}
     assert lists.used <= known
     unread = {*lists.no_effect, *lists.refused}
     assert not {key for key in known if with_parents(key) & unread}
