@@ -241,8 +241,7 @@ _LISTED = re.compile(r" ?(?:[,;&]|,? ?\b(?:and|or)\b|) ?(?:[A-Za-z] ?= ?)?[-$€
 
 def _is_part(before: str, behind: str) -> bool:
     """Whether a number of prose belongs to something larger."""
-    tail = before[-_BEHIND:]
-    if _OPERAND.search(tail) or _CONTINUES.match(behind):
+    if _OPERAND.search(before) or _CONTINUES.match(behind):
         return True
     if behind[:1].isalpha():
         return _GLUED.match(behind) is None

@@ -16,7 +16,6 @@ from fractions import Fraction
 from rs_aligner.answers.plain import UNREADABLE
 
 _MOST_DIGITS = 100
-_BEFORE = 24  # characters before a number that may hold its sign, its currency and what it belongs to
 _CURRENCY = "$€£¥₹"
 
 _START = re.compile(
@@ -117,7 +116,7 @@ def find_numbers(text: str, *, in_prose: bool) -> list[Number]:
 
 def _is_choice(text: str, first: Number, second: Number) -> bool:
     """Whether two numbers are offered to choose from: 17 or 18, between 17 and 18."""
-    if _BETWEEN.search(text[max(0, first.start - _BEFORE) : first.start]):
+    if _BETWEEN.search(text[: first.start]):
         return _AND.fullmatch(text, first.end, second.start) is not None
     return _CHOICE.fullmatch(text, first.end, second.start) is not None
 
@@ -126,7 +125,7 @@ def _read(text: str, match: re.Match[str], in_prose: bool) -> Number:
     """One number, from its first digit to what belongs to it behind."""
     start, end = match.span()
     value = _digits(match[0])
-    before = text[max(0, start - _BEFORE) : start]
+    before = text[:start]
     is_money = before.rstrip(" -").endswith(tuple(_CURRENCY))
     whole = value is not None and match[0].isdigit()
 

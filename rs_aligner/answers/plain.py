@@ -87,12 +87,11 @@ def plain_text(text: str) -> str:
     if ">" in text:
         text = _ARROWS.sub(" ", _TAGS.sub(" ", _CALCULATION.sub("= ", text)))
     if "\\" in text:
-        for _ in range(3):  # what is nested two deep
+        before = ""
+        while "\\" in text and text != before:  # from the inside out
             before = text
             for pattern, replacement in _LATEX:
                 text = pattern.sub(replacement, text)
-            if "\\" not in text or text == before:
-                break
         for pattern, mark in _LATEX_LAST:
             text = pattern.sub(mark, text)
     elif "~" in text or "{" in text:

@@ -102,7 +102,9 @@ def test_pieces_of_an_answer(text: str, expected: str) -> None:
     assert said(text) == expected
 
 
-@pytest.mark.parametrize("text", ["?", "x & y", r"\int x", r"\mathbb R", r"\$5", "9" * 401, "x" + "+x" * 126])
+@pytest.mark.parametrize(
+    "text", ["?", "x & y", r"\int x", r"\mathbb R", r"\$5", "9" * 401, "x" + "+x" * 125 + "+"]
+)
 def test_what_has_no_meaning_here_or_is_too_long_has_no_pieces(text: str) -> None:
     with pytest.raises(Unread):
         tokens(text)
@@ -200,6 +202,11 @@ def test_what_leaves_a_number_as_it_is() -> None:
 )
 def test_answers_that_are_words(text: str, found: str) -> None:
     assert plain_words(text) == found
+
+
+def test_an_answer_of_400_characters_is_read_and_no_longer_one() -> None:
+    assert read(" " + "A" * 400 + ".").how == "a" * 400
+    assert read("A" * 401).how == "A" * 401
 
 
 def test_what_is_not_read_is_compared_but_for_spacing_and_case_of_words() -> None:

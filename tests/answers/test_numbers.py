@@ -211,6 +211,27 @@ def test_a_hyphen_behind_a_letter_is_no_sign(text: str, value: int | None) -> No
     assert find_numbers(text, in_prose=False)[-1].value == value
 
 
+def test_how_long_what_is_read_may_be() -> None:
+    assert alone.whole_number("18 " + "a" * 297, formula=False) is not None
+    assert alone.whole_number("18 " + "a" * 298, formula=False) is None
+    assert alone.last_number("so " + "1" * 100) is not None
+    assert alone.last_number("so " + "1" * 101) is None
+    assert [find_numbers("1" * n, in_prose=False)[0].value for n in (100, 101)] == [int("1" * 100), None]
+    phrase, formula = extract.ending("answer: " + "x" * 392), extract.last_formula(f"${'x' * 398}$")
+    assert phrase is not None
+    assert formula is not None
+    assert (len(phrase.text), len(formula.text)) == (392, 398)
+    assert extract.ending("answer: " + "x" * 393) is None
+    assert extract.last_formula(f"${'x' * 399}$") is None
+
+
+def test_a_number_may_be_wrapped_again_and_again() -> None:
+    text = "18"
+    for command in ("text", "textbf", "mathrm", "mbox", "mathbf"):
+        text = rf"\{command}{{{text}}}"
+        assert is_right(rf"\boxed{{{text}}}", "18"), text
+
+
 def test_a_currencys_code_is_its_sign() -> None:
     for code in ("USD 1.5M", "US$1.5M", "Rs. 1.5m", "EUR 1.5 million", "CHF 1,500,000"):
         found = alone.last_number(f"It costs {code}")
