@@ -11,15 +11,18 @@ import torch
 import transformers
 from torch.nn import functional
 
+from rs_aligner.config import GenerationConfig, LengthParams, SamplingParams
 from rs_aligner.generation import native
-from rs_aligner.generation.native_network import NativeNetwork, Session, TokenBatch
+from rs_aligner.generation.engines import new_decoder
+from rs_aligner.generation.native_network import Session, TokenBatch
 from rs_aligner.generation.network import Network, _rotate
-from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate, new_network
+from rs_aligner.generation.on_kernels import KernelDecoder
+from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.rollout import Prompt
+from rs_aligner.sample_request import SampleRequest
 
 
 @dataclass
@@ -56,24 +59,17 @@ class Ours:
         config = transformer_config(arch, rt, dtype=torch.float32)
         self.model = build_model(arch, config, rt)
         huggingface.load_weights(work.folder, self.model, arch, rt)
-        self.network, self.work = new_network(self.model, arch, rt, compiled=compiled), work
+        self.decoder = new_decoder(self.model, arch, rt, GenerationConfig(compile=compiled))
+        self.work = work
 
     def __call__(self) -> int:
         work = self.work
-        prompts = [(i, Prompt(str(i), "", p, position=i)) for i, p in enumerate(work.prompts)]
+        prompts = [Prompt(str(i), "", p, position=i) for i, p in enumerate(work.prompts)]
         pairs = ((p, n) for p in range(len(prompts)) for n in range(work.num_rollouts))
         limits = {pair: work.length(*pair) for pair in pairs}
-        controls = Controls(max_length=work.max_length)
-        stream = generate(
-            self.network,
-            NoText(work.eos),
-            prompts,
-            work.num_rollouts,
-            controls,
-            seed=1,
-            step=1,
-            limits=limits,
-        )
+        lengths = LengthParams(max_length=work.max_length, min_length=0)
+        asked = SampleRequest(prompts, work.num_rollouts, SamplingParams(), lengths, step=1)
+        stream = generate(self.decoder, NoText(work.eos), asked, seed=1, limits=limits)
         return sum(len(rollout.token_ids) for rollout in stream)
 
 
@@ -81,8 +77,8 @@ class Limit:
     """Our decoder's products and attention calls, on the same shapes, weights and pages, back to back."""
 
     def __init__(self, ours: Ours) -> None:
-        network = ours.network
-        assert isinstance(network, NativeNetwork), "the limit is that of the kernels"
+        assert isinstance(ours.decoder, KernelDecoder), "the limit is that of the kernels"
+        network = ours.decoder.network
         heads = network.arch.num_heads // network.arch.num_kv_heads
         library, _, _ = native.build(Path(__file__).with_name("limit.c"), network.arch.head_dim, heads)
         self.run = ctypes.CDLL(str(library)).limit_run

@@ -48,7 +48,7 @@ from decoders import (
     Workload,
 )
 
-from rs_aligner.generation.native_network import NativeNetwork
+from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.model import runtime
 
 DATA = Path(os.environ.get("RS_ALIGNER_TEST_DATA", "../shared/data"))
@@ -113,7 +113,7 @@ def measure(sides: dict[str, Callable[[], int]], repeats: int) -> dict[str, dict
 
 
 def kernel_seconds(ours: Ours) -> float:
-    return ours.network.kernels.seconds if isinstance(ours.network, NativeNetwork) else 0.0
+    return ours.decoder.network.kernels.seconds if isinstance(ours.decoder, KernelDecoder) else 0.0
 
 
 def peak(side: Callable[[], int]) -> int:

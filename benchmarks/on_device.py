@@ -20,7 +20,7 @@ import torch
 import transformers
 from decoders import HuggingFace, Ours, Workload
 
-from rs_aligner.generation.waves import new_network
+from rs_aligner.generation.engines import new_decoder
 from rs_aligner.model import runtime
 from rs_aligner.model.architecture import Architecture, read_architecture
 from rs_aligner.model.build import build_model, transformer_config
@@ -42,7 +42,7 @@ class OursAtRandom(Ours):
     def __init__(self, work: Workload, rt: runtime.Runtime) -> None:
         arch = read_architecture(work.folder)
         self.model = build_model(arch, transformer_config(arch, rt, dtype=torch.bfloat16), rt).eval()
-        self.network, self.work = new_network(self.model, arch, rt), work
+        self.decoder, self.work = new_decoder(self.model, arch, rt), work
 
 
 class HuggingFaceAtRandom(HuggingFace):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rs_aligner.policy.policy import MegatronPolicy
     from rs_aligner.policy.reward_model import MegatronRewardModel
     from rs_aligner.policy.sampler import Sampler
+    from rs_aligner.policy.trainable import Optimization
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -141,11 +142,8 @@ def policy_of(
     with _ranks(config) as runtime:
         yield MegatronPolicy(
             *(folder, config.model, runtime, tokenizer),
-            precision=config.trainer.precision,
-            clip_grad=config.loop.gradient_clip_val,
-            learning_rate=_rates(config, num_optimizer_steps),
-            kv_cache_bytes=rs.generation.kv_cache_bytes,
-            compiled_decoder=rs.generation.compile,
+            optimization=_optimization(config, num_optimizer_steps),
+            generation=rs.generation,
             objective=rs.objective,
             keep_start=isinstance(config, TrainRSConfig) and rs.needs_start,
         )
@@ -155,18 +153,16 @@ def policy_of(
 def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler]:
     """Join the ranks' groups and load the policy, only to sample from it."""
     say("loading the policy")
-    from rs_aligner.policy.sampler import Sampler
+    from rs_aligner.policy.sampler import load_sampler
 
-    decoder = config.model.answers.generation
     with _ranks(config) as runtime:
-        yield Sampler(
+        yield load_sampler(
             Path(config.pretrained_checkpoint.restore_from_path),
             runtime,
             tokenizer,
             seed=config.model.seed,
             precision=config.trainer.precision,
-            kv_cache_bytes=decoder.kv_cache_bytes,
-            compiled_decoder=decoder.compile,
+            generation=config.model.answers.generation,
         )
 
 
@@ -182,16 +178,17 @@ def reward_model_of(
     with _ranks(config) as runtime:
         yield MegatronRewardModel(
             *(folder, config.model, runtime, tokenizer),
-            precision=config.trainer.precision,
-            clip_grad=config.loop.gradient_clip_val,
-            learning_rate=_rates(config, num_optimizer_steps),
+            optimization=_optimization(config, num_optimizer_steps),
         )
 
 
-def _rates(config: TrainConfig, num_optimizer_steps: int) -> Callable[[int], float]:
-    """The learning rate of an optimizer step, by the number of steps made before it."""
+def _optimization(config: TrainConfig, num_optimizer_steps: int) -> Optimization:
+    """How to train whatever is trained."""
+    from rs_aligner.policy.trainable import Optimization
+
     optim = config.model.optim
-    return partial(learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps)
+    rates = partial(learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps)
+    return Optimization(rates, config.trainer.precision, config.loop.gradient_clip_val)
 
 
 def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:

@@ -14,10 +14,9 @@ import torch
 from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.cache import CohortCache, PromptCache
 from rs_aligner.generation.cohort import Cohort
+from rs_aligner.generation.decoder import Wave
 from rs_aligner.generation.network import Network
 from rs_aligner.generation.rows import Ended, RolloutRow
-from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.text import EndStrings, Tokenizer
 from rs_aligner.rollout import Prompt
 
 PREFILL_TOKENS = 8192  # padded prompt tokens in one prefill pass; bounds its activations
@@ -27,16 +26,10 @@ ADMIT_FROM = 0.25  # rollouts are admitted when this share of the places is free
 class CohortWave:
     """The rollouts of a wave: waiting, being decoded in cohorts, ended; arguments as of `PagedWave`."""
 
-    def __init__(
-        self,
-        network: Network,
-        tokenizer: Tokenizer,
-        rows: list[RolloutRow],
-        controls: Controls,
-        kv_cache_bytes: int | None,
-    ) -> None:
+    def __init__(self, network: Network, wave: Wave, kv_cache_bytes: int | None) -> None:
+        rows, controls = wave.rows, wave.controls
         self.network, self.controls = network, controls
-        self.end_strings = EndStrings(tokenizer, controls.end_strings)
+        self.end_strings = wave.end_strings
         self.allowed = AllowedTokens(
             network.arch.vocab_size, self.end_strings.eos_ids, controls.min_length, network.allowed
         )

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rs_aligner.generation.decoder import CannotDecode
+
 SOURCE = Path(__file__).with_name("kernels") / "kernels.c"
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-fopenmp")
 COMPILE_SECONDS = 120
@@ -84,7 +86,7 @@ class Batch(ctypes.Structure):
     ]
 
 
-class NoKernels(RuntimeError):
+class NoKernels(CannotDecode):
     """The kernels cannot be had here; the message says why."""
 
 

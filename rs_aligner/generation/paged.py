@@ -16,12 +16,11 @@ import torch
 
 from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.choosing import Chooser
+from rs_aligner.generation.decoder import Wave
 from rs_aligner.generation.native import LANES, tile_shape
 from rs_aligner.generation.native_network import NativeNetwork, Session, TokenBatch
 from rs_aligner.generation.pages import pages_of
 from rs_aligner.generation.rows import Ended, RolloutRow
-from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.text import EndStrings, Tokenizer
 from rs_aligner.rollout import FinishReason, Prompt
 
 PREFILL_TOKENS = 512  # prompt tokens in one pass; bounds its activations
@@ -81,26 +80,18 @@ class PagedWave:
 
     Args:
         network: the policy's forward pass.
-        tokenizer: of the policy.
-        rows: the rollouts, those of a prompt side by side.
-        controls: how to sample.
+        wave: the rollouts, and how to sample.
         kv_cache_bytes: most bytes of keys and values on this rank; None for no bound.
 
     Raises:
         ValueError: a single rollout may not fit into `kv_cache_bytes`, or no token may come.
     """
 
-    def __init__(
-        self,
-        network: NativeNetwork,
-        tokenizer: Tokenizer,
-        rows: list[RolloutRow],
-        controls: Controls,
-        kv_cache_bytes: int | None,
-    ) -> None:
+    def __init__(self, network: NativeNetwork, wave: Wave, kv_cache_bytes: int | None) -> None:
+        rows, controls = wave.rows, wave.controls
         self.network, self.controls, self.waiting = network, controls, rows
         vocab_size = network.arch.vocab_size
-        self.end_strings = EndStrings(tokenizer, controls.end_strings)
+        self.end_strings = wave.end_strings
         ends = self.end_strings.eos_ids
         allowed = AllowedTokens(vocab_size, ends, controls.min_length, network.allowed)
         self.prompts: dict[int, _PromptPages] = {}

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rs_aligner.config import LengthParams, SamplingParams
+
 BLOCK = 64  # tokens of the vocabulary whose probabilities are summed up first
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -72,6 +74,20 @@ class Controls:
         for name, (fine, wanted) in checks.items():
             if not fine:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {wanted}")
+
+    @classmethod
+    def of(cls, sampling: SamplingParams, lengths: LengthParams) -> Controls:
+        """The decoder's settings from the config's."""
+        return cls(
+            greedy=sampling.use_greedy,
+            temperature=sampling.temperature or 1.0,  # 0 is allowed where greedy ignores it
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
+            end_strings=sampling.end_strings,
+            max_length=lengths.max_length,
+            min_length=lengths.min_length,
+        )
 
     @property
     def inverse_temperature(self) -> float:

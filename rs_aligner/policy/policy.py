@@ -6,19 +6,16 @@ of who does what among the ranks: replicas share prompts and rows out by their p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
-from rs_aligner.config import PolicyModelBase
+from rs_aligner.config import GenerationConfig, PolicyModelBase
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
-from rs_aligner.generation.waves import generate, new_network
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
-from rs_aligner.policy.sampler import controls, load_model
-from rs_aligner.policy.trainable import Trainable
+from rs_aligner.policy.sampler import Sampler, load_model
+from rs_aligner.policy.trainable import Optimization, Trainable
 from rs_aligner.policy.training import StepStats, Trainer, adam
 from rs_aligner.rollout import Rollout, TrainingRow
 from rs_aligner.sample_request import SampleRequest
@@ -32,11 +29,8 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         config: the `model` section.
         runtime: this rank's place.
         tokenizer: the folder's.
-        precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
-        clip_grad: largest norm of the global gradient; None or 0 does not clip.
-        learning_rate: the rate of an optimizer step, by the number of steps made before it.
-        kv_cache_bytes: most bytes of the decoder's cache on this rank; None for no bound.
-        compiled_decoder: whether the decoder's kernels may be compiled on a CPU.
+        optimization: precision, clipping and rates.
+        generation: the config's section on the decoder; None for its defaults.
         objective: what is minimised.
         keep_start: keeps a copy of the starting weights, for `reference_log_probs` and `restart`.
     """
@@ -48,18 +42,15 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         runtime: Runtime,
         tokenizer: Tokenizer,
         *,
-        precision: str = "auto",
-        clip_grad: float | None = 1.0,
-        learning_rate: Callable[[int], float],
-        kv_cache_bytes: int | None = None,
-        compiled_decoder: bool = True,
+        optimization: Optimization,
+        generation: GenerationConfig | None = None,
         objective: ObjectiveConfig = PLAIN,
         keep_start: bool = False,
     ) -> None:
         model, model_config, arch, dtype, source = load_model(
-            folder, runtime, precision, sequence_parallel=config.sequence_parallel
+            folder, runtime, optimization.precision, sequence_parallel=config.sequence_parallel
         )
-        optimizer = adam(config.optim, dtype=dtype, clip_grad=clip_grad)
+        optimizer = adam(config.optim, dtype=dtype, clip_grad=optimization.clip_grad)
         super().__init__(
             model,
             arch,
@@ -69,32 +60,18 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             ),
             source,
             batch_size=config.global_batch_size,
-            learning_rate=learning_rate,
+            learning_rate=optimization.learning_rate,
             changes=tokenizer.end_token_changes,
         )
-        self.config, self.tokenizer, self.kv_cache_bytes = config, tokenizer, kv_cache_bytes
-        allowed = torch.from_numpy(tokenizer.known_ids(arch.vocab_size))
-        self.network = new_network(model, arch, runtime, compiled=compiled_decoder, allowed=allowed)
+        self.config = config
+        self.sampler = Sampler(model, arch, runtime, tokenizer, seed=config.seed, generation=generation)
         # Taken now, before a checkpoint is loaded: a continued run has the same start.
         self._start = StartingWeights(self.trainer, objective.offload_reference) if keep_start else None
 
     def generate(self, request: SampleRequest) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends."""
-        mine = list(enumerate(request.prompts))[self.runtime.dp_rank :: self.runtime.dp_size]
         self.trainer.ddp.eval()
-        return generate(
-            self.network,
-            self.tokenizer,
-            mine,
-            request.num_rollouts,
-            controls(request),
-            seed=self.config.seed,
-            step=request.step,
-            policy_version=self.version,
-            wave_size=request.wave_size,
-            first_index=request.first_index,
-            kv_cache_bytes=self.kv_cache_bytes,
-        )
+        return self.sampler.generate(request, self.version)
 
     def step(self, rows: Sequence[TrainingRow], learning_rate: float) -> StepStats:
         """One optimizer step on a global batch of rows."""

@@ -8,7 +8,7 @@ started from with its head. Left out on purpose: regression to given scores, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -30,7 +30,7 @@ from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy import checkpoint
 from rs_aligner.policy.pairs import PairStats, PairTrainer
 from rs_aligner.policy.scoring import SequenceScorer
-from rs_aligner.policy.trainable import Trainable
+from rs_aligner.policy.trainable import Optimization, Trainable
 from rs_aligner.policy.training import adam
 from rs_aligner.rollout import PreferencePair
 
@@ -102,9 +102,7 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
         config: the `model` section; batch sizes count pairs.
         runtime: this rank's place.
         tokenizer: the folder's.
-        precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
-        clip_grad: largest norm of the global gradient; None or 0 does not clip.
-        learning_rate: the rate of an optimizer step, by the number of steps made before it.
+        optimization: precision, clipping and rates.
     """
 
     def __init__(
@@ -114,18 +112,16 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
         runtime: Runtime,
         tokenizer: Tokenizer,
         *,
-        precision: str = "auto",
-        clip_grad: float | None = 1.0,
-        learning_rate: Callable[[int], float],
+        optimization: Optimization,
     ) -> None:
         model, arch = load_reward_model(
             folder,
             runtime,
-            precision=precision,
+            precision=optimization.precision,
             sequence_parallel=config.sequence_parallel,
             seed=config.seed,
         )
-        optimizer = adam(config.optim, dtype=model.config.params_dtype, clip_grad=clip_grad)
+        optimizer = adam(config.optim, dtype=model.config.params_dtype, clip_grad=optimization.clip_grad)
         super().__init__(
             model,
             arch,
@@ -135,7 +131,7 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
             ),
             hugging_face_part(folder),
             batch_size=config.global_batch_size,
-            learning_rate=learning_rate,
+            learning_rate=optimization.learning_rate,
             changes=config_changes(arch, tokenizer, config.data.add_bos, config.data.chat_template_kwargs),
         )
         self.micro_batch_size = config.micro_batch_size

@@ -1,7 +1,7 @@
-"""A policy that only samples: weights and decoder, without optimizer and gradients.
+"""A policy's decoder, shared by the policy that is trained and by one that only samples.
 
-It takes a quarter of the memory of a policy that is trained, and starts from whatever that one can start
-from. `load_model` is what the two share.
+The latter has weights and decoder without optimizer and gradients: a quarter of the memory. It starts from
+whatever the other can start from (`load_model`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
+from rs_aligner.config import GenerationConfig
 from rs_aligner.files import hugging_face_part
-from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate, new_network
+from rs_aligner.generation.engines import new_decoder
+from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import Architecture, read_architecture
 from rs_aligner.model.build import build_model, transformer_config
@@ -68,52 +69,38 @@ def load_model(folder: Path, runtime: Runtime, precision: str, *, sequence_paral
 
 
 class Sampler:
-    """A policy's decoder.
+    """A policy's decoder, and how it is asked. A policy that is trained has one, too.
 
     Args:
-        folder: a Hugging Face folder, or a checkpoint folder of an earlier run.
+        model: this rank's part of the policy.
+        arch: its architecture.
         runtime: this rank's place.
-        tokenizer: the folder's.
+        tokenizer: the policy's.
         seed: of all rollouts.
-        precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
-        kv_cache_bytes: most bytes of the decoder's cache on this rank; None for no bound.
-        compiled_decoder: whether the decoder's kernels may be compiled on a CPU.
+        generation: the config's section; None for its defaults.
     """
 
     def __init__(
         self,
-        folder: Path,
+        model: GPTModel,
+        arch: Architecture,
         runtime: Runtime,
         tokenizer: Tokenizer,
         *,
         seed: int,
-        precision: str = "auto",
-        kv_cache_bytes: int | None = None,
-        compiled_decoder: bool = True,
+        generation: GenerationConfig | None = None,
     ) -> None:
-        loaded = load_model(folder, runtime, precision)
-        loaded.model.eval()
         self.runtime, self.tokenizer, self.seed = runtime, tokenizer, seed
-        self.kv_cache_bytes = kv_cache_bytes
-        allowed = torch.from_numpy(tokenizer.known_ids(loaded.arch.vocab_size))
-        self.network = new_network(
-            loaded.model, loaded.arch, runtime, compiled=compiled_decoder, allowed=allowed
-        )
+        allowed = torch.from_numpy(tokenizer.known_ids(arch.vocab_size))
+        self.decoder = new_decoder(model, arch, runtime, generation, allowed=allowed)
 
-    def generate(self, request: SampleRequest) -> Iterator[Rollout]:
-        """This replica's share of the rollouts, each as soon as it ends; as `MegatronPolicy.generate`."""
-        mine = list(enumerate(request.prompts))[self.runtime.dp_rank :: self.runtime.dp_size]
+    def generate(self, request: SampleRequest, policy_version: int = 0) -> Iterator[Rollout]:
+        """This replica's share of the rollouts, each as soon as it ends."""
         return generate(
-            self.network,
-            self.tokenizer,
-            mine,
-            request.num_rollouts,
-            controls(request),
+            *(self.decoder, self.tokenizer, request),
             seed=self.seed,
-            step=request.step,
-            wave_size=request.wave_size,
-            first_index=request.first_index,
-            kv_cache_bytes=self.kv_cache_bytes,
+            policy_version=policy_version,
+            share=slice(self.runtime.dp_rank, None, self.runtime.dp_size),
         )
 
     def gather(self, item: Any) -> list[Any]:
@@ -121,16 +108,16 @@ class Sampler:
         return self.runtime.gather(item)
 
 
-def controls(request: SampleRequest) -> Controls:
-    """The decoder's settings from the config's."""
-    sampling, lengths = request.sampling, request.lengths
-    return Controls(
-        greedy=sampling.use_greedy,
-        temperature=sampling.temperature or 1.0,  # 0 is allowed where greedy ignores it
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        repetition_penalty=sampling.repetition_penalty,
-        end_strings=sampling.end_strings,
-        max_length=lengths.max_length,
-        min_length=lengths.min_length,
-    )
+def load_sampler(
+    folder: Path,
+    runtime: Runtime,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    precision: str = "auto",
+    generation: GenerationConfig | None = None,
+) -> Sampler:
+    """A policy that only samples; every rank calls this. Arguments as of `load_model` and `Sampler`."""
+    loaded = load_model(folder, runtime, precision)
+    loaded.model.eval()
+    return Sampler(loaded.model, loaded.arch, runtime, tokenizer, seed=seed, generation=generation)

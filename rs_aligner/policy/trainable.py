@@ -6,6 +6,7 @@ Left out on purpose: how a model is loaded and what a step does; each has its ow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +22,21 @@ from rs_aligner.policy.training import BaseTrainer
 Row = TypeVar("Row")
 Stats = TypeVar("Stats")
 T = TypeVar("T", bound=BaseTrainer)
+
+
+@dataclass(frozen=True, slots=True)
+class Optimization:
+    """How whatever is trained is trained.
+
+    Attributes:
+        learning_rate: the rate of an optimizer step, by the number of steps made before it.
+        precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
+        clip_grad: largest norm of the global gradient; None or 0 does not clip.
+    """
+
+    learning_rate: Callable[[int], float]
+    precision: str = "auto"
+    clip_grad: float | None = 1.0
 
 
 class Trainable(Generic[T, Row, Stats]):

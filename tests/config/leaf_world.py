@@ -33,12 +33,14 @@ from omegaconf import OmegaConf
 
 from rs_aligner.config import load
 from rs_aligner.config.base import Section, check
+from rs_aligner.generation.sampling import Controls
 from rs_aligner.model import runtime
 from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy import pairs, policy, reward_model, sampler, training
 from rs_aligner.rollout import Rollout
+from rs_aligner.sample_request import SampleRequest
 from tests.config.leaf_judges import Notes, chance_of, set_up_judges, set_up_server
 from tests.conftest import ROOT
 from tests.tiny import save_tiny_with_tokenizer
@@ -268,13 +270,14 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         groups: list[dict[str, float]] = [{"wd_mult": 1.0}, {"wd_mult": 0.0}]  # matrices; norms and biases
         return SimpleNamespace(param_groups=groups, config=config, step=lambda: (True, 2.0, 0))
 
-    def network(*_: Any, compiled: bool = True, allowed: Any = None) -> None:
-        notes.add("decoder", compiled)
+    def new_decoder(model: Any, arch: Any, _: Runtime, config: Any, *, allowed: Any) -> Any:
+        notes.add("decoder", config.compile)
+        return config
 
     for module in (policy, sampler):
         patch.setattr(module, "load_model", load_model)
-        patch.setattr(module, "new_network", network)
-        patch.setattr(module, "generate", partial(_generate, notes))
+    patch.setattr(sampler, "new_decoder", new_decoder)
+    patch.setattr(sampler, "generate", partial(_generate, notes))
     patch.setattr(reward_model, "load_reward_model", load_reward_model)
     patch.setattr(reward_model, "SequenceScorer", lambda *args: partial(_score_sequences, notes))
     patch.setattr(training, "get_megatron_optimizer", optimizer)
@@ -337,25 +340,22 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
 
 def _generate(
     notes: Notes,
-    network: Any,
+    decoder: Any,
     tokenizer: Any,
-    prompts: Sequence[Any],
-    num_rollouts: int,
-    controls: Any,
+    request: SampleRequest,
     *,
     seed: int,
-    step: int,
     policy_version: int = 0,
-    first_index: int = 0,
-    **how: Any,
+    share: slice,
 ) -> Iterator[Rollout]:
     """Answers that depend on what a rollout's seed comes from, and on the weights."""
-    asked = [(prompt.id, prompt.token_ids) for _, prompt in prompts]
-    notes.add("sampled", step, seed, first_index, num_rollouts, asked, how)
+    step, how = request.step, {"wave_size": request.wave_size, "kv_cache_bytes": decoder.kv_cache_bytes}
+    asked = [(prompt.id, prompt.token_ids) for prompt in request.prompts]
+    notes.add("sampled", step, seed, request.first_index, request.num_rollouts, asked, how)
     notes.add("shown", tokenizer.decode([tokenizer.bos_id]))
-    notes.add("controls" if step else "held-out controls", controls)
-    for group, prompt in prompts:
-        for index in range(first_index, first_index + num_rollouts):
+    notes.add("controls" if step else "held-out controls", Controls.of(request.sampling, request.lengths))
+    for group, prompt in list(enumerate(request.prompts))[share]:
+        for index in request.indices:
             chance = random.Random(f"{seed} {step} {prompt.position} {index} {policy_version}")
             words = [chance.choice(WORDS) for _ in range(chance.choice((1, 1, 2, 3, 6, 6)))]
             yield Rollout(

@@ -13,6 +13,7 @@ from rs_aligner.data import load_prompts
 from rs_aligner.model import runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.policy import MegatronPolicy
+from rs_aligner.policy.trainable import Optimization
 from rs_aligner.reward.judges.sentiment import sentiment
 from rs_aligner.sample_request import SampleRequest
 
@@ -38,7 +39,7 @@ def write_pairs(
     config = PolicyModelBase.model_validate({"data": {"data_prefix": {"train": []}}, "seed": seed})
     rng = random.Random(seed)
     with runtime.start(accelerator="cpu", timeout_minutes=1) as rt:
-        policy = MegatronPolicy(model, config, rt, tokenizer, learning_rate=lambda step: 0.0)
+        policy = MegatronPolicy(model, config, rt, tokenizer, optimization=Optimization(lambda step: 0.0))
         for step, name in enumerate(("train", "validation")):
             file = str(data / "tinystories" / f"prompts_{name}.jsonl")
             prompts = load_prompts([file], tokenizer, max_prompt_length=400).prompts
@@ -69,7 +70,7 @@ def mean_label(data: Path, policy: Path, *, samples: int, seed: int, tokens: int
     prompts = load_prompts([file], tokenizer, max_prompt_length=400).prompts
     config = PolicyModelBase.model_validate({"data": {"data_prefix": {"train": []}}, "seed": seed})
     with runtime.start(accelerator="cpu", timeout_minutes=1) as rt:
-        model = MegatronPolicy(policy, config, rt, tokenizer, learning_rate=lambda step: 0.0)
+        model = MegatronPolicy(policy, config, rt, tokenizer, optimization=Optimization(lambda step: 0.0))
         found = model.generate(
             SampleRequest(prompts, samples, SamplingParams(), LengthParams(max_length=tokens))
         )

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from rs_aligner.generation.native_network import NativeNetwork
-from rs_aligner.generation.network import Network
-from rs_aligner.generation.waves import new_network
+from rs_aligner.config import GenerationConfig
+from rs_aligner.generation.engines import new_decoder
+from rs_aligner.generation.on_kernels import KernelDecoder
+from rs_aligner.generation.on_torch import TorchDecoder
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
 
-AnyNetwork = Network | NativeNetwork
-Load = Callable[..., AnyNetwork]
+AnyDecoder = TorchDecoder | KernelDecoder
+Load = Callable[..., AnyDecoder]
 
 
 @pytest.fixture(scope="package")
@@ -28,14 +29,14 @@ def one_rank() -> Iterator[runtime.Runtime]:
 @pytest.fixture(scope="module", params=["kernels", "torch"])
 def load(request: pytest.FixtureRequest, one_rank: runtime.Runtime) -> Load:
     """Loads a Hugging Face folder into Megatron, ready to decode on compiled kernels or on torch."""
-    kind = NativeNetwork if request.param == "kernels" else Network
+    kind = KernelDecoder if request.param == "kernels" else TorchDecoder
 
-    def load(folder: Path, dtype: torch.dtype = torch.float32) -> AnyNetwork:
+    def load(folder: Path, dtype: torch.dtype = torch.float32) -> AnyDecoder:
         arch = read_architecture(folder)
         model = build_model(arch, transformer_config(arch, one_rank, dtype=dtype), one_rank).eval()
         huggingface.load_weights(folder, model, arch, one_rank)
-        network = new_network(model, arch, one_rank, compiled=request.param == "kernels")
-        assert isinstance(network, kind)
-        return network
+        decoder = new_decoder(model, arch, one_rank, GenerationConfig(compile=request.param == "kernels"))
+        assert isinstance(decoder, kind)
+        return decoder
 
     return load

@@ -15,18 +15,23 @@ import numpy as np
 import pytest
 import torch
 
+from rs_aligner.config import GenerationConfig
 from rs_aligner.generation.allowed import AllowedTokens, check_allowed
 from rs_aligner.generation.cache import PromptCache
 from rs_aligner.generation.choosing import Chooser
+from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.native import load_kernels, tile_shape
 from rs_aligner.generation.native_network import Session
 from rs_aligner.generation.network import Attend, Network
+from rs_aligner.generation.on_kernels import KernelDecoder
+from rs_aligner.generation.on_torch import TorchDecoder
 from rs_aligner.generation.sampling import Controls, derive_seed
-from rs_aligner.generation.waves import generate, new_network
+from rs_aligner.generation.waves import generate
 from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.rollout import Prompt
+from tests.drawing import request_of
 from tests.generation.conftest import Load
 from tests.tiny import save_tiny
 
@@ -70,10 +75,10 @@ Drawn = tuple[np.ndarray, np.ndarray]
 
 def by_torch(logits: torch.Tensor, controls: Controls, allowed: torch.Tensor | None) -> Drawn:
     """First tokens of a wave's rollouts, and their log-probabilities."""
-    prompts = [(0, Prompt("p", "", PROMPT))]
+    asked = request_of([Prompt("p", "", PROMPT)], DRAWS, controls)
     limits = {(0, index): 1 for index in range(DRAWS)}
-    network = Fixed(logits, allowed)
-    wave = list(generate(network, NoText(EOS), prompts, DRAWS, controls, seed=1, step=1, limits=limits))
+    decoder = TorchDecoder(Fixed(logits, allowed))
+    wave = list(generate(decoder, NoText(EOS), asked, seed=1, limits=limits))
     tokens, log_probs = ([getattr(one, name)[0] for one in wave] for name in ("token_ids", "log_probs"))
     return np.array(tokens), np.array(log_probs)
 
@@ -238,15 +243,14 @@ def test_logits_that_are_no_numbers_still_give_a_token_that_may_come() -> None:
 
 @pytest.mark.timeout(120)
 def test_a_whole_rollout_has_no_id_without_a_token(load: Load, tmp_path: Path) -> None:
-    network = load(save_tiny("llama", tmp_path))
-    vocab = network.arch.vocab_size
-    network.allowed = torch.arange(vocab) % 3 != 1
-    prompts = [(i, Prompt(str(i), "", (1 + i, 2, 4))) for i in range(3)]
+    decoder = load(save_tiny("llama", tmp_path))
+    vocab = decoder.network.arch.vocab_size
+    decoder.network.allowed = torch.arange(vocab) % 3 != 1
+    prompts = [Prompt(str(i), "", (1 + i, 2, 4)) for i in range(3)]
 
     def ids(**controls: Any) -> set[int]:
-        wave = generate(
-            *(network, NoText((6,)), prompts, 40, Controls(max_length=8, **controls)), seed=2, step=1
-        )
+        asked = request_of(prompts, 40, Controls(max_length=8, **controls))
+        wave = generate(decoder, NoText((6,)), asked, seed=2)
         return {token for rollout in wave for token in rollout.token_ids}
 
     for controls in ({}, {"temperature": 3.0}, {"greedy": True}, {"top_k": 90}, {"min_length": 8}):
@@ -261,8 +265,8 @@ def test_the_least_length_may_be_the_most(greedy: bool) -> None:
     logits = torch.zeros(8)
     logits[0] = 5.0
     controls = Controls(greedy=greedy, min_length=4, max_length=4)
-    prompts = [(0, Prompt("p", "", (1,)))]
-    for rollout in generate(Fixed(logits, None), NoText((0,)), prompts, 50, controls, seed=1, step=1):
+    asked = request_of([Prompt("p", "", (1,))], 50, controls)
+    for rollout in generate(TorchDecoder(Fixed(logits, None)), NoText((0,)), asked, seed=1):
         assert len(rollout.token_ids) == 4
         assert 0 not in rollout.token_ids
         assert rollout.finish_reason == "length"
@@ -296,7 +300,15 @@ def test_the_decoder_is_built_with_the_mask(one_rank: Runtime, tmp_path: Path, c
     arch = read_architecture(save_tiny("llama", tmp_path))
     model = build_model(arch, transformer_config(arch, one_rank, dtype=torch.float32), one_rank)
     mask = torch.arange(arch.vocab_size) < 90
-    assert torch.equal(new_network(model, arch, one_rank, compiled=compiled, allowed=mask).allowed, mask)
-    assert new_network(model, arch, one_rank, compiled=compiled, allowed=mask | True).allowed is None
+
+    def built(mask: torch.Tensor) -> torch.Tensor | None:
+        decoder = new_decoder(model, arch, one_rank, GenerationConfig(compile=compiled), allowed=mask)
+        assert isinstance(decoder, KernelDecoder if compiled else TorchDecoder)
+        return decoder.network.allowed
+
+    found = built(mask)
+    assert found is not None
+    assert torch.equal(found, mask)
+    assert built(mask | True) is None
     with pytest.raises(ValueError, match="it should be bool"):
-        new_network(model, arch, one_rank, compiled=compiled, allowed=mask[:5])
+        built(mask[:5])

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.generation import waves
 from rs_aligner.generation.cohorts import CohortWave
 from rs_aligner.generation.native import LANES
-from rs_aligner.generation.native_network import NativeNetwork
+from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.generation.paged import PagedWave
 from rs_aligner.generation.sampling import Controls
+from rs_aligner.generation.waves import generate
 from rs_aligner.rollout import Prompt, Rollout
-from tests.generation.conftest import AnyNetwork, Load
+from tests.drawing import request_of
+from tests.generation.conftest import AnyDecoder, Load
 from tests.generation.test_decoding import NoText, prompts
 from tests.tiny import save_tiny
 
@@ -23,14 +24,14 @@ NUM = 6
 
 
 @pytest.fixture(scope="module")
-def network(load: Load, tmp_path_factory: pytest.TempPathFactory) -> AnyNetwork:
+def decoder(load: Load, tmp_path_factory: pytest.TempPathFactory) -> AnyDecoder:
     return load(save_tiny("llama", tmp_path_factory.mktemp("budget")))
 
 
-def bytes_of_a_token(network: AnyNetwork) -> int:
-    if isinstance(network, NativeNetwork):
-        return network.bytes_per_page // LANES
-    return network.bytes_per_token
+def bytes_of_a_token(decoder: AnyDecoder) -> int:
+    if isinstance(decoder, KernelDecoder):
+        return decoder.network.bytes_per_page // LANES
+    return decoder.network.bytes_per_token
 
 
 def bytes_held(wave: CohortWave | PagedWave) -> int:
@@ -59,10 +60,9 @@ def watch(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any], int]) -> list[i
     return seen
 
 
-def draw(network: AnyNetwork, budget: int | None) -> list[Rollout]:
-    stream = waves.generate(
-        network, NoText(), prompts(), NUM, CONTROLS, seed=3, step=1, kv_cache_bytes=budget
-    )
+def draw(decoder: AnyDecoder, budget: int | None) -> list[Rollout]:
+    decoder.kv_cache_bytes = budget
+    stream = generate(decoder, NoText(), request_of(prompts(), NUM, CONTROLS), seed=3)
     return sorted(stream, key=lambda rollout: (rollout.group, rollout.index))
 
 
@@ -72,29 +72,29 @@ def tokens_of(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("places", [150, 400, 1500, 10**6])
 def test_a_budget_changes_no_rollout_and_is_kept(
-    network: AnyNetwork, monkeypatch: pytest.MonkeyPatch, places: int
+    decoder: AnyDecoder, monkeypatch: pytest.MonkeyPatch, places: int
 ) -> None:
-    budget = places * bytes_of_a_token(network)
+    budget = places * bytes_of_a_token(decoder)
     held = watch(monkeypatch, bytes_held)
-    got = draw(network, budget)
+    got = draw(decoder, budget)
     assert max(held) <= budget
     monkeypatch.undo()
-    assert tokens_of(got) == tokens_of(draw(network, None))
+    assert tokens_of(got) == tokens_of(draw(decoder, None))
 
 
 def test_a_tight_budget_still_decodes_several_rollouts_at_once(
-    network: AnyNetwork, monkeypatch: pytest.MonkeyPatch
+    decoder: AnyDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = watch(monkeypatch, num_alive)
-    draw(network, 600 * bytes_of_a_token(network))
+    draw(decoder, 600 * bytes_of_a_token(decoder))
     assert 1 < max(sizes) < NUM * len(prompts())
 
 
 def test_no_prompt_is_prefilled_twice_even_if_its_rollouts_are_admitted_apart(
-    network: AnyNetwork, monkeypatch: pytest.MonkeyPatch
+    decoder: AnyDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefilled: list[int] = []
-    if isinstance(network, NativeNetwork):
+    if isinstance(decoder, KernelDecoder):
         run_prompts = PagedWave._prefill
 
         def watched(wave: PagedWave, new: dict[int, Prompt]) -> None:
@@ -103,33 +103,33 @@ def test_no_prompt_is_prefilled_twice_even_if_its_rollouts_are_admitted_apart(
 
         monkeypatch.setattr(PagedWave, "_prefill", watched)
     else:
-        prefill = network.prefill
+        prefill = decoder.network.prefill
 
         def watched_too(tokens: Any, lengths: list[int]) -> Any:
             prefilled.extend(lengths)
             return prefill(tokens, lengths)
 
-        monkeypatch.setattr(network, "prefill", watched_too)
-    draw(network, 160 * bytes_of_a_token(network))
-    assert sorted(prefilled) == sorted(len(prompt.token_ids) for _, prompt in prompts())
+        monkeypatch.setattr(decoder.network, "prefill", watched_too)
+    draw(decoder, 160 * bytes_of_a_token(decoder))
+    assert sorted(prefilled) == sorted(len(prompt.token_ids) for prompt in prompts())
 
 
-def test_the_same_wave_decoded_twice_is_equal_bit_for_bit(network: AnyNetwork) -> None:
-    budget = 400 * bytes_of_a_token(network)
-    first, second = draw(network, budget), draw(network, budget)
+def test_the_same_wave_decoded_twice_is_equal_bit_for_bit(decoder: AnyDecoder) -> None:
+    budget = 400 * bytes_of_a_token(decoder)
+    first, second = draw(decoder, budget), draw(decoder, budget)
     assert first == second  # log-probabilities included
 
 
-def test_a_budget_too_small_for_one_rollout_is_refused_with_what_it_needs(network: AnyNetwork) -> None:
+def test_a_budget_too_small_for_one_rollout_is_refused_with_what_it_needs(decoder: AnyDecoder) -> None:
     with pytest.raises(ValueError, match=r"kv_cache_bytes=\d+ is too little") as refused:
-        draw(network, 20 * bytes_of_a_token(network))
+        draw(decoder, 20 * bytes_of_a_token(decoder))
     needed = int(str(refused.value).split()[-1])
-    assert len(draw(network, needed)) == NUM * len(prompts())
+    assert len(draw(decoder, needed)) == NUM * len(prompts())
 
 
-def test_single_rollouts_may_have_limits_of_their_own(network: AnyNetwork) -> None:
-    limits = {(group, index): 1 + 3 * index for group, _ in prompts() for index in range(NUM)}
-    stream = waves.generate(network, NoText(), prompts(), NUM, CONTROLS, seed=3, step=1, limits=limits)
-    free = {(r.group, r.index): r.token_ids for r in draw(network, None)}
+def test_single_rollouts_may_have_limits_of_their_own(decoder: AnyDecoder) -> None:
+    limits = {(group, index): 1 + 3 * index for group in range(len(prompts())) for index in range(NUM)}
+    stream = generate(decoder, NoText(), request_of(prompts(), NUM, CONTROLS), seed=3, limits=limits)
+    free = {(r.group, r.index): r.token_ids for r in draw(decoder, None)}
     for rollout in stream:
         assert rollout.token_ids == free[rollout.group, rollout.index][: limits[rollout.group, rollout.index]]

@@ -17,12 +17,13 @@ import torch
 import transformers
 
 from rs_aligner.generation import cohort, cohorts, paged
-from rs_aligner.generation.native_network import NativeNetwork
+from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.generation.sampling import Controls, choose, penalize, uniforms
 from rs_aligner.generation.waves import generate
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.rollout import Prompt, Rollout
-from tests.generation.conftest import AnyNetwork, Load
+from tests.drawing import request_of
+from tests.generation.conftest import AnyDecoder, Load
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.timeout(120)
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def network(load: Load, folder: Path) -> AnyNetwork:
+def decoder(load: Load, folder: Path) -> AnyDecoder:
     return load(folder)
 
 
@@ -54,19 +55,18 @@ def reference(folder: Path) -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
-def prompts(lengths: Sequence[int] = (3, 11, 1, 20, 7)) -> list[tuple[int, Prompt]]:
+def prompts(lengths: Sequence[int] = (3, 11, 1, 20, 7)) -> list[Prompt]:
     """Prompts of these lengths."""
     rng = random.Random(2)
     ids = [tuple(rng.randrange(96) for _ in range(n)) for n in lengths]
-    return [(i, Prompt(str(i), "", tokens, position=10 + i)) for i, tokens in enumerate(ids)]
+    return [Prompt(str(i), "", tokens, position=10 + i) for i, tokens in enumerate(ids)]
 
 
 def decode(
-    network: AnyNetwork, batch: list[tuple[int, Prompt]], num: int = 4, **kwargs: Any
+    decoder: AnyDecoder, batch: list[Prompt], num: int = 4, *, seed: int = 1, **asked: Any
 ) -> list[Rollout]:
     """In (prompt, rollout) order."""
-    kwargs = {"controls": SAMPLED, "seed": 1, "step": 1, **kwargs}
-    rollouts = generate(network, NoText(), batch, num, **kwargs)
+    rollouts = generate(decoder, NoText(), request_of(batch, num, SAMPLED, **asked), seed=seed)
     return sorted(rollouts, key=lambda rollout: (rollout.group, rollout.index))
 
 
@@ -85,18 +85,18 @@ def assert_same(some: list[Rollout], others: list[Rollout]) -> None:
 
 
 @pytest.mark.parametrize("wave_size", [1, 2, 5, 9])
-def test_rollouts_do_not_depend_on_the_size_of_a_wave(network: AnyNetwork, wave_size: int) -> None:
-    assert_same(decode(network, prompts(), wave_size=wave_size), decode(network, prompts()))
+def test_rollouts_do_not_depend_on_the_size_of_a_wave(decoder: AnyDecoder, wave_size: int) -> None:
+    assert_same(decode(decoder, prompts(), wave_size=wave_size), decode(decoder, prompts()))
 
 
-def test_a_prompt_alone_gives_the_rollouts_it_gives_beside_others(network: AnyNetwork) -> None:
-    together = decode(network, prompts())
+def test_a_prompt_alone_gives_the_rollouts_it_gives_beside_others(decoder: AnyDecoder) -> None:
+    together = decode(decoder, prompts())
     for i, pair in enumerate(prompts()):
-        assert_same(decode(network, [pair]), together[4 * i : 4 * i + 4])
+        assert_same(decode(decoder, [pair]), together[4 * i : 4 * i + 4])
 
 
-def test_more_rollouts_leave_the_first_ones_as_they_are(network: AnyNetwork) -> None:
-    two, four = decode(network, prompts(), 2), decode(network, prompts(), 4)
+def test_more_rollouts_leave_the_first_ones_as_they_are(decoder: AnyDecoder) -> None:
+    two, four = decode(decoder, prompts(), 2), decode(decoder, prompts(), 4)
     assert_same(two, [rollout for rollout in four if rollout.index < 2])
 
 
@@ -105,65 +105,66 @@ def test_on_kernels_not_a_bit_of_a_log_probability_depends_on_what_is_decoded_be
     load: Load, folder: Path, wave_size: int
 ) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        network = load(folder, dtype)
-        if not isinstance(network, NativeNetwork):
+        decoder = load(folder, dtype)
+        if not isinstance(decoder, KernelDecoder):
             pytest.skip("torch's products change in the last bits with the shape of a batch")
-        assert decode(network, prompts(), wave_size=wave_size) == decode(network, prompts())
+        assert decode(decoder, prompts(), wave_size=wave_size) == decode(decoder, prompts())
 
 
 @pytest.mark.parametrize("together", [3, 7])
 def test_decoding_a_few_rollouts_at_a_time_changes_nothing(
-    network: AnyNetwork, monkeypatch: pytest.MonkeyPatch, together: int
+    decoder: AnyDecoder, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
-    usual = decode(network, prompts())
+    usual = decode(decoder, prompts())
     monkeypatch.setattr(paged, "_rows_kept_near", lambda rows, size: min(together, len(rows)))
-    assert_same(decode(network, prompts()), usual)
+    assert_same(decode(decoder, prompts()), usual)
 
 
 @pytest.mark.parametrize("pack_below", [0.0, 2.0])
 def test_packing_the_cache_never_or_always_changes_nothing(
-    network: AnyNetwork, monkeypatch: pytest.MonkeyPatch, pack_below: float
+    decoder: AnyDecoder, monkeypatch: pytest.MonkeyPatch, pack_below: float
 ) -> None:
-    usual = decode(network, prompts())
+    usual = decode(decoder, prompts())
     lengths = {len(rollout.token_ids) for rollout in usual}
     assert len(lengths) > 4  # rows end at different times, so there is something to pack
     monkeypatch.setattr(cohort, "PACK_BELOW", pack_below)
-    assert_same(decode(network, prompts()), usual)
+    assert_same(decode(decoder, prompts()), usual)
 
 
 @pytest.mark.parametrize("prefill_tokens", [1, 24])
 def test_prefilling_in_smaller_chunks_changes_nothing(
-    network: AnyNetwork, monkeypatch: pytest.MonkeyPatch, prefill_tokens: int
+    decoder: AnyDecoder, monkeypatch: pytest.MonkeyPatch, prefill_tokens: int
 ) -> None:
-    usual = decode(network, prompts())
+    usual = decode(decoder, prompts())
     for module in (paged, cohorts):
         monkeypatch.setattr(module, "PREFILL_TOKENS", prefill_tokens)
-    assert_same(decode(network, prompts()), usual)
+    assert_same(decode(decoder, prompts()), usual)
 
 
-def test_rollouts_leave_as_they_end_and_not_at_the_end_of_the_wave(network: AnyNetwork) -> None:
-    stream = generate(network, NoText(), prompts(), 4, SAMPLED, seed=1, step=1)
+def test_rollouts_leave_as_they_end_and_not_at_the_end_of_the_wave(decoder: AnyDecoder) -> None:
+    stream = generate(decoder, NoText(), request_of(prompts(), 4, SAMPLED), seed=1)
     lengths = [len(rollout.token_ids) for rollout in stream]
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1]
 
 
 @pytest.mark.parametrize("what", ["seed", "step", "position", "index"])
-def test_seed_step_position_and_index_each_give_other_rollouts(network: AnyNetwork, what: str) -> None:
-    (_, prompt) = prompts()[1]
-    (usual, second) = decode(network, [(0, prompt)], 2)
+def test_seed_step_position_and_index_each_give_other_rollouts(decoder: AnyDecoder, what: str) -> None:
+    prompt = prompts()[1]
+    (usual, second) = decode(decoder, [prompt], 2)
     if what == "index":
         assert usual.token_ids != second.token_ids
     elif what == "position":
         moved = Prompt(prompt.id, prompt.text, prompt.token_ids, position=prompt.position + 1)
-        assert decode(network, [(0, moved)], 1)[0].token_ids != usual.token_ids
+        assert decode(decoder, [moved], 1)[0].token_ids != usual.token_ids
     else:
-        assert decode(network, [(0, prompt)], 1, **{what: 2})[0].token_ids != usual.token_ids
+        assert decode(decoder, [prompt], 1, **{what: 2})[0].token_ids != usual.token_ids
 
 
-def test_the_place_in_the_batch_gives_no_other_rollout(network: AnyNetwork) -> None:
-    group_0 = decode(network, [(0, prompts()[1][1])], 2)
-    group_5 = decode(network, [(5, prompts()[1][1])], 2)
+def test_the_place_in_the_batch_gives_no_other_rollout(decoder: AnyDecoder) -> None:
+    prompt = prompts()[1]
+    group_0 = decode(decoder, [prompt], 2)
+    group_5 = decode(decoder, [*prompts(), prompt], 2)[-2:]
     assert tokens(group_0) == tokens(group_5)
     assert {rollout.group for rollout in group_5} == {5}
 
@@ -179,20 +180,20 @@ def full_forward(reference: torch.nn.Module, prompt: Prompt, response: Sequence[
 
 
 def test_log_probs_are_those_of_the_policy_before_temperature_and_filters(
-    network: AnyNetwork, reference: torch.nn.Module
+    decoder: AnyDecoder, reference: torch.nn.Module
 ) -> None:
-    for rollout in decode(network, prompts()):
-        logits = full_forward(reference, prompts()[rollout.group][1], rollout.token_ids)
+    for rollout in decode(decoder, prompts()):
+        logits = full_forward(reference, prompts()[rollout.group], rollout.token_ids)
         expected = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
         assert rollout.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_sampled_tokens_follow_from_the_full_forward_and_the_seed(
-    network: AnyNetwork, reference: torch.nn.Module
+    decoder: AnyDecoder, reference: torch.nn.Module
 ) -> None:
     """Penalty, least length, filters and random number applied token by token, without a cache."""
-    for rollout in decode(network, prompts()):
-        prompt = prompts()[rollout.group][1]
+    for rollout in decode(decoder, prompts()):
+        prompt = prompts()[rollout.group]
         logits = full_forward(reference, prompt, rollout.token_ids)
         for place, token in enumerate(rollout.token_ids):
             seen = torch.zeros(1, 96, dtype=torch.bool)
@@ -204,8 +205,8 @@ def test_sampled_tokens_follow_from_the_full_forward_and_the_seed(
             assert int(choose(row, SAMPLED, uniform)) == token
 
 
-def test_the_end_token_ends_a_rollout_and_nothing_else_but_the_length_does(network: AnyNetwork) -> None:
-    rollouts = decode(network, prompts(), 16)
+def test_the_end_token_ends_a_rollout_and_nothing_else_but_the_length_does(decoder: AnyDecoder) -> None:
+    rollouts = decode(decoder, prompts(), 16)
     assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
     assert min(len(rollout.token_ids) for rollout in rollouts) == SAMPLED.min_length + 1
     for rollout in rollouts:
@@ -220,12 +221,12 @@ def test_the_end_token_ends_a_rollout_and_nothing_else_but_the_length_does(netwo
 def test_bf16_decodes_on_a_cpu_close_to_single_precision(
     load: Load, folder: Path, reference: torch.nn.Module
 ) -> None:
-    network = load(folder, torch.bfloat16)
-    rollouts = decode(network, prompts(), policy_version=3)
+    decoder = load(folder, torch.bfloat16)
+    rollouts = list(generate(decoder, NoText(), request_of(prompts(), 4, SAMPLED), seed=1, policy_version=3))
     assert len(rollouts) == 20
     for rollout in rollouts:
         assert rollout.policy_version == 3
-        logits = full_forward(reference, prompts()[rollout.group][1], rollout.token_ids)
+        logits = full_forward(reference, prompts()[rollout.group], rollout.token_ids)
         expected = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
         error = (torch.tensor(rollout.log_probs) - expected).abs().mean()
         assert 0 < error < 0.1
@@ -235,39 +236,33 @@ def test_bf16_decodes_on_a_cpu_close_to_single_precision(
 
 
 @pytest.fixture(scope="module")
-def stories(load: Load, test_data: Path) -> tuple[AnyNetwork, Tokenizer]:
+def stories(load: Load, test_data: Path) -> tuple[AnyDecoder, Tokenizer]:
     folder = test_data / "stories260k"
     return load(folder), Tokenizer(folder)
 
 
 def test_greedy_from_the_begin_token_gives_the_known_story(
-    stories: tuple[AnyNetwork, Tokenizer], test_data: Path
+    stories: tuple[AnyDecoder, Tokenizer], test_data: Path
 ) -> None:
-    network, tokenizer = stories
+    decoder, tokenizer = stories
     expected = (test_data / "stories260k" / "greedy_from_bos_256.txt").read_text()
     (rollout,) = generate(
-        *(network, tokenizer, [(0, Prompt("bos", "", (1,)))], 1),
-        Controls(greedy=True, max_length=255),  # the file counts `<s>`, too
+        decoder,
+        tokenizer,
+        request_of([Prompt("bos", "", (1,))], 1, Controls(greedy=True, max_length=255)),  # `<s>` counts, too
         seed=1,
-        step=1,
     )
     assert rollout.text == expected.rstrip("\n")
 
 
 def test_an_end_string_ends_real_stories_behind_their_first_sentence(
-    stories: tuple[AnyNetwork, Tokenizer],
+    stories: tuple[AnyDecoder, Tokenizer],
 ) -> None:
-    network, tokenizer = stories
+    decoder, tokenizer = stories
     text = "Once upon a time, there was a little"
     prompt = Prompt("p", text, tuple(tokenizer.encode(text)))
-    rollouts = list(
-        generate(
-            *(network, tokenizer, [(0, prompt)], 16),
-            Controls(end_strings=(". ", "!"), max_length=80),
-            seed=1,
-            step=1,
-        )
-    )
+    asked = request_of([prompt], 16, Controls(end_strings=(". ", "!"), max_length=80))
+    rollouts = list(generate(decoder, tokenizer, asked, seed=1))
     stopped = [rollout for rollout in rollouts if rollout.finish_reason == "stop"]
     assert len(stopped) > 8
     for rollout in stopped:
@@ -278,7 +273,7 @@ def test_an_end_string_ends_real_stories_behind_their_first_sentence(
         assert not any(end in text for end in (". ", "!") for text in (rollout.text, before))
 
 
-def test_an_end_string_that_is_a_token_ends_rollouts_on_kernels_and_on_torch(network: AnyNetwork) -> None:
+def test_an_end_string_that_is_a_token_ends_rollouts_on_kernels_and_on_torch(decoder: AnyDecoder) -> None:
     class Named(NoText):
         """Writes one of the tokens that come as `<x>`."""
 
@@ -291,10 +286,10 @@ def test_an_end_string_that_is_a_token_ends_rollouts_on_kernels_and_on_torch(net
         def continuation(self, prompt: Sequence[int], response: Sequence[int], *, raw: bool = False) -> str:
             return "".join("<x>" if i == self.name else f" {i}" for i in response)
 
-    usual = decode(network, prompts())
+    usual = decode(decoder, prompts())
     name = next(rollout.token_ids[4] for rollout in usual if len(rollout.token_ids) > 5)
     controls = Controls(**{**asdict(SAMPLED), "end_strings": ("<x>",)})
-    ended = generate(network, Named(name), prompts(), 4, controls, seed=1, step=1)
+    ended = generate(decoder, Named(name), request_of(prompts(), 4, controls), seed=1)
     found = {(rollout.group, rollout.index): rollout for rollout in ended}
     for rollout in usual:
         # Its token is not banned before `min_length` only: where it came later, all before it is as it was.

@@ -15,12 +15,14 @@ import torch
 
 from rs_aligner.generation.cache import PromptCache
 from rs_aligner.generation.network import Attend, Network
+from rs_aligner.generation.on_torch import TorchDecoder
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.text import unknown_special
 from rs_aligner.generation.waves import generate
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.rollout import Prompt, Rollout
 from tests.chat_models import SPECIAL, save_tokenizer
+from tests.drawing import request_of
 
 EOS = 0
 
@@ -86,10 +88,12 @@ def say(pieces: Sequence[bytes], network: type[Table] = Table, **controls: Any) 
     """The one rollout of a network that says these pieces."""
     table = network(pieces)
     (rollout,) = generate(
-        *(table, Bytes(table.vocabulary), [(0, Prompt("p", "prompt: ", (1,)))], 1),
-        Controls(greedy=True, **{"max_length": 12, **controls}),
+        TorchDecoder(table),
+        Bytes(table.vocabulary),
+        request_of(
+            [Prompt("p", "prompt: ", (1,))], 1, Controls(greedy=True, **{"max_length": 12, **controls})
+        ),
         seed=1,
-        step=1,
     )
     return rollout
 
@@ -184,12 +188,9 @@ def test_a_long_rollout_finds_its_end_string() -> None:
 
 def test_every_prompt_is_prefilled_once_whatever_the_number_of_rollouts() -> None:
     table = Table(HELLO)
-    prompts = [(i, Prompt(str(i), "", (1,) * (i + 1))) for i in range(5)]
-    rollouts = list(
-        generate(
-            table, Bytes(table.vocabulary), prompts, 7, Controls(max_length=3), seed=1, step=1, wave_size=2
-        )
-    )
+    prompts = [Prompt(str(i), "", (1,) * (i + 1)) for i in range(5)]
+    asked = request_of(prompts, 7, Controls(max_length=3), wave_size=2)
+    rollouts = list(generate(TorchDecoder(table), Bytes(table.vocabulary), asked, seed=1))
     assert len(rollouts) == 35
     assert sorted(sum(tokens) for tokens in table.prefilled) == [1, 2, 3, 4, 5]
 
@@ -197,10 +198,8 @@ def test_every_prompt_is_prefilled_once_whatever_the_number_of_rollouts() -> Non
 @pytest.mark.parametrize("wave_size", [None, 3])
 def test_a_replica_without_a_prompt_gives_no_rollout(wave_size: int | None) -> None:
     table = Table(HELLO)
-    none = generate(
-        table, Bytes(table.vocabulary), [], 4, Controls(max_length=3), seed=1, step=1, wave_size=wave_size
-    )
-    assert list(none) == []
+    asked = request_of([], 4, Controls(max_length=3), wave_size=wave_size)
+    assert list(generate(TorchDecoder(table), Bytes(table.vocabulary), asked, seed=1)) == []
 
 
 # Special tokens among the end strings, on a real tokenizer
@@ -223,10 +222,10 @@ def say_text(tokenizer: Tokenizer, said: str, *ids: int, **controls: Any) -> Rol
     spoken = [*tokenizer.encode(said, is_chat=True), *ids]
     vocab_size = 300
     (rollout,) = generate(
-        *(Script([*spoken, *[50] * 99], vocab_size), tokenizer, [(0, Prompt("p", "Q", (51,)))], 1),
-        Controls(greedy=True, **{"max_length": 60, **controls}),
+        TorchDecoder(Script([*spoken, *[50] * 99], vocab_size)),
+        tokenizer,
+        request_of([Prompt("p", "Q", (51,))], 1, Controls(greedy=True, **{"max_length": 60, **controls})),
         seed=1,
-        step=1,
     )
     return rollout
 

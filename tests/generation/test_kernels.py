@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from rs_aligner.config import GenerationConfig
 from rs_aligner.generation import native
 from rs_aligner.generation.allowed import AllowedTokens
+from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.native import Kernels, NoKernels, address, load_kernels, tile_shape
 from rs_aligner.generation.sampling import Controls, choose, derive_seed, uniforms
-from rs_aligner.generation.waves import new_network
 from rs_aligner.model import runtime
 from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
@@ -261,10 +262,10 @@ def test_what_decodes_is_logged_and_torch_takes_over(
     caplog.set_level("INFO", logger="rs_aligner")
     arch = read_architecture(save_tiny("llama", tmp_path))
     model = build_model(arch, transformer_config(arch, one_rank, dtype=torch.float32), one_rank)
-    new_network(model, arch, one_rank)
-    new_network(model, arch, one_rank, compiled=False)
-    monkeypatch.setattr("rs_aligner.generation.waves.load_kernels", none)
-    new_network(model, arch, one_rank)
+    new_decoder(model, arch, one_rank)
+    new_decoder(model, arch, one_rank, GenerationConfig(compile=False))
+    monkeypatch.setattr("rs_aligner.generation.on_kernels.load_kernels", none)
+    new_decoder(model, arch, one_rank)
     kernels, told_not_to, failed = (record.getMessage() for record in caplog.records)
     assert kernels.startswith("decoder: kernels for this CPU, compiled ")
     assert told_not_to == "decoder: torch"

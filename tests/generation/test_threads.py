@@ -12,6 +12,7 @@ import torch
 
 from rs_aligner.generation.native import Kernels, address, load_kernels, tile_shape
 from rs_aligner.generation.native_network import NativeNetwork
+from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
@@ -20,6 +21,7 @@ from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.rollout import Prompt, Rollout
 from rs_aligner.threads import Threads
+from tests.drawing import request_of
 from tests.tiny import save_tiny
 
 
@@ -48,9 +50,9 @@ def decode(rt: Runtime, folder: Path, kernels: Kernels, threads: int) -> list[Ro
     arch = read_architecture(folder)
     model = build_model(arch, transformer_config(arch, runtime, dtype=torch.float32), runtime).eval()
     huggingface.load_weights(folder, model, arch, runtime)
-    network = NativeNetwork(model, arch, runtime, kernels)
-    prompts = [(i, Prompt(str(i), "", (5,) * (1 + 19 * i), position=i)) for i in range(4)]
-    rollouts = generate(network, NoText(), prompts, 10, Controls(max_length=24), seed=1, step=1)
+    decoder = KernelDecoder(NativeNetwork(model, arch, runtime, kernels))
+    prompts = [Prompt(str(i), "", (5,) * (1 + 19 * i), position=i) for i in range(4)]
+    rollouts = generate(decoder, NoText(), request_of(prompts, 10, Controls(max_length=24)), seed=1)
     return sorted(rollouts, key=lambda rollout: (rollout.group, rollout.index))
 
 

@@ -9,13 +9,15 @@ import torch
 import transformers
 from megatron.core.optimizer import OptimizerConfig
 
+from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate, new_network
+from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.training import Trainer
+from tests.drawing import request_of
 from tests.policy.layout_program import NoText, prompts, rows
 from tests.tiny import save_tiny
 
@@ -41,13 +43,10 @@ def test_a_gpu_gives_what_plain_torch_gives(tmp_path: Path, dtype: torch.dtype) 
         )
         trainer = Trainer(model, config, rt, optimizer)
         stream = generate(
-            new_network(model, arch, rt),
+            new_decoder(model, arch, rt),
             NoText(),
-            list(enumerate(prompts())),
-            2,
-            Controls(greedy=True, max_length=12),
+            request_of(prompts(), 2, Controls(greedy=True, max_length=12)),
             seed=1,
-            step=1,
         )
         for rollout in stream:
             tokens = torch.tensor([prompts()[rollout.group].token_ids + rollout.token_ids]).cuda()

@@ -12,13 +12,15 @@ import transformers
 from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file
 
+from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate, new_network
+from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.rollout import Prompt
+from tests.drawing import request_of
 from tests.tiny import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.timeout(120)
@@ -79,10 +81,10 @@ def test_greedy_decoding_gives_the_tokens_of_the_full_forward(
 ) -> None:
     rng = random.Random(4)
     prompts = [tuple(rng.randrange(96) for _ in range(n)) for n in (1, 9, 30)]
-    batch = [(i, Prompt(str(i), "", prompt)) for i, prompt in enumerate(prompts)]
-    network = new_network(model, read_architecture(folder), rt)
-    controls = Controls(greedy=True, max_length=NEW_TOKENS)
-    for rollout in generate(network, NoText(), batch, 1, controls, seed=1, step=1):
+    batch = [Prompt(str(i), "", prompt) for i, prompt in enumerate(prompts)]
+    decoder = new_decoder(model, read_architecture(folder), rt)
+    asked = request_of(batch, 1, Controls(greedy=True, max_length=NEW_TOKENS))
+    for rollout in generate(decoder, NoText(), asked, seed=1):
         tokens = list(prompts[rollout.group])
         for log_prob in rollout.log_probs:
             with torch.no_grad():

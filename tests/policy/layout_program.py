@@ -18,8 +18,10 @@ import torch
 import torch.distributed as dist
 from megatron.core.optimizer import OptimizerConfig
 
+from rs_aligner.config import GenerationConfig
+from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.waves import generate, new_network
+from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.architecture import Architecture, read_architecture
 from rs_aligner.model.build import build_model, transformer_config
@@ -34,6 +36,7 @@ from rs_aligner.selection import Chain, Progress
 from rs_aligner.selection.filters import Function
 from rs_aligner.trainers.agreement import check_step
 from rs_aligner.trainers.failures import RanksDiffer
+from tests.drawing import request_of
 from tests.policy.objective_cases import NoText, run_objectives
 from tests.ranks import save_result
 
@@ -153,11 +156,11 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
             found[f"gradient {normalization} {size}"] = (loss, grads)
 
     for way, compiled in WAYS.items():
-        network = new_network(trainer.ddp.module, arch, rt, compiled=compiled)
+        decoder = new_decoder(trainer.ddp.module, arch, rt, GenerationConfig(compile=compiled))
 
-        def draw(num: int, controls: Controls, network: Any = network, **options: Any) -> list[Rollout]:
-            given = list(enumerate(prompts()))
-            return list(generate(network, NoText(), given, num, controls, seed=1, step=1, **options))
+        def draw(num: int, controls: Controls, decoder: Any = decoder, **options: Any) -> list[Rollout]:
+            asked = request_of(prompts(), num, controls, **options)
+            return list(generate(decoder, NoText(), asked, seed=1))
 
         greedy = draw(1, Controls(greedy=True, max_length=12))
         found[f"greedy {way}"] = {(r.group, r.index): (r.token_ids, r.log_probs) for r in greedy}

@@ -20,6 +20,7 @@ from rs_aligner.model import huggingface
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import response_log_probs
+from rs_aligner.policy.trainable import Optimization
 from rs_aligner.policy.training import StepStats
 from rs_aligner.rollout import Prompt, TrainingRow
 from rs_aligner.sample_request import SampleRequest
@@ -114,8 +115,7 @@ def run_objectives(
             config,
             rt,
             NoText(),  # type: ignore[arg-type]
-            precision=precision,
-            learning_rate=lambda step: 1e-2 / (step + 1),
+            optimization=Optimization(lambda step: 1e-2 / (step + 1), precision),
             objective=objective,
             keep_start=keep_start,
         )

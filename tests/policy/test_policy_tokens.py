@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers
 
-from rs_aligner.config import LengthParams, PolicyModelBase, SamplingParams
+from rs_aligner.config import GenerationConfig, LengthParams, PolicyModelBase, SamplingParams
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.policy import MegatronPolicy
-from rs_aligner.policy.sampler import Sampler
+from rs_aligner.policy.sampler import load_sampler
+from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import Prompt
 from rs_aligner.sample_request import SampleRequest
 from tests.chat_models import BYTES, SPECIAL, chatml_on_a_base, llama3, save_tokenizer
@@ -50,7 +51,7 @@ def test_ids_without_a_token_are_never_sampled(rt: Runtime, tmp_path: Path, comp
     known = tokenizer.known_ids(320)
     assert tokenizer.token("<word>") == 259
     assert known.tolist() == [i < 258 or i in (259, 300) for i in range(320)]
-    sampler = Sampler(folder, rt, tokenizer, seed=1, compiled_decoder=compiled)
+    sampler = load_sampler(folder, rt, tokenizer, seed=1, generation=GenerationConfig(compile=compiled))
     asked = SampleRequest(
         [Prompt("p", "a", (60,))],
         64,
@@ -67,7 +68,7 @@ def test_what_is_saved_stops_where_training_taught_to(rt: Runtime, tmp_path: Pat
     folder = save_model(chatml_on_a_base(tmp_path / "base"), 259, eos_token_id=0, bos_token_id=None)
     tokenizer = Tokenizer(folder)
     config = PolicyModelBase.model_validate(CONFIG)
-    policy = MegatronPolicy(folder, config, rt, tokenizer, learning_rate=lambda step: 0.0)
+    policy = MegatronPolicy(folder, config, rt, tokenizer, optimization=Optimization(lambda step: 0.0))
     policy.export(tmp_path / "final")
     policy.save(tmp_path / "step_000001", {})
     saved = json.loads((tmp_path / part / "generation_config.json").read_text())

@@ -19,6 +19,7 @@ from rs_aligner.model.memory import training_bytes
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
+from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import Rollout, TrainingRow
 from rs_aligner.sample_request import SampleRequest
 from tests.policy.layout_program import prompts, rows
@@ -42,7 +43,13 @@ def new(folder: Path, rt: Runtime, objective: ObjectiveConfig, **options: Any) -
     tokenizer: Any = NoText()
     config = policy_config(sequence_parallel=False, distributed=True)
     return MegatronPolicy(
-        folder, config, rt, tokenizer, learning_rate=lambda step: 1e-2, objective=objective, **options
+        folder,
+        config,
+        rt,
+        tokenizer,
+        optimization=Optimization(lambda step: 1e-2),
+        objective=objective,
+        **options,
     )
 
 

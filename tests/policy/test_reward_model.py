@@ -25,6 +25,7 @@ from rs_aligner.policy import checkpoint
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reward_model import MegatronRewardModel, config_changes, load_reward_model
 from rs_aligner.policy.scoring import WIDTH, SequenceScorer, batches_of
+from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import PreferencePair, TrainingRow
 from tests.policy.layout_program import new_trainer
 from tests.tiny import FAMILIES, save_tiny, save_tiny_with_tokenizer
@@ -99,7 +100,9 @@ def test_sequences_go_with_those_of_their_width() -> None:
 def reward_model(rt: Runtime, tmp_path: Path) -> MegatronRewardModel:
     folder = save_tiny_with_tokenizer(tmp_path / "policy")
     config = PairModelConfig.model_validate({**CONFIG, "data": {**CONFIG["data"], "add_bos": True}})
-    return MegatronRewardModel(folder, config, rt, Tokenizer(folder), learning_rate=lambda step: 1e-2)
+    return MegatronRewardModel(
+        folder, config, rt, Tokenizer(folder), optimization=Optimization(lambda step: 1e-2)
+    )
 
 
 def test_training_lets_it_order_the_pairs_right(reward_model: MegatronRewardModel) -> None:
@@ -144,7 +147,11 @@ def test_a_reward_model_is_no_policy(reward_model: MegatronRewardModel, rt: Runt
     config = PolicyModelBase.model_validate(CONFIG)
     with pytest.raises(ValueError, match="final is a reward model: it has a value head and cannot generate"):
         MegatronPolicy(
-            tmp_path / "final", config, rt, Tokenizer(tmp_path / "final"), learning_rate=lambda step: 0.0
+            tmp_path / "final",
+            config,
+            rt,
+            Tokenizer(tmp_path / "final"),
+            optimization=Optimization(lambda step: 0.0),
         )
 
 

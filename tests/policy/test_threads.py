@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rs_aligner import threads
-from rs_aligner.config import ObjectiveConfig
+from rs_aligner.config import GenerationConfig, ObjectiveConfig
 from rs_aligner.model import runtime
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
@@ -49,7 +49,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def policy_with(some: Threads, folder: Path, rt: Runtime, *, compiled: bool = True) -> MegatronPolicy:
-    options = {"keep_start": True, "compiled_decoder": compiled}
+    options = {"keep_start": True, "generation": GenerationConfig(compile=compiled)}
     return new(folder, replace(rt, threads=some), ObjectiveConfig(), **options)
 
 

@@ -15,6 +15,7 @@ from rs_aligner.config import OptimConfig, PairModelConfig, PolicyModelBase
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reward_model import MegatronRewardModel
+from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import TrainingRow
 from tests.policy.objective_cases import NoText
 from tests.tiny import save_tiny
@@ -57,7 +58,7 @@ def test_a_policy_that_is_taught_nothing_keeps_its_norms_and_biases_bit_for_bit(
     def left(**keys: Any) -> dict[str, set[float]]:
         config = PolicyModelBase.model_validate(section(name, **keys))
         policy = MegatronPolicy(
-            folder, config, rt, NO_TEXT, precision=precision, learning_rate=lambda step: 0.5
+            folder, config, rt, NO_TEXT, optimization=Optimization(lambda step: 0.5, precision)
         )
         empty = [TrainingRow((1, 2), ())]
         return shares_left(policy.trainer.ddp.module, lambda: policy.train(empty))
@@ -71,7 +72,7 @@ def test_so_does_a_reward_model(folder: Path, rt: Runtime, name: str) -> None:
     def left(**keys: Any) -> dict[str, set[float]]:
         config = PairModelConfig.model_validate(section(name, **keys))
         model = MegatronRewardModel(
-            folder, config, rt, NO_TEXT, precision="fp32", learning_rate=lambda step: 0.5
+            folder, config, rt, NO_TEXT, optimization=Optimization(lambda step: 0.5, "fp32")
         )
         return shares_left(model.trainer.ddp.module, lambda: model.trainer.update(0.5))
 
@@ -82,7 +83,7 @@ def test_so_does_a_reward_model(folder: Path, rt: Runtime, name: str) -> None:
 def test_a_continued_run_leaves_them_alone_too(folder: Path, rt: Runtime, tmp_path: Path) -> None:
     config = PolicyModelBase.model_validate(section("distributed_fused_adam"))
     for start in (None, tmp_path / "saved"):
-        policy = MegatronPolicy(folder, config, rt, NO_TEXT, precision="fp32", learning_rate=lambda _: 0.5)
+        policy = MegatronPolicy(folder, config, rt, NO_TEXT, optimization=Optimization(lambda _: 0.5, "fp32"))
         if start is not None:
             policy.load(start)
         empty = [TrainingRow((1, 2), ())]

@@ -1,0 +1,92 @@
+"""A decoding engine as the others see it: what it is offered, what it is asked, and how it declines.
+
+An engine is a file with a `Decoder` and an `Engine`, and a line in `engines.py`. Left out on purpose: which
+there are and which one decodes (`engines.py`), and what becomes of what they yield (`waves.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from megatron.core.models.gpt import GPTModel
+
+from rs_aligner.config import GenerationConfig
+from rs_aligner.generation.rows import Ended, RolloutRow
+from rs_aligner.generation.sampling import Controls
+from rs_aligner.generation.text import EndStrings
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.runtime import Runtime
+
+
+class CannotDecode(RuntimeError):
+    """An engine cannot decode this model here; the message says why, for a log line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an engine is to decode, the same on every rank but for the rank's own part.
+
+    Attributes:
+        model: this rank's part of the policy (Megatron's `GPTModel`); its weights change while it is trained.
+        arch: its architecture.
+        runtime: this rank's place.
+        config: the config's section; `kv_cache_bytes` is the engine's to keep to.
+        allowed: bool `[V]` on the CPU, the ids that may be sampled; None for all.
+    """
+
+    model: GPTModel
+    arch: Architecture
+    runtime: Runtime
+    config: GenerationConfig
+    allowed: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Rollouts that are decoded together.
+
+    Attributes:
+        rows: the rollouts, those of a prompt side by side; at least one.
+        controls: how to sample.
+        end_strings: what ends a response: end tokens, and texts.
+    """
+
+    rows: list[RolloutRow]
+    controls: Controls
+    end_strings: EndStrings
+
+
+class Decoder(Protocol):
+    """An engine with a policy, whose weights it decodes as they are when it is asked."""
+
+    @property
+    def description(self) -> str:
+        """What decodes, for the log line."""
+
+    def decode(self, wave: Wave) -> Iterator[Ended]:
+        """The wave's rollouts in any order, each as soon as it ends.
+
+        Every rank of a replica runs this to the end. A rollout follows from its row (the seed, too), the
+        controls and the weights.
+
+        Raises:
+            ValueError: a single rollout may not fit into the cache, or no token may come.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A way to decode.
+
+    Attributes:
+        name: in messages.
+        is_meant: whether the config and the kind of device ask for it at all; all ranks must say the same.
+        new: makes the decoder; raises `CannotDecode` where it cannot run this architecture, or not here.
+    """
+
+    name: str
+    is_meant: Callable[[GenerationConfig, torch.device], bool]
+    new: Callable[[Offer], Decoder]

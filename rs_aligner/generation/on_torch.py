@@ -1,0 +1,36 @@
+"""The engine for a GPU, or a CPU without a compiler: the decoding loop of `cohorts` on torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rs_aligner.generation.cohorts import CohortWave
+from rs_aligner.generation.decoder import Engine, Offer, Wave
+from rs_aligner.generation.network import Network
+from rs_aligner.generation.rows import Ended
+
+
+class TorchDecoder:
+    """Decodes on torch, wherever the policy is.
+
+    Args:
+        network: the policy's forward pass.
+        kv_cache_bytes: most bytes of keys and values on this rank; None for no bound.
+    """
+
+    description = "torch"
+
+    def __init__(self, network: Network, kv_cache_bytes: int | None = None) -> None:
+        self.network, self.kv_cache_bytes = network, kv_cache_bytes
+
+    def decode(self, wave: Wave) -> Iterator[Ended]:
+        """As `Decoder.decode`."""
+        return CohortWave(self.network, wave, self.kv_cache_bytes).run()
+
+
+def _new(offer: Offer) -> TorchDecoder:
+    network = Network(offer.model, offer.arch, offer.runtime, offer.allowed)
+    return TorchDecoder(network, offer.config.kv_cache_bytes)
+
+
+TORCH = Engine("torch", lambda config, device: True, _new)

@@ -1,0 +1,131 @@
+"""Which engine decodes, and what a further one takes: a decoder, a way to make it, its line in the list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rs_aligner.config import GenerationConfig, LengthParams, PolicyModelBase, SamplingParams
+from rs_aligner.generation import engines
+from rs_aligner.generation.decoder import CannotDecode, Decoder, Engine, Offer, Wave
+from rs_aligner.generation.rows import Ended
+from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.policy.policy import MegatronPolicy
+from rs_aligner.policy.sampler import load_sampler
+from rs_aligner.policy.trainable import Optimization
+from rs_aligner.rollout import Prompt, Rollout
+from rs_aligner.sample_request import SampleRequest
+from tests.tiny import save_tiny, save_tiny_with_tokenizer
+
+# An engine's file.
+
+
+class Counting:
+    """Decodes nothing: each token is the one before it and one."""
+
+    description = "counting up"
+
+    def __init__(self, offer: Offer) -> None:
+        self.vocab_size = offer.arch.vocab_size
+
+    def decode(self, wave: Wave) -> Iterator[Ended]:
+        for row in reversed(wave.rows):  # rollouts end in any order
+            last = row.prompt.token_ids[-1]
+            tokens = [(last + 1 + place) % self.vocab_size for place in range(row.limit)]
+            yield row, tokens, [0.0] * row.limit, "length"
+
+
+COUNTING = Engine("counting", lambda config, device: True, Counting)
+
+# Its line.
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "ENGINES", [COUNTING, *engines.ENGINES])
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level("INFO", logger="rs_aligner")
+    return caplog
+
+
+def sampled(policy: Any, *, step: int = 1, first_index: int = 0) -> list[Rollout]:
+    prompts = [Prompt("a", "", (5, 9), position=3), Prompt("b", "", (70,), position=4)]
+    lengths = LengthParams(max_length=4)
+    asked = SampleRequest(prompts, 2, SamplingParams(), lengths, step, wave_size=1, first_index=first_index)
+    return sorted(policy.generate(asked), key=lambda rollout: (rollout.group, rollout.index))
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_further_engine_decodes_for_the_policy_and_for_who_only_samples(
+    one_rank: Runtime, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    folder = save_tiny_with_tokenizer(tmp_path)
+    tokenizer = Tokenizer(folder)
+    config = PolicyModelBase.model_validate({"data": {"data_prefix": {"train": []}}})
+    policy = MegatronPolicy(folder, config, one_rank, tokenizer, optimization=Optimization(lambda step: 0.0))
+    sampler = load_sampler(folder, one_rank, tokenizer, seed=config.seed)
+    assert [record.getMessage() for record in log.records] == ["decoder: counting up"] * 2
+    policy.version = 7
+    found = sampled(policy, first_index=2)
+    assert [(r.group, r.index) for r in found] == [(0, 2), (0, 3), (1, 2), (1, 3)]
+    assert [r.token_ids for r in found] == [(10, 11, 12, 13)] * 2 + [(71, 72, 73, 74)] * 2
+    assert [r.text for r in found] == [tokenizer.decode(r.token_ids) for r in found]
+    assert {(r.finish_reason, r.policy_version) for r in found} == {("length", 7)}
+    assert len({r.seed for r in found}) == 4
+    assert [r.token_ids for r in sampled(sampler)] == [r.token_ids for r in found]
+    assert [r.seed for r in sampled(sampler, first_index=2)] == [r.seed for r in found]
+
+
+def decoder_of(runtime: Runtime, folder: Path, **config: Any) -> Decoder:
+    arch = read_architecture(save_tiny("llama", folder))
+    model = build_model(arch, transformer_config(arch, runtime, dtype=torch.float32), runtime)
+    return engines.new_decoder(model, arch, runtime, GenerationConfig(**config))
+
+
+def test_an_engine_that_cannot_run_the_model_says_why_and_the_next_one_decodes(
+    one_rank: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    def decline(offer: Offer) -> Decoder:
+        raise CannotDecode(f"nobody counts to {offer.arch.vocab_size}")
+
+    declining = Engine("counting", lambda config, device: True, decline)
+    monkeypatch.setattr(engines, "ENGINES", [declining, *engines.ENGINES])
+    decoder_of(one_rank, tmp_path / "one", compile=False)
+    assert log.messages == ["decoder: torch, which is slower, since nobody counts to 96"]
+    monkeypatch.setattr(engines, "ENGINES", [declining])
+    with pytest.raises(ValueError, match="no engine can decode this llama model here: counting: nobody"):
+        decoder_of(one_rank, tmp_path / "none")
+
+
+@pytest.mark.usefixtures("registered")
+def test_ranks_agree_on_one_engine(one_rank: Runtime, tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    class OfTwo(Runtime):
+        """A rank beside one that cannot count."""
+
+        def maximum(self, values: dict[str, float]) -> dict[str, float]:
+            said.append(values)
+            return {"missing": 1.0} if len(said) == 1 else values
+
+    said: list[dict[str, float]] = []
+    decoder = decoder_of(OfTwo(**vars(one_rank)), tmp_path, compile=False)
+    assert decoder.description == "torch"
+    assert said == [{"missing": 0.0}] * 2
+    assert log.messages == ["decoder: torch, which is slower, since another rank has no counting"]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_engine_keeps_to_the_budget_of_the_config(
+    one_rank: Runtime, tmp_path: Path, compiled: bool
+) -> None:
+    decoder: Any = decoder_of(one_rank, tmp_path, compile=compiled, kv_cache_bytes=12345)
+    assert decoder.kv_cache_bytes == 12345
