@@ -6,14 +6,18 @@ The figures to reach are those of a plain loop on the same data (see the data's 
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
+from tests.conftest import ROOT
 from tests.e2e.launch import read_metrics, run_script
 from tests.reward.rows import free_port
 from tests.reward.service import service
@@ -85,3 +89,34 @@ def test_the_ledger_has_every_rollout(run: Path) -> None:
         assert sum(row["kept"] for row in rows) == 128
         assert all(row["failure"] is None for row in rows)
         assert {row["policy_version"] for row in rows} == {step - 1}
+
+
+@pytest.fixture
+def minimal(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`examples/minimal.py`, the whole of it on one page."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("minimal")
+
+
+def test_the_page_to_learn_from_keeps_the_same_rollouts_and_comes_to_the_same_loss(
+    run: Path, test_data: Path, minimal: ModuleType
+) -> None:
+    """From the trainer's first step: eight optimizer steps, so the updates are the same, too."""
+    rows = [json.loads(line) for line in (run / "rollouts" / "step_000001.jsonl").read_text().splitlines()]
+    rollouts = [minimal.Rollout(r["prompt_token_ids"], r["token_ids"], r["response"]) for r in rows]
+    kept = minimal.keep(rollouts, [row["reward"] for row in rows], n=8, top_n=1)
+    assert kept == [rollout for rollout, row in zip(rollouts, rows, strict=True) if row["kept"]]
+    model = transformers.AutoModelForCausalLM.from_pretrained(test_data / "stories260k", dtype=torch.float32)
+    loss = minimal.train(model, minimal.optimizer_of(model, 3e-4), kept, batch_size=16)
+    assert loss == pytest.approx(read_metrics(run)[1]["loss"], rel=0, abs=1e-5)
+
+
+def test_the_page_to_learn_from_raises_the_score_by_itself(
+    tmp_path: Path, test_data: Path, minimal: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = test_data / "tinystories" / "prompts_train.jsonl", tmp_path / "out"
+    numbers = ["--steps=3", "--lr=5e-4", "--prompts-per-step=40", "--batch-size=8"]
+    minimal.main([str(test_data / "stories260k"), str(prompts), str(out), *numbers])
+    first, _, third = (float(reward) for reward in re.findall(r"reward (\S+)", capsys.readouterr().out))
+    assert third - first >= 0.15
+    assert transformers.AutoModelForCausalLM.from_pretrained(out).num_parameters() > 0
