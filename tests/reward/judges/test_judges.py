@@ -16,6 +16,7 @@ from rs_aligner.reward.judges import BUILT_IN, ServedJudge, TokenJudge, load_jud
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.judges.functions import FunctionJudge, smoke_test, users_judge
 from rs_aligner.rollout import Score, ScoreFailure
+from tests.conftest import ROOT
 
 
 def test_exact_answer_reads_the_key_it_is_told_and_names_a_row_that_lacks_it() -> None:
@@ -50,6 +51,13 @@ def test_sentiment_without_its_package_says_what_to_install(monkeypatch: pytest.
 def test_the_config_knows_exactly_the_judges_that_there_are() -> None:
     names = get_args(JudgeConfig.model_fields["name"].annotation)
     assert {name for part in names for name in get_args(part)} == set(BUILT_IN)
+
+
+def test_every_judge_is_told_of() -> None:
+    pages = "".join((ROOT / page).read_text() for page in ("README.md", "docs/judge.md"))
+    assert [
+        name for name in BUILT_IN if f"`{name}`" not in pages and f"judge.name={name}`" not in pages
+    ] == []
 
 
 def write_judge(folder: Path, body: str) -> str:
