@@ -36,7 +36,7 @@ def problems(tree):
 
 def test_every_key_of_every_selector_is_described_here_and_on_its_page():
     page = (Path(__file__).parents[2] / "docs" / "selection.md").read_text()
-    assert len(SECTIONS) == 15
+    assert len(SECTIONS) >= 15
     for name, section in SECTIONS.items():
         assert f"`{name}`" in page
         for key, field in section.model_fields.items():

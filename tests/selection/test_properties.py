@@ -16,6 +16,7 @@ from rs_aligner.config.chain import most_kept
 from rs_aligner.config.selection import SelectorConfig
 from rs_aligner.rollout import Group, Score
 from rs_aligner.selection import KEPT, NOT_SCORED, Progress, Selection, build_chain
+from rs_aligner.selection.chain import MAKERS
 from tests.selection.steps import CONFIGS, chain, kept, steps
 
 pytestmark = pytest.mark.timeout(120)
@@ -211,9 +212,10 @@ def test_a_chain_keeps_no_more_than_the_plan_says(selectors, groups, progress, t
     assert kept_in_all <= most_kept(configs, **most, num_candidates=candidates) <= candidates
 
 
-def test_every_selector_is_tried():
+def test_every_selector_of_the_config_is_made_and_tried():
     names = {get_args(section.model_fields["name"].annotation)[0] for section in SECTIONS}
     assert set(SELECTORS) == names
+    assert set(MAKERS) == set(SECTIONS)
 
 
 @slowly
