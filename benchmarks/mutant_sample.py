@@ -71,7 +71,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "trainers/held_out.py": LOOP,
     "trainers/failures.py": LOOP,
     "trainers/round.py": ("tests/trainers/test_round.py", *LOOP),
-    "trainers/pace.py": ("tests/record/test_run.py", *LOOP),
+    "trainers/pace.py": ("tests/trainers/test_pace.py", "tests/record/test_run.py", *LOOP),
     "trainers/measure.py": ("tests/trainers/test_measure.py", *LOOP),
     "record/run.py": ("tests/record/test_run.py", *LOOP),
     "remote/retry.py": CLIENT,

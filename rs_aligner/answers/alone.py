@@ -102,11 +102,11 @@ def whole_number(text: str, *, formula: bool) -> Quantity | None:
     plain = plain_text(text).strip()
     line = plain.partition("\n")[0] if not formula else " ".join(plain.split())
     parts = re.split("[=≈]", line)
-    with_digits = [part for part in parts if re.search(r"\d", part)]
-    if not with_digits:
+    last = max((place for place, part in enumerate(parts) if re.search(r"\d", part)), default=None)
+    if last is None:
         return None
-    answer = with_digits[-1]
-    if not all(part is answer or _LABEL.fullmatch(part) or _ARITHMETIC.fullmatch(part) for part in parts):
+    answer = parts.pop(last)
+    if not all(_LABEL.fullmatch(part) or _ARITHMETIC.fullmatch(part) for part in parts):
         return None
     numbers = find_numbers(answer, in_prose=False)
     if len(numbers) != 1 or numbers[0].value is None:

@@ -75,9 +75,7 @@ class HeldOut:
         """Whether as many checks as `patience` have passed without a better figure."""
         if self.patience is None or not self._found:
             return False
-        best = max(
-            self._found, key=lambda step: (self._goodness(step), -step)
-        )  # a figure as good is no better
+        best = max(self._found, key=self._goodness)  # the first of equals: a figure as good is no better
         return sum(step > best for step in self._found) >= self.patience
 
     def _goodness(self, step: int) -> float:

@@ -53,9 +53,7 @@ def measure(candidates: Candidates, selection: Selection, *, passed_above: float
     everyone, places = candidates.groups, candidates.by_design()
     groups = [group.only(part) for group, part in zip(everyone, places, strict=True)]
     part = selection.only(places)
-    is_all = all(
-        len(one.rollouts) == len(group.rollouts) for one, group in zip(groups, everyone, strict=True)
-    )
+    is_all = sum(map(len, places)) == sum(len(group.rollouts) for group in everyone)
     metrics = step_metrics(everyone, selection, sampled=groups)
     metrics |= proof_metrics(groups, part, passed_above=passed_above, is_all=is_all)
     if any(group.watched for group in everyone):

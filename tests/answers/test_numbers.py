@@ -60,6 +60,7 @@ PART_OF_SOMETHING = [
     (r"\boxed{x^2=9}", "9"),
     (r"\boxed{2x=9}", "9"),
     (r"\boxed{18!}", "18"),
+    (r"\boxed{18 = 18 \text{ or more}}", "18"),
     (r"\boxed{(18)^2}", "18"),
     (r"\boxed{18 ^2}", "18"),
     (r"\boxed{\pm 18}", "18"),
