@@ -23,6 +23,7 @@ CONFIG += ("tests/config/test_generate.py", "tests/config/test_upstream.py", "te
 SELECTORS = ("tests/config/test_selection.py", *CONFIG, "tests/selection/test_properties.py")
 LOOP = ("tests/trainers/test_rs.py", "tests/trainers/test_pool.py", "tests/proof/test_watched.py")
 CLIENT = (
+    "tests/remote/test_asking.py",
     "tests/reward/client/test_asking_again.py",
     "tests/reward/client/test_client.py",
     "tests/reward/client/test_faults.py",
@@ -74,10 +75,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "trainers/pace.py": ("tests/trainers/test_pace.py", "tests/record/test_run.py", *LOOP),
     "trainers/measure.py": ("tests/trainers/test_measure.py", *LOOP),
     "record/run.py": ("tests/record/test_run.py", *LOOP),
-    "remote/retry.py": CLIENT,
-    "remote/queue.py": CLIENT,
-    "remote/endpoints.py": CLIENT,
-    "remote/asking.py": CLIENT,
+    **{f"remote/{name}.py": CLIENT for name in ("asking", "endpoints", "queue", "retry")},
     "reward/protocol.py": (
         "tests/reward/test_protocol.py",
         "tests/reward/client/test_malformed_answers.py",

@@ -217,6 +217,10 @@ def test_room_for_responses_is_asked_for_only_where_there_are_any(schema, tree, 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        *(
+            ("model.data.judge_special_tokens", value, "should be false, true, or a list of special tokens")
+            for value in ([""], ["<think>", 3], 3)
+        ),
         ("trainer.devices", 0, "trainer.devices is 0: should be greater than or equal to 1"),
         ("trainer.devices", True, "trainer.devices is true: should be a number"),
         ("trainer.accelerator", "tpu", "trainer.accelerator is \"tpu\": should be 'auto', 'cpu' or 'gpu'"),

@@ -132,6 +132,41 @@ def test_what_is_given_up_or_cut_short_is_a_failure_with_a_reason(monkeypatch: p
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("engine-")]
 
 
+def test_a_fault_of_the_service_fails_its_batch_and_the_next_one_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine()
+    asked = asker(engine)
+    asked.open(5)
+    write = Engine.write
+
+    def faulty(self: Engine, texts: Sequence[str]) -> list[str]:
+        if "bad" in texts:
+            raise KeyError("no such text")
+        return write(self, texts)
+
+    monkeypatch.setattr(Engine, "write", faulty)
+    for text in ("bad", "good"):
+        futures = [asked.submit(text, length=4) for _ in range(2)]
+        asked.flush()
+        results = [str(future.result(10)) for future in futures]
+        assert results == [{"bad": "unexpected KeyError: 'no such text'"}.get(text, "good, and so on")] * 2
+    asked.close()
+
+
+def test_rows_are_asked_for_in_the_thread_that_hands_them_in_where_that_is_asked_for() -> None:
+    engine = Engine()
+    asked = asker(engine, here=True)
+    assert asked.open_here().url == "http://engine-0"
+    futures = [asked.submit(f"text {number}", length=6) for number in range(6)]
+    assert [future.done() for future in futures] == [True] * 4 + [False] * 2  # a batch was full
+    asked.flush()
+    assert all(future.done() for future in futures)
+    assert engine.asked == [4, 2]
+    asked.close()
+    assert asked.is_stopped
+
+
 def test_the_room_names_neither_judges_nor_rewards_and_imports_nothing_above_it() -> None:
     files = sorted(Path(remote.__file__).parent.glob("*.py"))
     assert len(files) > 5
