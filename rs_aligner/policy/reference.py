@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from rs_aligner.policy.batches import MicroBatch, collate, deal
+from rs_aligner.policy.forward import Read, forward_only
 from rs_aligner.policy.training import BaseTrainer
 from rs_aligner.rollout import TrainingRow
 
@@ -84,7 +83,6 @@ def _copy(weights: torch.Tensor, offload: bool) -> torch.Tensor:
     return copy.copy_(weights)
 
 
-@torch.no_grad()
 def response_log_probs(
     trainer: BaseTrainer, rows: Sequence[TrainingRow], micro_batch_size: int
 ) -> list[tuple[float, ...]]:
@@ -101,44 +99,26 @@ def response_log_probs(
         For each row as many numbers as it has response tokens; the same on every rank.
     """
     runtime = trainer.runtime
-    if not rows:
-        return []
     placed = [_Placed(place, row) for place, row in enumerate(rows)]
     mine = deal(placed, micro_batch_size, runtime.dp_rank, runtime.dp_size)
-    batches = [collate([one.row for one in chunk], trainer.multiple) for chunk in mine]
-    trainer.ddp.eval()
+    batches = [
+        ([one.place for one in chunk], collate([one.row for one in chunk], trainer.multiple))
+        for chunk in mine
+    ]
 
-    def forward_step(batches: Iterator[MicroBatch], model: Any) -> Any:
-        batch = next(batches).to(runtime.device)
-        runtime.use_threads(model, batch.tokens.numel())
+    def run(batch: MicroBatch, model: Any) -> tuple[torch.Tensor, Read]:
+        batch = batch.to(runtime.device)
 
-        def log_probs(output: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
+        def log_probs(output: torch.Tensor) -> torch.Tensor:
             return -output[:, :-1].float()[batch.mask]  # row by row, in order
 
         return model(batch.tokens, batch.positions, None, labels=batch.labels), log_probs
 
-    found: list[torch.Tensor] = get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iter(batches),
-        model=[trainer.ddp],
-        num_microbatches=len(batches),
-        seq_length=max(batch.tokens.shape[1] for batch in batches),
-        micro_batch_size=micro_batch_size,
-        forward_only=True,
-        collect_non_loss_data=True,
-    )
-    speaks = runtime.is_last_stage and runtime.tp_rank == 0
-    pieces = []
-    if speaks:
-        for chunk, log_probs in zip(mine, found, strict=True):
-            lengths = [len(one.row.response) for one in chunk]
-            if chunk:
-                parts = log_probs.cpu().split(lengths)
-                pieces += [(one.place, part.tolist()) for one, part in zip(chunk, parts, strict=True)]
-    everyone: list[list[tuple[int, list[float]]]] = [[] for _ in range(runtime.world_size)]
-    dist.all_gather_object(everyone, pieces, group=runtime.objects)
-    by_place = dict(piece for rank in everyone for piece in rank)
-    return [tuple(by_place[place]) for place in range(len(rows))]
+    def by_row(batch: MicroBatch, log_probs: torch.Tensor) -> list[tuple[float, ...]]:
+        parts = log_probs.cpu().split(batch.mask.sum(1).tolist())
+        return [tuple(part.tolist()) for part in parts]
+
+    return forward_only(trainer.ddp, runtime, batches, run, by_row, len(rows))
 
 
 class _Placed:

@@ -8,15 +8,14 @@ depends on its own length and on `batch_size`, and never on its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from rs_aligner.model.runtime import Runtime
+from rs_aligner.policy.forward import Read, forward_only
 from rs_aligner.policy.pairs import last_values, padded, run_model
 
 WIDTH = 64
@@ -34,6 +33,13 @@ def batches_of(sequences: Sequence[Sequence[int]], batch_size: int) -> list[tupl
     ]
 
 
+class _Sequences(NamedTuple):
+    """Right-padded `tokens` `[B, width]` and their `lengths` `[B]`."""
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+
+
 class SequenceScorer:
     """A reward model's rewards.
 
@@ -46,7 +52,6 @@ class SequenceScorer:
     def __init__(self, model: GPTModel, runtime: Runtime, batch_size: int) -> None:
         self.model, self.runtime, self.batch_size = model, runtime, batch_size
 
-    @torch.no_grad()
     def __call__(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """The reward of each sequence, none of them empty; the same `sequences` and result on every rank.
 
@@ -54,43 +59,18 @@ class SequenceScorer:
         """
         runtime = self.runtime
         mine = batches_of(sequences, self.batch_size)[runtime.dp_rank :: runtime.dp_size]
-        self.model.eval()
-        values: list[list[float]] = []
-        if mine:
-            found = get_forward_backward_func()(
-                forward_step_func=self._forward,
-                data_iterator=self._batches(sequences, mine),
-                model=[self.model],
-                num_microbatches=len(mine),
-                seq_length=max(width for width, _ in mine),
-                micro_batch_size=self.batch_size,
-                forward_only=True,
-                collect_non_loss_data=True,
-            )
-            values = [rewards.tolist() for rewards in found]
-        speaks = runtime.is_last_stage and runtime.tp_rank == 0
-        pairs = [
-            (place, value)
-            for (_, places), rewards in zip(mine, values, strict=False)  # no values before the last stage
-            for place, value in zip(places, rewards, strict=False)  # the rest of a batch is filling
+        batches = [
+            (places, self._padded([sequences[place] for place in places], width)) for width, places in mine
         ]
-        everyone: list[list[tuple[int, float]]] = [[] for _ in range(runtime.world_size)]
-        dist.all_gather_object(everyone, pairs if speaks else [], group=runtime.objects)
-        rewards = dict(pair for rank in everyone for pair in rank)
-        return [rewards[place] for place in range(len(sequences))]
 
-    def _batches(
-        self, sequences: Sequence[Sequence[int]], mine: Sequence[tuple[int, list[int]]]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for width, places in mine:
-            rows = [sequences[place] for place in places]
-            yield padded([*rows, *[(0,)] * (self.batch_size - len(rows))], width)
+        def by_row(batch: _Sequences, rewards: torch.Tensor) -> list[float]:
+            return rewards.tolist()
 
-    def _forward(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], model: Any) -> Any:
-        tokens, lengths = (tensor.to(self.runtime.device) for tensor in next(batches))
-        self.runtime.use_threads(model, tokens.numel())  # of this batch only: it depends on no other
+        return forward_only(self.model, runtime, batches, self._run, by_row, len(sequences))
 
-        def rewards(output: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
-            return last_values(output, lengths)
+    def _padded(self, rows: Sequence[Sequence[int]], width: int) -> _Sequences:
+        return _Sequences(*padded([*rows, *[(0,)] * (self.batch_size - len(rows))], width))
 
-        return run_model(model, tokens), rewards
+    def _run(self, batch: _Sequences, model: Any) -> tuple[torch.Tensor, Read]:
+        tokens, lengths = (tensor.to(self.runtime.device) for tensor in batch)
+        return run_model(model, tokens), lambda output: last_values(output, lengths)
