@@ -34,7 +34,6 @@ SCHEMAS: dict[str, type[Section]] = {
     "generate": GenerateConfig,
     "serve_reward": ServeRewardConfig,
 }
-LEAVES = {command: {leaf.key: leaf for leaf in leaves(schema)} for command, schema in SCHEMAS.items()}
 ONLY_CHECKED = {
     "model.precision",  # another name of trainer.precision, and held to it
     "overwrite",  # whether a file that is there is an error
@@ -48,9 +47,14 @@ ROWS = [
 ]
 
 
+def leaves_of(command: str) -> dict[str, Leaf]:
+    """All leaves of a command's config, by their keys."""
+    return {leaf.key: leaf for leaf in leaves(SCHEMAS[command])}
+
+
 @pytest.mark.parametrize("command", TABLE)
 def test_every_leaf_has_a_row_and_every_row_is_a_leafs(command: str) -> None:
-    there, told = set(LEAVES[command]), set(TABLE[command][1])
+    there, told = set(leaves_of(command)), set(TABLE[command][1])
     missing, gone = sorted(there - told), sorted(told - there)
     assert not missing, (
         f"{command}: nothing shows what these keys do: {', '.join(missing)}. For each of them add a row to "
@@ -69,7 +73,7 @@ def test_the_yaml_file_has_every_key_of_the_schema_and_no_other(command: str) ->
             else:
                 yield prefix + key
 
-    everything = set(LEAVES[command])
+    everything = set(leaves_of(command))
     plain = {leaf for leaf in everything if "[" not in leaf and "*" not in leaf}
     in_file = set(written(compose(command, [])))
     # A section that is null or empty stands for all that is below it.
@@ -118,7 +122,7 @@ def test_a_leaf_has_the_effect_that_its_row_says(command: str, key: str, row: Ro
     assert with_it.get(row.shows) != without.get(row.shows), (
         f"{row.at or key} = {row.value!r} changes nothing of {row.shows!r}: {without.get(row.shows)}"
     )
-    assert is_read(LEAVES[command][key], without, with_it) or key in ONLY_CHECKED, f"no code reads {key}"
+    assert is_read(leaves_of(command)[key], without, with_it) or key in ONLY_CHECKED, f"no code reads {key}"
 
 
 def is_read(leaf: Leaf, *runs: Mapping[str, Any]) -> bool:
