@@ -154,6 +154,23 @@ def test_a_fault_of_the_service_fails_its_batch_and_the_next_one_is_asked(
     asked.close()
 
 
+def test_a_server_that_is_up_a_moment_later_is_let_in_while_the_asker_opens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, trials = Engine(), list[float]()
+
+    def try_out(_: Writing, endpoint: Endpoint[Engine], link: Engine, ready_timeout: float) -> None:
+        trials.append(ready_timeout)
+        if len(trials) < 3:
+            raise TransportError("not yet", "unreachable")
+
+    monkeypatch.setattr(Writing, "try_out", try_out)
+    asked = asker(engine)
+    asked.open(8)  # raises where it is not in by then
+    assert len(trials) == 3
+    asked.close()
+
+
 def test_rows_are_asked_for_in_the_thread_that_hands_them_in_where_that_is_asked_for() -> None:
     engine = Engine()
     asked = asker(engine, here=True)
