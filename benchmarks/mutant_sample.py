@@ -70,7 +70,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "trainers/rs.py": LOOP,
     "trainers/learner.py": LOOP,
     "trainers/held_out.py": LOOP,
-    "trainers/failures.py": LOOP,
+    "trainers/failures.py": ("tests/trainers/test_failures.py", *LOOP),
     "trainers/round.py": ("tests/trainers/test_round.py", *LOOP),
     "trainers/pace.py": ("tests/trainers/test_pace.py", "tests/record/test_run.py", *LOOP),
     "trainers/measure.py": ("tests/trainers/test_measure.py", *LOOP),
