@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rs_aligner.remote import retry
+from rs_aligner.remote import asking, retry
 from rs_aligner.reward.client import client
 from rs_aligner.reward.client.in_process import OFFER, LocalJudge
 from rs_aligner.reward.server import serve as server
@@ -72,7 +72,7 @@ def set_up_judges(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     """What the judge's client asks of servers, of the clock, and how long it would go on."""
 
     class Connection:
-        def __init__(self, ip: str, port: int, name: str, token: str | None = None) -> None:
+        def __init__(self, ip: str, port: int, name: str, token: str | None = None, **_: Any) -> None:
             notes.add("servers", ip, port, name, token)
             self.judge = LocalJudge(_Judge(port), 64)  # type: ignore[arg-type]
 
@@ -96,18 +96,17 @@ def set_up_judges(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         close = abort
 
     patch.setattr(client, "TritonConnection", Connection)
-    patch.setattr(client, "time", SimpleNamespace(monotonic=lambda: 1000.0))
-    _note(
-        patch,
-        notes,
-        client.RemoteGPTRMClient,
-        "__init__",
-        lambda cfg, *_: notes.add("patience", *_patience(cfg)),
-    )
-    _note(patch, notes, client.RowQueue, "__init__", lambda size, room: notes.add("queue", size, room))
-    _note(patch, notes, client.RowQueue, "put", lambda row: notes.add("due", round(row.due - 1000, 6)))
-    _note(patch, notes, client.EndpointPool, "__init__", lambda _, limit, __: notes.add("in flight", limit))
-    _note(patch, notes, client.EndpointPool, "open", lambda timeout: notes.add("startup", timeout))
+    patch.setattr(asking, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    queue, pool = asking.RowQueue, asking.EndpointPool
+
+    def asker(service: Any, endpoints: Any, how: asking.Asking, *, here: bool = False) -> None:
+        notes.add("patience", *_patience(how))
+
+    _note(patch, notes, asking.Asker, "__init__", asker)
+    _note(patch, notes, queue, "__init__", lambda size, room: notes.add("queue", size, room))
+    _note(patch, notes, queue, "put", lambda row: notes.add("due", round(row.due - 1000, 6)))
+    _note(patch, notes, pool, "__init__", lambda _, limit, *__: notes.add("in flight", limit))
+    _note(patch, notes, pool, "open", lambda timeout: notes.add("startup", timeout))
 
     def limited(spec: str, kwargs: dict[str, Any], seconds: float) -> Any:
         from rs_aligner.reward.judges.functions import users_judge
@@ -122,20 +121,20 @@ def _note(patch: pytest.MonkeyPatch, notes: Notes, kind: type, name: str, say: C
     """Lets `say` see the arguments of a method, which then goes on."""
     original = getattr(kind, name)
 
-    def method(self: Any, *args: Any) -> Any:
-        say(*args)
-        return original(self, *args)
+    def method(self: Any, *args: Any, **named: Any) -> Any:
+        say(*args, **named)
+        return original(self, *args, **named)
 
     patch.setattr(kind, name, method)
 
 
-def _patience(cfg: Any) -> tuple[Any, ...]:
+def _patience(how: asking.Asking) -> tuple[Any, ...]:
     """How often a request that always fails is sent, for how long, and how long an outage is sat out."""
     now = 0.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: now))
         patch.setattr(retry, "jittered", lambda _: 1.0)
-        patience = retry.Patience(cfg)
+        patience = how.patience()
         while (delay := patience.failed()) is not None:
             now += delay
         return patience.failures, now, patience.outage
