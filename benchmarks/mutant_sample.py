@@ -42,6 +42,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "selection/*.py": SELECTION,
     "loss.py": ("tests/test_loss.py", "tests/test_objective_losses.py", "tests/test_pairs.py"),
     "objective/rows.py": ("tests/objective/test_rows.py", *LOOP),
+    "objective/terms/*.py": ("tests/objective/test_terms.py",),
     "batching.py": ("tests/test_batching.py",),
     "schedule.py": ("tests/test_schedule.py",),
     "config/chain.py": SELECTORS,

@@ -28,6 +28,7 @@ __all__ = [
     "clipped_tokens",
     "kl_to_reference",
     "masked_nll",
+    "normalized",
     "response_mask",
 ]
 
@@ -125,7 +126,7 @@ def masked_nll(
     nll_BT = torch.where(mask, -log_probs, 0.0)
     if weights is not None:
         nll_BT = nll_BT * _column(weights, mask, "weights")
-    return _normalized(nll_BT, mask, denominator, normalization)
+    return normalized(nll_BT, mask, denominator, normalization)
 
 
 def clipped_surrogate(
@@ -162,7 +163,7 @@ def clipped_surrogate(
     """
     _check(mask, denominator, normalization, log_probs=log_probs, sampled_log_probs=sampled_log_probs)
     raw_BT, clipped_BT = _surrogates(log_probs, sampled_log_probs, advantages, mask, clip_low, clip_high)
-    return _normalized(-torch.minimum(raw_BT, clipped_BT), mask, denominator, normalization)
+    return normalized(-torch.minimum(raw_BT, clipped_BT), mask, denominator, normalization)
 
 
 def clipped_tokens(
@@ -222,7 +223,7 @@ def kl_to_reference(
     _check(mask, denominator, normalization, log_probs=log_probs, reference_log_probs=reference_log_probs)
     difference_BT = _log_ratio(reference_log_probs.detach(), log_probs, mask)
     value_BT = kl_estimate(difference_BT, estimator)
-    return _normalized(value_BT, mask, denominator, normalization)
+    return normalized(value_BT, mask, denominator, normalization)
 
 
 def _check(mask: Tensor, denominator: float | Tensor, normalization: str, **values: Tensor) -> None:
@@ -273,10 +274,13 @@ def _surrogates(
     return ratio_BT * advantage_BT, ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantage_BT
 
 
-def _normalized(
+def normalized(
     values: Tensor, mask: Tensor, denominator: float | Tensor, normalization: Normalization
 ) -> Tensor:
-    """The sum of `[B, T]`, zero where masked out, as `normalization` says, over the denominator."""
+    """The sum of `[B, T]`, zero where masked out, as `normalization` says, over the denominator.
+
+    What all losses of tokens here end with; `masked_nll` says what it means.
+    """
     if normalization == "token":
         return values.sum() / denominator
     num_tokens_B = mask.sum(dim=1).clamp(min=1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -30,9 +31,11 @@ from megatron.core.transformer import TransformerConfig
 
 from rs_aligner.config import OptimConfig
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
-from rs_aligner.loss import Normalization, clipped_surrogate, clipped_tokens, kl_to_reference, masked_nll
+from rs_aligner.loss import Normalization
 from rs_aligner.model.runtime import Runtime
+from rs_aligner.objective.terms import Inputs, terms_of
 from rs_aligner.policy.batches import MicroBatch, denominator, micro_batches
+from rs_aligner.policy.logits import predictions
 from rs_aligner.rollout import TrainingRow
 
 _logger = logging.getLogger("rs_aligner")
@@ -52,9 +55,7 @@ class StepStats:
         loss: of the global batch.
         grad_norm: of the global gradient, before clipping.
         learning_rate: that the step was made with.
-        figures: what the objective adds, where its terms play a part. `kl`: the estimated divergence from the
-            reference policy, mean over the response tokens that have one, in nats; `clip_fraction`: share of
-            the response tokens with a ratio that were clipped. Both before the step.
+        figures: of the objective's terms, where they play a part; before the step.
     """
 
     loss: float
@@ -178,12 +179,12 @@ class BaseTrainer:
 class Trainer(BaseTrainer):
     """The policy's optimizer step, on rows of prompt and response.
 
-    Rows with the sampler's log-probabilities have the clipped surrogate for a loss, others the weighted
-    negative log-likelihood; rows with a reference's have the KL term besides. All may share a batch.
+    What is minimised, and which rows it applies to, is for the terms of the objective to say. Rows of all
+    kinds may share a batch.
 
     Args:
         model, config, runtime, optimizer_config, decay_norms_and_biases: as `BaseTrainer`.
-        objective: its `clip` and `kl`. With `kl` 0 a reference is only measured.
+        objective: what is minimised.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class Trainer(BaseTrainer):
         super().__init__(
             model, config, runtime, optimizer_config, decay_norms_and_biases=decay_norms_and_biases
         )
-        self.objective = objective
+        self.terms = terms_of(objective)
 
     def step(
         self,
@@ -210,94 +211,68 @@ class Trainer(BaseTrainer):
         normalization: Normalization = "sequence",
     ) -> StepStats:
         """One optimizer step on a global batch, the same `rows` on every rank."""
-        loss, figures = self._accumulate(rows, micro_batch_size, normalization)
+        loss, figures = self.gradients(rows, micro_batch_size=micro_batch_size, normalization=normalization)
         return StepStats(loss, self.update(learning_rate), learning_rate, figures)
 
     def gradients(
         self, rows: Sequence[TrainingRow], *, micro_batch_size: int, normalization: Normalization = "sequence"
-    ) -> float:
-        """Leave the global batch's gradient in the parameters' `main_grad`; return its loss."""
-        return self._accumulate(rows, micro_batch_size, normalization)[0]
-
-    def _accumulate(
-        self, rows: Sequence[TrainingRow], micro_batch_size: int, normalization: Normalization
     ) -> tuple[float, dict[str, float]]:
-        """The gradient, as `gradients` leaves it; the loss and the figures.
+        """Leave the global batch's gradient in the parameters' `main_grad`; return its loss and figures.
 
         Which figures there are is decided by the whole batch, so that all ranks add up the same ones.
 
         Raises:
-            ValueError: rows for clipped ratios, but no bounds to clip them to.
+            ValueError: rows that a term cannot be applied to as it is set.
         """
-        if self.objective.bounds is None and any(row.sampled_log_probs for row in rows):
-            raise ValueError("rows have the sampler's log-probabilities: set model.rs.objective.clip")
-        divisors = {
-            "kl": sum(len(row.reference_log_probs) for row in rows),
-            "clip_fraction": sum(len(row.sampled_log_probs) for row in rows),
-        }
-        used = {name: number for name, number in divisors.items() if number}
+        found = {name: number for term in self.terms for name, number in term.counts(rows).items()}
+        counts = {name: number for name, number in found.items() if number}
         batches = micro_batches(
             rows, micro_batch_size, self.runtime.dp_rank, self.runtime.dp_size, multiple=self.multiple
         )
-        divisor = denominator(rows, normalization)
+        added = partial(
+            self._added, counts=counts, divisor=denominator(rows, normalization), normalization=normalization
+        )
 
         def forward(batch: MicroBatch, model: Any) -> Any:
             batch = batch.to(self.runtime.device)
-
-            def sums(output: torch.Tensor) -> torch.Tensor:
-                log_probs = -output[:, :-1].float()
-                loss = self._loss(batch, log_probs, divisor, normalization)
-                return torch.stack([loss, *self._figures(batch, log_probs, used).values()])
-
-            return model(batch.tokens, batch.positions, None, labels=batch.labels), sums
+            needs_logits = any(term.needs_logits for term in self.terms)
+            labels = None if needs_logits else batch.labels  # Megatron then makes log-probabilities of them
+            output = model(batch.tokens, batch.positions, None, labels=labels)
+            return output, partial(added, batch, needs_logits=needs_logits)
 
         loss, *figures = self.accumulate(
-            batches, forward, micro_batch_size=micro_batch_size, num_sums=1 + len(used)
+            batches, forward, micro_batch_size=micro_batch_size, num_sums=1 + len(counts)
         )
-        return loss, dict(zip(used, figures, strict=True))
+        return loss, dict(zip(counts, figures, strict=True))
 
-    def _loss(
-        self, batch: MicroBatch, log_probs: torch.Tensor, divisor: int, normalization: Normalization
+    def _added(
+        self,
+        batch: MicroBatch,
+        output: torch.Tensor,
+        *,
+        needs_logits: bool,
+        counts: dict[str, int],
+        divisor: int,
+        normalization: Normalization,
     ) -> torch.Tensor:
-        """This micro-batch's share of the loss, from `[B, S - 1]`."""
-        bounds, kl = self.objective.bounds, self.objective.kl
-        sampled_BT, reference_BT, weights_B = batch.sampled, batch.reference, batch.weights
-        learnt_BT = batch.mask if sampled_BT is None else batch.mask & sampled_BT.isnan()
-        loss = masked_nll(log_probs, learnt_BT, divisor, normalization, weights=weights_B)
-        if sampled_BT is not None:
-            assert bounds is not None
-            assert weights_B is not None
-            loss = loss + clipped_surrogate(
-                *(log_probs, sampled_BT, weights_B, ~sampled_BT.isnan(), divisor, normalization),
-                clip_low=bounds[0],
-                clip_high=bounds[1],
-            )
-        if reference_BT is not None and kl:
-            mask_BT = ~reference_BT.isnan()
-            loss = loss + kl * kl_to_reference(
-                *(log_probs, reference_BT, mask_BT, divisor, normalization),
-                estimator=self.objective.kl_estimator,
-            )
-        return loss
-
-    @torch.no_grad()
-    def _figures(
-        self, batch: MicroBatch, log_probs: torch.Tensor, divisors: dict[str, int]
-    ) -> dict[str, torch.Tensor]:
-        """This micro-batch's share of the figures, each with a divisor that counts the whole batch."""
-        found = {name: log_probs.new_zeros(()) for name in divisors}
-        if (reference_BT := batch.reference) is not None:
-            mask_BT = ~reference_BT.isnan()
-            found["kl"] = kl_to_reference(log_probs, reference_BT, mask_BT, divisors["kl"], "token")
-        if (sampled_BT := batch.sampled) is not None:
-            assert self.objective.bounds is not None
-            assert batch.weights is not None
-            low, high = self.objective.bounds
-            clipped_BT = clipped_tokens(
-                *(log_probs, sampled_BT, batch.weights, ~sampled_BT.isnan()), clip_low=low, clip_high=high
-            )
-            found["clip_fraction"] = clipped_BT.sum() / divisors["clip_fraction"]
-        return found
+        """What a micro-batch adds to the loss and to each figure, from the model's output."""
+        losses_BS, logits = predictions(output, batch.labels) if needs_logits else (output, None)
+        inputs = Inputs(
+            -losses_BS[:, :-1].float(),
+            batch.mask,
+            divisor,
+            normalization,
+            counts,
+            batch.weights,
+            batch.sampled,
+            batch.reference,
+            logits,
+        )
+        shares = [term.share(inputs) for term in self.terms]
+        loss = reduce(torch.add, [share.loss for share in shares if share.loss is not None])
+        figures = {name: value.detach() for share in shares for name, value in share.figures.items()}
+        zero = loss.new_zeros(())
+        return torch.stack([loss, *(figures.get(name, zero) for name in counts)])
 
 
 def adam(config: OptimConfig, *, dtype: torch.dtype, clip_grad: float | None) -> OptimizerConfig:

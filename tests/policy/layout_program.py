@@ -151,7 +151,7 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
     trainer = new_trainer(folder, rt, distributed=False, sequence_parallel=sequence_parallel)
     for normalization in ("sequence", "token"):
         for size in (1, 2, 4):
-            loss = trainer.gradients(rows(), micro_batch_size=size, normalization=normalization)
+            loss, _ = trainer.gradients(rows(), micro_batch_size=size, normalization=normalization)
             grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
             found[f"gradient {normalization} {size}"] = (loss, grads)
 

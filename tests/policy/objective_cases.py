@@ -6,7 +6,8 @@ Each is run in every layout; `test_objective_layouts.py` looks at what they foun
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,19 +19,23 @@ import torch.distributed as dist
 from rs_aligner.config import LengthParams, ObjectiveConfig, PolicyModelBase, SamplingParams
 from rs_aligner.model import huggingface
 from rs_aligner.model.runtime import Runtime
+from rs_aligner.objective.terms import TERMS, Term
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import response_log_probs
 from rs_aligner.policy.trainable import Optimization
 from rs_aligner.policy.training import StepStats
 from rs_aligner.rollout import Prompt, TrainingRow
 from rs_aligner.sample_request import SampleRequest
+from tests.policy.entropy_bonus import EntropyBonus
 
 OBJECTIVES = {
     "weights": ObjectiveConfig(advantage="group"),
     "clip": ObjectiveConfig(advantage="group", clip=0.2, clip_high=0.3),
     "kl": ObjectiveConfig(kl=0.3),
     "all": ObjectiveConfig(advantage="group", clip=0.2, clip_high=0.3, kl=0.3, kl_estimator="k3+"),
+    "entropy": ObjectiveConfig(advantage="group", clip=0.2, clip_high=0.3, kl=0.3, kl_estimator="k3+"),
 }
+MIXED = ("all", "entropy")
 SIZES = (1, 2, 4)
 NORMALIZATIONS = ("sequence", "token")
 WEIGHTS = (1.5, -0.5, 1.0, 0.25, -2.0, 1.0, 0.75)
@@ -41,7 +46,8 @@ def objective_rows(
 ) -> list[TrainingRow]:
     """The rows with what an objective needs, from log-probabilities that are about the policy's own.
 
-    Under `all` the kinds are mixed: some rows have ratios, some a reference, some both, some neither.
+    Under `all` the kinds are mixed: some rows have ratios, some a reference, some both, some neither. So they
+    are under `entropy`, which has one term more.
     """
     rng = random.Random(7)
 
@@ -51,8 +57,8 @@ def objective_rows(
     found = []
     for i, (row, own) in enumerate(zip(rows, log_probs, strict=True)):
         sampled, reference = near(own, 0.6), near(own, 1.0)
-        has_ratios = name == "clip" or (name == "all" and i % 3 != 0)
-        has_reference = name == "kl" or (name == "all" and i % 2 == 0)
+        has_ratios = name == "clip" or (name in MIXED and i % 3 != 0)
+        has_reference = name == "kl" or (name in MIXED and i % 2 == 0)
         found.append(
             replace(
                 row,
@@ -126,17 +132,20 @@ def run_objectives(
 
     # The ordinary optimizer leaves each rank the whole gradient.
     for name, objective in OBJECTIVES.items():
-        policy = new_policy(objective, distributed=False)
+        with further_terms(*([EntropyBonus.of] if name == "entropy" else [])):
+            policy = new_policy(objective, distributed=False)
         own = response_log_probs(policy.trainer, rows, 4)
         given = objective_rows(name, rows, own)
         for normalization in NORMALIZATIONS:
             for size in SIZES:
-                loss, figures = policy.trainer._accumulate(given, size, normalization)
+                loss, figures = policy.trainer.gradients(
+                    given, micro_batch_size=size, normalization=normalization
+                )
                 grads = weights(policy, lambda parameter: parameter.main_grad)
                 found[f"objective {name} {normalization} {size}"] = (loss, grads)
                 found[f"figures {name} {normalization} {size}"] = {"figures": figures}
         if name == "all":
-            plain = policy.trainer.gradients(rows, micro_batch_size=2)
+            plain, _ = policy.trainer.gradients(rows, micro_batch_size=2)
             grads = weights(policy, lambda parameter: parameter.main_grad)
             found["objective none"] = (plain, grads)
 
@@ -159,6 +168,16 @@ def run_objectives(
             f"{case} {kind}": value for case, value in _start_cases(new, weights, work / kind, rows).items()
         }
     return found
+
+
+@contextmanager
+def further_terms(*makers: Callable[[ObjectiveConfig], Term | None]) -> Iterator[None]:
+    """Objectives have these terms, too, inside."""
+    TERMS.extend(makers)
+    try:
+        yield
+    finally:
+        del TERMS[len(TERMS) - len(makers) :]
 
 
 def _first_step(policy: MegatronPolicy, prompts: Sequence[Prompt]) -> StepStats:

@@ -17,6 +17,7 @@ import transformers
 
 from rs_aligner.rollout import TrainingRow
 from tests.policy.conftest import FAMILY, LAYOUTS
+from tests.policy.entropy_bonus import BONUS
 from tests.policy.layout_program import rows
 from tests.policy.objective_cases import NORMALIZATIONS, OBJECTIVES, SIZES, objective_rows
 
@@ -31,15 +32,20 @@ def hf_model(layouts_folder: Path) -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(layouts_folder / FAMILY, dtype=torch.float32)
 
 
-def response_log_probs(model: torch.nn.Module, row: TrainingRow) -> torch.Tensor:
+def distributions(model: torch.nn.Module, row: TrainingRow) -> torch.Tensor:
+    """Log-probabilities of all tokens, at each token of the response: `[T, V]`."""
     tokens = torch.tensor([row.prompt + row.response])
-    log_probs = model(tokens).logits[0].log_softmax(-1)[len(row.prompt) - 1 : -1]
+    log_probs: torch.Tensor = model(tokens).logits[0].log_softmax(-1)[len(row.prompt) - 1 : -1]
+    return log_probs
+
+
+def taken(log_probs: torch.Tensor, row: TrainingRow) -> torch.Tensor:
     return log_probs.gather(1, torch.tensor(row.response)[:, None]).squeeze(1)
 
 
 def all_log_probs(model: torch.nn.Module) -> list[list[float]]:
     with torch.no_grad():
-        return [response_log_probs(model, row).tolist() for row in rows()]
+        return [taken(distributions(model, row), row).tolist() for row in rows()]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +62,10 @@ def plain_objective(
     objective = OBJECTIVES[name]
     divisor = len(batch) if normalization == "sequence" else sum(len(row.response) for row in batch)
     model.zero_grad()
-    total, kl, clipped = 0.0, [], []
+    total, kl, clipped, entropies = 0.0, [], [], []
     for row in batch:
-        new = response_log_probs(model, row)
+        log_probs = distributions(model, row)
+        new = taken(log_probs, row)
         values = []
         for t, token in enumerate(new):
             if row.sampled_log_probs:
@@ -78,6 +85,10 @@ def plain_objective(
                     half = difference.square() / 2
                     divergence = divergence.detach() + half - half.detach()
                 value = value + objective.kl * divergence
+            if name == "entropy":
+                entropy = torch.distributions.Categorical(logits=log_probs[t]).entropy()
+                entropies.append(float(entropy))
+                value = value - BONUS * entropy
             values.append(value + 0 * token)
         loss = torch.stack(values).sum() / divisor
         loss = loss / len(values) if normalization == "sequence" else loss
@@ -86,6 +97,8 @@ def plain_objective(
     figures = {"kl": sum(kl) / len(kl)} if kl else {}
     if clipped:
         figures["clip_fraction"] = sum(clipped) / len(clipped)
+    if entropies:
+        figures["entropy"] = sum(entropies) / len(entropies)
     return total, figures, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 

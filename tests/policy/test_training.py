@@ -71,7 +71,7 @@ def gradient(trainer: Trainer, folder: Path, rt: Runtime) -> Callable[..., Gradi
     def gradient(
         rows: Sequence[TrainingRow], size: int = 2, normalization: Normalization = "sequence"
     ) -> Gradient:
-        loss = trainer.gradients(rows, micro_batch_size=size, normalization=normalization)
+        loss, _ = trainer.gradients(rows, micro_batch_size=size, normalization=normalization)
         arch, model = read_architecture(folder), trainer.ddp.module
         return loss, huggingface.gather_tensors(model, arch, rt, of=_main_grad)
 

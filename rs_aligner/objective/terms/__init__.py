@@ -1,0 +1,26 @@
+"""The terms of the objective, each with its loss and its figures: a file each, and a line in `TERMS`.
+
+The optimizer step (`policy.training`) adds up what they come to and knows none of them.
+"""
+
+from collections.abc import Callable
+
+from rs_aligner.config.objective import ObjectiveConfig
+from rs_aligner.objective.terms.base import Inputs, Logits, Share, Term
+from rs_aligner.objective.terms.clipped import ClippedSurrogate
+from rs_aligner.objective.terms.kl import KLToReference
+from rs_aligner.objective.terms.nll import NegativeLogLikelihood
+
+__all__ = ["TERMS", "Inputs", "Logits", "Share", "Term", "terms_of"]
+
+TERMS: list[Callable[[ObjectiveConfig], Term | None]] = [
+    NegativeLogLikelihood.of,
+    ClippedSurrogate.of,
+    KLToReference.of,
+]
+"""By config: a term, or None where it plays no part. Losses are added up in this order."""
+
+
+def terms_of(objective: ObjectiveConfig) -> list[Term]:
+    """The terms that an objective has."""
+    return [term for make in TERMS if (term := make(objective)) is not None]
