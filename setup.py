@@ -51,6 +51,7 @@ setup(
         "pyarrow<26",
         "pydantic>=2.7",
         "PyYAML>=6",
+        "rapidfuzz>=3",
         "safetensors>=0.4",
         "sentencepiece>=0.2",
         "tensorboard>=2.14",

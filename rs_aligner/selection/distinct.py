@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Literal
 
@@ -148,7 +148,7 @@ class NearDuplicates(GroupSelector):
 
     def _by_edits(self, group: Group, left: Places) -> Callable[[int, int], bool]:
         tokens = {place: group.rollouts[place].token_ids for place in left}
-        times: dict[int, Counter[Hashable]] = {place: Counter(tokens[place]) for place in left}
+        times: dict[int, Counter[int]] = {place: Counter(tokens[place]) for place in left}
 
         def alike(a: int, b: int) -> bool:
             return (
