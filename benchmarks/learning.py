@@ -225,6 +225,7 @@ def run_story(recipe: str, seed: int, folder: Path) -> None:
     import torch
 
     from rs_aligner.record.run import Run
+    from rs_aligner.trainers.round import Judges
     from rs_aligner.trainers.rs import RSTrainer
 
     torch.set_num_threads(1)
@@ -236,9 +237,8 @@ def run_story(recipe: str, seed: int, folder: Path) -> None:
     ):
         client.wait_until_ready()
         curve = Curve(folder, policy, STORIES[recipe][1])
-        run = Run(config.exp_manager, is_writer=True, loggers=[curve])
-        RSTrainer(config, policy, client, data.prompts, (), run, anchors=data.anchors).fit()
-        run.close()
+        with Run(config.exp_manager, is_writer=True, loggers=[curve]) as run:
+            RSTrainer(config, policy, Judges(client), data._replace(validation=()), run).fit()
     about = {"recipe": recipe, "seed": seed, "overrides": STORIES[recipe][0], "load_average": [load]}
     (folder / "about.json").write_text(json.dumps(about))
     shutil.rmtree(folder / "run")

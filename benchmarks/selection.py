@@ -49,6 +49,7 @@ from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.rollout import Group, Prompt, Rollout, Score
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.collect import Collector, num_tokens
+from rs_aligner.trainers.round import Judges
 
 if TYPE_CHECKING:
     from rs_aligner.policy.policy import MegatronPolicy
@@ -119,7 +120,7 @@ def collector_of(folder: Path, seed: int, num_prompts: int) -> Iterator[tuple[Co
     with RemoteGPTRMClient(config.remote_rm) as judge:
         judge.wait_until_ready()
         with build.policy_of(config, tokenizer, 1) as policy:
-            yield Collector(config, Counting(policy), judge), prompts
+            yield Collector(config, Counting(policy), Judges(judge)), prompts
 
 
 def passes(group: Group) -> list[bool]:

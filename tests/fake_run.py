@@ -22,7 +22,8 @@ from rs_aligner.record.run import Run
 from rs_aligner.reward.protocol import Judge
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.sample_request import SampleRequest
-from rs_aligner.trainers.rs import RSTrainer
+from rs_aligner.trainers.round import Judges
+from rs_aligner.trainers.rs import RSData, RSTrainer
 
 Result = Score | ScoreFailure
 
@@ -263,8 +264,8 @@ class FakeRun:
             first = policy.replica == 0
             run = Run(config.exp_manager, is_writer=first, loggers=[self.logger] if first else [])
             seen = FakeJudge(watched, self.events, delay) if watched is not None else None
-            prompts = [] if scored else self.prompts
-            trainer = RSTrainer(config, policy, asked, prompts, self.validation, run, seen, scored=scored)
+            data = RSData([] if scored else self.prompts, self.validation, scored)
+            trainer = RSTrainer(config, policy, Judges(asked, seen), data, run)
             try:
                 with asked:
                     trainer.fit()

@@ -23,7 +23,7 @@ from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Group, Prompt
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.failures import judge_failure
-from rs_aligner.trainers.round import sample_and_score
+from rs_aligner.trainers.round import Judges, sample_and_score
 
 
 def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Group]:
@@ -55,7 +55,9 @@ def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Grou
         sampler = stack.enter_context(build.sampler_of(config, tokenizer))
         began = time.monotonic()
         judge = client if sampler.runtime.is_source else None
-        found = sample_and_score(sampler, _request(config, prompts), judge, what="answers", shows=is_first)
+        found = sample_and_score(
+            sampler, _request(config, prompts), Judges(judge), what="answers", shows=is_first
+        )
         seconds = time.monotonic() - began
     groups, judged, failure = found.groups, config.remote_rm is not None, found.failure
     if config.remote_rm is not None:

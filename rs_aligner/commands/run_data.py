@@ -7,7 +7,7 @@ whose prompt is held out, too. Left out on purpose: what a row is and which prom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from rs_aligner.config import (
     GenerateConfig,
@@ -30,25 +30,10 @@ from rs_aligner.data import (
     tell_duplicates,
 )
 from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
+from rs_aligner.trainers.rs import RSData
 
 T = TypeVar("T")
 _TRAIN = "model.data.data_prefix.train"
-
-
-class RSData(NamedTuple):
-    """What rejection sampling reads; each may be empty.
-
-    Attributes:
-        prompts: to sample for.
-        validation: held-out prompts.
-        scored: rollouts to train on instead of sampling.
-        anchors: supervised rows to mix in, shuffled once.
-    """
-
-    prompts: tuple[Prompt, ...]
-    validation: tuple[Prompt, ...]
-    scored: tuple[Group, ...]
-    anchors: list[TrainingRow]
 
 
 def read_prompts(

@@ -45,34 +45,25 @@ def fit(
     chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
     tokenizer, positions = build.read_tokenizer(config)
     with _judges(config, judge) as (client, watched):
-        prompts, validation, scored, anchors = read_rs_data(config, tokenizer, positions)
-        number = len(scored) or len(prompts)
-        largest = max((len(group.rollouts) for group in scored), default=None)
+        data = read_rs_data(config, tokenizer, positions)
+        number = len(data.scored) or len(data.prompts)
+        largest = max((len(group.rollouts) for group in data.scored), default=None)
         if is_first:
-            print(plan(config, number, len(validation), largest))
-            asked = [*prompts, *validation, *(group.prompt for group in scored)]
+            print(plan(config, number, len(data.validation), largest))
+            asked = [*data.prompts, *data.validation, *(group.prompt for group in data.scored)]
             print(build.memory(config, number, max(len(p.token_ids) for p in asked)), flush=True)
             _wait_for(config, client, watched)
 
         from rs_aligner.record.run import Run
+        from rs_aligner.trainers.round import Judges
         from rs_aligner.trainers.rs import RSTrainer
 
         with (
             build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy,
             Run(config.exp_manager, is_writer=is_first, loggers=loggers()) as run,
         ):
-            RSTrainer(
-                config,
-                policy,
-                client if policy.runtime.is_source else None,
-                watched=watched if policy.runtime.is_source else None,
-                prompts=prompts,
-                validation=validation,
-                scored=scored,
-                anchors=anchors,
-                chain=chain,
-                run=run,
-            ).fit()
+            mine = Judges(client, watched) if policy.runtime.is_source else Judges()
+            RSTrainer(config, policy, mine, data, run, chain=chain).fit()
     return run
 
 

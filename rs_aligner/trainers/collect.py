@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rs_aligner.config import SamplingParams, TrainRSConfig, UntilConfig
-from rs_aligner.reward.protocol import Judge
 from rs_aligner.rollout import Group, Prompt, Score
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.failures import judge_failure
 from rs_aligner.trainers.protocols import Samples
-from rs_aligner.trainers.round import Collected, sample_and_score
+from rs_aligner.trainers.round import Collected, Judges, sample_and_score
 
 
 class Collector:
@@ -26,9 +25,7 @@ class Collector:
     Args:
         config: a checked config.
         policy: what samples.
-        judge: what scores; None on ranks that do not speak for their replica.
-        watched: a second judge whose scores go into `Group.watched` and decide nothing; None for none, and
-            on ranks without a judge.
+        judges: who is asked.
         shows: whether this rank shows its progress.
     """
 
@@ -36,13 +33,12 @@ class Collector:
         self,
         config: TrainRSConfig,
         policy: Samples,
-        judge: Judge | None,
-        watched: Judge | None = None,
+        judges: Judges,
         *,
         shows: bool = False,
     ) -> None:
         self.rs, self.remote_rm = config.model.rs, config.remote_rm
-        self.policy, self.judge, self.watched, self.shows = policy, judge, watched, shows
+        self.policy, self.judges, self.shows = policy, judges, shows
 
     def collect(
         self,
@@ -132,7 +128,7 @@ class Collector:
             wave_size=self.rs.rollout_micro_batch_size,
             first_index=first_index,
         )
-        return sample_and_score(self.policy, request, self.judge, self.watched, what=what, shows=self.shows)
+        return sample_and_score(self.policy, request, self.judges, what=what, shows=self.shows)
 
 
 def num_tokens(group: Group) -> int:

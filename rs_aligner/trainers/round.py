@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -25,6 +26,18 @@ Pending = Answer | Future[Answer]
 
 VALIDATION = 0  # the step in the seeds of validation rollouts: every validation draws the same numbers
 NOT_JUDGED = ScoreFailure("there is no judge")
+
+
+class Judges(NamedTuple):
+    """Who is asked on this rank: both None on ranks that do not speak for their replica.
+
+    Attributes:
+        judge: what scores; None for none.
+        watched: a second judge, whose scores decide nothing and whose failures end nothing; None for none.
+    """
+
+    judge: Judge | None = None
+    watched: Judge | None = None
 
 
 @dataclass(slots=True)
@@ -47,8 +60,7 @@ class Collected:
 def sample_and_score(
     policy: Samples,
     request: SampleRequest,
-    judge: Judge | None,
-    watched: Judge | None = None,
+    judges: Judges,
     *,
     what: str,
     shows: bool = False,
@@ -58,8 +70,7 @@ def sample_and_score(
     Args:
         policy: samples.
         request: the same on every rank.
-        judge: what scores; None for none, and on ranks that do not speak for their replica.
-        watched: a second judge whose scores go into `Group.watched` and whose failures end nothing; likewise.
+        judges: who is asked; the scores of the second one go into `Group.watched`.
         what: it is called so in messages.
         shows: whether this rank shows its progress.
 
@@ -67,7 +78,7 @@ def sample_and_score(
         The groups, in which rollouts without a judge have `NOT_JUDGED`. The failure is that of a judge that
         could not be asked, on whichever rank.
     """
-    mine = _Mine(judge, watched)
+    mine = _Mine(judges)
     hidden = None if shows else True  # None: shown on a terminal only
     total = len(request.prompts) * request.num_rollouts
     for rollout in tqdm(policy.generate(request), what, total, leave=False, disable=hidden, unit=" rollouts"):
@@ -93,8 +104,8 @@ class _Mine:
         waited: seconds spent in the judges.
     """
 
-    def __init__(self, judge: Judge | None, watched: Judge | None) -> None:
-        self._judge, self._watched = judge, watched
+    def __init__(self, judges: Judges) -> None:
+        self._judge, self._watched = judges
         self._rollouts: list[tuple[Rollout, Pending, Pending | None]] = []
         self.problem: str | None = None
         self.waited = 0.0

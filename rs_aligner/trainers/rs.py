@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from rs_aligner.batching import is_few
 from rs_aligner.config import TrainRSConfig, num_steps
 from rs_aligner.data import PromptSampler
 from rs_aligner.record.ledger import groups_of
 from rs_aligner.record.run import Run
-from rs_aligner.reward.protocol import Judge, JudgeFailed
+from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Group, Prompt, TrainingRow
 from rs_aligner.selection import Chain, Progress, Selection, build_chain, nothing_kept
 from rs_aligner.trainers.agreement import (
@@ -36,8 +36,25 @@ from rs_aligner.trainers.measure import measure
 from rs_aligner.trainers.pace import is_due, out_of_time, resume
 from rs_aligner.trainers.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
 from rs_aligner.trainers.protocols import Policy
+from rs_aligner.trainers.round import Judges
 
 _logger = logging.getLogger("rs_aligner")
+
+
+class RSData(NamedTuple):
+    """What rejection sampling reads; each may be empty.
+
+    Attributes:
+        prompts: to train on.
+        validation: held-out prompts, never trained on.
+        scored: groups to train on instead of sampling; there are no prompts then.
+        anchors: supervised rows to mix in, in the order in which they are taken.
+    """
+
+    prompts: Sequence[Prompt]
+    validation: Sequence[Prompt] = ()
+    scored: Sequence[Group] = ()
+    anchors: Sequence[TrainingRow] = ()
 
 
 class RSTrainer:
@@ -46,13 +63,9 @@ class RSTrainer:
     Args:
         config: a checked config.
         policy: what is trained.
-        judge: what scores; None on ranks that do not speak for their replica.
-        prompts: to train on.
-        validation: held-out prompts, never trained on.
+        judges: who is asked on this rank.
+        data: what is trained on, and what is held out; the same on every rank.
         run: the run's folder.
-        watched: a second judge that decides nothing; None for none, and on ranks without a judge.
-        scored: groups to train on instead of sampling; there are no prompts then.
-        anchors: supervised rows to mix in, in the order in which they are taken.
         chain: who is kept; None builds what the config names.
     """
 
@@ -60,34 +73,30 @@ class RSTrainer:
         self,
         config: TrainRSConfig,
         policy: Policy,
-        judge: Judge | None,
-        prompts: Sequence[Prompt],
-        validation: Sequence[Prompt],
+        judges: Judges,
+        data: RSData,
         run: Run,
-        watched: Judge | None = None,
         *,
-        scored: Sequence[Group] = (),
-        anchors: Sequence[TrainingRow] = (),
         chain: Chain | None = None,
     ) -> None:
         self.config, self.policy, self.run = config, policy, run
         self.rs, self.loop = config.model.rs, config.trainer.rs
-        number = len(scored) or len(prompts)
+        number = len(data.scored) or len(data.prompts)
         self.sampler = PromptSampler(number, self.rs.num_rollout_samples, seed=config.model.seed)
-        collector = Collector(config, policy, judge, watched, shows=run.is_writer)
-        source: Source = SampledRollouts(self.rs, collector, prompts, self.sampler)
-        if scored:
-            source = ScoredRollouts(scored, self.sampler)
+        collector = Collector(config, policy, judges, shows=run.is_writer)
+        source: Source = SampledRollouts(self.rs, collector, data.prompts, self.sampler)
+        if data.scored:
+            source = ScoredRollouts(data.scored, self.sampler)
         self.pool = Pool(self.rs.pool, source)
-        self.learner = Learner(self.rs, policy, anchors)
-        self.held_out = HeldOut(config, collector, validation)
+        self.learner = Learner(self.rs, policy, data.anchors)
+        self.held_out = HeldOut(config, collector, data.validation)
         self.num_steps = num_steps(config, number)
         self._said_few = False
         self._inputs = {
-            "the prompts": digest_of_prompts(prompts),
-            "the scored rollouts": digest(*map(digest_of_group, scored)),
+            "the prompts": digest_of_prompts(data.prompts),
+            "the scored rollouts": digest(*map(digest_of_group, data.scored)),
             "the held-out prompts": digest_of_prompts(self.held_out.prompts),
-            "the supervised rows": digest_of_rows(anchors),
+            "the supervised rows": digest_of_rows(data.anchors),
             "the numbers of steps": self.num_steps,
         }
         rs = self.rs

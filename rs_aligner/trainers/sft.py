@@ -20,7 +20,7 @@ from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.epochs import EpochTrainer
 from rs_aligner.trainers.failures import count_reasons
 from rs_aligner.trainers.protocols import Policy
-from rs_aligner.trainers.round import VALIDATION, sample_and_score
+from rs_aligner.trainers.round import VALIDATION, Judges, sample_and_score
 
 _logger = logging.getLogger("rs_aligner")
 REWARD = "validation/reward"
@@ -82,7 +82,7 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
             self.validation, 1, self.sft.sampling_params, self.sft.length_params, step=VALIDATION
         )
         found = sample_and_score(
-            self.policy, request, self.judge, what="validation", shows=self.run.is_writer
+            self.policy, request, Judges(self.judge), what="validation", shows=self.run.is_writer
         )
         if found.failure is not None:
             raise JudgeFailed(found.failure)

@@ -16,7 +16,7 @@ from rs_aligner.record.ledger import LedgerRow, groups_of
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.collect import Collector
-from rs_aligner.trainers.round import Collected
+from rs_aligner.trainers.round import Collected, Judges
 from tests.fake_run import Exchange, FakeJudge, FakePolicy, FakeRun, Result, by_tokens, digest, figures
 
 RFT = {"pool": {"improve_steps": 3}, "top_n_rollouts": 2}
@@ -243,7 +243,7 @@ def collect_until(score: Any, budget: int = 4, **until: Any) -> list[Group]:
     prompts = [Prompt(f"p{i}", f"text {i}", (100 + i,), position=i) for i in range(4)]
     events: list[str] = []
     policy = FakePolicy(events, 4, Exchange(1), 0)
-    collector = Collector(config, policy, FakeJudge(score, events, 0.0))
+    collector = Collector(config, policy, Judges(FakeJudge(score, events, 0.0)))
     wanted = UntilConfig.model_validate({"accepted": 1, "at_least": 1, **until})
     found = collector.collect_until(
         prompts, wanted, budget, config.model.rs.sampling_params, step=1, what="step 1"

@@ -12,7 +12,7 @@ import pytest
 from rs_aligner.config import LengthParams, SamplingParams
 from rs_aligner.rollout import Prompt, Score, ScoreFailure
 from rs_aligner.sample_request import SampleRequest
-from rs_aligner.trainers.round import NOT_JUDGED, Collected, sample_and_score
+from rs_aligner.trainers.round import NOT_JUDGED, Collected, Judges, sample_and_score
 from tests.fake_run import Exchange, FakeJudge, FakePolicy, by_tokens
 
 PROMPTS = [Prompt(f"p{i}", f"text {i}", (100 + i,), position=i) for i in range(5)]
@@ -25,7 +25,7 @@ def rounds(*replicas: dict[str, Any]) -> list[Collected]:
 
     def run(number: int) -> None:
         policy = FakePolicy([], 4, exchange, number)
-        found[number] = sample_and_score(policy, REQUEST, what="step 1", **replicas[number])
+        found[number] = sample_and_score(policy, REQUEST, Judges(**replicas[number]), what="step 1")
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(replicas))]
     for thread in threads:

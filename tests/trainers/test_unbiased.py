@@ -27,6 +27,7 @@ from rs_aligner.selection.base import GroupSelector, Places
 from rs_aligner.trainers.collect import Collector
 from rs_aligner.trainers.measure import measure
 from rs_aligner.trainers.pool import Candidates, Pool, SampledRollouts
+from rs_aligner.trainers.round import Judges
 
 STEPS = 250
 
@@ -88,7 +89,7 @@ def simulate(
     prompts = [Prompt(f"p{i}", f"text {i}", (i,)) for i in range(len(rates))]
     source = SampledRollouts(
         config.model.rs,
-        Collector(config, coins, coins),
+        Collector(config, coins, Judges(coins)),
         prompts,
         PromptSampler(len(prompts), len(prompts), seed=3),
     )
