@@ -237,7 +237,7 @@ def run_story(recipe: str, seed: int, folder: Path) -> None:
     ):
         client.wait_until_ready()
         curve = Curve(folder, policy, STORIES[recipe][1])
-        with Run(config.exp_manager, is_writer=True, loggers=[curve]) as run:
+        with Run(config.exp_manager, is_first=True, loggers=[curve]) as run:
             RSTrainer(config, policy, Judges(client), data._replace(validation=()), run).fit()
     about = {"recipe": recipe, "seed": seed, "overrides": STORIES[recipe][0], "load_average": [load]}
     (folder / "about.json").write_text(json.dumps(about))

@@ -3,6 +3,25 @@
 Plain data, no torch. A group is built from one prompt and its N rollouts and is never found by
 comparing text, so two rows with the same text are two groups. A judge's failure is a type of
 its own, so that it cannot be mistaken for a number.
+
+Words that mean one thing each, here and in all rooms:
+
+    step             sample, judge, select, train; `version` of a policy: finished steps
+    optimizer step   one update of the weights, on a batch of rows; a step makes some, or none
+    row              what is trained on (`TrainingRow`), or a line of a file; not a rollout
+    order, position  in which prompts and rows come in an epoch (`data.order`), and where in it one comes
+    place            an index into a list: of a rollout in its group, of a group in its step
+    rank, replica    a process of a run; a copy of the model, on one rank or several (data parallelism)
+    first, source    rank 0, which writes and shows; the rank that speaks for its replica (`is_source`)
+    policy, trainee  the model that samples and is trained; whatever is trained, a reward model too
+    sampler          a policy that is only sampled from
+    judge, watched   what scores (`reward.protocol.Judge`; served: `ServedJudge`); a second one, not heeded
+    stats            what an optimizer step reports
+    figure, metrics  a number with a name; those of a step, as `metrics.jsonl` has them
+
+Tensors and arrays carry their shape in their names where it helps, as in `keep_PN`: P prompts of a step, N
+rollouts of a prompt, K values of k, B rows of a batch, S tokens of a row, T = S - 1 next tokens, V tokens of
+a vocabulary.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ class FakeRun:
                 if unreachable is not None and unreachable[0] == policy.replica:
                     fake.unreachable_from = unreachable[1]
             first = policy.replica == 0
-            run = Run(config.exp_manager, is_writer=first, loggers=[self.logger] if first else [])
+            run = Run(config.exp_manager, is_first=first, loggers=[self.logger] if first else [])
             seen = FakeJudge(watched, self.events, delay) if watched is not None else None
             data = RSData([] if scored else self.prompts, self.validation, scored)
             trainer = RSTrainer(config, policy, Judges(asked, seen), data, run)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rs_aligner.batching import even_batches, is_few
-from rs_aligner.data import PromptSampler
+from rs_aligner.data import DataOrder
 from rs_aligner.objective.rows import mix
 from rs_aligner.rollout import TrainingRow
 
@@ -28,14 +28,14 @@ def test_one_row_too_many_is_no_batch_of_its_own(count, sizes):
 
 @given(rows=st.integers(1, 40), most=st.integers(1, 50), stop=st.integers(0, 60), then=st.integers(1, 50))
 def test_the_draws_of_an_epoch_are_batches_too(rows, most, stop, then):
-    sampler = PromptSampler(rows, most, seed=1, even=True)
+    sampler = DataOrder(rows, most, seed=1, even=True)
     for _ in range(2):
         sizes = [len(next(sampler)) for _ in range(sampler.steps_per_epoch)]
         assert sizes == [len(batch) for batch in even_batches(range(rows), most)]
     # A run that goes on with another batch size has as equal ones for what is left of the epoch.
     for _ in range(stop):
         next(sampler)
-    state, resumed = sampler.state_dict(), PromptSampler(rows, then, seed=1, even=True)
+    state, resumed = sampler.state_dict(), DataOrder(rows, then, seed=1, even=True)
     resumed.load_state_dict(state)
     sizes = [len(batch) for batch in even_batches(range(rows - state["position"]), then)]
     assert [len(next(resumed)) for _ in sizes] == sizes

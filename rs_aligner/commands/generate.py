@@ -54,10 +54,9 @@ def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Grou
                 client.wait_until_ready()
         sampler = stack.enter_context(build.sampler_of(config, tokenizer))
         began = time.monotonic()
-        judge = client if sampler.runtime.is_source else None
-        found = sample_and_score(
-            sampler, _request(config, prompts), Judges(judge), what="answers", shows=is_first
-        )
+        judges = Judges(client if sampler.runtime.is_source else None)
+        request = _request(config, prompts)
+        found = sample_and_score(sampler, request, judges, what="answers", is_first=is_first)
         seconds = time.monotonic() - began
     groups, judged, failure = found.groups, config.remote_rm is not None, found.failure
     if config.remote_rm is not None:

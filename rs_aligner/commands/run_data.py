@@ -20,8 +20,8 @@ from rs_aligner.data import (
     Origins,
     PairSet,
     PromptSet,
+    ReadingTokenizer,
     SFTSet,
-    Tokenizer,
     held_apart,
     load_pairs,
     load_prompts,
@@ -39,7 +39,7 @@ _TRAIN = "model.data.data_prefix.train"
 def read_prompts(
     files: tuple[str, ...],
     config: TrainRSConfig | TrainSFTConfig | GenerateConfig,
-    tokenizer: Tokenizer,
+    tokenizer: ReadingTokenizer,
     positions: int,
 ) -> PromptSet:
     """The prompts of files, which may be none, as `model.data` says; longer ones are left out."""
@@ -50,7 +50,7 @@ def read_prompts(
     return load_prompts(files, tokenizer, template=template, add_bos=add_bos, max_prompt_length=longest)
 
 
-def read_rs_data(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) -> RSData:
+def read_rs_data(config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: int) -> RSData:
     """Everything that `train_rs` reads.
 
     Args:
@@ -81,7 +81,7 @@ def read_rs_data(config: TrainRSConfig, tokenizer: Tokenizer, positions: int) ->
 
 
 def read_sft_data(
-    config: TrainSFTConfig, tokenizer: Tokenizer, positions: int
+    config: TrainSFTConfig, tokenizer: ReadingTokenizer, positions: int
 ) -> tuple[tuple[TrainingRow, ...], tuple[Prompt, ...]]:
     """The rows to learn and the held-out prompts; as `read_rs_data`."""
     files = config.model.data.data_prefix.train
@@ -92,7 +92,7 @@ def read_sft_data(
 
 
 def read_pair_data(
-    config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
+    config: TrainRewardModelConfig, tokenizer: ReadingTokenizer, positions: int
 ) -> tuple[tuple[PreferencePair, ...], tuple[PreferencePair, ...]]:
     """The pairs to learn and the held-out ones; as `read_rs_data`."""
     prefix = config.model.data.data_prefix
@@ -105,7 +105,9 @@ def read_pair_data(
     return _apart(config, _TRAIN, pairs.pairs, pairs.origins, validation.origins), validation.pairs
 
 
-def _held_out(config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, positions: int) -> PromptSet:
+def _held_out(
+    config: TrainRSConfig | TrainSFTConfig, tokenizer: ReadingTokenizer, positions: int
+) -> PromptSet:
     is_looked_at = config.samples if isinstance(config, TrainSFTConfig) else True
     files = config.model.data.data_prefix.validation if is_looked_at else ()
     found = read_prompts(files, config, tokenizer, positions)
@@ -114,7 +116,7 @@ def _held_out(config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, posi
 
 
 def _read_anchors(
-    config: TrainRSConfig, tokenizer: Tokenizer, positions: int, held_out: Origins
+    config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: int, held_out: Origins
 ) -> list[TrainingRow]:
     from rs_aligner.objective.rows import shuffled_anchors
 
@@ -141,7 +143,10 @@ def _origins_of(groups: Sequence[Group]) -> Origins:
 
 
 def _read_rows(
-    files: tuple[str, ...], config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, positions: int
+    files: tuple[str, ...],
+    config: TrainRSConfig | TrainSFTConfig,
+    tokenizer: ReadingTokenizer,
+    positions: int,
 ) -> SFTSet:
     """Rows with an answer to learn, as `model.data` says."""
     data = config.model.data
@@ -156,7 +161,7 @@ def _read_rows(
 
 
 def _read_pairs(
-    files: tuple[str, ...], config: TrainRewardModelConfig, tokenizer: Tokenizer, positions: int
+    files: tuple[str, ...], config: TrainRewardModelConfig, tokenizer: ReadingTokenizer, positions: int
 ) -> PairSet:
     """Rows with a better and a worse answer, as `model.data` says."""
     data = config.model.data

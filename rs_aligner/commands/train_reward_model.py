@@ -40,7 +40,7 @@ def fit(
         print(epoch_plan(config, len(pairs), len(validation)), flush=True)
     with (
         build.reward_model_of(config, tokenizer, num_epoch_steps(config, len(pairs))) as model,
-        Run(config.exp_manager, is_writer=is_first, loggers=loggers()) as run,
+        Run(config.exp_manager, is_first=is_first, loggers=loggers()) as run,
     ):
         PreferenceTrainer(config, model, pairs=pairs, validation=validation, run=run).fit()
     return run

@@ -60,7 +60,7 @@ def fit(
 
         with (
             build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy,
-            Run(config.exp_manager, is_writer=is_first, loggers=loggers()) as run,
+            Run(config.exp_manager, is_first=is_first, loggers=loggers()) as run,
         ):
             mine = Judges(client, watched) if policy.runtime.is_source else Judges()
             RSTrainer(config, policy, mine, data, run, chain=chain).fit()

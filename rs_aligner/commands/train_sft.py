@@ -43,7 +43,7 @@ def fit(
         if is_first:
             print(epoch_plan(config, len(rows), len(validation)), flush=True)
         policy = stack.enter_context(build.policy_of(config, tokenizer, num_epoch_steps(config, len(rows))))
-        with Run(config.exp_manager, is_writer=is_first, loggers=loggers()) as run:
+        with Run(config.exp_manager, is_first=is_first, loggers=loggers()) as run:
             SFTTrainer(
                 config,
                 policy,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rs_aligner.data.overlap import Origins
-from rs_aligner.data.reading import RowReader, Tokenizer
+from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
 from rs_aligner.rollout import PreferencePair
 
@@ -26,7 +26,7 @@ class PairSet:
 
 def load_pairs(
     files: Sequence[str],
-    tokenizer: Tokenizer,
+    tokenizer: ReadingTokenizer,
     *,
     template: str | None = None,
     add_bos: bool | None = None,

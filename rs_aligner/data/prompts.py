@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rs_aligner.data.overlap import Origins
-from rs_aligner.data.reading import RowReader, Tokenizer
+from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, read_rows
 from rs_aligner.rollout import Prompt
 
@@ -34,7 +34,7 @@ class PromptSet:
 
 def load_prompts(
     files: Sequence[str],
-    tokenizer: Tokenizer,
+    tokenizer: ReadingTokenizer,
     *,
     template: str | None = None,
     add_bos: bool | None = None,
@@ -51,7 +51,7 @@ def load_prompts(
         max_prompt_length: prompts of more tokens than this are left out.
 
     Returns:
-        The prompts; `Prompt.position` is the place in file order until a sampler gives another.
+        The prompts; `Prompt.position` is the place in file order until an order gives another.
 
     Raises:
         ValueError: a row is malformed (with file and line), or nothing is left.

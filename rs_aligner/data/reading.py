@@ -22,8 +22,8 @@ from rs_aligner.rollout import PREFILLED
 _logger = logging.getLogger("rs_aligner")
 
 
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer here; `policy.tokenizer.Tokenizer` says what each means."""
+class ReadingTokenizer(Protocol):
+    """What is asked of a tokenizer here; `model.tokenizer.Tokenizer` says what each means."""
 
     bos_id: int | None
     eos_ids: tuple[int, ...]
@@ -95,7 +95,7 @@ class RowReader:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: str | None = None, add_bos: bool | None = None
+        self, tokenizer: ReadingTokenizer, template: str | None = None, add_bos: bool | None = None
     ) -> None:
         if add_bos and tokenizer.bos_id is None:
             raise ValueError(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner.data.prompts import row_id
-from rs_aligner.data.reading import RowReader, Tokenizer
+from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, read_rows
 from rs_aligner.precision import PRECISIONS
 from rs_aligner.record.ledger import Ledger, LedgerRow, groups_of
@@ -30,7 +30,7 @@ _ANSWERS = ("responses", "rewards", "finish_reasons", "reward_dtype")
 
 def load_scored(
     sources: Sequence[str],
-    tokenizer: Tokenizer,
+    tokenizer: ReadingTokenizer,
     *,
     template: str | None = None,
     add_bos: bool | None = None,
@@ -77,7 +77,7 @@ def load_scored(
     return tuple(groups)
 
 
-def _from_ledger(folder: Path, tokenizer: Tokenizer) -> Iterator[Group]:
+def _from_ledger(folder: Path, tokenizer: ReadingTokenizer) -> Iterator[Group]:
     """The groups of all steps, each rollout in the first step that has it."""
     ledger = Ledger.existing(folder)
     steps = ledger.steps()
@@ -109,7 +109,7 @@ def _identity(row: LedgerRow) -> tuple[Any, ...]:
     return row.prompt_row, row.prompt_id, row.policy_version, row.index, row.seed, row.token_ids
 
 
-def _check_tokenizer(folder: Path, step: int, prompt: Prompt, tokenizer: Tokenizer) -> None:
+def _check_tokenizer(folder: Path, step: int, prompt: Prompt, tokenizer: ReadingTokenizer) -> None:
     """Refuses tokens that this tokenizer would not have made of the same prompt, begin token or not."""
     bos = tokenizer.bos_id
     made, recorded = list(tokenizer.encode(prompt.text)), list(prompt.token_ids)
@@ -149,7 +149,7 @@ def _from_file(name: str, reader: RowReader) -> Iterator[Group]:
 
 
 def _answers(
-    where: str, row: dict[str, Any], tokenizer: Tokenizer
+    where: str, row: dict[str, Any], tokenizer: ReadingTokenizer
 ) -> list[tuple[str, float | None, FinishReason]]:
     """Each answer with its reward and why it ended."""
     responses, rewards = row.get("responses"), row.get("rewards")

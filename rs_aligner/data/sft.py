@@ -8,7 +8,7 @@ from typing import Any
 
 from rs_aligner.data.chats import check_messages
 from rs_aligner.data.overlap import Origins
-from rs_aligner.data.reading import RowReader, Tokenizer
+from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
 from rs_aligner.rollout import TrainingRow
 
@@ -24,7 +24,7 @@ class SFTSet:
 
 def load_sft_rows(
     files: Sequence[str],
-    tokenizer: Tokenizer,
+    tokenizer: ReadingTokenizer,
     *,
     template: str | None = None,
     add_bos: bool | None = None,

@@ -55,7 +55,11 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             model,
             arch,
             Trainer(
-                *(model, model_config, runtime, optimizer, objective),
+                model,
+                model_config,
+                runtime,
+                optimizer,
+                objective,
                 decay_norms_and_biases=config.optim.decay_norms_and_biases,
             ),
             source,

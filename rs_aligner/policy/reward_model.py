@@ -126,7 +126,10 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
             model,
             arch,
             PairTrainer(
-                *(model, model.config, runtime, optimizer),
+                model,
+                model.config,
+                runtime,
+                optimizer,
                 decay_norms_and_biases=config.optim.decay_norms_and_biases,
             ),
             hugging_face_part(folder),

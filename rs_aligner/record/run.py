@@ -47,15 +47,15 @@ class Run:
 
     Args:
         config: the `exp_manager` section.
-        is_writer: whether this rank writes.
+        is_first: whether this is the first rank, which writes.
         loggers: further sinks of the figures, on the writing rank.
 
     Raises:
         ValueError: `resume_if_exists` is false and the folder has a checkpoint.
     """
 
-    def __init__(self, config: ExpManagerBase, *, is_writer: bool, loggers: Sequence[Logger] = ()) -> None:
-        self.config, self.is_writer, self.loggers = config, is_writer, loggers
+    def __init__(self, config: ExpManagerBase, *, is_first: bool, loggers: Sequence[Logger] = ()) -> None:
+        self.config, self.is_first, self.loggers = config, is_first, loggers
         self.folder = Path(config.explicit_log_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.final = self.folder / "final"
@@ -72,7 +72,7 @@ class Run:
 
     def open(self, last_step: int) -> Ledger | None:
         """Begin to write behind step `last_step` (-1: a new run); returns the ledger on the writing rank."""
-        if not self.is_writer:
+        if not self.is_first:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", last_step)
@@ -92,7 +92,7 @@ class Run:
     def save(self, policy: Saveable, step: int, counters: dict[str, Any]) -> None:
         """Write a checkpoint (every rank must call it), then remove those that need not stay."""
         policy.save(self.checkpoint(step), counters)
-        if self.is_writer:
+        if self.is_first:
             for superfluous in self._superfluous():
                 shutil.rmtree(superfluous)
 

@@ -26,7 +26,7 @@ class Collector:
         config: a checked config.
         policy: what samples.
         judges: who is asked.
-        shows: whether this rank shows its progress.
+        is_first: whether this is the first rank, which shows its progress.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class Collector:
         policy: Samples,
         judges: Judges,
         *,
-        shows: bool = False,
+        is_first: bool = False,
     ) -> None:
         self.rs, self.remote_rm = config.model.rs, config.remote_rm
-        self.policy, self.judges, self.shows = policy, judges, shows
+        self.policy, self.judges, self.is_first = policy, judges, is_first
 
     def collect(
         self,
@@ -128,7 +128,7 @@ class Collector:
             wave_size=self.rs.rollout_micro_batch_size,
             first_index=first_index,
         )
-        return sample_and_score(self.policy, request, self.judges, what=what, shows=self.shows)
+        return sample_and_score(self.policy, request, self.judges, what=what, is_first=self.is_first)
 
 
 def num_tokens(group: Group) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from rs_aligner.config import TrainConfig, num_epoch_steps
-from rs_aligner.data import PromptSampler
+from rs_aligner.data import DataOrder
 from rs_aligner.record.run import Run
 from rs_aligner.trainers.measure import training_metrics
 from rs_aligner.trainers.pace import is_due, out_of_time, resume
@@ -38,9 +38,7 @@ class EpochTrainer(Generic[Row]):
 
     def __init__(self, config: TrainConfig, trainee: Trainee[Row], rows: Sequence[Row], run: Run) -> None:
         self.loop, self.trainee, self.rows, self.run = config.loop, trainee, rows, run
-        self.sampler = PromptSampler(
-            len(rows), config.model.global_batch_size, seed=config.model.seed, even=True
-        )
+        self.order = DataOrder(len(rows), config.model.global_batch_size, seed=config.model.seed, even=True)
         self.num_steps = num_epoch_steps(config, len(rows))
 
     def validate(self, step: int) -> dict[str, float]:
@@ -57,7 +55,7 @@ class EpochTrainer(Generic[Row]):
         Returns:
             What the last validation found.
         """
-        counters = resume(self.run, self.trainee, self.sampler)
+        counters = resume(self.run, self.trainee, self.order)
         self.run.open(counters["step"])
         done, found = max(counters["step"], 0), counters.get("validation", {})
         if counters["step"] < 0:
@@ -72,12 +70,12 @@ class EpochTrainer(Generic[Row]):
             self.run.begin_step()
             began = time.monotonic()
             done += 1
-            stats = self.trainee.train([self.rows[draw.index] for draw in next(self.sampler)])
+            stats = self.trainee.train([self.rows[draw.index] for draw in next(self.order)])
             self.trainee.version = done
             metrics = {
                 "step": done,
                 "policy_version": done,
-                "consumed_prompts": self.sampler.consumed_prompts,
+                "consumed_prompts": self.order.consumed_prompts,
                 **training_metrics(stats),
                 **self.trainee.maximum({"time/step": time.monotonic() - began}),
             }
@@ -92,7 +90,7 @@ class EpochTrainer(Generic[Row]):
             self.run.record(metrics)
             interval = self.loop.save_interval or self.loop.val_check_interval
             if is_due(done, interval) or last or good_enough:
-                counters = {"step": done, "sampler": self.sampler.state_dict(), "validation": found}
+                counters = {"step": done, "sampler": self.order.state_dict(), "validation": found}
                 self.run.save(self.trainee, done, counters)
             if last:
                 break

@@ -96,7 +96,7 @@ class HeldOut:
         keys = [f"validation/{name}" for name in ("reward", "reward_error", "watched", "watched_error")]
         if all(key in metrics for key in keys):
             warning = self._parting.observe(Validation(step, *(metrics[key] for key in keys)))
-            if warning is not None and self.collector.shows:
+            if warning is not None and self.collector.is_first:
                 _logger.warning("%s", warning)
 
     def _tell(self, step: int, metrics: dict[str, float], groups: Sequence[Group]) -> None:

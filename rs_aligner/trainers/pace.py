@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from rs_aligner.data import PromptSampler
+from rs_aligner.data import DataOrder
 from rs_aligner.record.run import Run
 from rs_aligner.trainers.protocols import Collective, Trainee
 
 _logger = logging.getLogger("rs_aligner")
 
 
-def resume(run: Run, trainee: Trainee[Any], sampler: PromptSampler) -> dict[str, Any]:
+def resume(run: Run, trainee: Trainee[Any], order: DataOrder) -> dict[str, Any]:
     """Continue from the newest checkpoint, if there is one.
 
     Returns:
@@ -21,7 +21,7 @@ def resume(run: Run, trainee: Trainee[Any], sampler: PromptSampler) -> dict[str,
     if run.last_checkpoint is None:
         return {"step": -1}
     counters = trainee.load(run.last_checkpoint)
-    sampler.load_state_dict(counters["sampler"])
+    order.load_state_dict(counters["sampler"])
     _logger.info("continuing behind step %d of %s", counters["step"], run.last_checkpoint)
     return counters
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rs_aligner.config import PoolConfig, RSConfig
-from rs_aligner.data import PromptSampler
+from rs_aligner.data import DataOrder
 from rs_aligner.record.ledger import Ledger, LedgerRow, groups_of
 from rs_aligner.rollout import Group, Prompt
 from rs_aligner.selection import Selection
@@ -40,20 +40,20 @@ class SampledRollouts:
         rs: how to sample.
         collector: samples and scores.
         prompts: to sample for.
-        sampler: which of them come next; its place is the run's.
+        order: which of them come next; its place is the run's.
     """
 
     def __init__(
-        self, rs: RSConfig, collector: Collector, prompts: Sequence[Prompt], sampler: PromptSampler
+        self, rs: RSConfig, collector: Collector, prompts: Sequence[Prompt], order: DataOrder
     ) -> None:
-        self.rs, self.collector, self.prompts, self.sampler = rs, collector, prompts, sampler
+        self.rs, self.collector, self.prompts, self.order = rs, collector, prompts, order
 
     def draw(self, step: int) -> Collected:
         """Sample for the next prompts."""
         rs, what = self.rs, f"step {step}"
         prompts = [
             replace(self.prompts[draw.index], position=draw.position, row=draw.index)
-            for draw in next(self.sampler)
+            for draw in next(self.order)
         ]
         number, sampling = rs.num_rollouts_per_prompt, rs.sampling_params
         if rs.until is None:
@@ -66,15 +66,15 @@ class ScoredRollouts:
 
     Args:
         groups: all of them.
-        sampler: which of them come next; its place is the run's.
+        order: which of them come next; its place is the run's.
     """
 
-    def __init__(self, groups: Sequence[Group], sampler: PromptSampler) -> None:
-        self.groups, self.sampler = groups, sampler
+    def __init__(self, groups: Sequence[Group], order: DataOrder) -> None:
+        self.groups, self.order = groups, order
 
     def draw(self, step: int) -> Collected:
         """The next groups."""
-        return Collected([self.groups[draw.index] for draw in next(self.sampler)], is_new=False)
+        return Collected([self.groups[draw.index] for draw in next(self.order)], is_new=False)
 
 
 @dataclass(slots=True)

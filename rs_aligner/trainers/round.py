@@ -63,7 +63,7 @@ def sample_and_score(
     judges: Judges,
     *,
     what: str,
-    shows: bool = False,
+    is_first: bool = False,
 ) -> Collected:
     """Every rank's share, gathered.
 
@@ -72,14 +72,14 @@ def sample_and_score(
         request: the same on every rank.
         judges: who is asked; the scores of the second one go into `Group.watched`.
         what: it is called so in messages.
-        shows: whether this rank shows its progress.
+        is_first: whether this is the first rank, which shows its progress.
 
     Returns:
         The groups, in which rollouts without a judge have `NOT_JUDGED`. The failure is that of a judge that
         could not be asked, on whichever rank.
     """
     mine = _Mine(judges)
-    hidden = None if shows else True  # None: shown on a terminal only
+    hidden = None if is_first else True  # None: shown on a terminal only
     total = len(request.prompts) * request.num_rollouts
     for rollout in tqdm(policy.generate(request), what, total, leave=False, disable=hidden, unit=" rollouts"):
         mine.hand_in(request.prompts[rollout.group], rollout)

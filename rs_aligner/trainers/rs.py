@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from rs_aligner.batching import is_few
 from rs_aligner.config import TrainRSConfig, num_steps
-from rs_aligner.data import PromptSampler
+from rs_aligner.data import DataOrder
 from rs_aligner.record.ledger import groups_of
 from rs_aligner.record.run import Run
 from rs_aligner.reward.protocol import JudgeFailed
@@ -82,11 +82,11 @@ class RSTrainer:
         self.config, self.policy, self.run = config, policy, run
         self.rs, self.loop = config.model.rs, config.trainer.rs
         number = len(data.scored) or len(data.prompts)
-        self.sampler = PromptSampler(number, self.rs.num_rollout_samples, seed=config.model.seed)
-        collector = Collector(config, policy, judges, shows=run.is_writer)
-        source: Source = SampledRollouts(self.rs, collector, data.prompts, self.sampler)
+        self.order = DataOrder(number, self.rs.num_rollout_samples, seed=config.model.seed)
+        collector = Collector(config, policy, judges, is_first=run.is_first)
+        source: Source = SampledRollouts(self.rs, collector, data.prompts, self.order)
         if data.scored:
-            source = ScoredRollouts(data.scored, self.sampler)
+            source = ScoredRollouts(data.scored, self.order)
         self.pool = Pool(self.rs.pool, source)
         self.learner = Learner(self.rs, policy, data.anchors)
         self.held_out = HeldOut(config, collector, data.validation)
@@ -139,7 +139,7 @@ class RSTrainer:
             metrics = {
                 "step": step,
                 "policy_version": self.policy.version,
-                "consumed_prompts": self.sampler.consumed_prompts,
+                "consumed_prompts": self.order.consumed_prompts,
                 "tokens/generated": candidates.new_tokens,
                 **measure(candidates, selection, passed_above=self.rs.passed_above),
                 **distance,
@@ -155,7 +155,7 @@ class RSTrainer:
 
     def _resume(self) -> int:
         """Continue from the newest checkpoint, or look at held-out prompts first; returns the steps done."""
-        counters = resume(self.run, self.policy, self.sampler)
+        counters = resume(self.run, self.policy, self.order)
         saved = self._saved = counters["step"]
         self.ledger = self.run.open(saved)
         if saved >= 0:
@@ -194,7 +194,7 @@ class RSTrainer:
         """Where the run is behind a step, as a checkpoint has it."""
         return {
             "step": step,
-            "sampler": self.sampler.state_dict(),
+            "sampler": self.order.state_dict(),
             "held_out": self.held_out.state_dict(),
             "learner": self.learner.state_dict(),
         }

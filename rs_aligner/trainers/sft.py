@@ -82,7 +82,7 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
             self.validation, 1, self.sft.sampling_params, self.sft.length_params, step=VALIDATION
         )
         found = sample_and_score(
-            self.policy, request, Judges(self.judge), what="validation", shows=self.run.is_writer
+            self.policy, request, Judges(self.judge), what="validation", is_first=self.run.is_first
         )
         if found.failure is not None:
             raise JudgeFailed(found.failure)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rs_aligner.data import PromptSampler, load_prompts, load_sft_rows
+from rs_aligner.data import DataOrder, load_prompts, load_sft_rows
 from tests.tiny import FakeTokenizer
 
 pytestmark = pytest.mark.timeout(60)
@@ -264,7 +264,7 @@ def test_real_files_load_with_a_real_tokenizer(test_data):
     shuffle=st.booleans(),
 )
 def test_every_epoch_shows_every_prompt_once_in_an_order_of_its_own(num_prompts, num_per_step, seed, shuffle):
-    sampler = PromptSampler(num_prompts, num_per_step, seed=seed, shuffle=shuffle)
+    sampler = DataOrder(num_prompts, num_per_step, seed=seed, shuffle=shuffle)
     consumed = 0
     for epoch in range(3):
         steps = [next(sampler) for _ in range(sampler.steps_per_epoch)]
@@ -282,11 +282,11 @@ def test_every_epoch_shows_every_prompt_once_in_an_order_of_its_own(num_prompts,
 @given(num_prompts=st.integers(1, 20), num_per_step=st.integers(1, 25), num_steps=st.integers(0, 30))
 def test_a_resumed_sampler_goes_on_as_if_it_had_never_stopped(num_prompts, num_per_step, num_steps):
     # Epoch boundaries are among these, where resuming must neither stop nor repeat.
-    whole = PromptSampler(num_prompts, num_per_step, seed=3)
+    whole = DataOrder(num_prompts, num_per_step, seed=3)
     for _ in range(num_steps):
         next(whole)
     state = json.loads(json.dumps(whole.state_dict()))
-    resumed = PromptSampler(num_prompts, num_per_step, seed=3)
+    resumed = DataOrder(num_prompts, num_per_step, seed=3)
     resumed.load_state_dict(state)
     assert resumed.consumed_prompts == whole.consumed_prompts
     assert [next(resumed) for _ in range(5)] == [next(whole) for _ in range(5)]
@@ -294,25 +294,25 @@ def test_a_resumed_sampler_goes_on_as_if_it_had_never_stopped(num_prompts, num_p
 
 def test_the_order_depends_on_seed_and_epoch_and_nothing_else():
     def order(seed: int) -> list[int]:
-        return [draw.index for draw in next(PromptSampler(10, 10, seed=seed))]
+        return [draw.index for draw in next(DataOrder(10, 10, seed=seed))]
 
     assert order(1) == order(1) == [0, 6, 5, 7, 1, 8, 9, 2, 3, 4]
     assert order(1) != order(2)
-    sampler = PromptSampler(10, 10, seed=1)
+    sampler = DataOrder(10, 10, seed=1)
     assert [draw.index for draw in next(sampler)] != [draw.index for draw in next(sampler)]
 
 
 def test_a_state_of_other_data_is_refused():
-    state = PromptSampler(10, 2, seed=1).state_dict()
+    state = DataOrder(10, 2, seed=1).state_dict()
     with pytest.raises(
         ValueError, match=r"had num_prompts = 10, now it is 11: .*exp_manager\.explicit_log_dir"
     ):
-        PromptSampler(11, 2, seed=1).load_state_dict(state)
+        DataOrder(11, 2, seed=1).load_state_dict(state)
     with pytest.raises(ValueError, match="had seed = 1, now it is 2"):
-        PromptSampler(10, 2, seed=2).load_state_dict(state)
+        DataOrder(10, 2, seed=2).load_state_dict(state)
 
 
 @pytest.mark.parametrize(("num_prompts", "num_per_step"), [(0, 1), (1, 0)])
 def test_a_sampler_needs_prompts_and_steps_that_take_some(num_prompts, num_per_step):
     with pytest.raises(ValueError, match="at least one prompt"):
-        PromptSampler(num_prompts, num_per_step, seed=0)
+        DataOrder(num_prompts, num_per_step, seed=0)

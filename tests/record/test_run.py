@@ -49,9 +49,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def open_run(folder: Path, *, is_writer: bool = True, loggers: Any = (), **config: Any) -> Run:
+def open_run(folder: Path, *, is_first: bool = True, loggers: Any = (), **config: Any) -> Run:
     config = {"explicit_log_dir": str(folder), **config}
-    return Run(ExpManagerConfig.model_validate(config), is_writer=is_writer, loggers=loggers)
+    return Run(ExpManagerConfig.model_validate(config), is_first=is_first, loggers=loggers)
 
 
 def train(run: Run, figures: Mapping[int, float | None]) -> None:
@@ -117,7 +117,7 @@ def test_the_best_of_an_earlier_start_stays_after_a_restart(tmp_path: Path) -> N
 
 def test_only_the_writing_rank_removes_checkpoints(tmp_path: Path) -> None:
     run = open_run(tmp_path, checkpoint_callback_params={"save_top_k": 0})
-    other = open_run(tmp_path, is_writer=False, checkpoint_callback_params={"save_top_k": 0})
+    other = open_run(tmp_path, is_first=False, checkpoint_callback_params={"save_top_k": 0})
     train(run, {1: 0.5})
     other.save(FakePolicy(), 2, {})
     assert steps(run) == [1, 2]
@@ -166,7 +166,7 @@ def test_opening_drops_metrics_and_rollouts_behind_the_checkpoint(tmp_path: Path
 
 def test_a_rank_that_does_not_write_leaves_no_trace(tmp_path: Path) -> None:
     logger = FakeLogger()
-    run = open_run(tmp_path / "run", is_writer=False)
+    run = open_run(tmp_path / "run", is_first=False)
     assert run.open(-1) is None
     run.record({"step": 1, "loss": 1.0})
     run.close()

@@ -74,7 +74,7 @@ def fit(folder: Path, model: FakeModel, held_out: int = 3, **loop: Any) -> list[
         "model": {"global_batch_size": 3, "data": {"data_prefix": {"train": "unused"}}},
     }
     config = TrainRewardModelConfig.model_validate(tree)
-    run = Run(config.exp_manager, is_writer=True)
+    run = Run(config.exp_manager, is_first=True)
     PreferenceTrainer(config, model, PAIRS, PAIRS[:held_out], run).fit()
     run.close()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

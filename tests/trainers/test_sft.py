@@ -113,7 +113,7 @@ def fit(
         if judge is not None:
             client = RemoteGPTRMClient(RemoteRMConfig(), FunctionJudge(judge, "fingerprint"))
             stack.enter_context(client)
-        run = stack.enter_context(Run(config.exp_manager, is_writer=True))
+        run = stack.enter_context(Run(config.exp_manager, is_first=True))
         SFTTrainer(config, policy, client, rows=ROWS, validation=HELD_OUT if judge else [], run=run).fit()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

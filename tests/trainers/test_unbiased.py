@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rs_aligner.config import TrainRSConfig
-from rs_aligner.data import PromptSampler
+from rs_aligner.data import DataOrder
 from rs_aligner.record.ledger import Ledger, groups_of
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.sample_request import SampleRequest
@@ -91,7 +91,7 @@ def simulate(
         config.model.rs,
         Collector(config, coins, Judges(coins)),
         prompts,
-        PromptSampler(len(prompts), len(prompts), seed=3),
+        DataOrder(len(prompts), len(prompts), seed=3),
     )
     pool = Pool(config.model.rs.pool, source)
     chain = chain or build_chain([], top_n=config.model.rs.top_n_rollouts)

@@ -1,4 +1,4 @@
-"""An order of prompts whose place can be saved exactly.
+"""An order of prompts, or of rows, whose place can be saved exactly.
 
 No torch: the order of an epoch comes from a seed and a generator of its own, so that nothing else
 that draws random numbers can disturb it.
@@ -29,7 +29,7 @@ class Draw:
     epoch: int
 
 
-class PromptSampler(Iterator[list[Draw]]):
+class DataOrder(Iterator[list[Draw]]):
     """Draws the prompts of step after step, without end.
 
     Every prompt comes exactly once in an epoch. A step does not reach across epochs: the last one of
@@ -89,7 +89,7 @@ class PromptSampler(Iterator[list[Draw]]):
         return {"epoch": self._epoch, "position": self._position, **self._guard}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on exactly where the saved sampler was; `num_per_step` may have changed.
+        """Goes on exactly where the saved one was; `num_per_step` may have changed.
 
         Raises:
             ValueError: the state is of other data or another order.
