@@ -19,13 +19,14 @@ PROMPTS = [Prompt(f"p{i}", f"text {i}", (100 + i,), position=i) for i in range(5
 REQUEST = SampleRequest(PROMPTS, 3, SamplingParams(), LengthParams(), step=1, first_index=2)
 
 
-def rounds(*replicas: dict[str, Any]) -> list[Collected]:
+def rounds(*replicas: dict[str, Any], is_first: bool = False) -> list[Collected]:
     """What each of so many replicas comes to; each with its `judge` and `watched`."""
     exchange, found = Exchange(len(replicas)), dict[int, Collected]()
 
     def run(number: int) -> None:
         policy = FakePolicy([], 4, exchange, number)
-        found[number] = sample_and_score(policy, REQUEST, Judges(**replicas[number]), what="step 1")
+        judges = Judges(**replicas[number])
+        found[number] = sample_and_score(policy, REQUEST, judges, what="step 1", is_first=is_first)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(replicas))]
     for thread in threads:
@@ -97,9 +98,9 @@ def test_the_time_in_the_judges_counts_and_no_other(monkeypatch: pytest.MonkeyPa
     assert (nothing.waited, nothing.failure, nothing.is_new) == (0.0, None, True)
 
 
-@pytest.mark.parametrize(("shows", "disable"), [(False, True), (True, None)])
-def test_progress_is_of_all_rollouts_and_shown_where_it_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, shows: bool, disable: bool | None
+@pytest.mark.parametrize(("is_first", "disable"), [(False, True), (True, None)])
+def test_progress_is_of_all_rollouts_and_shown_by_the_first_rank(
+    monkeypatch: pytest.MonkeyPatch, is_first: bool, disable: bool | None
 ) -> None:
     seen: list[Any] = []
 
@@ -108,7 +109,7 @@ def test_progress_is_of_all_rollouts_and_shown_where_it_is_asked_for(
         return rollouts
 
     monkeypatch.setattr("rs_aligner.trainers.round.tqdm", bar)
-    (found,) = rounds({"judge": judge(), "shows": shows})
+    (found,) = rounds({"judge": judge()}, is_first=is_first)
     assert seen == [("step 1", 15, disable, False)]
     assert found.failure is None
 
