@@ -128,10 +128,8 @@ def _said(response: str) -> str:
     said = ending(response)
     if said is not None:
         return said.text
-    lines = [line for line in response[-1000:].splitlines() if line.strip()]
-    if lines and read(lines[-1]).kind != "text":
-        return lines[-1]
-    return next((line for line in response.lstrip()[:1000].splitlines() if line.strip()), "")
+    lines = [line for line in response.splitlines() if line.strip()] or [""]
+    return lines[-1] if read(lines[-1]).kind != "text" else lines[0]
 
 
 def _shown(text: str) -> str:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from rs_aligner.answers import final_answer, final_answers, is_right, kind_of, library, marked_answer
+from rs_aligner.answers import (
+    Undecided,
+    final_answer,
+    final_answers,
+    is_right,
+    kind_of,
+    library,
+    marked_answer,
+)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +121,38 @@ def test_a_reference_may_be_a_solution_with_a_marked_answer() -> None:
 
 def test_the_process_has_one_library() -> None:
     assert library.shared() is library.shared()
+
+
+def test_the_library_remembers_the_newest_pairs_and_is_asked_again_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def answer(self: library.Library, pair: tuple[str, str]) -> bool | str:
+        asked.append(pair)
+        return {"x": True, "y": False}.get(pair[0], "too long")
+
+    monkeypatch.setattr(library, "_MANY", 3)
+    monkeypatch.setattr(library.Library, "_ask", answer)
+    judge = library.Library()
+    for _ in range(2):
+        assert judge.same("x", "1")
+        assert not judge.same("y", "1")
+        with pytest.raises(Undecided, match="too long"):
+            judge.same("z", "1")
+    assert asked == [("x", "1"), ("y", "1"), ("z", "1")]
+    assert judge.same("x", "2")  # and the oldest is forgotten
+    assert not judge.same("y", "1")
+    assert len(asked) == judge.calls == 4
+    assert judge.same("x", "1")
+    assert len(asked) == judge.calls == 5
+
+
+def test_a_library_that_was_closed_decides_nothing() -> None:
+    judge = library.Library()
+    judge.close()
+    with pytest.raises(Undecided, match="the judge was closed"):
+        judge.same("1", "2")
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,12 @@ def recorded_rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def collect_until(score: Any, budget: int = 4, **until: Any) -> list[Group]:
+    found = collected_until(score, budget, **until)
+    assert found.failure is None
+    return found.groups
+
+
+def collected_until(score: Any, budget: int = 4, **until: Any) -> Collected:
     config = TrainRSConfig.model_validate(
         {
             "exp_manager": {"explicit_log_dir": "unused"},
@@ -245,11 +251,9 @@ def collect_until(score: Any, budget: int = 4, **until: Any) -> list[Group]:
     policy = FakePolicy(events, 4, Exchange(1), 0)
     collector = Collector(config, policy, Judges(FakeJudge(score, events, 0.0)))
     wanted = UntilConfig.model_validate({"accepted": 1, "at_least": 1, **until})
-    found = collector.collect_until(
+    return collector.collect_until(
         prompts, wanted, budget, config.model.rs.sampling_params, step=1, what="step 1"
     )
-    assert found.failure is None
-    return found.groups
 
 
 def test_easy_prompts_leave_their_budget_to_hard_ones() -> None:
@@ -274,16 +278,16 @@ def test_a_prompt_has_at_most_so_many_rollouts_and_tokens() -> None:
 def test_the_waiting_of_all_rounds_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(1000.0)
     monkeypatch.setattr("rs_aligner.trainers.round.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    found: list[Collected] = []
-    judged = Collector.collect_until
+    found = collected_until(solved({f"p{i}": 0.0 for i in range(4)}), rollouts_a_round=2)
+    assert found.waited == 16 + 2  # of each rollout, and of each of the two rounds
 
-    def recorded(self: Collector, *args: Any, **kwargs: Any) -> Collected:
-        found.append(judged(self, *args, **kwargs))
-        return found[-1]
 
-    monkeypatch.setattr(Collector, "collect_until", recorded)
-    collect_until(solved({f"p{i}": 0.0 for i in range(4)}), rollouts_a_round=2)
-    assert found[0].waited == 16 + 2  # of each rollout, and of each of the two rounds
+def test_nothing_is_sampled_behind_a_round_whose_judge_failed_too_much(
+    recorded_rounds: list[tuple[int, int]],
+) -> None:
+    found = collected_until(lambda *_: ScoreFailure("timed out"), rollouts_a_round=1)
+    assert found.failure == "step 1: the judge scored none of 4 rollouts: 4 x timed out"
+    assert recorded_rounds == [(0, 1)]
 
 
 def test_what_is_left_of_the_budget_goes_to_as_many_as_it_suffices_for() -> None:
