@@ -38,25 +38,10 @@ class Token:
     latex: str = ""
 
 
-_FUNCTIONS = frozenset(
-    {
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "ln",
-        "log",
-    }
-    | {"lg", "exp", "arg", "deg", "det", "dim", "gcd", "lcm", "max", "min", "Re", "Im", "sgn", "tr", "rank"}
-)
+_FUNCTIONS = {
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln",
+    "log", "lg", "exp", "arg", "deg", "det", "dim", "gcd", "lcm", "max", "min", "Re", "Im", "sgn", "tr", "rank",
+}  # fmt: skip
 _RELATIONS = {
     "<": "<", ">": ">", "=": "=", "lt": "<", "gt": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=",
     "geq": ">=", "geqslant": ">=", "ne": "!=", "neq": "!=", "in": "in",

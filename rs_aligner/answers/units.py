@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 
-TELLING = frozenset(
-    {"or", "and", "not", "no", "nor", "but", "if", "when", "unless", "except", "either", "neither", "between"}
-    | {"factorial", "squared", "cubed", "choose", "mod", "modulo", "plus", "minus", "times", "over", "root"}
-    | {"divided", "log", "ln", "sin", "cos", "tan", "than", "least", "most", "below", "above", "under"}
-    | {"to", "from"}
-)
+TELLING = {
+    "or", "and", "not", "no", "nor", "but", "if", "when", "unless", "except", "either", "neither", "between",
+    "factorial", "squared", "cubed", "choose", "mod", "modulo", "plus", "minus", "times", "over", "root",
+    "divided", "log", "ln", "sin", "cos", "tan", "than", "least", "most", "below", "above", "under", "to",
+    "from",
+}  # fmt: skip
 """Words that make something else of a number beside them."""
 _CANON = {
     **dict.fromkeys(["$", "dollar", "usd", "buck"], "dollar"),

@@ -211,6 +211,9 @@ def test_a_line_for_each_choice_that_not_every_run_makes(small):
         assert f"\nKL term                 {said}" in plan(
             small(**{"model.rs.objective.kl": 0.05, "model.rs.objective.kl_estimator": estimator})
         )
+    seldom = {"model.rs.pool.restart": True, "model.rs.pool.improve_steps": 3, "trainer.rs.patience": 1}
+    assert "to the starting weights every 3 steps; " in plan(small(**seldom), num_prompts=25)
+    assert "stops after 1 validation without " in plan(small(**seldom))
     on_device = {"model.rs.objective.kl": 1, "model.rs.objective.offload_reference": False}
     assert plan(small(**on_device)).endswith("whose weights wait on the device")
 
