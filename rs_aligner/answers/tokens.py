@@ -40,7 +40,8 @@ class Token:
 
 _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln",
-    "log", "lg", "exp", "arg", "deg", "det", "dim", "gcd", "lcm", "max", "min", "Re", "Im", "sgn", "tr", "rank",
+    "log", "lg", "exp", "arg", "deg", "det", "dim", "gcd", "lcm", "max", "min", "Re", "Im", "sgn",
+    "tr", "rank",
 }  # fmt: skip
 _RELATIONS = {
     "<": "<", ">": ">", "=": "=", "lt": "<", "gt": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=",
