@@ -19,8 +19,8 @@ from rs_aligner.generation.network import Network, _rotate
 from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
-from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.rollout import Prompt
 from rs_aligner.sample_request import SampleRequest
 

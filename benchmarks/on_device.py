@@ -22,8 +22,10 @@ from decoders import HuggingFace, Ours, Workload
 
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.model import runtime
-from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.model.tensors import num_parameters
 
 _SHARED = {"vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 2048}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -96,7 +98,7 @@ def bytes_read(arch: Architecture, work: Workload) -> int:
     num_prompts, token = len(work.prompts), arch.cache_bytes_per_token(2)
     prompts = sum(map(len, work.prompts)) * token
     own = num_prompts * work.num_rollouts * token
-    return sum(2 * arch.num_parameters + prompts + own * step for step in range(1, work.max_length))
+    return sum(2 * num_parameters(arch) + prompts + own * step for step in range(1, work.max_length))
 
 
 def bandwidth(device: torch.device) -> float:

@@ -43,8 +43,8 @@ from generation import DATA, machine, workloads, write
 
 from rs_aligner.config import OptimConfig
 from rs_aligner.model import huggingface, runtime
-from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import _largest_part
 from rs_aligner.policy.training import Trainer, adam
 from rs_aligner.rollout import TrainingRow

@@ -196,7 +196,7 @@ def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:
     import torch
 
     from rs_aligner.files import hugging_face_part
-    from rs_aligner.model.architecture import read_architecture
+    from rs_aligner.model.families.registry import read_architecture
     from rs_aligner.model.memory import memory_plan
 
     arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))

@@ -43,6 +43,15 @@ class Offer:
     config: GenerationConfig
     allowed: torch.Tensor | None
 
+    def require(self, known: frozenset[str]) -> None:
+        """See to it that an engine that knows these features of layers knows all that the model has.
+
+        Raises:
+            CannotDecode: it does not; with what it lacks.
+        """
+        if unknown := self.arch.features - known:
+            raise CannotDecode(f"{', '.join(sorted(unknown))} of {self.arch.family} is unknown to it")
+
 
 @dataclass(frozen=True, slots=True)
 class Wave:

@@ -9,6 +9,9 @@ from rs_aligner.generation.native import load_kernels
 from rs_aligner.generation.native_network import NativeNetwork
 from rs_aligner.generation.paged import PagedWave
 from rs_aligner.generation.rows import Ended
+from rs_aligner.model.architecture import QK_NORM, QKV_BIAS
+
+KNOWN = frozenset({QKV_BIAS, QK_NORM})
 
 
 class KernelDecoder:
@@ -35,6 +38,7 @@ class KernelDecoder:
 
 
 def _new(offer: Offer) -> KernelDecoder:
+    offer.require(KNOWN)
     arch = offer.arch
     kernels = load_kernels(arch.head_dim, arch.num_heads // arch.num_kv_heads)
     network = NativeNetwork(offer.model, arch, offer.runtime, kernels, offer.allowed)

@@ -8,6 +8,9 @@ from rs_aligner.generation.cohorts import CohortWave
 from rs_aligner.generation.decoder import Engine, Offer, Wave
 from rs_aligner.generation.network import Network
 from rs_aligner.generation.rows import Ended
+from rs_aligner.model.architecture import QK_NORM, QKV_BIAS
+
+KNOWN = frozenset({QKV_BIAS, QK_NORM})
 
 
 class TorchDecoder:
@@ -29,6 +32,7 @@ class TorchDecoder:
 
 
 def _new(offer: Offer) -> TorchDecoder:
+    offer.require(KNOWN)
     network = Network(offer.model, offer.arch, offer.runtime, offer.allowed)
     return TorchDecoder(network, offer.config.kv_cache_bytes)
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from rs_aligner.files import hugging_face_part
-from rs_aligner.model.architecture import Architecture, read_architecture
-from rs_aligner.model.tensors import SCORE, check_tensors
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.families.base import SCORE
+from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.model.tensors import check_tensors
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.model_folder import problem_with
 

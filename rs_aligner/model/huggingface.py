@@ -1,9 +1,9 @@
 """Weights in and out of Hugging Face folders, for any tensor- and pipeline-parallel layout.
 
-Each Megatron parameter stands for one or more Hugging Face tensors. A `_Layout` says how a rank's
-part is cut from them and how the ranks' parts are put together again; `_parameters` lists which
-goes where. Reading touches only this rank's tensors; writing makes one file for each pipeline
-stage, so no rank ever holds more than its own stage.
+Each Megatron parameter stands for one or more Hugging Face tensors; the model's family has the table. A
+`Layout` says how a rank's part is cut from them and how the ranks' parts are put together again. Reading
+touches only this rank's tensors; writing makes one file for each pipeline stage, so no rank ever holds more
+than its own stage.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,87 +23,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.families.registry import family_of
+from rs_aligner.model.layouts import Layout
 from rs_aligner.model.runtime import Runtime
-from rs_aligner.model.tensors import DTYPES, EMBEDDING, HEAD, INDEX, SCORE, WHOLE, check_tensors, read_headers
+from rs_aligner.model.tensors import DTYPES, INDEX, WHOLE, check_tensors, read_headers
 
 _logger = logging.getLogger("rs_aligner")
-Tensors = Sequence[torch.Tensor]
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # in a config.json; before version 5 of transformers it was the second
 _EXPORTED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """How a Megatron parameter is cut: `cut(hf, rank, parts)` and its inverse `join(shards)`."""
-
-    cut: Callable[[Tensors, int, int], torch.Tensor]
-    join: Callable[[Tensors], list[torch.Tensor]]
-
-
-_REPLICATED = _Layout(lambda hf, rank, parts: hf[0], lambda shards: [shards[0]])
-_ROWS = _Layout(
-    lambda hf, rank, parts: hf[0].chunk(parts, 0)[rank], lambda shards: [torch.cat(list(shards), 0)]
-)
-_COLUMNS = _Layout(
-    lambda hf, rank, parts: hf[0].chunk(parts, 1)[rank], lambda shards: [torch.cat(list(shards), 1)]
-)
-_GATED = _Layout(
-    lambda hf, rank, parts: torch.cat([tensor.chunk(parts, 0)[rank] for tensor in hf]),
-    lambda shards: [torch.cat(part) for part in zip(*(shard.chunk(2, 0) for shard in shards), strict=True)],
-)
-
-
-def _qkv(arch: Architecture) -> _Layout:
-    """Query, key and value rows, interleaved by group: each group's queries, then its key and value."""
-    per_group = arch.num_heads // arch.num_kv_heads
-    sizes = [per_group * arch.head_dim, arch.head_dim, arch.head_dim]
-
-    def cut(hf: Tensors, rank: int, parts: int) -> torch.Tensor:
-        grouped = [
-            t.reshape(arch.num_kv_heads, size, *t.shape[1:]) for t, size in zip(hf, sizes, strict=True)
-        ]
-        return torch.cat(grouped, 1).chunk(parts, 0)[rank].flatten(0, 1)
-
-    def join(shards: Tensors) -> list[torch.Tensor]:
-        whole = torch.cat(list(shards))
-        grouped = whole.reshape(arch.num_kv_heads, sum(sizes), *whole.shape[1:])
-        return [part.flatten(0, 1) for part in grouped.split(sizes, 1)]
-
-    return _Layout(cut, join)
-
-
 def _parameters(
     model: GPTModel, arch: Architecture, runtime: Runtime
-) -> Iterator[tuple[torch.nn.Parameter, tuple[str, ...], _Layout]]:
+) -> Iterator[tuple[torch.nn.Parameter, tuple[str, ...], Layout]]:
     """This rank's parameters, each with its Hugging Face names and how it is cut."""
-    qkv = _qkv(arch)
-    attention, mlp = "self_attn", "mlp"
-    per_layer: dict[str, tuple[tuple[str, ...], _Layout]] = {
-        "input_layernorm.weight": (("input_layernorm.weight",), _REPLICATED),
-        "pre_mlp_layernorm.weight": (("post_attention_layernorm.weight",), _REPLICATED),
-        "self_attention.q_layernorm.weight": ((f"{attention}.q_norm.weight",), _REPLICATED),
-        "self_attention.k_layernorm.weight": ((f"{attention}.k_norm.weight",), _REPLICATED),
-        "self_attention.linear_qkv.weight": (tuple(f"{attention}.{x}_proj.weight" for x in "qkv"), qkv),
-        "self_attention.linear_qkv.bias": (tuple(f"{attention}.{x}_proj.bias" for x in "qkv"), qkv),
-        "self_attention.linear_proj.weight": ((f"{attention}.o_proj.weight",), _COLUMNS),
-        "mlp.linear_fc1.weight": ((f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"), _GATED),
-        "mlp.linear_fc2.weight": ((f"{mlp}.down_proj.weight",), _COLUMNS),
-    }
-    unembedding = EMBEDDING if arch.tied_embeddings else HEAD
-    outside = {
-        "embedding.word_embeddings.weight": (EMBEDDING, _ROWS),
-        "decoder.final_layernorm.weight": ("model.norm.weight", _REPLICATED),
-        "output_layer.weight": (SCORE, _REPLICATED) if arch.value_head else (unembedding, _ROWS),
-    }
+    family = family_of(arch)
+    layer, outside = family.layer(arch), family.outside(arch)
     first_layer = runtime.pp_rank * (arch.num_layers // runtime.pp_size)
     for name, parameter in model.named_parameters():
         if name in outside:
-            hf_name, layout = outside[name]
-            yield parameter, (hf_name,), layout
+            prefix, part = "", outside[name]
         else:
             local, _, rest = name.removeprefix("decoder.layers.").partition(".")
-            names, layout = per_layer[rest]
-            yield parameter, tuple(f"model.layers.{first_layer + int(local)}.{n}" for n in names), layout
+            prefix, part = family.layers.format(first_layer + int(local)), layer[rest]
+        yield parameter, tuple(prefix + each for each in part.tensors), part.layout
 
 
 @torch.no_grad()
@@ -164,7 +106,7 @@ def save_weights(
     partial = folder.with_name(folder.name + ".partial")
     tensors = gather_tensors(model, arch, runtime)
     if arch.tied_embeddings and not runtime.is_first_stage:
-        tensors.pop(EMBEDDING, None)
+        tensors.pop(family_of(arch).embedding, None)
     dtype = _fitting(export_dtype(source), tensors, runtime)
     trained = model.config.params_dtype
     if runtime.rank == 0:

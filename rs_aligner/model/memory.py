@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rs_aligner.config import TrainRSConfig
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.tensors import num_parameters
 
 ADAM_BYTES = 8  # two running means in float32
 GRADIENT_BYTES = 4  # gradients are accumulated in float32
@@ -27,7 +28,7 @@ def training_bytes(arch: Architecture, config: TrainRSConfig, *, bf16: bool, on_
     is_elsewhere = on_gpu and rs.objective.offload_reference
     start = weights if rs.needs_start and not is_elsewhere else 0
     each = weights + start + GRADIENT_BYTES + optimizer
-    return arch.num_parameters * each // config.model_parallel_size
+    return num_parameters(arch) * each // config.model_parallel_size
 
 
 def cache_bytes(
@@ -57,7 +58,7 @@ def memory_plan(
         shown = f"kept within {_gib(budget)} (all at once would take up to {_gib(cache)})"
     return (
         f"memory                  of a rank, beside activations: weights and optimizer {_gib(training)}, "
-        f"cache {shown}; {arch.num_parameters:,} parameters"
+        f"cache {shown}; {num_parameters(arch):,} parameters"
     )
 
 

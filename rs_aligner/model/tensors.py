@@ -11,6 +11,7 @@ Source of the format: https://github.com/huggingface/safetensors (README, "Forma
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.families.base import Family, Parts
+from rs_aligner.model.families.registry import family_of
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
-SCORE = "score.weight"  # the value head of a reward model
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The types that are read, by their names in a header, with their names in a `config.json`."""
 
 _HARMLESS = re.compile(r"rotary_emb\.inv_freq$")  # old transformers saved it; it follows from the config
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 _SHOWN = 3  # names in a message
 _CHUNK = 1 << 24  # bytes compared at once
 
@@ -103,30 +103,21 @@ def read_headers(folder: Path) -> dict[str, Stored]:
 
 def expected(arch: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of each tensor of a model, as `transformers` has them."""
-    queries, keys = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
-    width, inner = arch.hidden_size, arch.intermediate_size
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (width,),
-        "post_attention_layernorm.weight": (width,),
-        "self_attn.q_proj.weight": (queries, width),
-        "self_attn.k_proj.weight": (keys, width),
-        "self_attn.v_proj.weight": (keys, width),
-        "self_attn.o_proj.weight": (width, queries),
-        "mlp.gate_proj.weight": (inner, width),
-        "mlp.up_proj.weight": (inner, width),
-        "mlp.down_proj.weight": (width, inner),
-    }
-    if arch.qkv_bias:
-        layer |= {f"self_attn.{x}_proj.bias": (queries if x == "q" else keys,) for x in "qkv"}
-    if arch.qk_norm:
-        layer |= {f"self_attn.{x}_norm.weight": (arch.head_dim,) for x in "qk"}
-    wanted = {EMBEDDING: (arch.vocab_size, width), "model.norm.weight": (width,)}
-    if arch.value_head:
-        wanted[SCORE] = (1, width)
-    elif not arch.tied_embeddings:
-        wanted[HEAD] = (arch.vocab_size, width)
-    layers = range(arch.num_layers)
-    return wanted | {f"model.layers.{i}.{name}": shape for i in layers for name, shape in layer.items()}
+    family = family_of(arch)
+    wanted = _tensors(family.outside(arch))
+    layer = _tensors(family.layer(arch))
+    for number in range(arch.num_layers):
+        wanted |= {family.layers.format(number) + name: shape for name, shape in layer.items()}
+    return wanted
+
+
+def num_parameters(arch: Architecture) -> int:
+    """Of the whole model, shared weights counted once."""
+    return sum(math.prod(shape) for shape in expected(arch).values())
+
+
+def _tensors(parts: Parts) -> dict[str, tuple[int, ...]]:
+    return {name: shape for part in parts.values() for name, shape in part.tensors.items()}
 
 
 def check_tensors(folder: Path, arch: Architecture, *, leave: Collection[str] = ()) -> dict[str, Stored]:
@@ -142,13 +133,13 @@ def check_tensors(folder: Path, arch: Architecture, *, leave: Collection[str] = 
             belongs to no part of the model; or an output layer differs from the embedding to which
             `config.json` ties it. The tensors are named, with what would work.
     """
-    found, wanted = read_headers(folder), expected(arch)
+    found, wanted, head = read_headers(folder), expected(arch), family_of(arch).head
     for name in leave:
         wanted.pop(name, None)
     if missing := [name for name in wanted if name not in found]:
         raise ValueError(
             f"{folder} lacks {'the tensor' if len(missing) == 1 else 'the tensors'} {_some(missing)}, "
-            f"which its config.json asks for{_why_missing(missing, found)}"
+            f"which its config.json asks for{_why_missing(missing, found, family_of(arch))}"
         )
     for name, shape in wanted.items():
         stored = found[name]
@@ -163,12 +154,12 @@ def check_tensors(folder: Path, arch: Architecture, *, leave: Collection[str] = 
                 f"model that it was made from, with weights in one of {', '.join(DTYPES.values())}"
             )
     unread = [name for name in found if name not in wanted and not _HARMLESS.search(name)]
-    for name in (HEAD, *leave) if arch.value_head else leave:
+    for name in (head, *leave) if arch.value_head else leave:
         if name in unread:
             unread.remove(name)
-    if arch.tied_embeddings and HEAD in unread:
-        _check_tie(folder, found)
-        unread.remove(HEAD)
+    if arch.tied_embeddings and head in unread:
+        _check_tie(folder, found, family_of(arch))
+        unread.remove(head)
     if unread:
         raise ValueError(
             f"{folder} has {len(unread):,} {'tensors' if len(unread) > 1 else 'tensor'} that a {arch.family} "
@@ -178,14 +169,15 @@ def check_tensors(folder: Path, arch: Architecture, *, leave: Collection[str] = 
     return found
 
 
-def _check_tie(folder: Path, found: Mapping[str, Stored]) -> None:
-    head, embedding = found[HEAD], found[EMBEDDING]
+def _check_tie(folder: Path, found: Mapping[str, Stored], family: Family) -> None:
+    head, embedding = found[family.head], found[family.embedding]
     if (head.dtype, head.shape) == (embedding.dtype, embedding.shape) and _are_equal(head, embedding):
         return
     raise ValueError(
-        f"{folder}: {HEAD} differs from {EMBEDDING}, but config.json says tie_word_embeddings: true. Set it "
-        "to false if the model has an output layer of its own (transformers 5 reads it so, older ones tie "
-        f"the two); if it has none, take {HEAD} out of the file"
+        f"{folder}: {family.head} differs from {family.embedding}, but config.json says "
+        "tie_word_embeddings: true. Set it to false if the model has an output layer of its own "
+        "(transformers 5 reads it so, older ones tie the two); if it has none, take "
+        f"{family.head} out of the file"
     )
 
 
@@ -201,27 +193,29 @@ def _are_equal(one: Stored, other: Stored) -> bool:
     return True
 
 
-def _why_missing(missing: Collection[str], found: Mapping[str, Stored]) -> str:
-    if EMBEDDING.removeprefix("model.") in found:
+def _why_missing(missing: Collection[str], found: Mapping[str, Stored], family: Family) -> str:
+    if family.embedding.removeprefix(family.trunk) in found:
         return (
             ": its tensors are those of a bare trunk (saved by AutoModel); save it with "
             "AutoModelForCausalLM, or for a reward model with AutoModelForSequenceClassification"
         )
-    if list(missing) == [HEAD]:
+    if list(missing) == [family.head]:
         return "; if the embedding is the output layer, too, set tie_word_embeddings to true in config.json"
     return ""
 
 
 def _what_then(folder: Path, unread: Collection[str], arch: Architecture) -> str:
     """Why tensors may be there that nobody reads, and what to do."""
-    beyond = [int(layer[1]) for name in unread if (layer := _LAYER.match(name))]
+    of_layer = re.compile(re.escape(family_of(arch).layers).replace(r"\{\}", r"(\d+)"))
+    beyond = [int(layer[1]) for name in unread if (layer := of_layer.match(name))]
     if beyond and max(beyond) >= arch.num_layers:
         return (
             f"They go up to layer {max(beyond)}, and num_hidden_layers says {arch.num_layers}: correct it in "
             "config.json"
         )
     if all(name.endswith(".bias") for name in unread):
-        has = "with biases on q_proj, k_proj and v_proj only" if arch.qkv_bias else "without biases"
+        *others, last = dict.fromkeys(n.split(".")[-2] for n in expected(arch) if n.endswith(".bias")) or [""]
+        has = f"with biases on {', '.join(others)} and {last} only" if last else "without biases"
         return f"A {arch.family} model is read {has}; one with others is not supported"
     return (
         "The model would not be what was trained. If transformers does not use them either, write the folder "

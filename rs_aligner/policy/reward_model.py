@@ -21,11 +21,12 @@ from rs_aligner.config import ModelBase
 from rs_aligner.files import SETTINGS, hugging_face_part
 from rs_aligner.loss import bradley_terry
 from rs_aligner.model import huggingface
-from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.base import SCORE
+from rs_aligner.model.families.registry import family_of, read_architecture
 from rs_aligner.model.memory import uses_bf16
 from rs_aligner.model.runtime import Runtime
-from rs_aligner.model.tensors import SCORE
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy import checkpoint
 from rs_aligner.policy.pairs import PairStats, PairTrainer
@@ -33,8 +34,6 @@ from rs_aligner.policy.scoring import SequenceScorer
 from rs_aligner.policy.trainable import Optimization, Trainable
 from rs_aligner.policy.training import adam
 from rs_aligner.rollout import PreferencePair
-
-_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 def load_reward_model(
@@ -85,7 +84,7 @@ def config_changes(
     """
     reading = {"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}
     return {
-        "architectures": [f"{_CLASSES[arch.family]}ForSequenceClassification"],
+        "architectures": [f"{family_of(arch).classes}ForSequenceClassification"],
         "id2label": {"0": "reward"},
         "label2id": {"reward": 0},
         "tie_word_embeddings": False,

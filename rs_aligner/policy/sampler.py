@@ -19,8 +19,9 @@ from rs_aligner.files import hugging_face_part
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
-from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.memory import uses_bf16
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer

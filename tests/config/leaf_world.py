@@ -35,7 +35,7 @@ from rs_aligner.config import load
 from rs_aligner.config.base import Section, check
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.model import runtime
-from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy import pairs, policy, reward_model, sampler, training

@@ -13,8 +13,8 @@ from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.generation.on_torch import TorchDecoder
 from rs_aligner.model import huggingface, runtime
-from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 
 AnyDecoder = TorchDecoder | KernelDecoder
 Load = Callable[..., AnyDecoder]

@@ -27,8 +27,8 @@ from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.generation.on_torch import TorchDecoder
 from rs_aligner.generation.sampling import Controls, derive_seed
 from rs_aligner.generation.waves import generate
-from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.rollout import Prompt
 from tests.drawing import request_of

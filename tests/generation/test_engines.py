@@ -13,8 +13,8 @@ from rs_aligner.config import GenerationConfig, LengthParams, PolicyModelBase, S
 from rs_aligner.generation import engines
 from rs_aligner.generation.decoder import CannotDecode, Decoder, Engine, Offer, Wave
 from rs_aligner.generation.rows import Ended
-from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.policy import MegatronPolicy

@@ -18,8 +18,8 @@ from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.native import Kernels, NoKernels, address, load_kernels, tile_shape
 from rs_aligner.generation.sampling import Controls, choose, derive_seed, uniforms
 from rs_aligner.model import runtime
-from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 from tests.tiny import save_tiny
 
 # Compilers that stand for other machines: without 512-bit vectors, and with the plainest ones.

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.families.registry import read_architecture
 from tests.tiny import FAMILIES, LLAMA3_ROPE
 
 

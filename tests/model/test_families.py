@@ -16,8 +16,8 @@ from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
-from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.rollout import Prompt
 from tests.drawing import request_of

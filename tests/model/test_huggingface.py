@@ -12,8 +12,9 @@ from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file, save_file
 
 from rs_aligner.model import huggingface
-from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tensors import INDEX
 from rs_aligner.policy import checkpoint

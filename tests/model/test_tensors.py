@@ -11,8 +11,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from rs_aligner.model.architecture import Architecture, read_architecture
-from rs_aligner.model.tensors import SCORE, check_tensors, expected, read_header
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.families.base import SCORE
+from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.model.tensors import check_tensors, expected, read_header
 from tests.tiny import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.timeout(60)

@@ -23,8 +23,9 @@ from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
-from rs_aligner.model.architecture import Architecture, read_architecture
+from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime, ranks_started
 from rs_aligner.policy import checkpoint
 from rs_aligner.policy.pairs import PairTrainer

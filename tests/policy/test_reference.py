@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from rs_aligner.config import LengthParams, ObjectiveConfig, SamplingParams, TrainRSConfig
-from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.memory import training_bytes
 from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tensors import num_parameters
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.trainable import Optimization
@@ -142,7 +143,7 @@ def test_the_memory_plan_counts_a_copy_where_the_model_is(
         return training_bytes(arch, TrainRSConfig.model_validate(tree), bf16=True, on_gpu=on_gpu)
 
     arch = read_architecture(folder)
-    assert planned(rs) - planned({"kl_samples": 0}) == copies * 2 * arch.num_parameters
+    assert planned(rs) - planned({"kl_samples": 0}) == copies * 2 * num_parameters(arch)
 
 
 # Rows that an objective cannot take

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from rs_aligner.config import PairModelConfig, PolicyModelBase
 from rs_aligner.model import huggingface
-from rs_aligner.model.architecture import read_architecture
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tensors import num_parameters
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy import checkpoint
 from rs_aligner.policy.policy import MegatronPolicy
@@ -60,7 +61,7 @@ def test_transformers_gives_the_same_rewards_in_every_family(
     found = read_architecture(tmp_path / "reward")
     assert found == arch
     saved = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
-    assert found.num_parameters == sum(parameter.numel() for parameter in saved.parameters())
+    assert num_parameters(found) == sum(parameter.numel() for parameter in saved.parameters())
     again, _ = load_reward_model(tmp_path / "reward", rt, seed=6)  # its own head, not a new one
     assert SequenceScorer(again, rt, 2)(sequences()) == rewards
 

@@ -17,8 +17,8 @@ from megatron.core.optimizer import OptimizerConfig
 
 from rs_aligner.loss import Normalization
 from rs_aligner.model import huggingface
-from rs_aligner.model.architecture import read_architecture
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import training
 from rs_aligner.policy.training import Trainer, denominator, micro_batches

@@ -1,0 +1,182 @@
+"""What Llama and its relatives share: RMSNorm, SwiGLU, rotary positions, grouped queries.
+
+A relative is made of a few words (`llama_like`): what of its config is refused besides, and what its layers
+have beyond a Llama's: biases on queries, keys and values (`qkv_bias`), or norms on queries and keys
+(`qk_norm`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.families.base import SCORE, Config, Family, Only, Part, Parts, has_value_head
+from rs_aligner.model.layouts import COLUMNS, GATED, REPLICATED, ROWS, grouped_qkv
+
+if TYPE_CHECKING:
+    import torch
+    from megatron.core.transformer import ModuleSpec
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NO_ATTENTION_BIAS = Only("attention_bias", (False,), absent=False)
+
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+_SHARED = (
+    Only("hidden_act", ("silu",), absent="silu"),
+    Only("mlp_bias", (False,), absent=False),
+    Only("use_sliding_window", (False,), absent=False),
+)
+_LLAMA3_ROPE = (
+    Only("low_freq_factor", (1.0,)),
+    Only("high_freq_factor", (4.0,)),
+    Only("original_max_position_embeddings", (8192,)),
+)
+
+
+def llama_like(name: str, classes: str, *only: Only, features: frozenset[str] = frozenset()) -> Family:
+    """A relative of Llama.
+
+    Args:
+        name: its `model_type`.
+        classes: what the names of its classes in `transformers` begin with.
+        only: what of its config is supported, besides what is so for all.
+        features: what its layers have beyond a Llama's.
+    """
+    return Family(
+        name=name,
+        classes=classes,
+        read=partial(_read, name, only, features),
+        layer=_layer,
+        outside=_outside,
+        megatron=_megatron,
+        spec=_spec,
+        final_norm=_norm,
+        gpt=_gpt,
+        embedding=EMBEDDING,
+        head=HEAD,
+    )
+
+
+def _read(
+    name: str, only: tuple[Only, ...], features: frozenset[str], path: Path, config: Config
+) -> Architecture:
+    missing = [key for key in _REQUIRED if not isinstance(config.get(key), int)]
+    if missing:
+        raise ValueError(f"{path}: {', '.join(missing)} must be set to a whole number")
+    Only("quantization_config", (None,)).check(path, config)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    Only("rope_type", ("default", "llama3")).check(path, {"rope_type": rope_type})
+    for one in (*_SHARED, *only):
+        one.check(path, config)
+    if rope_type == "llama3":
+        for one in _LLAMA3_ROPE:
+            one.check(path, rope)
+    heads = config["num_attention_heads"]
+    value_head = has_value_head(path, config)
+    return Architecture(
+        family=name,
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        intermediate_size=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        rope_scaling_factor=float(rope["factor"]) if rope_type == "llama3" else None,
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)) and not value_head,
+        features=features,
+        value_head=value_head,
+    )
+
+
+def _layer(arch: Architecture) -> Parts:
+    queries, keys = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
+    width, inner = arch.hidden_size, arch.intermediate_size
+    qkv = grouped_qkv(arch.num_heads, arch.num_kv_heads, arch.head_dim)
+    sizes = {"q": queries, "k": keys, "v": keys}
+    projections = {f"self_attn.{x}_proj.weight": (size, width) for x, size in sizes.items()}
+    gated = {"mlp.gate_proj.weight": (inner, width), "mlp.up_proj.weight": (inner, width)}
+    parts = {
+        "input_layernorm.weight": Part({"input_layernorm.weight": (width,)}, REPLICATED),
+        "pre_mlp_layernorm.weight": Part({"post_attention_layernorm.weight": (width,)}, REPLICATED),
+        "self_attention.linear_qkv.weight": Part(projections, qkv),
+        "self_attention.linear_proj.weight": Part({"self_attn.o_proj.weight": (width, queries)}, COLUMNS),
+        "mlp.linear_fc1.weight": Part(gated, GATED),
+        "mlp.linear_fc2.weight": Part({"mlp.down_proj.weight": (width, inner)}, COLUMNS),
+    }
+    if arch.qkv_bias:
+        biases = {f"self_attn.{x}_proj.bias": (size,) for x, size in sizes.items()}
+        parts["self_attention.linear_qkv.bias"] = Part(biases, qkv)
+    if arch.qk_norm:
+        for x in "qk":
+            norm = {f"self_attn.{x}_norm.weight": (arch.head_dim,)}
+            parts[f"self_attention.{x}_layernorm.weight"] = Part(norm, REPLICATED)
+    return parts
+
+
+def _outside(arch: Architecture) -> Parts:
+    table = (arch.vocab_size, arch.hidden_size)
+    last = Part({EMBEDDING if arch.tied_embeddings else HEAD: table}, ROWS)
+    if arch.value_head:
+        last = Part({SCORE: (1, arch.hidden_size)}, REPLICATED)
+    return {
+        "embedding.word_embeddings.weight": Part({EMBEDDING: table}, ROWS),
+        "decoder.final_layernorm.weight": Part({"model.norm.weight": (arch.hidden_size,)}, REPLICATED),
+        "output_layer.weight": last,
+    }
+
+
+def _megatron(arch: Architecture) -> dict[str, Any]:
+    from torch.nn import functional
+
+    return {
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": functional.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": arch.qkv_bias,
+        "qk_layernorm": arch.qk_norm,
+    }
+
+
+def _spec(arch: Architecture) -> ModuleSpec:
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+
+    from rs_aligner.model.modules import FusedAttention, RMSNorm
+
+    layer = get_gpt_layer_local_spec(qk_layernorm=arch.qk_norm, normalization="RMSNorm")
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = FusedAttention
+    if arch.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    return layer
+
+
+def _norm() -> type[torch.nn.Module]:
+    from rs_aligner.model.modules import RMSNorm
+
+    return RMSNorm
+
+
+def _gpt(arch: Architecture) -> dict[str, Any]:
+    return {
+        "position_embedding_type": "rope",
+        "rotary_base": arch.rope_theta,
+        "rope_scaling": arch.rope_scaling_factor is not None,
+        "rope_scaling_factor": arch.rope_scaling_factor or 8.0,
+    }

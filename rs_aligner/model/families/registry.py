@@ -1,0 +1,55 @@
+"""The families that there are, and the one of a model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.families.base import Family
+from rs_aligner.model.families.llama import LLAMA
+from rs_aligner.model.families.mistral import MISTRAL
+from rs_aligner.model.families.qwen2 import QWEN2
+from rs_aligner.model.families.qwen3 import QWEN3
+
+FAMILIES: list[Family] = [
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+]
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Read `folder/config.json`.
+
+    Raises:
+        ValueError: no such file, another family, or a feature that is not supported; named with
+            what would work.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+    config = _config(path)
+    named = config.get("model_type")
+    for family in FAMILIES:
+        if family.name == named:
+            return family.read(path, config)
+    names = ", ".join(family.name for family in FAMILIES)
+    raise ValueError(f"{path}: model_type {named!r} is not supported; one of {names} is")
+
+
+def family_of(arch: Architecture) -> Family:
+    """The family of an architecture."""
+    return next(family for family in FAMILIES if family.name == arch.family)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} should be a JSON object, not {type(config).__name__}")
+    return config
