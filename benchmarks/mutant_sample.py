@@ -19,6 +19,8 @@ PACKAGE = ROOT / "rs_aligner"
 
 CONFIG = ("tests/config/test_plan.py", "tests/config/test_load.py", "tests/config/test_pools.py")
 CONFIG += ("tests/config/test_rft.py", "tests/config/test_objective.py", "tests/config/test_selection.py")
+CONFIG += ("tests/config/test_rs.py", "tests/config/test_training.py", "tests/config/test_remote.py")
+CONFIG += ("tests/config/test_serve_reward.py", "tests/config/test_aliases.py")
 CONFIG += ("tests/config/test_generate.py", "tests/config/test_upstream.py", "tests/config/test_recipes.py")
 SELECTORS = ("tests/config/test_selection.py", *CONFIG, "tests/selection/test_properties.py")
 LOOP = ("tests/trainers/test_rs.py", "tests/trainers/test_pool.py", "tests/proof/test_watched.py")

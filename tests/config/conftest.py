@@ -11,7 +11,7 @@ import hydra
 import pytest
 from omegaconf import DictConfig
 
-from rs_aligner.config import open_overrides
+from rs_aligner.config import ConfigError, TrainRSConfig, load_config, open_overrides
 
 CONF = Path(__file__).resolve().parents[2] / "examples" / "conf"
 POLICY = {
@@ -27,6 +27,14 @@ def compose(name: str, overrides: list[str], *, opened: bool = True) -> DictConf
     """What `hydra.main` hands to a script that is started with these overrides."""
     with hydra.initialize_config_dir(str(CONF), version_base=None):
         return hydra.compose(name, open_overrides(overrides) if opened else overrides)
+
+
+def problems(tree: dict[str, Any], schema: Any = TrainRSConfig) -> list[str]:
+    """What is told of a config that cannot run."""
+    with pytest.raises(ConfigError) as error:
+        load_config(tree, schema)
+    assert str(error.value) == "\n".join(error.value.problems)
+    return list(error.value.problems)
 
 
 @pytest.fixture

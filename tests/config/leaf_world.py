@@ -31,8 +31,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rs_aligner.config import load
-from rs_aligner.config.base import Section, check
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.model import runtime
 from rs_aligner.model.families.registry import read_architecture
@@ -42,11 +40,10 @@ from rs_aligner.policy import pairs, policy, reward_model, sampler, training
 from rs_aligner.rollout import Rollout
 from rs_aligner.sample_request import SampleRequest
 from tests.config.leaf_judges import Notes, chance_of, set_up_judges, set_up_server
+from tests.config.leaf_reads import READS, note_reads
 from tests.conftest import ROOT
 from tests.tiny import save_tiny_with_tokenizer
 
-READS = "reads"
-"""The note of which keys were read; the others are what the code made of them."""
 WORDS = ("red", "Red", "dog", "runs")
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
 JUDGES = """
@@ -132,7 +129,7 @@ def look(
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(place):
         _set_up(patch, notes, ranks)
-        reads = _note_reads(patch)
+        reads = note_reads(patch)
         script = importlib.import_module(command)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -153,28 +150,6 @@ def look(
         elif path.suffix == ".jsonl" and path.parent == place / "out":
             notes.add("answers", path.read_text())
     return {**notes.all(), READS: reads}
-
-
-def _note_reads(patch: pytest.MonkeyPatch) -> set[tuple[type[Section], str]]:
-    """Every key that is read from now on, by its section; not by the checks, which look at each of them."""
-    reads: set[tuple[type[Section], str]] = set()
-    is_checking: list[bool] = []
-
-    def get(section: Section, name: str) -> Any:
-        if not is_checking and name in type(section).model_fields:
-            reads.add((type(section), name))
-        return object.__getattribute__(section, name)
-
-    def check_unseen(config: Section) -> list[str]:
-        is_checking.append(True)
-        try:
-            return list(check(config))
-        finally:
-            is_checking.pop()
-
-    patch.setattr(Section, "__getattribute__", get, raising=False)
-    patch.setattr(load, "check", check_unseen)
-    return reads
 
 
 def _figures(line: str) -> dict[str, Any]:

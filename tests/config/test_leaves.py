@@ -23,9 +23,10 @@ from rs_aligner.config import (
 from rs_aligner.config.base import Section
 from rs_aligner.config.keys import Leaf, leaves
 from tests.config.conftest import compose
+from tests.config.leaf_reads import READS
 from tests.config.leaf_rows import Row, tree_of
 from tests.config.leaf_table import TABLE
-from tests.config.leaf_world import READS, look, make_place
+from tests.config.leaf_world import look, make_place
 
 SCHEMAS: dict[str, type[Section]] = {
     "train_rs": TrainRSConfig,
