@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import hypothesis
 import pytest
@@ -18,6 +19,21 @@ ROOT = Path(__file__).resolve().parents[1]
 # How long an example takes says nothing here: machines are shared. pytest-timeout ends what hangs.
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
+
+
+def does_without(what: str) -> NoReturn:
+    """End a test that misses something of the system: skipped, but failed on CI, which installs it."""
+    said = f"needs {what}, which scripts/ci_packages.sh installs"
+    if os.environ.get("CI") == "true":
+        pytest.fail(said)
+    pytest.skip(said)
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """A C compiler for the kernels of the CPU's decoder; tests that need it end where there is none."""
+    found = shutil.which("cc") or shutil.which("gcc")
+    return found or does_without("a C compiler")
 
 
 @pytest.fixture(scope="session")

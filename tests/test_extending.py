@@ -65,7 +65,16 @@ def test_the_paths_and_the_tests_of_a_row_are_there(row: list[str]) -> None:
 
 def test_each_kind_of_change_has_a_row() -> None:
     kinds = {row[0].removeprefix("a ").removeprefix("an ").split(" with ")[0] for row in table()}
-    assert {"judge", "selector", "metric", "config key", "recipe"} <= kinds
+    assert {
+        "judge",
+        "selector",
+        "model family",
+        "decoding engine",
+        "term of the objective",
+        "metric",
+        "config key",
+        "recipe",
+    } <= kinds
 
 
 def shouting(

@@ -29,6 +29,8 @@ def one_rank() -> Iterator[runtime.Runtime]:
 @pytest.fixture(scope="module", params=["kernels", "torch"])
 def load(request: pytest.FixtureRequest, one_rank: runtime.Runtime) -> Load:
     """Loads a Hugging Face folder into Megatron, ready to decode on compiled kernels or on torch."""
+    if request.param == "kernels":
+        request.getfixturevalue("compiler")
     kind = KernelDecoder if request.param == "kernels" else TorchDecoder
 
     def load(folder: Path, dtype: torch.dtype = torch.float32) -> AnyDecoder:

@@ -27,16 +27,16 @@ MACHINES = {"this": "", "haswell": "-march=haswell", "x86-64": "-march=x86-64"}
 
 
 @pytest.fixture(scope="module", params=MACHINES)
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compiler: str) -> Any:
     """Kernels for heads of 8 numbers, as another machine would compile them."""
     if request.param != "this" and os.uname().machine != "x86_64":
         pytest.skip(f"{request.param} is no kind of {os.uname().machine}")
     folder = tmp_path_factory.mktemp(request.param)
-    compiler = folder / "compiler"
-    compiler.write_text(f'#!/bin/sh\nexec cc "$@" {MACHINES[request.param]}\n')
-    compiler.chmod(0o755)
+    script = folder / "compiler"
+    script.write_text(f'#!/bin/sh\nexec {compiler} "$@" {MACHINES[request.param]}\n')
+    script.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CC", str(compiler))
+        patch.setenv("CC", str(script))
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield load_kernels.__wrapped__(8, 2)
 
@@ -215,6 +215,7 @@ def test_tokens_come_as_often_as_their_probabilities_say(
 # Getting the kernels
 
 
+@pytest.mark.usefixtures("compiler")
 def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first, second, other = (load_kernels.__wrapped__(8, group) for group in (2, 2, 1))
@@ -224,6 +225,7 @@ def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(list((tmp_path / "rs_aligner").iterdir())) == 2
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_cache_that_cannot_be_written_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +252,7 @@ def test_without_a_compiler_the_reason_is_told(tmp_path: Path, monkeypatch: pyte
         load_kernels.__wrapped__(7, 2)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_what_decodes_is_logged_and_torch_takes_over(
     one_rank: runtime.Runtime,
     tmp_path: Path,
@@ -272,6 +275,7 @@ def test_what_decodes_is_logged_and_torch_takes_over(
     assert failed == "decoder: torch, which is slower, since there is no C compiler"
 
 
+@pytest.mark.usefixtures("compiler")
 def test_structures_have_the_size_that_the_kernels_were_compiled_with() -> None:
     kernels = load_kernels(8, 2)
     for which, structure in enumerate((native.Layer, native.Model, native.Batch)):

@@ -33,14 +33,14 @@ class NoText:
 
 
 @pytest.fixture(scope="module")
-def eager(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def eager(tmp_path_factory: pytest.TempPathFactory, compiler: str) -> Any:
     """Kernels for which any work at all is worth a thread."""
     folder = tmp_path_factory.mktemp("eager")
-    compiler = folder / "compiler"
-    compiler.write_text('#!/bin/sh\nexec cc "$@" -DWORTH=1.0\n')
-    compiler.chmod(0o755)
+    script = folder / "compiler"
+    script.write_text(f'#!/bin/sh\nexec {compiler} "$@" -DWORTH=1.0\n')
+    script.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CC", str(compiler))
+        patch.setenv("CC", str(script))
         patch.setenv("XDG_CACHE_HOME", str(folder))
         return load_kernels.__wrapped__(8, 2)
 

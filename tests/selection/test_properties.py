@@ -65,6 +65,7 @@ ANY = st.one_of(*SELECTORS.values())
 EACH = pytest.mark.parametrize("name", SELECTORS)
 PROGRESS = st.builds(Progress, st.integers(1, 3), st.just(3), st.integers(0, 2), st.just(3))
 slowly = settings(max_examples=60)
+each_slowly = settings(max_examples=25)  # of each of 15 selectors, so that a property sees hundreds
 
 
 def short(
@@ -90,7 +91,7 @@ def reordered(groups: list[Group], seed: int) -> list[Group]:
 
 
 @EACH
-@slowly
+@each_slowly
 @given(data=st.data(), groups=steps(), progress=PROGRESS)
 def test_a_selector_keeps_only_what_is_there_and_scored_and_says_why(name, data, groups, progress):
     made = chain(data.draw(SELECTORS[name]))
@@ -121,7 +122,7 @@ def test_a_longer_chain_keeps_a_part_and_changes_no_earlier_reason(selectors, gr
 
 
 @EACH
-@slowly
+@each_slowly
 @given(data=st.data(), groups=steps(), progress=PROGRESS)
 def test_the_same_step_is_selected_alike_each_time(name, data, groups, progress):
     selectors = [data.draw(SELECTORS[name]), data.draw(ANY)]
@@ -131,7 +132,7 @@ def test_the_same_step_is_selected_alike_each_time(name, data, groups, progress)
 
 
 @EACH
-@slowly
+@each_slowly
 @given(data=st.data(), groups=steps(), progress=PROGRESS)
 def test_the_order_of_groups_plays_no_part(name, data, groups, progress):
     selector, order = data.draw(SELECTORS[name]), data.draw(st.permutations(groups))
@@ -187,7 +188,7 @@ def test_a_larger_fraction_keeps_more(groups, one, more):
 
 
 @EACH
-@slowly
+@each_slowly
 @given(data=st.data(), groups=steps(), progress=PROGRESS)
 def test_a_step_is_not_changed_by_selecting(name, data, groups, progress):
     before = repr(groups)
