@@ -64,6 +64,13 @@ def test_without_a_budget_the_bound_is_that_of_every_prompt(problems):
     ]
 
 
+def test_until_samples_and_a_greedy_choice_would_be_the_same_each_time(problems):
+    until = {"accepted": 1, "at_least": 1}
+    assert problems(until=until, sampling_params__use_greedy=True) == [
+        "model.rs.sampling_params.use_greedy is true: model.rs.until samples: set it to false"
+    ]
+
+
 def offline(tree, scored: dict[str, Any], **keys: Any) -> TrainRSConfig:
     changes = {f"model.rs.{k.replace('__', '.')}": v for k, v in {**scored, **keys}.items()}
     return load_config(tree(**{**changes, "model.data.data_prefix.train": []}), TrainRSConfig)
