@@ -25,7 +25,12 @@ def test_padding_below_the_longest_sequence_is_refused(tree):
 def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):
     changed = tree(
         **{
-            "remote_rm.endpoints": ["a:1", {"ip": "b", "port": 2, "name": "own"}, "http://[::1]:3"],
+            "remote_rm.endpoints": [
+                "a:1",
+                {"ip": "b", "port": 2, "name": "own"},
+                "http://[::1]:3",
+                {"ip": "c", "port": 4},
+            ],
             "remote_rm.reward_model.name": "judge",
         }
     )
@@ -34,8 +39,9 @@ def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):
         ("a", 1, "judge"),
         ("b", 2, "own"),
         ("::1", 3, "judge"),
+        ("c", 4, "judge"),
     ]
-    assert [one.url for one in servers] == ["http://a:1", "http://b:2", "http://[::1]:3"]
+    assert [one.url for one in servers] == ["http://a:1", "http://b:2", "http://[::1]:3", "http://c:4"]
     alone = load_config(tree(**{"remote_rm.reward_model.port": 7}), TrainRSConfig).remote_rm
     assert [one.port for one in alone.servers] == [7]
     composed = compose("train_rs", ["remote_rm.endpoints=[node1:5555,node2:5556]"])
@@ -49,6 +55,7 @@ def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):
         ({"endpoints": ["judge-node"]}, "'judge-node' should be \"host:port\""),
         ({"endpoints": 7}, 'should be a list of "host:port"'),
         ({"endpoints": ["a:1", "a:1"]}, "names a server twice"),
+        ({"endpoints": ["a:1", 7]}, "remote_rm.endpoints.1 is 7"),
         ({"endpoints": ["a:0"]}, "remote_rm.endpoints.0.port is 0"),
         ({"endpoints": [{"ip": "a", "prot": 1}]}, "remote_rm.endpoints.0.prot is not a key"),
         (
@@ -64,7 +71,7 @@ def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):
         ),
         (
             {"in_process": True, "judge": {"name": "exact_answer"}, "endpoints": ["a:1"]},
-            "leave remote_rm.endpoints empty",
+            "remote_rm.in_process is true: no server is asked; leave remote_rm.endpoints empty",
         ),
         ({"in_process": True, "judge": {"name": "exact_answer"}, "mode": "tokens"}, "gets texts"),
         ({"max_queued": 8}, "should be at least remote_rm.max_batch_size = 64"),

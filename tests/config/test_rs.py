@@ -114,7 +114,11 @@ def test_the_stories_config_is_the_issues_recipe(test_data, tmp_path, monkeypatc
         ("model.rs.length_params.max_length", 512, "prompt and response together have at most 512 tokens"),
         ("model.rs.sampling_params", 3, "model.rs.sampling_params is 3: this is a section"),
         ("model.encoder_seq_length", 1024, "the policy was made for at most 512 positions"),
-        ("model.sequence_parallel", True, "needs model.tensor_model_parallel_size above 1"),
+        (
+            "model.sequence_parallel",
+            True,
+            "model.sequence_parallel is true: needs model.tensor_model_parallel_size above 1",
+        ),
         ("model.precision", "bf16", 'model.precision is "bf16": should be trainer.precision = auto'),
         ("model.loss_normalization", "batch", "should be 'sequence' or 'token'"),
         ("model.optim.name", "sgd", "model.optim.name is \"sgd\": should be 'distributed_fused_adam'"),

@@ -8,6 +8,7 @@ import pytest
 
 from rs_aligner.config import (
     ConfigError,
+    OptimConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
     TrainSFTConfig,
@@ -139,3 +140,8 @@ def test_supervised_training_has_no_watched_judge_to_monitor(tree):
     assert problems(tree(**{key: "validation/watched"}), TrainSFTConfig) == [
         f'{key} is "validation/watched": there is no watched judge here; set it to validation/reward'
     ]
+
+
+def test_one_optimizer_shards_its_state_and_the_others_do_not():
+    names = ("distributed_fused_adam", "fused_adam", "adam", "adamw")
+    assert [OptimConfig(name=name).distributed for name in names] == [True, False, False, False]
