@@ -36,6 +36,7 @@ from rs_aligner.model import runtime
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.objective import terms as objective_terms
 from rs_aligner.policy import pairs, policy, reward_model, sampler, training
 from rs_aligner.rollout import Rollout
 from rs_aligner.sample_request import SampleRequest
@@ -268,12 +269,15 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         notes.add("decay", [group["weight_decay"] for group in self.optimizer.param_groups])
         notes.add("batches", len(rows), how)
         notes.add("rows", rows)
-        objective = getattr(self, "objective", None)
-        notes.add("objective", objective and {**dict(objective), "bounds": objective.bounds})
         if isinstance(self, pairs.PairTrainer):
             return pairs.PairStats(1.0, 0.5, 2.0, learning_rate)
         return training.StepStats(1.0, 2.0, learning_rate)
 
+    def terms_of(objective: Any) -> list[Any]:
+        notes.add("objective", {**dict(objective), "bounds": objective.bounds})
+        return objective_terms.terms_of(objective)
+
+    patch.setattr(training, "terms_of", terms_of)
     patch.setattr(training.Trainer, "step", step)
     patch.setattr(pairs.PairTrainer, "step", step)
 
