@@ -7,8 +7,8 @@ purpose: packing several rows into one, and what is done with a micro-batch (`tr
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +29,8 @@ class MicroBatch:
         sampled: float32 `[B, S - 1]`, log-probabilities under the policy that sampled, NaN wherever there is
             none; None where no row has them.
         reference: the same under the reference policy.
+        reference_logits: float32 `[B, S - 1, V_rank]`, this rank's columns of that policy's logits; None
+            where no term of the objective needs them.
     """
 
     tokens: torch.Tensor
@@ -36,6 +38,7 @@ class MicroBatch:
     weights: torch.Tensor | None = None
     sampled: torch.Tensor | None = None
     reference: torch.Tensor | None = None
+    reference_logits: torch.Tensor | None = None
 
     @property
     def positions(self) -> torch.Tensor:
@@ -49,9 +52,10 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        found = (self.tokens, self.mask, self.weights, self.sampled, self.reference)
-        # mypy cannot see that only optional fields are None.
-        return MicroBatch(*(None if x is None else x.to(device) for x in found))  # type: ignore[arg-type]
+        found: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, tensor in found.items():
+            found[name] = None if tensor is None else tensor.to(device)
+        return MicroBatch(**found)
 
 
 def micro_batches(

@@ -29,7 +29,6 @@ class Batch(Protocol):
 B = TypeVar("B", bound=Batch)
 
 
-@torch.no_grad()
 def forward_only(
     model: Any,
     runtime: Runtime,
@@ -51,26 +50,7 @@ def forward_only(
     """
     if not count:
         return []
-    model.eval()
-
-    def forward_step(waiting: Iterator[B], model: Any) -> Any:
-        batch = next(waiting)
-        runtime.use_threads(model, batch.tokens.numel())  # of this batch only: it depends on no other
-        output, read = run(batch, model)
-        return output, lambda output, non_loss_data=True: read(output)
-
-    found: list[torch.Tensor] = []
-    if batches:
-        found = get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=iter([batch for _, batch in batches]),
-            model=[model],
-            num_microbatches=len(batches),
-            seq_length=max(batch.tokens.shape[1] for _, batch in batches),
-            micro_batch_size=max(batch.tokens.shape[0] for _, batch in batches),
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
+    found = read_off(model, runtime, [batch for _, batch in batches], run)
     mine: list[tuple[int, Result]] = []
     if runtime.is_last_stage and runtime.tp_rank == 0:
         for (places, batch), values in zip(batches, found, strict=True):
@@ -79,3 +59,36 @@ def forward_only(
     dist.all_gather_object(everyone, mine, group=runtime.objects)
     by_place = dict(pair for rank in everyone for pair in rank)
     return [by_place[place] for place in range(count)]
+
+
+@torch.no_grad()
+def read_off(
+    model: Any, runtime: Runtime, batches: Sequence[B], run: Callable[[B, Any], tuple[torch.Tensor, Read]]
+) -> list[torch.Tensor]:
+    """What is read off the output for each of this replica's micro-batches; nothing before the last stage.
+
+    Args:
+        model, runtime, run: as for `forward_only`.
+        batches: the same on all ranks of the replica.
+    """
+    model.eval()
+
+    def forward_step(waiting: Iterator[B], model: Any) -> Any:
+        batch = next(waiting)
+        runtime.use_threads(model, batch.tokens.numel())  # of this batch only: it depends on no other
+        output, read = run(batch, model)
+        return output, lambda output, non_loss_data=True: read(output)
+
+    if not batches:
+        return []
+    found: list[torch.Tensor] = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(batches),
+        model=[model],
+        num_microbatches=len(batches),
+        seq_length=max(batch.tokens.shape[1] for batch in batches),
+        micro_batch_size=max(batch.tokens.shape[0] for batch in batches),
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    return found

@@ -30,14 +30,18 @@ def predictions(output: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
     """
     # Megatron's function writes over the float32 logits that it is given.
     losses_BS = vocab_parallel_cross_entropy(output.to(torch.float32, copy=True), labels)
-    logits = Logits(
-        output[:, :-1].float(),
-        parallel_state.get_tensor_model_parallel_rank() * output.shape[-1],
+    return losses_BS, as_logits(output[:, :-1].float())
+
+
+def as_logits(columns: torch.Tensor) -> Logits:
+    """This rank's columns, `[B, T, V_rank]`, with what sums over those of all ranks."""
+    return Logits(
+        columns,
+        parallel_state.get_tensor_model_parallel_rank() * columns.shape[-1],
         reduce_from_tensor_model_parallel_region,
         _largest,
         copy_to_tensor_model_parallel_region,
     )
-    return losses_BS, logits
 
 
 def _largest(values: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,14 @@ of who does what among the ranks: replicas share prompts and rows out by their p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from rs_aligner.config import GenerationConfig, PolicyModelBase
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
-from rs_aligner.policy.reference import StartingWeights, response_log_probs
+from rs_aligner.policy.reference import StartingWeights, response_log_probs, with_starting_logits
 from rs_aligner.policy.sampler import Sampler, load_model
 from rs_aligner.policy.trainable import Optimization, Trainable
 from rs_aligner.policy.training import StepStats, Trainer, adam
@@ -71,6 +72,8 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         self.sampler = Sampler(model, arch, runtime, tokenizer, seed=config.seed, generation=generation)
         # Taken now, before a checkpoint is loaded: a continued run has the same start.
         self._start = StartingWeights(self.trainer, objective.offload_reference) if keep_start else None
+        if self._start is not None:
+            self.trainer.with_starting_logits = partial(with_starting_logits, self._start)
 
     def generate(self, request: SampleRequest) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends."""

@@ -35,7 +35,7 @@ from rs_aligner.loss import Normalization
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import Inputs, terms_of
 from rs_aligner.policy.batches import MicroBatch, denominator, micro_batches
-from rs_aligner.policy.logits import predictions
+from rs_aligner.policy.logits import as_logits, predictions
 from rs_aligner.rollout import TrainingRow
 
 _logger = logging.getLogger("rs_aligner")
@@ -185,6 +185,10 @@ class Trainer(BaseTrainer):
     Args:
         model, config, runtime, optimizer_config, decay_norms_and_biases: as `BaseTrainer`.
         objective: what is minimised.
+
+    Attributes:
+        with_starting_logits: adds the starting policy's logits to micro-batches; None where its weights were
+            not kept. Called where a term needs them.
     """
 
     def __init__(
@@ -201,6 +205,7 @@ class Trainer(BaseTrainer):
             model, config, runtime, optimizer_config, decay_norms_and_biases=decay_norms_and_biases
         )
         self.terms = terms_of(objective)
+        self.with_starting_logits: Callable[[Sequence[MicroBatch]], list[MicroBatch]] | None = None
 
     def step(
         self,
@@ -229,6 +234,10 @@ class Trainer(BaseTrainer):
         batches = micro_batches(
             rows, micro_batch_size, self.runtime.dp_rank, self.runtime.dp_size, multiple=self.multiple
         )
+        if any(term.needs_reference_logits for term in self.terms):
+            if self.with_starting_logits is None:
+                raise ValueError("a term needs the starting policy: build the policy with keep_start=True")
+            batches = self.with_starting_logits(batches)
         added = partial(
             self._added, counts=counts, divisor=denominator(rows, normalization), normalization=normalization
         )
@@ -267,6 +276,7 @@ class Trainer(BaseTrainer):
             batch.sampled,
             batch.reference,
             logits,
+            None if batch.reference_logits is None else as_logits(batch.reference_logits),
         )
         shares = [term.share(inputs) for term in self.terms]
         loss = reduce(torch.add, [share.loss for share in shares if share.loss is not None])

@@ -27,6 +27,7 @@ from rs_aligner.policy.training import StepStats
 from rs_aligner.rollout import Prompt, TrainingRow
 from rs_aligner.sample_request import SampleRequest
 from tests.policy.entropy_bonus import EntropyBonus
+from tests.policy.full_kl import FullKL
 
 OBJECTIVES = {
     "weights": ObjectiveConfig(advantage="group"),
@@ -149,6 +150,7 @@ def run_objectives(
             grads = weights(policy, lambda parameter: parameter.main_grad)
             found["objective none"] = (plain, grads)
 
+    found |= _full_kl(new_policy, weights, rows)
     found["first step"] = {"stats": _first_step(new_policy(OBJECTIVES["clip"]), prompts)}
     for kind, distributed, precision, offload in (
         ("ordinary", False, "fp32", True),
@@ -167,6 +169,24 @@ def run_objectives(
         found |= {
             f"{case} {kind}": value for case, value in _start_cases(new, weights, work / kind, rows).items()
         }
+    return found
+
+
+def _full_kl(
+    new_policy: Callable[..., MegatronPolicy],
+    weights: Callable[..., dict[str, Any]],
+    rows: Sequence[TrainingRow],
+) -> dict[str, Any]:
+    """The divergence from the start behind a step, as one global batch and cut into micro-batches."""
+    with further_terms(FullKL.of):
+        policy = new_policy(ObjectiveConfig(), distributed=False)
+    policy.train(rows)
+    found: dict[str, Any] = {"full kl weights": weights(policy)}
+    for size in (1, 4):
+        loss, figures = policy.trainer.gradients(rows, micro_batch_size=size)
+        found[f"full kl {size}"] = (loss, weights(policy, lambda parameter: parameter.main_grad))
+        found[f"full kl figures {size}"] = {"figures": figures}
+    found["full kl weights afterwards"] = weights(policy)
     return found
 
 

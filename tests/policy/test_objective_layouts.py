@@ -18,6 +18,7 @@ import transformers
 from rs_aligner.rollout import TrainingRow
 from tests.policy.conftest import FAMILY, LAYOUTS
 from tests.policy.entropy_bonus import BONUS
+from tests.policy.full_kl import WEIGHT
 from tests.policy.layout_program import rows
 from tests.policy.objective_cases import NORMALIZATIONS, OBJECTIVES, SIZES, objective_rows
 
@@ -123,6 +124,38 @@ def test_loss_gradient_and_figures_are_those_of_plain_torch(
     for parameter, grad in expected.items():
         error = (grads[parameter] - grad).norm() / grad.norm()
         assert error < 1e-5, (parameter, float(error))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_divergence_over_the_whole_vocabulary_is_that_of_plain_torch(
+    layouts: Found, layouts_folder: Path, hf_model: torch.nn.Module, layout: str
+) -> None:
+    """From the starting policy, of one that has made a step, whose weights stay what they were."""
+    found = layouts[layout]
+    trained = transformers.AutoModelForCausalLM.from_pretrained(layouts_folder / FAMILY, dtype=torch.float32)
+    missing = trained.load_state_dict(found["full kl weights"], strict=False)
+    assert missing.missing_keys == ["lm_head.weight"]  # tied
+    assert missing.unexpected_keys == []
+    total, divergences = torch.zeros(()), []
+    for row in rows():
+        log_p = distributions(trained, row)
+        with torch.no_grad():
+            log_q = distributions(hf_model, row)
+        kl = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+        divergences += kl.tolist()
+        total = total + (WEIGHT * kl - taken(log_p, row)).mean() / len(rows())
+    total.backward()
+    mean = sum(divergences) / len(divergences)
+    assert mean > 1e-3
+    for size in (1, 4):
+        loss, grads = found[f"full kl {size}"]
+        assert loss == pytest.approx(float(total), rel=1e-5)
+        assert found[f"full kl figures {size}"]["figures"] == {"full_kl": pytest.approx(mean, rel=1e-4)}
+        for name, parameter in trained.named_parameters():
+            error = (grads[name] - parameter.grad).norm() / parameter.grad.norm()
+            assert error < 1e-5, (name, float(error))
+    for name, weights in found["full kl weights"].items():
+        assert torch.equal(weights, found["full kl weights afterwards"][name]), name
 
 
 def test_the_cases_have_something_to_clip_and_something_not(plain: Callable[[str, str], Plain]) -> None:

@@ -72,6 +72,7 @@ class Inputs:
         sampled_log_probs, reference_log_probs: float32 `[B, T]`, under the policy that sampled and under the
             starting one, NaN wherever a row has none; None where no row has any.
         logits: where a term needs them, else None.
+        reference_logits: those of the starting policy, likewise; no gradient flows into them.
     """
 
     log_probs: Tensor
@@ -83,6 +84,7 @@ class Inputs:
     sampled_log_probs: Tensor | None = None
     reference_log_probs: Tensor | None = None
     logits: Logits | None = None
+    reference_logits: Logits | None = None
 
     def normalized(self, values: Tensor, mask: Tensor) -> Tensor:
         """The share of the loss of `[B, T]`, zero where masked out: a mean as `masked_nll` takes it."""
@@ -107,6 +109,9 @@ class Term:
 
     needs_logits: bool = False
     """Whether `Inputs.logits` are there; they take `4 B T V` bytes more where no other term needs them."""
+
+    needs_reference_logits: bool = False
+    """Whether `Inputs.reference_logits` are there: a forward pass more, and as much memory again."""
 
     def counts(self, rows: Sequence[TrainingRow]) -> dict[str, int]:
         """What each figure is divided by, counted over the global batch; 0 for a figure that there is not.
