@@ -43,44 +43,64 @@ WITHOUT_TORCH = [
 ]
 WITH_TORCH = ["rs_aligner.loss", "rs_aligner.selection"]
 
+# Each module is imported by a fork of its own, which has what the interpreter and `first` brought.
 PROBE = """
-import json, sys, time
+import json, os, sys, time
 for name in {first}:
     __import__(name)
-start = time.process_time()
-__import__({module!r})
-print(json.dumps([time.process_time() - start, sorted({{name.split(".")[0] for name in sys.modules}})]))
+for name in {modules}:
+    child = os.fork()
+    if child == 0:
+        start = time.process_time()
+        __import__(name)
+        print(json.dumps([name, time.process_time() - start, sorted(sys.modules)]), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit(name + " cannot be imported")
 """
+Probes = dict[str, tuple[float, set[str]]]
 
 
-def probe(module: str, first: list[str]) -> tuple[float, set[str]]:
-    """Imports a module in a fresh interpreter: CPU seconds beyond `first`, and what was loaded."""
-    code = PROBE.format(module=module, first=first)
-    command = [sys.executable, "-c", code]
+def probe(modules: list[str], first: list[str]) -> Probes:
+    """Imports each module by itself: CPU seconds beyond `first`, and the packages that are then loaded."""
+    command = [sys.executable, "-c", PROBE.format(modules=modules, first=first)]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    seconds, names = json.loads(run.stdout)
-    return seconds, set(names)
+    found = map(json.loads, run.stdout.splitlines())
+    return {name: (seconds, {one.split(".", 1)[0] for one in loaded}) for name, seconds, loaded in found}
+
+
+@pytest.fixture(scope="module")
+def without_torch() -> Probes:
+    return probe(WITHOUT_TORCH, [])
+
+
+@pytest.fixture(scope="module")
+def with_torch() -> Probes:
+    return probe(WITH_TORCH, ["torch"])
 
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_plain_module_imports_in_under_a_second_without_torch(module):
-    seconds, loaded = probe(module, [])
+def test_plain_module_imports_in_under_a_second_without_torch(module, without_torch):
+    seconds, loaded = without_torch[module]
     assert not loaded & (HEAVY | {"torch"})
     assert seconds < 1
 
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("module", WITH_TORCH)
-def test_selection_and_loss_import_in_under_a_second_beyond_torch(module):
-    seconds, loaded = probe(module, ["torch"])
+def test_selection_and_loss_import_in_under_a_second_beyond_torch(module, with_torch):
+    seconds, loaded = with_torch[module]
     assert not loaded & HEAVY
     assert seconds < 1
 
 
 @pytest.mark.timeout(60)
-def test_the_probe_sees_a_heavy_import():
-    assert "hydra" in probe("hydra", [])[1]
+def test_the_probe_sees_a_heavy_import_and_what_came_before_it():
+    found = probe(["hydra", "json"], ["decimal"])
+    assert "hydra" in found["hydra"][1]
+    assert "hydra" not in found["json"][1]
+    assert "decimal" in found["json"][1]
 
 
 @pytest.mark.parametrize(
