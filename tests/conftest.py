@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# How long an example takes says nothing here: machines are shared. pytest-timeout ends what hangs.
-hypothesis.settings.register_profile("shared machine", deadline=None)
+# How long examples take, or their making, says nothing: machines are shared. pytest-timeout ends what hangs.
+SLOW_IS_FINE = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("shared machine", deadline=None, suppress_health_check=SLOW_IS_FINE)
 hypothesis.settings.load_profile("shared machine")
 
 

@@ -69,11 +69,3 @@ def test_a_test_without_its_package_is_skipped_and_fails_on_ci(monkeypatch: pyte
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match=message):
         does_without("a C compiler")
-
-
-def test_no_example_of_hypothesis_has_a_deadline() -> None:
-    import hypothesis
-
-    assert hypothesis.settings.default.deadline is None
-    texts = [path.read_text() for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
-    assert [text for text in texts if "deadline=" in text.replace("deadline=None", "")] == []
