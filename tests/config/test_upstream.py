@@ -175,3 +175,16 @@ def test_lora_and_reward_model_files_are_refused_with_what_to_do_instead(workpla
         load_config(tree(**{"model.peft.peft_scheme": "lora"}), TrainRSConfig)
     with pytest.raises(ConfigError, match=r"rm_model_file is \"rm.nemo\": .*=megatron_reward_model"):
         load_config({"rm_model_file": "rm.nemo", "judge": {"name": "exact_answer"}}, ServeRewardConfig)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "asks_for_nothing"),
+    [
+        *(("model.peft.peft_scheme", value, True) for value in ("none", False, None)),
+        *(("model.peft.peft_scheme", value, False) for value in ("lora", True)),
+        ("model.data.data_impl", "jsonl", True),
+        ("model.data.data_impl", "mmap", False),
+    ],
+)
+def test_a_value_that_asks_for_nothing_more_is_taken(key, value, asks_for_nothing):
+    assert (TRAIN_RS.take_out(nested(key, value)) == []) == asks_for_nothing
