@@ -44,10 +44,10 @@ Every key of every command: its value where it is not set, the values it takes, 
 `python scripts/config_page.py` from the docstrings in `rs_aligner/config/`, where they are to be changed.
 
 A key is set on the command line (`python examples/train_rs.py model.seed=7`), in a YAML file like those in
-`examples/conf/`, or from Python (`rs_aligner.train(config={"model.seed": 7}, ...)`). Why the defaults are what
-they are: [docs/defaults.md](defaults.md). Where a command's own YAML file sets a key to another value, that is
-told, too; a section that is null is not there unless one of its keys is set. Brackets stand for an element of a
-list (`model.rs.selection[topk].k` is `k` of an element with `name: topk`), a star for a name of one's own
+`examples/conf/`, or from Python (`rs_aligner.train(config={"model.seed": 7}, ...)`). Why the defaults are as
+they are: [docs/defaults.md](defaults.md). Where a command's own YAML file sets a key to another value, that
+is told, too; a section that is null is not there unless one of its keys is set. Brackets stand for an element
+of a list (`model.rs.selection[topk].k` is `k` of one with `name: topk`), a star for a name of one's own
 (`judge.parts.*.weight`).
 """
 TRAININGS = ["train_rs", "train_sft", "train_reward_model"]
