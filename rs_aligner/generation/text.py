@@ -15,7 +15,7 @@ _LOOKS_SPECIAL = re.compile(
 )
 
 
-class Tokenizer(Protocol):
+class DecodingTokenizer(Protocol):
     """What the decoder asks of a tokenizer."""
 
     eos_ids: tuple[int, ...]
@@ -38,7 +38,7 @@ class EndStrings:
         eos_ids: the tokens that end a response: the tokenizer's, and the end strings that are one token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_strings: Sequence[str]) -> None:
+    def __init__(self, tokenizer: DecodingTokenizer, end_strings: Sequence[str]) -> None:
         self.tokenizer, self.end_strings = tokenizer, end_strings
         ids = (tokenizer.token(text) for text in end_strings)
         self.eos_ids = tuple(dict.fromkeys((*tokenizer.eos_ids, *(i for i in ids if i is not None))))
@@ -96,13 +96,13 @@ class EndStrings:
         return shown[: len(shown) - (len(all_of_it) - place)] if len(shown) > len(before) else before
 
 
-def unknown_special(tokenizer: Tokenizer, end_strings: Sequence[str]) -> list[str]:
+def unknown_special(tokenizer: DecodingTokenizer, end_strings: Sequence[str]) -> list[str]:
     """End strings that are written like special tokens, and are none of this tokenizer's."""
     return [end for end in end_strings if _LOOKS_SPECIAL.fullmatch(end) and tokenizer.token(end) is None]
 
 
 def _end_string_at(
-    tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int], end_strings: Sequence[str]
+    tokenizer: DecodingTokenizer, prompt: Sequence[int], tokens: Sequence[int], end_strings: Sequence[str]
 ) -> int | None:
     """Where in the tokens' text the first end string begins that the newest token completes, if any.
 

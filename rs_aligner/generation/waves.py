@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from rs_aligner.generation.decoder import Decoder, Wave
 from rs_aligner.generation.rows import RolloutRow
 from rs_aligner.generation.sampling import Controls, derive_seed
-from rs_aligner.generation.text import EndStrings, Tokenizer
+from rs_aligner.generation.text import DecodingTokenizer, EndStrings
 from rs_aligner.rollout import Rollout
 from rs_aligner.sample_request import SampleRequest
 
@@ -20,7 +20,7 @@ ALL = slice(None)
 
 def generate(
     decoder: Decoder,
-    tokenizer: Tokenizer,
+    tokenizer: DecodingTokenizer,
     request: SampleRequest,
     *,
     seed: int,
