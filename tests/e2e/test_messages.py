@@ -57,6 +57,7 @@ def test_a_config_that_cannot_run_says_which_key_and_what_would_work(
     assert len(output.strip().splitlines()) == 1, output
 
 
+@pytest.mark.slow
 def test_a_judge_that_cannot_be_reached_is_named_with_the_keys_to_change(folder: Path) -> None:
     port = free_port()
     overrides = ["remote_rm.startup_timeout=2", f"remote_rm.reward_model.port={port}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ from tests.tiny import save_tiny
 MACHINES = {"this": "", "haswell": "-march=haswell", "x86-64": "-march=x86-64"}
 
 
-@pytest.fixture(scope="module", params=MACHINES)
+@pytest.fixture(
+    scope="module",
+    params=["this", *(pytest.param(other, marks=pytest.mark.slow) for other in ("haswell", "x86-64"))],
+)
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compiler: str) -> Any:
     """Kernels for heads of 8 numbers, as another machine would compile them."""
     if request.param != "this" and os.uname().machine != "x86_64":
@@ -181,6 +185,12 @@ def test_a_token_of_probability_zero_never_comes_and_bad_logits_give_a_token_tha
 
 # Chi-squared, against exact probabilities, at the 0.1 % level: each has 11 degrees of freedom at most.
 LIMIT = 31.26
+COUNT = 40_000
+
+
+@cache
+def many_seeds() -> list[int]:
+    return [derive_seed(11, i) for i in range(COUNT)]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
@@ -188,11 +198,10 @@ LIMIT = 31.26
 def test_tokens_come_as_often_as_their_probabilities_say(
     kernels: Kernels, temperature: float, held_back: bool
 ) -> None:
-    count = 40_000
+    count, seeds = COUNT, many_seeds()
     torch.manual_seed(3)
     logits = torch.randn(12)
     banned = (2, 7)
-    seeds = [derive_seed(11, i) for i in range(count)]
     tokens, _ = choose_natively(
         kernels,
         logits.expand(count, -1),
@@ -216,6 +225,7 @@ def test_tokens_come_as_often_as_their_probabilities_say(
 
 
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.slow
 def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first, second, other = (load_kernels.__wrapped__(8, group) for group in (2, 2, 1))
