@@ -259,7 +259,7 @@ def refused(tmp_path: Path, **arguments: Any) -> str:
         ),
         ({"reward_fn": lambda prompts, responses, metadata: [0.0]}, "1 results for 2 rows"),
         ({"reward_fn": lambda prompts, responses, metadata: 0.5}, "returned a float, not a list"),
-        ({"reward_fn": lambda prompts, responses, metadata: undefined_name}, "NameError"),  # noqa: F821
+        ({"reward_fn": lambda prompts, responses, metadata: undefined_name}, "NameError"),  # noqa: F821 (on purpose)
         (
             {"reward_fn": lambda samples, tokenizer: [0.0]},
             "cannot be called with the keywords samples: missing",
@@ -390,7 +390,7 @@ def test_importing_the_package_stays_light() -> None:
     )
     assert not {"torch", "pydantic", "rs_aligner.api"} & set(json.loads(done.stdout))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        rs_aligner.trian  # noqa: B018
+        rs_aligner.trian  # noqa: B018 (asking is enough)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from rs_aligner.trainers import measure
 from tests import test_metrics_page as metrics_page
 from tests.config import test_leaves as leaves
 from tests.config import test_recipes as recipes
-from tests.config.conftest import CONF, tree, workplace  # noqa: F401
+from tests.config.conftest import CONF, tree, workplace  # noqa: F401 (fixtures)
 from tests.config.leaf_rows import Row
 from tests.config.leaf_table import TABLE
 from tests.conftest import ROOT
@@ -119,7 +119,7 @@ def test_a_metric_is_a_function_and_a_row(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert all(row["response_length/max"] >= row["response_length/mean"] for row in written)
 
 
-def test_a_key_is_a_field_and_two_rows(monkeypatch: pytest.MonkeyPatch, tree: Any) -> None:  # noqa: F811
+def test_a_key_is_a_field_and_two_rows(monkeypatch: pytest.MonkeyPatch, tree: Any) -> None:  # noqa: F811 (a fixture)
     class WithDial(TrainRSConfig):
         dial: int = 3
         """A toy key."""
@@ -142,7 +142,7 @@ def test_a_key_is_a_field_and_two_rows(monkeypatch: pytest.MonkeyPatch, tree: An
     leaves.test_the_yaml_file_has_every_key_of_the_schema_and_no_other("train_rs")
 
 
-def test_a_recipe_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tree: Any) -> None:  # noqa: F811
+def test_a_recipe_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tree: Any) -> None:  # noqa: F811 (a fixture)
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "recipes" / "toy.yaml").write_text(
         "# @package _global_\ndefaults: [/train_rs, _self_]\nmodel: {rs: {top_n_rollouts: 3}}\n"

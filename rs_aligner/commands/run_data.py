@@ -7,7 +7,7 @@ whose prompt is held out, too. Left out on purpose: what a row is and which prom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rs_aligner.config import (
     GenerateConfig,
@@ -18,10 +18,8 @@ from rs_aligner.config import (
 )
 from rs_aligner.data import (
     Origins,
-    PairSet,
     PromptSet,
     ReadingTokenizer,
-    SFTSet,
     held_apart,
     load_pairs,
     load_prompts,
@@ -33,6 +31,7 @@ from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
 from rs_aligner.trainers.rs import RSData
 
 T = TypeVar("T")
+Read_co = TypeVar("Read_co", covariant=True)
 _TRAIN = "model.data.data_prefix.train"
 
 
@@ -86,7 +85,7 @@ def read_sft_data(
     """The rows to learn and the held-out prompts; as `read_rs_data`."""
     files = config.model.data.data_prefix.train
     validation = _held_out(config, tokenizer, positions)
-    rows = _read_rows(files, config, tokenizer, positions)
+    rows = _read(load_sft_rows, files, config, tokenizer, positions)
     tell_duplicates(files, "rows", rows.origins)
     return _apart(config, _TRAIN, rows.rows, rows.origins, validation.origins), validation.prompts
 
@@ -96,11 +95,11 @@ def read_pair_data(
 ) -> tuple[tuple[PreferencePair, ...], tuple[PreferencePair, ...]]:
     """The pairs to learn and the held-out ones; as `read_rs_data`."""
     prefix = config.model.data.data_prefix
-    pairs = _read_pairs(prefix.train, config, tokenizer, positions)
+    pairs = _read(load_pairs, prefix.train, config, tokenizer, positions)
     tell_duplicates(prefix.train, "pairs", pairs.origins)
     if not prefix.validation:
         return pairs.pairs, ()
-    validation = _read_pairs(prefix.validation, config, tokenizer, positions)
+    validation = _read(load_pairs, prefix.validation, config, tokenizer, positions)
     tell_duplicates(prefix.validation, "pairs", validation.origins)
     return _apart(config, _TRAIN, pairs.pairs, pairs.origins, validation.origins), validation.pairs
 
@@ -123,7 +122,7 @@ def _read_anchors(
     anchor = config.model.rs.objective.anchor
     if not anchor.files:
         return []
-    found = _read_rows(anchor.files, config, tokenizer, positions)
+    found = _read(load_sft_rows, anchor.files, config, tokenizer, positions)
     tell_duplicates(anchor.files, "rows", found.origins)
     rows = _apart(config, "model.rs.objective.anchor.files", found.rows, found.origins, held_out)
     return shuffled_anchors(rows, anchor.weight, config.model.seed)
@@ -142,30 +141,31 @@ def _origins_of(groups: Sequence[Group]) -> Origins:
     return origins
 
 
-def _read_rows(
-    files: tuple[str, ...],
-    config: TrainRSConfig | TrainSFTConfig,
+class _Loads(Protocol[Read_co]):
+    """What reads files of rows with answers."""
+
+    def __call__(
+        self,
+        files: Sequence[str],
+        tokenizer: ReadingTokenizer,
+        *,
+        template: str | None,
+        add_bos: bool | None,
+        max_length: int,
+        max_prompt_length: int | None,
+    ) -> Read_co: ...
+
+
+def _read(
+    load: _Loads[Read_co],
+    files: Sequence[str],
+    config: TrainConfig,
     tokenizer: ReadingTokenizer,
     positions: int,
-) -> SFTSet:
-    """Rows with an answer to learn, as `model.data` says."""
+) -> Read_co:
+    """Rows with answers, as `model.data` says."""
     data = config.model.data
-    return load_sft_rows(
-        files,
-        tokenizer,
-        template=data.prompt_template,
-        add_bos=data.add_bos,
-        max_length=config.model.sequence_length(positions),
-        max_prompt_length=data.seq_length,
-    )
-
-
-def _read_pairs(
-    files: tuple[str, ...], config: TrainRewardModelConfig, tokenizer: ReadingTokenizer, positions: int
-) -> PairSet:
-    """Rows with a better and a worse answer, as `model.data` says."""
-    data = config.model.data
-    return load_pairs(
+    return load(
         files,
         tokenizer,
         template=data.prompt_template,

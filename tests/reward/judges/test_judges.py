@@ -206,7 +206,7 @@ def test_the_smoke_test_tells_a_broken_judge_from_one_that_needs_real_rows() -> 
         return [row["answer"]["steps"][3] for row in metadata]
 
     def misspelt(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
-        return [no_such_name(r) for r in responses]  # type: ignore[name-defined]  # noqa: F821
+        return [no_such_name(r) for r in responses]  # type: ignore[name-defined]  # noqa: F821 (on purpose)
 
     assert smoke_test(load_judge(JudgeConfig(name="exact_answer", kwargs={"answer_key": "gold"}))) is None
     assert "TypeError" in str(smoke_test(FunctionJudge(needs_more, "")))
