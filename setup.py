@@ -39,6 +39,7 @@ setup(
         "lightning>=2.4",
         "math-verify>=0.9,<0.10",
         "megatron-core>=0.16,<0.17",
+        "msgspec>=0.18",
         "nemo_toolkit[core]>=3.0,<4",
         # PyTriton 0.7 needs numpy below 2, and pyarrow 26 refuses numpy 1.26 when it is imported.
         "numpy>=1.26,<2",
@@ -58,6 +59,7 @@ setup(
         "torch>=2.6",
         "tqdm>=4.66",
         "transformers>=4.48",
+        "xxhash>=3",
     ],
     extras_require={
         "sentiment": ["vaderSentiment>=3.3"],

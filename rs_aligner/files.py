@@ -1,5 +1,6 @@
 """Files: writing one so that a reader sees all of it or none of it, and what lies where in a checkpoint.
 
+A `checksum` tells a flipped bit, not a forger: whoever can write a file can write its checksum, too.
 Left out on purpose: locks. One process, the source rank, writes the files of a run.
 """
 
@@ -9,8 +10,15 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import xxhash
+
 CHECKPOINT_PART = "huggingface"  # the subfolder of a checkpoint with config and tokenizer
 SETTINGS = "rs_aligner"  # the key of a reward model's config.json under which its own settings are
+
+
+def checksum(content: bytes | memoryview) -> str:
+    """XXH3 of these bytes: 64 bits as 16 hexadecimal digits, the same everywhere."""
+    return xxhash.xxh3_64_hexdigest(content)
 
 
 def write_whole(path: Path, lines: Iterable[bytes]) -> None:
