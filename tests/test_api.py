@@ -16,9 +16,11 @@ import torch
 
 import rs_aligner
 from rs_aligner.config import ConfigError
+from rs_aligner.objective import terms
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.reward.judges.callables import judge_of
 from rs_aligner.reward.protocol import JudgeFailed
+from tests.policy.full_kl import FullKL
 from tests.tiny import save_tiny_with_tokenizer
 
 PROMPTS: list[Any] = [{"prompt": f"{n} is ", "number": n} for n in range(4)]
@@ -217,6 +219,20 @@ def test_a_watched_judge_anchors_and_offline_rollouts_come_by_the_config(
 
 
 # What is refused, before anything slow
+
+
+def test_a_run_keeps_the_starting_policy_for_a_term_that_compares_logits(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms, "TERMS", [*terms.TERMS, FullKL.of])
+    result = rs_aligner.train(
+        reward_fn=distinct,
+        prompts=PROMPTS[:2],
+        model_path=policy,
+        output_dir=tmp_path / "run",
+        config=settings(**{"model.rs.kl_samples": 0}),
+    )
+    assert result.metrics[-1]["full_kl"] == pytest.approx(0, abs=1e-6)  # of the step's own beginning
 
 
 def test_a_users_selector_is_imported_before_the_judge_is_waited_for(policy: Path, tmp_path: Path) -> None:

@@ -135,9 +135,11 @@ def policy_of(
 ) -> Iterator[MegatronPolicy]:
     """Join the ranks' groups and load the policy; `num_optimizer_steps` is how long its schedule is."""
     say("loading the policy")
+    from rs_aligner.objective.terms import compares_logits
     from rs_aligner.policy.policy import MegatronPolicy
 
     rs = config.model.rs if isinstance(config, TrainRSConfig) else RSConfig()
+    asks_again = isinstance(config, TrainRSConfig) and rs.needs_start
     folder = Path(config.pretrained_checkpoint.restore_from_path)
     with _ranks(config) as runtime:
         yield MegatronPolicy(
@@ -145,7 +147,7 @@ def policy_of(
             optimization=_optimization(config, num_optimizer_steps),
             generation=rs.generation,
             objective=rs.objective,
-            keep_start=isinstance(config, TrainRSConfig) and rs.needs_start,
+            keep_start=asks_again or compares_logits(rs.objective),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rs_aligner.config import TrainRSConfig
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.tensors import num_parameters
+from rs_aligner.objective.terms import compares_logits
 
 ADAM_BYTES = 8  # two running means in float32
 GRADIENT_BYTES = 4  # gradients are accumulated in float32
@@ -26,7 +27,8 @@ def training_bytes(arch: Architecture, config: TrainRSConfig, *, bf16: bool, on_
     weights = 2 if bf16 else 4
     rs = config.model.rs
     is_elsewhere = on_gpu and rs.objective.offload_reference
-    start = weights if rs.needs_start and not is_elsewhere else 0
+    needs_start = rs.needs_start or compares_logits(rs.objective)
+    start = weights if needs_start and not is_elsewhere else 0
     each = weights + start + GRADIENT_BYTES + optimizer
     return num_parameters(arch) * each // config.model_parallel_size
 

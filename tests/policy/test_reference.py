@@ -18,11 +18,13 @@ from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.memory import training_bytes
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tensors import num_parameters
+from rs_aligner.objective import terms
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import Rollout, TrainingRow
 from rs_aligner.sample_request import SampleRequest
+from tests.policy.full_kl import FullKL
 from tests.policy.layout_program import prompts, rows
 from tests.policy.objective_cases import NoText, policy_config
 from tests.tiny import save_tiny
@@ -52,6 +54,16 @@ def new(folder: Path, rt: Runtime, objective: ObjectiveConfig, **options: Any) -
         objective=objective,
         **options,
     )
+
+
+def unused(rs: dict[str, Any]) -> TrainRSConfig:
+    """A config that nothing runs by."""
+    tree = {
+        "exp_manager": {"explicit_log_dir": "unused"},
+        "pretrained_checkpoint": {"restore_from_path": "unused"},
+        "model": {"data": {"data_prefix": {"train": "unused"}}, "rs": rs},
+    }
+    return TrainRSConfig.model_validate(tree)
 
 
 def weights(policy: MegatronPolicy) -> list[torch.Tensor]:
@@ -135,15 +147,20 @@ def test_the_memory_plan_counts_a_copy_where_the_model_is(
     folder: Path, rs: dict[str, Any], on_gpu: bool, copies: int
 ) -> None:
     def planned(rs: dict[str, Any]) -> int:
-        tree = {
-            "exp_manager": {"explicit_log_dir": "unused"},
-            "pretrained_checkpoint": {"restore_from_path": "unused"},
-            "model": {"data": {"data_prefix": {"train": "unused"}}, "rs": rs},
-        }
-        return training_bytes(arch, TrainRSConfig.model_validate(tree), bf16=True, on_gpu=on_gpu)
+        return training_bytes(arch, unused(rs), bf16=True, on_gpu=on_gpu)
 
     arch = read_architecture(folder)
     assert planned(rs) - planned({"kl_samples": 0}) == copies * 2 * num_parameters(arch)
+
+
+def test_the_memory_plan_counts_the_start_for_a_term_that_compares_logits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch = read_architecture(folder)
+    without = training_bytes(arch, unused({"kl_samples": 0}), bf16=True, on_gpu=False)
+    monkeypatch.setattr(terms, "TERMS", [*terms.TERMS, FullKL.of])
+    compared = training_bytes(arch, unused({"kl_samples": 0}), bf16=True, on_gpu=False)
+    assert compared - without == 2 * num_parameters(arch)
 
 
 # Rows that an objective cannot take

@@ -11,7 +11,7 @@ from rs_aligner.objective.terms.clipped import ClippedSurrogate
 from rs_aligner.objective.terms.kl import KLToReference
 from rs_aligner.objective.terms.nll import NegativeLogLikelihood
 
-__all__ = ["TERMS", "Inputs", "Logits", "Share", "Term", "terms_of"]
+__all__ = ["TERMS", "Inputs", "Logits", "Share", "Term", "compares_logits", "terms_of"]
 
 TERMS: list[Callable[[ObjectiveConfig], Term | None]] = [
     NegativeLogLikelihood.of,
@@ -24,3 +24,8 @@ TERMS: list[Callable[[ObjectiveConfig], Term | None]] = [
 def terms_of(objective: ObjectiveConfig) -> list[Term]:
     """The terms that an objective has."""
     return [term for make in TERMS if (term := make(objective)) is not None]
+
+
+def compares_logits(objective: ObjectiveConfig) -> bool:
+    """Whether a term of it asks for the starting policy's logits, so that its weights have to be kept."""
+    return any(term.needs_reference_logits for term in terms_of(objective))
