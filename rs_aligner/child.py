@@ -1,4 +1,4 @@
-"""A process of our own for code that may have to be ended: it is asked over a connection, and goes with us.
+"""Processes of our own: they end with whoever started them. `Child` is one that is asked over a connection.
 
 Code that loops, or waits in C, is stopped by nothing but the end of its process. Left out on purpose: what is
 asked and answered, how long an answer may take, and what its lack means; that is the askers' business.
@@ -13,12 +13,53 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """See to it that this process is killed as soon as the one that started it has ended, however it ended.
+
+    The kernel watches the thread that started this process, so start it with `start_process`. Processes
+    that this one starts inherit nothing of it. Where there is no such call (not on Linux) nothing happens.
+
+    Args:
+        parent: the id of the process that started this one, as that said it; where it has ended before this
+            call, this process ends here. None: whoever is its parent now.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel would have done, had the call come earlier
+
+
+def start_process(command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
+    """Start a process that may `die_with_parent`; arguments as `subprocess.Popen`.
+
+    It is started by a thread that lives as long as this process, since such a process dies with the thread
+    that started it.
+    """
+    started: Future[subprocess.Popen[bytes]] = _Starter.thread.submit(
+        lambda: subprocess.Popen(command, **settings)
+    )
+    return started.result()
+
+
+class _Starter:
+    """The thread that starts processes."""
+
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="starter")
+
+    @classmethod
+    def renew(cls) -> None:
+        cls.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="starter")
+
+
+os.register_at_fork(after_in_child=_Starter.renew)  # a forked process has no other threads
 
 
 class Child:
@@ -32,8 +73,6 @@ class Child:
 
     def __init__(self, module: str) -> None:
         self._module = module
-        # A process that asks to die with its parent dies with the thread that started it.
-        self._starter: ThreadPoolExecutor | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.connection: Connection[Any, Any] | None = None
         """To the process; None where it is not started."""
@@ -46,9 +85,7 @@ class Child:
     def start(self) -> Connection[Any, Any]:
         """Start the process; returns the connection to it."""
         ours, theirs = socket.socketpair()
-        self._starter = self._starter or ThreadPoolExecutor(max_workers=1)
-        self._process = self._starter.submit(
-            subprocess.Popen,
+        self._process = start_process(
             [
                 *(sys.executable, "-P", "-c"),
                 f"from {self._module} import main; main({theirs.fileno()}, {os.getpid()})",
@@ -56,7 +93,7 @@ class Child:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        ).result()
+        )
         theirs.close()
         self.connection = Connection(ours.detach())
         return self.connection
@@ -76,12 +113,6 @@ class Child:
         process.kill()
         return f"exit status {process.wait()}"
 
-    def close(self) -> None:
-        """End the process for good."""
-        self.end()
-        if self._starter is not None:
-            self._starter.shutdown()
-
 
 def live(descriptor: int, parent: int, serve: Callable[[Connection[Any, Any]], None]) -> None:
     """The life of the process: serve until nobody asks any more; it ends with its parent."""
@@ -89,9 +120,6 @@ def live(descriptor: int, parent: int, serve: Callable[[Connection[Any, Any]], N
     # finished: the parent decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(OSError, AttributeError):  # else the connection ends it
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return  # it died before the line above
+    die_with_parent(parent)  # where that cannot be, the connection ends it
     with contextlib.suppress(EOFError, OSError):
         serve(Connection(descriptor))

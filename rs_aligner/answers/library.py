@@ -67,7 +67,7 @@ class Library:
         self._closed = True
         self._child.kill()  # who waits for it goes on
         with self._lock:
-            self._child.close()
+            self._child.end()
 
     def _ask(self, pair: tuple[str, str]) -> bool | str:
         if self._closed:

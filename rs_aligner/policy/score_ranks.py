@@ -2,7 +2,7 @@
 
 Run with `python -m` by the judge, which sends every rank of a copy of the model the same sequences over a
 socket of its own; so the ranks need no agreement on what comes next, and wait without a time limit. Signals
-are the judge's business: a rank leaves when its socket is closed, as happens too when the judge is killed.
+are the judge's business: a rank leaves when its socket is closed, and is killed when the judge is.
 Left out on purpose: several nodes (serve several judges instead).
 """
 
@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rs_aligner.child import die_with_parent
 from rs_aligner.threads import ONE_THREAD, Threads
 
 
@@ -89,4 +90,5 @@ def main(connection: Connection[Any, Any]) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(int(sys.argv[2]))
     main(Connection(int(sys.argv[1])))

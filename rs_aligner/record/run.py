@@ -50,6 +50,9 @@ class Run:
         is_first: whether this is the first rank, which writes.
         loggers: further sinks of the figures, on the writing rank.
 
+    Attributes:
+        fingerprint: of what decides a step's rollouts and scores; "" where nobody has said it.
+
     Raises:
         ValueError: `resume_if_exists` is false and the folder has a checkpoint.
     """
@@ -59,6 +62,7 @@ class Run:
         self.folder = Path(config.explicit_log_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.final = self.folder / "final"
+        self.fingerprint = ""
         self._started = time.monotonic()
         self._step_began: float | None = None
         self._longest_step = 0.0

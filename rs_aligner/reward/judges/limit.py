@@ -72,7 +72,7 @@ class LimitedJudge:
         self._closed = True
         self._child.kill()  # who waits for it goes on
         with self._lock:
-            self._child.close()
+            self._child.end()
 
     def _score_tokens(self, tokens: Tokens, lengths: Tokens) -> Sequence[Score | ScoreFailure]:
         return self._score("score_tokens", tokens, lengths)

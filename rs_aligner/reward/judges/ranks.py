@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from rs_aligner.child import start_process
 from rs_aligner.policy.score_ranks import RankSettings
 
 _logger = logging.getLogger("rs_aligner")
@@ -123,10 +124,10 @@ class Ranks:
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
         # -P: nothing is imported from the working directory; -W: Megatron's remarks help nobody here.
-        command = [sys.executable, "-P", "-W", "ignore", "-m", _PROGRAM, str(theirs.fileno())]
+        program = [sys.executable, "-P", "-W", "ignore", "-m", _PROGRAM]
         self.processes.append(
-            subprocess.Popen(
-                command,
+            start_process(
+                [*program, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **place},

@@ -1,0 +1,115 @@
+"""Processes that end with whoever started them, whatever ended that."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+
+from rs_aligner.child import start_process
+
+# It ignores what can be ignored, and so does what it starts: only the kernel ends them.
+DEAF = """
+import os, signal, sys, time
+from rs_aligner.child import die_with_parent
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+die_with_parent(int(sys.argv[1]))
+print(os.getpid(), flush=True)
+time.sleep(120)
+"""
+PARENT = """
+import os, sys, threading, time
+from rs_aligner.child import start_process
+deaf = [sys.executable, "-c", sys.argv[1], str(os.getpid())]
+threading.Thread(target=start_process, args=(deaf,)).start()  # a thread that ends at once
+start_process(deaf)
+JUDGES
+time.sleep(120)
+"""
+JUDGES = """
+from rs_aligner.answers.library import Library
+from rs_aligner.child import Child
+from rs_aligner.reward.judges.limit import LimitedJudge
+judge = LimitedJudge(sys.argv[2], {}, None)
+library = Library()
+library.same("\\\\sin x", "x")
+print(judge._child._process.pid, library._child._process.pid, flush=True)
+threading.Thread(target=judge.score_texts, args=(["p"], ["r"], [{}])).start()
+"""
+# The judge blocks every signal that can be blocked, in C, and somebody else holds its connection open.
+STUCK = """
+import os, signal, subprocess
+def judge(prompts, responses, metadata):
+    if prompts != ["p"]:
+        return [0.0] * len(prompts)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    subprocess.Popen(["sleep", "3"], close_fds=False)
+    while True:
+        pass
+"""
+
+
+def pids(parent: subprocess.Popen[str], number: int) -> list[int]:
+    assert parent.stdout is not None
+    found: list[int] = []
+    while len(found) < number:
+        line = parent.stdout.readline()
+        assert line, "the parent ended"
+        found += map(int, line.split())
+    return found
+
+
+def test_nothing_is_left_of_what_a_killed_process_had_started(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK)
+    program = PARENT.replace("JUDGES", JUDGES)
+    command = [sys.executable, "-c", program, DEAF, f"{tmp_path}/stuck.py:judge"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        children = [psutil.Process(pid) for pid in pids(parent, 4)]
+        try:
+            assert all(child.is_running() for child in children)
+            os.kill(parent.pid, signal.SIGKILL)
+            _, alive = psutil.wait_procs(children, timeout=20)
+            assert alive == []
+        finally:
+            for child in children:
+                if child.is_running():
+                    child.kill()
+
+
+def test_a_child_outlives_the_thread_that_asked_for_it() -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    command = [sys.executable, "-c", DEAF, str(os.getpid())]
+    thread = threading.Thread(target=lambda: started.append(start_process(command, stdout=subprocess.PIPE)))
+    thread.start()
+    thread.join()
+    with started[0] as child:
+        try:
+            assert child.stdout is not None
+            assert int(child.stdout.readline()) == child.pid
+            assert child.poll() is None
+        finally:
+            child.kill()
+
+
+def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    command = [sys.executable, "-c", DEAF, str(gone.pid)]
+    done = subprocess.run(command, check=False, capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout == b""
+
+
+def test_a_forked_process_can_start_some_of_its_own() -> None:
+    """Megatron forks writers; what they start must not wait for a thread that only their parent has."""
+    start_process(["true"]).wait()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(start_process(["true"]).wait())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
