@@ -39,11 +39,11 @@ class Service:
         self.process = process
         self.scratch = scratch
         self.port = port
-        self._log = log
+        self.log = log
 
     @property
     def output(self) -> str:
-        return self._log.read_text()
+        return self.log.read_text()
 
     def processes(self) -> list[psutil.Process]:
         me = psutil.Process(self.process.pid)
@@ -59,7 +59,7 @@ class Service:
     def wait_until_at_work(self, timeout: float = 20) -> None:
         """Until the judge sleeps over a row."""
         deadline = time.monotonic() + timeout
-        while not (self._log.parent / "at_work").exists():
+        while not (self.log.parent / "at_work").exists():
             assert time.monotonic() < deadline, f"the judge does nothing:\n{self.output}"
             time.sleep(0.05)
 

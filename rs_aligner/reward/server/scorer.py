@@ -99,7 +99,7 @@ class Scorer:
             refusals = [rows for rows in batch if isinstance(rows, RequestError)]
             if len(refusals) == len(batch):
                 self.statistics.count_refused(len(refusals))
-                raise refusals[0]
+                raise RequestError(" ".join(str(refusals[0]).split()))  # `serving` takes it from one line
             readable = [rows for rows in batch if isinstance(rows, _Rows)]
             self._ask([rows for rows in readable if rows.texts])
             for rows in readable:

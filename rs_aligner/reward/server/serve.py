@@ -29,14 +29,8 @@ from rs_aligner.reward.judges import ServedJudge, load_judge
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.server.check import check
 from rs_aligner.reward.server.scorer import Decode, Scorer
-from rs_aligner.reward.server.serving import (
-    ServedModel,
-    end_processes,
-    remove_shared_memory,
-    scratch_folder,
-    serving,
-    use_our_libpython,
-)
+from rs_aligner.reward.server.scratch import remove_shared_memory, scratch_folder
+from rs_aligner.reward.server.serving import ServedModel, end_processes, serving, use_our_libpython
 from rs_aligner.reward.server.statistics import Statistics, metrics_endpoint, triton_metrics
 from rs_aligner.reward.token import TOKEN_VARIABLE, read_token
 from rs_aligner.users_code import describe

@@ -1,14 +1,13 @@
 """One Triton with one judge: started, watched and stopped, with nothing left behind.
 
 Triton is several processes and some shared memory. Its Python stub may be killed (out of memory, say), and
-Triton then says "ready" while every request fails; so the processes are watched from here. What a killed
-server left behind is removed by the next one on the machine, as soon as nobody holds its lock.
+Triton then says "ready" while every request fails; so the processes are watched from here. What they write is
+this user's alone (`scratch`), and whoever is refused is told why in one line.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import sysconfig
@@ -25,6 +24,7 @@ from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonS
 
 from rs_aligner.config import InferenceConfig
 from rs_aligner.reward.server.scorer import TOKEN_HEADER, Scorer
+from rs_aligner.reward.server.scratch import close_shared_memory, private_files, remove_shared_memory
 from rs_aligner.users_code import describe
 
 # Triton refuses a request with more rows than this; the judge never sees more than
@@ -37,10 +37,6 @@ LET_GO_SECONDS = 60.0
 
 # How long processes that were killed may take to vanish.
 GONE_SECONDS = 1.0
-
-_SCRATCH = "rs_judge_"
-_LOCK = "lock"
-_SHARED_MEMORY = Path("/dev/shm")
 
 INPUTS = [
     Tensor(name="tokens", dtype=np.int64, shape=(-1,), optional=True),
@@ -59,6 +55,24 @@ OUTPUTS = [
     Tensor(name="components", dtype=bytes, shape=(1,)),
 ]
 
+
+# PyTriton answers a request that fails with two stack traces of its model in the Python stub. What is wrong
+# is in their last line; the traces are for the log, unless it was the fault of the request.
+_REFUSAL = """
+
+def _execute(self, requests, execute=TritonPythonModel.execute):
+    try:
+        return execute(self, requests)
+    except pb_utils.TritonModelException as error:
+        reason = ([line for line in str(error).splitlines() if line.strip()] or ["(no message)"])[-1]
+        if "RequestError: " not in reason:
+            LOGGER.error(str(error))
+        refusal = pb_utils.TritonError(reason.rpartition("RequestError: ")[2])
+        return [pb_utils.InferenceResponse(error=refusal)] * len(requests)
+
+
+TritonPythonModel.execute = _execute
+"""
 
 # The processes of the Triton that runs: those of one that ended early may be nobody's children any more.
 _running: list[psutil.Process] = []
@@ -143,7 +157,10 @@ def serving(
                 outputs=OUTPUTS,
                 config=ModelConfig(max_batch_size=MAX_REQUEST_ROWS, batcher=batcher),
             )
-            triton.run()  # returns when the model, not just the server, is ready
+            _refuse_in_one_line(workspace)
+            with private_files():
+                triton.run()  # returns when the model, not just the server, is ready
+            close_shared_memory(os.getpid())
             model = ServedModel(triton)
         except Exception as error:
             raise RuntimeError(f"Triton failed: {describe(error)}\n{_log_tail(log_file)}".strip()) from error
@@ -158,46 +175,11 @@ def serving(
         shutil.rmtree(workspace.parent, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A folder for temporary files, locked as long as this process lives.
-
-    Folders of servers that were killed are removed first, with the shared memory that they left.
-    """
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-        with contextlib.suppress(OSError):
-            _remove_if_left_behind(folder)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}_"))
-    with (folder / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_shared_memory(pid: int) -> None:
-    """Remove the shared memory of a process's Triton, which must have ended."""
-    for region in _SHARED_MEMORY.glob(f"pytrtion{pid}-*"):
-        with contextlib.suppress(OSError):
-            region.unlink()
-
-
 def use_our_libpython() -> None:
     """Let Triton's Python stub load this interpreter's libpython: it may find another one by itself."""
     ours, found = sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH", "")
     if found.split(":")[0] != ours:
         os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, [ours, found]))
-
-
-def _remove_if_left_behind(folder: Path) -> None:
-    pid = int(folder.name.removeprefix(_SCRATCH).split("_")[0])
-    if psutil.pid_exists(pid):  # it may be about to take its lock
-        return
-    with (folder / _LOCK).open("r") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError where its server lives, in a container
-        remove_shared_memory(pid)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_triton() -> None:
@@ -219,6 +201,13 @@ def _stop_or_give_up(triton: Triton) -> None:
     thread.join(LET_GO_SECONDS)
     if thread.is_alive():
         raise RuntimeError(f"Triton broke, and the judge did not end its last call in {LET_GO_SECONDS:g} s")
+
+
+def _refuse_in_one_line(workspace: Path) -> None:
+    """Let clients be told what is wrong in one line, without what the server's code looks like."""
+    (model,) = workspace.rglob("model.py")
+    with model.open("a", encoding="utf-8") as file:
+        file.write(_REFUSAL)
 
 
 def _name(process: psutil.Process) -> str:

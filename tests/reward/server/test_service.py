@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import os
+import re
 import signal
+import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +63,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "inference.inference_micro_batch_size=4",
         f"log_dir={folder}",
     ]
-    with service(folder, free_port(), *overrides) as running:
+    scratch = Path(tempfile.mkdtemp(prefix="rs_"))
+    (scratch / "rs_judge_foo").mkdir()  # a stranger's, which is to trouble nobody
+    with service(folder, free_port(), *overrides, scratch=scratch) as running:
         running.wait_until_ready()
         yield running
 
@@ -65,6 +73,21 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def test_the_ready_line_tells_the_address_and_little_else_is_printed(served: Service) -> None:
     assert f"judge reward_model ready at http://127.0.0.1:{served.port}" in served.output
     assert len(served.output.splitlines()) <= 2
+
+
+def test_nobody_else_can_read_prompts_and_answers(served: Service) -> None:
+    with RemoteGPTRMClient(remote(served.port)) as client:
+        assert client.submit(*row("abc")).result(timeout=30) == Score(3.0)
+    mapped = {line for process in served.processes() for line in shared_memory_of(process)}
+    assert any(path.startswith(f"/dev/shm/pytrtion{served.process.pid}-") for path in mapped)  # Triton's
+    assert any(path.startswith("/dev/shm/psm_") for path in mapped)  # PyTriton's
+    (scratch,) = served.scratch.glob(f"rs_judge_{served.process.pid}_*")
+    for path in (*mapped, scratch, served.log.parent / "triton.log"):
+        assert stat.S_IMODE(os.stat(path).st_mode) & 0o077 == 0, path
+
+
+def test_a_strangers_scratch_folder_is_let_alone(served: Service) -> None:
+    assert (served.scratch / "rs_judge_foo").is_dir()
 
 
 def test_only_loopback_is_listened_to(served: Service) -> None:
@@ -126,7 +149,7 @@ def test_a_plain_client_of_nemo_aligners_contract_gets_rewards(served: Service) 
     [
         (
             {"prompts": np.array([[b"x"]], dtype=object)},
-            "RequestError: a request needs prompts and responses",
+            "a request needs prompts and responses",
         ),
         ({"tokens": np.ones((1, 3), np.int64), "sequence_lengths": np.array([[4]])}, r"must be in \[0, 3\]"),
         ({"tokens": np.ones((1, 3), np.int32), "sequence_lengths": np.array([[3]])}, "INT32"),
@@ -137,6 +160,18 @@ def test_a_malformed_request_is_answered_with_what_is_wrong(
 ) -> None:
     with pytest.raises(TransportError, match=message):
         TritonConnection("127.0.0.1", served.port, "reward_model").infer(inputs, timeout=20)
+
+
+def test_a_refusal_is_one_line_without_the_servers_code(served: Service) -> None:
+    inputs = [{"name": "prompts", "shape": [1, 1], "datatype": "BYTES", "data": ["x"]}]
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("POST", "/v2/models/reward_model/infer", json.dumps({"inputs": inputs}))
+        answer = json.loads(connection.getresponse().read())
+    assert answer == {
+        "error": "a request needs prompts and responses (with metadata), or tokens and sequence_lengths, or "
+        "sentences; this one has prompts"
+    }
 
 
 def test_another_models_name_is_one_clear_message(served: Service) -> None:
@@ -238,6 +273,12 @@ def test_tokens_are_refused_where_no_tokenizer_is_set(tmp_path: Path) -> None:
         tokens = {"tokens": np.ones((1, 3), np.int64), "sequence_lengths": np.array([[3]])}
         with pytest.raises(TransportError, match="tokenizer=<folder"):
             TritonConnection("127.0.0.1", running.port, "reward_model").infer(tokens, timeout=20)
+
+
+def shared_memory_of(process: psutil.Process) -> set[str]:
+    """Paths of the shared memory that a process has mapped."""
+    maps = Path(f"/proc/{process.pid}/maps").read_text()
+    return set(re.findall(r"/dev/shm/\S+$", maps, re.MULTILINE))
 
 
 def shared_memory(pid: int) -> list[str]:
