@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Set-up, lint, types, import rules, then the tests. Arguments go to pytest:
-#   bash scripts/test.sh                  everything (about 25 minutes on 2 cores at most)
+#   bash scripts/test.sh                  everything
 #   bash scripts/test.sh -m "not slow"    the fast part
+#   TEST_WORKERS=0 bash scripts/test.sh   one test after the other; two processes otherwise, a test file in one of them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,4 +15,4 @@ step ruff check .
 step ruff format --check .
 step mypy rs_aligner
 step lint-imports
-step python -m pytest "$@"
+step python -m pytest --numprocesses "${TEST_WORKERS:-2}" --dist loadfile "$@"

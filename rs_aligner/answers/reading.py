@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rs_aligner.answers.brackets import bare, closes, split
+from rs_aligner.answers.brackets import bare, split
 from rs_aligner.answers.expressions import evaluate
 from rs_aligner.answers.forms import Form, up_to_scale
 from rs_aligner.answers.texts import normalised, plain_words
@@ -229,7 +229,7 @@ def _between(chain: list[list[Token]], sides: list[Form], relations: list[str]) 
 def _enclosed(pieces: list[Token]) -> Form | None:
     """A pair, a point, an interval or a set; None if the tokens are not one bracket."""
     opening = pieces[0].text
-    if pieces[0].kind != "open" or opening == "{" or closes(pieces) != len(pieces) - 1:
+    if pieces[0].kind != "open":
         return None
     closing = pieces[-1].text
     parts, marks = split(pieces[1:-1], lambda t: t.kind == "separator")

@@ -141,6 +141,8 @@ def test_a_number_that_counts_no_option_is_refused(index: int) -> None:
         ("C) A", None),
         ("C (B)", None),
         ("C Paris", "C"),
+        ("C. London", None),  # of the other options some come before, some behind
+        ("A. Paris", None),
         ("C+", None),
         ("[C]: Paris!", "C"),
         ("'Paris'", "C"),

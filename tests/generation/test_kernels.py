@@ -235,6 +235,7 @@ def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(list((tmp_path / "rs_aligner").iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_a_cache_that_cannot_be_written_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

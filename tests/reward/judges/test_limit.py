@@ -149,6 +149,7 @@ def test_a_judge_whose_code_has_changed_is_not_started_again(make: Make, tmp_pat
     assert failure.reason.endswith("its code is not what it was when the server started")
 
 
+@pytest.mark.slow
 def test_a_class_that_takes_token_ids_does_so_there_too(tmp_path: Path) -> None:
     (tmp_path / "judge.py").write_text(
         "class Judge:\n"

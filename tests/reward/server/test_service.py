@@ -188,6 +188,7 @@ def test_a_port_in_use_is_one_clear_message(served: Service, tmp_path: Path) -> 
         assert "inference.port" in second.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
