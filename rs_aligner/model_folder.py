@@ -41,34 +41,34 @@ def problem_with(path: str, *, reads_bin: bool = False) -> str | None:
     Returns:
         The end of a sentence that begins with the path: "is a file; ...".
     """
-    place = Path(path)
-    if not place.exists():
+    root = Path(path)
+    if not root.exists():
         return _absent(path)
-    if not place.is_dir():
-        return _file(place)
-    if (place / CHECKPOINT_PART / "config.json").is_file():
-        if any(place.glob("*.distcp")):
+    if not root.is_dir():
+        return _file(root)
+    if (root / CHECKPOINT_PART / "config.json").is_file():
+        if any(root.glob("*.distcp")):
             return None
         return f"is a checkpoint without its weights (*.distcp); {_NAME_IT}"
-    names = {found.name for found in place.iterdir()}
+    names = {found.name for found in root.iterdir()}
     weights = {"model.safetensors", "model.safetensors.index.json"}
     if reads_bin:
         weights |= {"pytorch_model.bin", "pytorch_model.bin.index.json"}
     has_weights = bool(names & weights)
     if "config.json" in names and has_weights and "adapter_config.json" not in names:
         return None
-    return next(text for is_kind, text in _kinds(place, names, has_weights) if is_kind())
+    return next(text for is_kind, text in _kinds(root, names, has_weights) if is_kind())
 
 
-def _kinds(place: Path, names: set[str], has_weights: bool) -> list[tuple[Callable[[], bool], str]]:
+def _kinds(root: Path, names: set[str], has_weights: bool) -> list[tuple[Callable[[], bool], str]]:
     """Tests of what a folder is, the telling ones first, each with what to do; the last one always holds."""
 
     def has(*patterns: str) -> Callable[[], bool]:
-        return lambda: any(next(place.glob(pattern), None) is not None for pattern in patterns)
+        return lambda: any(next(root.glob(pattern), None) is not None for pattern in patterns)
 
-    inside, shards = _models_inside(place), "*-of-*.safetensors"
+    inside, shards = _models_inside(root), "*-of-*.safetensors"
     return [
-        (has("adapter_config.json"), _adapter(place)),
+        (has("adapter_config.json"), _adapter(root)),
         (
             has("zero_to_fp32.py", "zero_pp_rank_*", "global_step*", "*/zero_pp_rank_*"),
             "holds DeepSpeed's shards; put them together first: `python zero_to_fp32.py . OUT "
@@ -77,10 +77,10 @@ def _kinds(place: Path, names: set[str], has_weights: bool) -> list[tuple[Callab
         (
             has("pytorch_model_fsdp_*"),
             "holds FSDP's shards; put them together first: `accelerate merge-weights "
-            f"{_first(place, 'pytorch_model_fsdp_*')} OUT` in that folder, {_COPY} OUT, and name OUT",
+            f"{_first(root, 'pytorch_model_fsdp_*')} OUT` in that folder, {_COPY} OUT, and name OUT",
         ),
-        (has("pytorch_model*.bin"), _bin(place)),
-        (has("*.gguf"), _gguf(f"holds {_first(place, '*.gguf')}, a GGUF file")),
+        (has("pytorch_model*.bin"), _bin(root)),
+        (has("*.gguf"), _gguf(f"holds {_first(root, '*.gguf')}, a GGUF file")),
         (
             has("tf_model*.h5", "flax_model*.msgpack"),
             f"holds weights of TensorFlow or Flax, which are not read; {_NAME_IT}",
@@ -90,8 +90,8 @@ def _kinds(place: Path, names: set[str], has_weights: bool) -> list[tuple[Callab
             f"is a checkpoint of NeMo, which is not read; {_NEMO}",
         ),
         (
-            lambda: place.name == CHECKPOINT_PART and any(place.parent.glob("*.distcp")),
-            f"is a part of a checkpoint; name the checkpoint, {place.parent}",
+            lambda: root.name == CHECKPOINT_PART and any(root.parent.glob("*.distcp")),
+            f"is a part of a checkpoint; name the checkpoint, {root.parent}",
         ),
         (
             has(
@@ -110,7 +110,7 @@ def _kinds(place: Path, names: set[str], has_weights: bool) -> list[tuple[Callab
             f"holds weights, but no config.json to say what they are; {_COPY} it",
         ),
         (
-            lambda: not has_weights and next(place.glob(shards), None) is not None,
+            lambda: not has_weights and next(root.glob(shards), None) is not None,
             "holds parts of a model without their index, model.safetensors.index.json; fetch it, too",
         ),
         (
@@ -159,11 +159,11 @@ def _file(file: Path) -> str:
     return f"is a file; {_NAME_IT}"
 
 
-def _bin(place: Path) -> str:
+def _bin(root: Path) -> str:
     return (
         "holds its weights as pytorch_model*.bin, a format that can run code and is not read; write them as "
-        f'safetensors beside it, once: python -c "from transformers import {_auto_class(place)} as M; '
-        f"M.from_pretrained('{place}', dtype='auto').save_pretrained('{place}')\""
+        f'safetensors beside it, once: python -c "from transformers import {_auto_class(root)} as M; '
+        f"M.from_pretrained('{root}', dtype='auto').save_pretrained('{root}')\""
     )
 
 
@@ -174,18 +174,18 @@ def _gguf(what: str) -> str:
     )
 
 
-def _adapter(place: Path) -> str:
-    base = _json(place / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+def _adapter(root: Path) -> str:
+    base = _json(root / "adapter_config.json").get("base_model_name_or_path") or "its base model"
     return (
         f"holds a PEFT adapter of {base}; merge it first: "
-        f"python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{place}')"
+        f"python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{root}')"
         ".merge_and_unload().save_pretrained('MERGED')\", copy the tokenizer's files into MERGED, and name "
         "that"
     )
 
 
-def _auto_class(place: Path) -> str:
-    heads = _json(place / "config.json").get("architectures")
+def _auto_class(root: Path) -> str:
+    heads = _json(root / "config.json").get("architectures")
     is_classifier = isinstance(heads, list) and any("SequenceClassification" in str(head) for head in heads)
     return "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
 
@@ -198,16 +198,16 @@ def _json(file: Path) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def _first(place: Path, pattern: str) -> str:
-    return min((found.name for found in place.glob(pattern)), default="")
+def _first(root: Path, pattern: str) -> str:
+    return min((found.name for found in root.glob(pattern)), default="")
 
 
-def _models_inside(place: Path) -> str:
+def _models_inside(root: Path) -> str:
     """The first folders below with a model: of a run, of the hub's cache, or of models side by side."""
     below = (
         found.parent
         for pattern in ("*/config.json", "*/*/config.json", "*/*/*/config.json")
-        for found in sorted(place.glob(pattern))
+        for found in sorted(root.glob(pattern))
     )
     models = [str(one.parent if one.name == CHECKPOINT_PART else one) for one in below]
     return ", ".join(list(dict.fromkeys(models))[:_SUBFOLDERS])

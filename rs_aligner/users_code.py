@@ -25,19 +25,19 @@ def find(key: str, spec: str) -> Callable[..., Any]:
         ValueError: no such file, module or name, code that fails when it is imported, or what cannot be
             called.
     """
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
+    source, _, name = spec.rpartition(":")
+    if not source or not name:
         raise ValueError(f"{key}: {spec!r} must look like path/to/file.py:name or package.module:name")
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except FileNotFoundError as error:
         raise ValueError(f"{key}: {error}") from None
     except Exception as error:
-        hint = "" if place.endswith(".py") else " (is its folder on PYTHONPATH?)"
-        raise ValueError(f"{key}: importing {place} failed{hint}: {describe(error)}") from error
+        hint = "" if source.endswith(".py") else " (is its folder on PYTHONPATH?)"
+        raise ValueError(f"{key}: importing {source} failed{hint}: {describe(error)}") from error
     found: Callable[..., Any] | None = getattr(module, name, None)
     if found is None:
-        raise ValueError(f"{key}: {place} has no {name!r}")
+        raise ValueError(f"{key}: {source} has no {name!r}")
     if not callable(found):
         raise ValueError(f"{key}: {spec} is a {type(found).__name__}, not a function")
     return found

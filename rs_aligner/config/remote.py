@@ -120,11 +120,11 @@ class RemoteRMConfig(Section):
         yield from file_problems(f"{key}.token_file", self.token_file)
 
     def _servers(self, key: str) -> Iterator[str]:
-        places = [(endpoint.ip, endpoint.port, endpoint.name) for endpoint in self.endpoints]
-        if len(set(places)) < len(places):
+        addresses = [(endpoint.ip, endpoint.port, endpoint.name) for endpoint in self.endpoints]
+        if len(set(addresses)) < len(addresses):
             yield problem(f"{key}.endpoints", [one.url for one in self.endpoints], "names a server twice")
         one, default = self.reward_model, EndpointConfig()
-        for name in ("ip", "port") if places else ():
+        for name in ("ip", "port") if addresses else ():
             value = getattr(one, name)
             if value not in (getattr(default, name), *(getattr(other, name) for other in self.endpoints)):
                 known = f"{key}.endpoints lists other servers; set one of the two, or add it there"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-ROOM = 32  # places that each rollout of a cohort has at first; they double when they are taken
+ROOM = 32  # slots that each rollout of a cohort has at first; they double when they are taken
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class CohortCache:
 
     Attributes:
         owners: the number of each rollout's prompt.
-        length: places taken, the same for all.
+        length: slots taken, the same for all.
     """
 
     def __init__(self, prompts: PromptCache, counts: Sequence[int], limit: int) -> None:
@@ -108,7 +108,7 @@ class CohortCache:
         return torch.lerp(own, prompt, share)
 
     def advance(self) -> None:
-        """Make the place just filled a lasting one, and room for the next."""
+        """Make the slot just filled a lasting one, and room for the next."""
         self.length += 1
         if self.length == self.room < self.limit:
             self._move(None)
@@ -119,7 +119,7 @@ class CohortCache:
         self._move(torch.tensor(rows, device=self.device))
 
     def _move(self, kept: torch.Tensor | None) -> None:
-        """Copy the places taken to tensors of the new size, a layer at a time."""
+        """Copy the slots taken to tensors of the new size, a layer at a time."""
         if self.length == self.room:
             self.room = min(self.limit, 2 * self.room)
         for tensors in (self.keys, self.values):
@@ -132,7 +132,7 @@ class CohortCache:
         self._arrange()
 
     def _arrange(self) -> None:
-        """Plan how rollouts and their prompts' places map to each other, and which places are padding."""
+        """Plan how rollouts and their prompts' slots map to each other, and which slots are padding."""
         alive = sorted(set(self.owners))
         if len(alive) < len(self.prompts.lengths):
             self.prompts = self.prompts.select(alive)
@@ -142,11 +142,9 @@ class CohortCache:
         self._gather: torch.Tensor | None = None
         if min(counts) < self._most:  # prompts with fewer rollouts repeat their last one, to no effect
             starts = [sum(counts[:p]) for p in range(len(counts))]
-            places = [
-                starts[p] + min(i, counts[p] - 1) for p in range(len(counts)) for i in range(self._most)
-            ]
+            slots = [starts[p] + min(i, counts[p] - 1) for p in range(len(counts)) for i in range(self._most)]
             back = [owner * self._most + row - starts[owner] for row, owner in enumerate(self.owners)]
-            self._gather = torch.tensor(places, device=self.device)
+            self._gather = torch.tensor(slots, device=self.device)
             self._scatter = torch.tensor(back, device=self.device)
         lengths, width = self.prompts.lengths, self.prompts.keys[0].shape[2]
         self._mask: torch.Tensor | None = None

@@ -2,7 +2,7 @@
 
 Each prompt is prefilled once for all its rollouts; a rollout that ends leaves at once, and the cache is
 packed when enough have left. Where the wave does not fit into the cache's budget as a whole, rollouts wait
-and are admitted, in order, as places become free.
+and are admitted, in order, as slots become free.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rs_aligner.generation.rows import Ended, RolloutRow
 from rs_aligner.rollout import Prompt
 
 PREFILL_TOKENS = 8192  # padded prompt tokens in one prefill pass; bounds its activations
-ADMIT_FROM = 0.25  # rollouts are admitted when this share of the places is free: few large cohorts
+ADMIT_FROM = 0.25  # rollouts are admitted when this share of the slots is free: few large cohorts
 
 
 class CohortWave:
@@ -36,13 +36,13 @@ class CohortWave:
         self.waiting = rows
         self.cohorts: list[Cohort] = []
         self.longest = max(len(row.prompt.token_ids) for row in rows)
-        self.places: float = float("inf")
+        self.slots: float = float("inf")
         if kv_cache_bytes is not None:
             # A layer that grows exists twice for a moment.
             usable = kv_cache_bytes * network.num_layers / (network.num_layers + 1)
-            self.places = usable // network.bytes_per_token
-            if self.places < self._places(rows[:1]):
-                needed = self._places(rows[:1]) * network.bytes_per_token
+            self.slots = usable // network.bytes_per_token
+            if self.slots < self._slots(rows[:1]):
+                needed = self._slots(rows[:1]) * network.bytes_per_token
                 raise ValueError(
                     f"model.rs.generation.kv_cache_bytes={kv_cache_bytes} is too little for one rollout: "
                     f"{self.longest} prompt and {controls.max_length} response tokens need "
@@ -67,17 +67,17 @@ class CohortWave:
         """Admit as many waiting rollouts as surely fit, if they are many or nothing else is going on."""
         if not self.waiting:
             return
-        free = self.places - sum(self._places(cohort.rows) for cohort in self.cohorts)
+        free = self.slots - sum(self._slots(cohort.rows) for cohort in self.cohorts)
         rows: list[RolloutRow] = []
         needed = 0
         for row in self.waiting:
-            needed += self._places([row])
+            needed += self._slots([row])
             if rows and rows[-1].group == row.group:
                 needed -= self.longest  # they share their prompt
             if needed > free:
                 break
             rows.append(row)
-        if not rows or (self.cohorts and len(rows) < len(self.waiting) and free < ADMIT_FROM * self.places):
+        if not rows or (self.cohorts and len(rows) < len(self.waiting) and free < ADMIT_FROM * self.slots):
             return
         self.waiting = self.waiting[len(rows) :]
         prompts = list({row.group: row.prompt for row in rows}.items())
@@ -91,8 +91,8 @@ class CohortWave:
             )
         )
 
-    def _places(self, rows: Sequence[RolloutRow]) -> int:
-        """Most places of keys and values that these rollouts can come to take, however prompts are held."""
+    def _slots(self, rows: Sequence[RolloutRow]) -> int:
+        """Most slots of keys and values that these rollouts can come to take, however prompts are held."""
         prompts = len({row.group for row in rows}) * self.longest
         return prompts + len(rows) * (self.longest + self.controls.max_length)
 

@@ -32,7 +32,7 @@ class Offer:
     Attributes:
         model: this rank's part of the policy (Megatron's `GPTModel`); its weights change while it is trained.
         arch: its architecture.
-        runtime: this rank's place.
+        runtime: of this rank.
         config: the config's section; `kv_cache_bytes` is the engine's to keep to.
         allowed: bool `[V]` on the CPU, the ids that may be sampled; None for all.
     """

@@ -39,7 +39,7 @@ def new_decoder(
     Args:
         model: this rank's part of the policy.
         arch: its architecture.
-        runtime: this rank's place.
+        runtime: of this rank.
         config: the config's section; None for its defaults.
         allowed: bool `[V]`, the ids that may be sampled: those that the tokenizer has; None for all.
 

@@ -159,8 +159,8 @@ def address(array: np.ndarray | torch.Tensor | None) -> int | None:
         return None
     if isinstance(array, torch.Tensor):
         return array.data_ptr()
-    place: int = array.__array_interface__["data"][0]  # as .ctypes.data, which is slower
-    return place
+    address: int = array.__array_interface__["data"][0]  # as .ctypes.data, which is slower
+    return address
 
 
 def tile_shape(width: int, rows: int) -> tuple[int, int, int]:

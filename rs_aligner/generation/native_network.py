@@ -60,7 +60,7 @@ class NativeNetwork:
     Args:
         model: this rank's part of the policy (Megatron's `GPTModel`), on a CPU.
         arch: its architecture.
-        runtime: this rank's place.
+        runtime: of this rank.
         kernels: made for the architecture's heads.
         allowed: bool `[V]`, the ids that may be sampled; None for all.
     """

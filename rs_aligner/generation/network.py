@@ -31,7 +31,7 @@ class Network:
     Args:
         model: this rank's part of the policy (Megatron's `GPTModel`).
         arch: its architecture.
-        runtime: this rank's place.
+        runtime: of this rank.
         allowed: bool `[V]`, the ids that may be sampled; None for all.
     """
 

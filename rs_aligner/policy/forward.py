@@ -41,7 +41,7 @@ def forward_only(
 
     Args:
         model: this rank's part, or Megatron's wrapper around it.
-        runtime: this rank's place.
+        runtime: of this rank.
         batches: this replica's micro-batches, each with the places of its rows among all. What only fills a
             batch up stands behind its rows and has no place.
         run: `f(batch, model)`: the model's output, and what reads the results off it on the last stage.

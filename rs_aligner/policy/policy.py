@@ -28,7 +28,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
     Args:
         folder: a Hugging Face folder, or a checkpoint folder of an earlier run.
         config: the `model` section.
-        runtime: this rank's place.
+        runtime: of this rank.
         tokenizer: the folder's.
         optimization: precision, clipping and rates.
         generation: the config's section on the decoder; None for its defaults.

@@ -44,7 +44,7 @@ def load_reward_model(
     Args:
         folder: a Hugging Face folder or a checkpoint, of a reward model or of a language model, whose head
             is then drawn anew.
-        runtime: this rank's place.
+        runtime: of this rank.
         precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
         sequence_parallel: splits activations along the sequence over the tensor-parallel ranks.
         seed: of a new head.
@@ -99,7 +99,7 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
     Args:
         folder: what to start from, as for `load_reward_model`.
         config: the `model` section; batch sizes count pairs.
-        runtime: this rank's place.
+        runtime: of this rank.
         tokenizer: the folder's.
         optimization: precision, clipping and rates.
     """

@@ -48,7 +48,7 @@ def load_model(folder: Path, runtime: Runtime, precision: str, *, sequence_paral
 
     Args:
         folder: a Hugging Face folder, or a checkpoint folder of an earlier run.
-        runtime: this rank's place.
+        runtime: of this rank.
         precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
         sequence_parallel: splits activations along the sequence.
 
@@ -75,7 +75,7 @@ class Sampler:
     Args:
         model: this rank's part of the policy.
         arch: its architecture.
-        runtime: this rank's place.
+        runtime: of this rank.
         tokenizer: the policy's.
         seed: of all rollouts.
         generation: the config's section; None for its defaults.

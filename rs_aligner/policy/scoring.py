@@ -45,7 +45,7 @@ class SequenceScorer:
 
     Args:
         model: this rank's part of the model, or Megatron's wrapper around it.
-        runtime: this rank's place.
+        runtime: of this rank.
         batch_size: rows that pass through the model together.
     """
 

@@ -74,7 +74,7 @@ class BaseTrainer:
     Args:
         model: this rank's part of the model.
         config: the model's Megatron config; its `finalize_model_grads_func` is set here.
-        runtime: this rank's place.
+        runtime: of this rank.
         optimizer_config: Megatron's; `use_distributed_optimizer` shards the state over replicas.
         decay_norms_and_biases: whether weight decay takes these, too, and not matrices only.
     """

@@ -25,16 +25,16 @@ def read_token(key: str, file: str | None) -> str | None:
         ValueError: the file cannot be read, or holds what cannot be a token.
     """
     if file is None:
-        place, text = f"the variable {TOKEN_VARIABLE}", os.environ.get(TOKEN_VARIABLE, "")
+        where, text = f"the variable {TOKEN_VARIABLE}", os.environ.get(TOKEN_VARIABLE, "")
         if not text:
             return None
     else:
-        place = f"{key}={file}"
+        where = f"{key}={file}"
         try:
             text = Path(file).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise ValueError(f"{place} cannot be read: {error}") from None
+            raise ValueError(f"{where} cannot be read: {error}") from None
     token = text.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError(f"{place} should hold one token of printable ASCII characters without spaces")
+        raise ValueError(f"{where} should hold one token of printable ASCII characters without spaces")
     return token

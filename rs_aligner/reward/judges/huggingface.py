@@ -67,7 +67,7 @@ class HuggingFaceJudge:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"judge.kwargs.{key} is {value!r}: should be a whole number above 0")
         _check_folder(folder)
-        place = Path(folder)
+        path = Path(folder)
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
@@ -78,9 +78,9 @@ class HuggingFaceJudge:
         self._device = _device(device, has_gpu=torch.cuda.is_available())
         bf16 = precision == "bf16" or (precision == "auto" and self._device == "cuda")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
             model = AutoModelForSequenceClassification.from_pretrained(
-                place, local_files_only=True, dtype=torch.bfloat16 if bf16 else torch.float32
+                path, local_files_only=True, dtype=torch.bfloat16 if bf16 else torch.float32
             )
         except Exception as error:  # transformers raises whatever its parsers raise
             raise ValueError(f"judge.kwargs.folder: {folder} cannot be loaded: {describe(error)}") from error
@@ -94,8 +94,8 @@ class HuggingFaceJudge:
                 f"judge.kwargs.max_length is {max_length}: the model was made for at most {made_for} tokens"
             )
         self._longest = max_length or made_for
-        self.tokenizer_folder = str(place)
-        files = sorted(path for path in place.iterdir() if path.is_file())
+        self.tokenizer_folder = str(path)
+        files = sorted(file for file in path.iterdir() if file.is_file())
         settings = [label, reads, batch_size, max_length, "bf16" if bf16 else "fp32"]
         self.fingerprint = content_hash("huggingface", settings, *files)
         self._rewards([[0] * min(_NARROWEST, self._longest or _NARROWEST)])  # ready means ready to score

@@ -68,18 +68,18 @@ class MegatronJudge:
         from rs_aligner.model.folder import read_model_folder  # slow
 
         self._tokenizer, self._arch = read_model_folder(self.folder, "judge.kwargs.folder", use="score")
-        place = Path(self.folder).resolve()
-        source = hugging_face_part(place)
+        path = Path(self.folder).resolve()
+        source = hugging_face_part(path)
         trained = json.loads((source / "config.json").read_text()).get(SETTINGS, {})
         self._tokenizer.configure(trained.get("chat_template_kwargs"))
         self._reader = RowReader(self._tokenizer, add_bos=trained.get("add_bos"))
         self.tokenizer_folder = str(source)
         self.fingerprint = content_hash(
-            "megatron_reward_model", self.precision, self.batch_size, *_files(place)
+            "megatron_reward_model", self.precision, self.batch_size, *_files(path)
         )
         self._lock, self._closed = threading.Lock(), False
         self._not_before, self._why_not = 0.0, ""
-        self._ranks = self._start(place)
+        self._ranks = self._start(path)
 
     def _check(self) -> None:
         """Raise a `ValueError` for a setting that cannot be used."""
@@ -89,11 +89,11 @@ class MegatronJudge:
         _one_of("precision", self.precision, _PRECISIONS)
         _one_of("accelerator", self.accelerator, _ACCELERATORS)
 
-    def _start(self, place: Path) -> Ranks:
+    def _start(self, path: Path) -> Ranks:
         per_copy = self.tensor_model_parallel_size * self.pipeline_model_parallel_size
         threads = threads_of(self.threads, self.data_parallel_size * per_copy)
         settings = RankSettings(
-            folder=str(place),
+            folder=str(path),
             store="",
             tensor_parallel_size=self.tensor_model_parallel_size,
             pipeline_parallel_size=self.pipeline_model_parallel_size,

@@ -115,7 +115,7 @@ class Ranks:
     def _start_rank(self, rank: int, per_copy: int, copy: int) -> Connection[Any, Any]:
         assert self._scratch is not None
         ours, theirs = socket.socketpair()
-        place = {
+        environment = {
             "RANK": str(rank),
             "WORLD_SIZE": str(per_copy),
             "LOCAL_RANK": str(copy * per_copy + rank),  # the GPU
@@ -130,7 +130,7 @@ class Ranks:
                 [*program, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **place},
+                env={**os.environ, **environment},
             )
         )
         theirs.close()
