@@ -1,24 +1,67 @@
 """Files: writing one so that a reader sees all of it or none of it, and what lies where in a checkpoint.
 
 A `checksum` tells a flipped bit, not a forger: whoever can write a file can write its checksum, too.
-Left out on purpose: locks. One process, the source rank, writes the files of a run.
+Left out on purpose: locks. One process, the source rank, writes the files of a run, but those of its
+checkpoints, of which every rank writes its own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import xxhash
 
 CHECKPOINT_PART = "huggingface"  # the subfolder of a checkpoint with config and tokenizer
 SETTINGS = "rs_aligner"  # the key of a reward model's config.json under which its own settings are
+MANIFEST = "manifest.json"  # the file of a checkpoint that says what the others hold
+_PIECE = 1 << 22  # bytes read at once
+_READERS = 4  # files read at once
 
 
 def checksum(content: bytes | memoryview) -> str:
     """XXH3 of these bytes: 64 bits as 16 hexadecimal digits, the same everywhere."""
     return xxhash.xxh3_64_hexdigest(content)
+
+
+def running_checksum() -> xxhash.xxh3_64:
+    """A checksum that grows: `update(bytes)`, then `hexdigest()`, as `checksum` of all of them."""
+    return xxhash.xxh3_64()
+
+
+def checksum_of_file(path: Path) -> str:
+    """The checksum of what a file holds; the file is read once, in pieces."""
+    found, piece = running_checksum(), memoryview(bytearray(_PIECE))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(piece):
+            found.update(piece[:size])
+    return found.hexdigest()
+
+
+def checksums_of_files(paths: Sequence[Path]) -> list[str]:
+    """The checksums of several files, a few of them read at a time."""
+    with ThreadPoolExecutor(_READERS) as readers:  # reading and summing both leave Python's lock
+        return list(readers.map(checksum_of_file, paths))
+
+
+def sync_folder(folder: Path) -> None:
+    """See to it that the names in a folder are on the disk; its files are synced by themselves."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def sync_tree(folder: Path) -> None:
+    """See to it that all files below a folder, and their names, are on the disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with (Path(place) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(place))
 
 
 def write_whole(path: Path, lines: Iterable[bytes]) -> None:
@@ -37,11 +80,7 @@ def write_whole(path: Path, lines: Iterable[bytes]) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, is on the disk
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)  # the new name, too, is on the disk
 
 
 def hugging_face_part(folder: Path) -> Path:

@@ -28,7 +28,14 @@ _NEMO = (
     "scripts/checkpoint_converters, or nemo.collections.llm.export_ckpt), and name that folder"
 )
 _COPY = "copy config.json and the tokenizer's files into"
+_READ_SUFFIXES = (".json", ".jinja", ".model", ".safetensors")
+_READ_NAMES = ("merges.txt", "vocab.txt")
 _SUBFOLDERS = 3  # so many are named where a folder above a model is given
+
+
+def belongs_to_a_model(file: Path) -> bool:
+    """Whether a file of a Hugging Face folder is read: config, tokenizer, chat template, weights."""
+    return file.is_file() and (file.suffix in _READ_SUFFIXES or file.name in _READ_NAMES)
 
 
 def problem_with(path: str, *, reads_bin: bool = False) -> str | None:

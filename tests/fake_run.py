@@ -118,6 +118,9 @@ class FakePolicy:
         everyone = self.gather(values)
         return {key: max(one[key] for one in everyone) for key in values}
 
+    def checkpoint_bytes(self) -> int:
+        return 0
+
     def save(self, folder: Path, counters: dict[str, Any]) -> None:
         self.events.append("save")
         folder.mkdir(parents=True, exist_ok=True)

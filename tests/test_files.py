@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rs_aligner.files import checksum
+from pathlib import Path
+
+from rs_aligner.files import checksum, checksums_of_files, running_checksum
 
 
 def test_a_checksum_is_xxh3_with_the_published_value_of_nothing():
@@ -14,3 +16,15 @@ def test_a_flipped_bit_changes_a_checksum():
     before = checksum(memoryview(content))
     content[3] ^= 1 << 5
     assert checksum(memoryview(content)) != before
+
+
+def test_files_are_summed_as_their_bytes_are(tmp_path: Path):
+    contents = [b"", b"short", bytes(range(256)) * 40_000]
+    paths = [tmp_path / str(number) for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    assert checksums_of_files(paths) == [checksum(content) for content in contents]
+    growing = running_checksum()
+    for start in range(0, len(contents[-1]), 12_345):
+        growing.update(contents[-1][start : start + 12_345])
+    assert growing.hexdigest() == checksum(contents[-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,24 @@ from contextlib import contextmanager
 from rs_aligner.cli.ranks import rank
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.trainers.failures import RanksDiffer
+
+_OF_THE_MACHINE = {
+    errno.ENOSPC: "",
+    errno.EDQUOT: "",
+    errno.EROFS: "",
+    errno.EACCES: "",
+    errno.EPERM: "",
+    errno.EMFILE: " (raise ulimit -n)",
+    errno.ENFILE: "",
+    errno.ENOMEM: "",
+}
+"""What the system says where it lacks something, with what to do besides what that says itself."""
+_OUT_OF_MEMORY = (
+    "outofmemoryerror",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+)
 
 
 @contextmanager
@@ -31,6 +51,23 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
         sys.exit(_complain(error, 1) if rank() == 0 else 1)
     except hopeless as error:
         sys.exit(_complain(error, 1))
+    except Exception as error:
+        if (lacking := _lacking(error)) is None:
+            raise
+        sys.exit(_complain(lacking, 2))
+
+
+def _lacking(error: Exception) -> str | None:
+    """What the machine has too little of, where that is why something failed; torch has no class for it."""
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{(error.strerror or str(error)).lower()}{where}{_OF_THE_MACHINE[error.errno]}"
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or any(words in said.lower() for words in _OUT_OF_MEMORY):
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        bound = "" if limit == resource.RLIM_INFINITY else f" (ulimit -v allows {limit // 1024:,} KiB)"
+        return f"out of memory{bound}: {str(error).strip().partition(chr(10))[0] or 'nothing more is known'}"
+    return None
 
 
 def _complain(error: BaseException | str, status: int) -> int:

@@ -25,6 +25,7 @@ from rs_aligner.config import (
     TrainRSConfig,
     TrainSFTConfig,
 )
+from rs_aligner.record.room import check_open_files, check_writable
 from rs_aligner.schedule import learning_rate
 from rs_aligner.threads import Threads, threads_of
 
@@ -75,6 +76,17 @@ def _ranks(config: TrainConfig | GenerateConfig) -> AbstractContextManager[Runti
         seed=config.model.seed,
         threads=threads(config),
     )
+
+
+def check_machine(config: TrainConfig, is_first: bool) -> None:
+    """See to it that the machine has what a run needs, before any work: open files, a folder that takes some.
+
+    Raises:
+        ValueError: it has not.
+    """
+    check_open_files()
+    if is_first:
+        check_writable(Path(config.exp_manager.explicit_log_dir), "exp_manager.explicit_log_dir")
 
 
 def read_tokenizer(config: TrainConfig | GenerateConfig) -> tuple[Tokenizer, int]:

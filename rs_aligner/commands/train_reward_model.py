@@ -29,6 +29,7 @@ def fit(
     Returns:
         The run's folder, closed; `final/` in it is the reward model.
     """
+    build.check_machine(config, is_first)
     tokenizer, positions = build.read_tokenizer(config)
 
     from rs_aligner.commands.run_data import read_pair_data

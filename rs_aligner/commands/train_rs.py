@@ -40,6 +40,7 @@ def fit(
     from rs_aligner.commands.run_data import read_rs_data
     from rs_aligner.selection import build_chain
 
+    build.check_machine(config, is_first)
     rs = config.model.rs
     # Users' code is imported here, so that an error in it comes in seconds.
     chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)

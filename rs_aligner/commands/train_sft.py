@@ -31,6 +31,7 @@ def fit(
     Returns:
         The run's folder, closed.
     """
+    build.check_machine(config, is_first)
     tokenizer, positions = build.read_tokenizer(config)
 
     from rs_aligner.commands.run_data import read_sft_data

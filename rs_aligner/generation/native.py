@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from rs_aligner.files import checksum, write_whole
 from rs_aligner.generation.decoder import CannotDecode
 
 SOURCE = Path(__file__).with_name("kernels") / "kernels.c"
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-fopenmp")
 COMPILE_SECONDS = 120
+_SUM_LENGTH = len(checksum(b""))
 LANES = 16  # tokens in a page, and rows in a vector
 TILE = 32  # rows in a tile of activations
 MAX_SHARING = 8  # rows of an item of `attend`, at most
@@ -144,13 +146,28 @@ def build(source: Path, head_dim: int, group: int) -> tuple[Path, str, float]:
     sources = [source, *sorted(SOURCE.parent.iterdir())]
     parts = [*(path.read_text() for path in sources), *what, compiler, version, _processor()]
     library = _folder() / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
-    if library.exists():
+    if _is_whole(library):
         return library, version, 0.0
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:  # other ranks may be at it, too
-        _run([compiler, *what, f"-I{SOURCE.parent}", "-o", f"{scratch}/kernels.so", str(source), "-lm"])
-        os.replace(f"{scratch}/kernels.so", library)
+        made = Path(scratch) / "kernels.so"
+        _run([compiler, *what, f"-I{SOURCE.parent}", "-o", str(made), str(source), "-lm"])
+        content = made.read_bytes()
+        write_whole(made, [content, checksum(content).encode()])
+        os.replace(made, library)
     return library, version, time.monotonic() - began
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a kept library is there and as it was written: its checksum stands behind what the linker made.
+
+    A library that was cut is no error for the linker: the first call of what is missing ends the process.
+    """
+    try:
+        content = library.read_bytes()
+    except OSError:
+        return False
+    return checksum(memoryview(content)[:-_SUM_LENGTH]).encode() == content[-_SUM_LENGTH:]
 
 
 def address(array: np.ndarray | torch.Tensor | None) -> int | None:

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from rs_aligner.files import hugging_face_part
+from rs_aligner.files import MANIFEST, checksum, checksums_of_files, hugging_face_part
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.tensors import check_tensors
 from rs_aligner.model.tokenizer import Tokenizer
-from rs_aligner.model_folder import problem_with
+from rs_aligner.model_folder import belongs_to_a_model, problem_with
 
 
 def read_model_folder(
@@ -68,3 +68,24 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer, arch: Architecture) -> 
         f"transformers: model.resize_token_embeddings({tokenizer.num_ids}), then model.save_pretrained(...); "
         "or take the tokenizer that belongs to the model"
     )
+
+
+def fingerprint(folder: Path) -> str:
+    """What a model folder holds, in 16 hexadecimal digits; another one as soon as a bit of it is another.
+
+    Taken are names, sizes and checksums of config, tokenizer and weights, not where the folder lies, nor
+    what nobody reads. Each file is read once, up to four at a time: at 2 GB/s, which a good disk gives, a
+    folder of 16 GB takes 8 s. Of a run's checkpoint only the manifest is read, which has the checksums of all
+    of it.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    manifest = folder / MANIFEST
+    files = [manifest] if manifest.is_file() else sorted(filter(belongs_to_a_model, folder.iterdir()))
+    try:
+        sums = checksums_of_files(files)
+        found = [f"{path.name} {path.stat().st_size} {one}" for path, one in zip(files, sums, strict=True)]
+    except OSError as error:
+        raise ValueError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+    return checksum("\n".join(found).encode())

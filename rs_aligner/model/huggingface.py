@@ -27,6 +27,7 @@ from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.layouts import Layout
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tensors import DTYPES, INDEX, WHOLE, check_tensors, read_headers
+from rs_aligner.model_folder import belongs_to_a_model
 
 _logger = logging.getLogger("rs_aligner")
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # in a config.json; before version 5 of transformers it was the second
@@ -158,8 +159,7 @@ def copy_all_but_weights(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        wanted = path.suffix in (".json", ".jinja", ".model") or path.name in ("merges.txt", "vocab.txt")
-        if wanted and path.name != INDEX:
+        if belongs_to_a_model(path) and path.suffix != ".safetensors" and path.name != INDEX:
             shutil.copyfile(path, folder / path.name)
     config = json.loads((source / "config.json").read_text())
     keys = [key for key in _DTYPE_KEYS if key in config] or _DTYPE_KEYS[:1]

@@ -60,17 +60,21 @@ class Runtime:
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 
+    def everyone(self, item: Any) -> list[Any]:
+        """The items of all ranks, in their order, on every rank."""
+        items: list[Any] = [None] * self.world_size
+        dist.all_gather_object(items, item, group=self.objects)
+        return items
+
     def gather(self, item: Any) -> list[Any]:
         """The items of the replicas' sources, in data-parallel order, on every rank."""
-        tagged: list[Any] = [None] * self.world_size
-        dist.all_gather_object(tagged, (self.dp_rank, item) if self.is_source else None, group=self.objects)
+        tagged = self.everyone((self.dp_rank, item) if self.is_source else None)
         found = sorted((entry for entry in tagged if entry is not None), key=lambda entry: entry[0])
         return [item for _, item in found]
 
     def maximum(self, values: dict[str, float]) -> dict[str, float]:
         """Per key the largest value over all ranks."""
-        everyone: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everyone, values, group=self.objects)
+        everyone = self.everyone(values)
         return {key: max(one[key] for one in everyone) for key in values}
 
     def barrier(self) -> None:

@@ -1,33 +1,52 @@
-"""Training checkpoints by Megatron's `dist_checkpointing`: weights, optimizer, and the run's counters.
+"""Training checkpoints in the format of Megatron's `dist_checkpointing`: weights, optimizer, counters.
 
-One folder a checkpoint, `step_000010`, which appears under that name only when it is complete. The
-folder's name is for people; what a run continues from is read from inside.
+One folder a checkpoint, `step_000010`, which appears under that name only when it is whole and on the disk,
+with a manifest of what is in it. It is seen through before anything of it is loaded. Left out on purpose:
+saving in the background (docs/design.md has the figures), and which checkpoints stay (`record.run`).
 """
 
 from __future__ import annotations
 
-import queue
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.core import (
+    CONFIG_FNAME,
+    CheckpointingConfig,
+    CheckpointingException,
+    save_config,
+)
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies import torch as megatron_torch
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
-from rs_aligner.files import CHECKPOINT_PART
+from rs_aligner.files import CHECKPOINT_PART, sync_folder, sync_tree
 from rs_aligner.model import huggingface
 from rs_aligner.model.runtime import Runtime
+from rs_aligner.policy.checkpoint_files import SummedFiles, Writer, read_common, read_metadata
 from rs_aligner.policy.training import BaseTrainer
+from rs_aligner.record import manifest
+from rs_aligner.record.manifest import PARTIAL, REPLACED, BrokenCheckpoint, CannotSave, Manifest, Stored
+from rs_aligner.record.room import check_room
 
 # The one format of Megatron's distributed optimizer that loads in another tensor-, pipeline- or
-# data-parallel layout than it was saved in.
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+# data-parallel layout than it was saved in. "mem_efficient": its state is gathered on the first
+# replica, which writes it, and not on all of them.
+_METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+}
+_OPTIMIZER_BYTES = 12  # a parameter: its float32 twin and Adam's two averages
 _HEAD = "output_layer.weight"
 
 
@@ -103,41 +122,169 @@ def save(
     """Write a checkpoint; every rank must call it with the same plain `counters`.
 
     The config and tokenizer of `source`, a Hugging Face folder, go with it, so that it can be used
-    without the folder that the run started from. `changes` are keys of its `config.json` to be set.
+    without the folder that the run started from. `changes` are keys of its `config.json` to be set. The
+    checkpoint is written beside, synced and seen through before it has its name: whatever happens on the way,
+    there is a whole one or none.
+
+    Raises:
+        CannotSave: it could not be written, on whichever rank; every rank raises it, and nothing is left.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    if runtime.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    runtime.barrier()
-    for part in _adams(trainer):
-        _begin(part)
-    _write_from_this_process()
-    with runtime.cuda_stand_in():
-        dist_checkpointing.save({**_state(trainer, False), "counters": counters}, str(partial))
-    runtime.barrier()
-    if runtime.rank == 0:
-        dtype = huggingface.export_dtype(source)  # of what is made of it; the checkpoint itself keeps its own
-        huggingface.copy_all_but_weights(source, partial / CHECKPOINT_PART, dtype, changes)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    runtime.barrier()
+    partial, wanted = folder.with_name(folder.name + PARTIAL), state_bytes(trainer, runtime)
+    with _together(folder, runtime) as alone:
+        alone(lambda: _begin_folder(partial, wanted))
+        for part in _adams(trainer):
+            _begin(part)
+        with runtime.cuda_stand_in():
+            sharded, common = save_preprocess({**_state(trainer, False), "counters": counters})
+            stored = _write_tensors(partial, sharded, runtime)
+        del sharded
+        stored = {name: one for rank in runtime.everyone(stored) for name, one in rank.items()}
+        alone(lambda: _finish(partial, folder, stored | _write_rest(partial, common, source, changes)))
 
 
-def _write_from_this_process() -> None:
-    """Give Megatron a queue of this process for the results of writing, which it does right here.
+class _Alone(Protocol):
+    def __call__(self, action: Callable[[], object]) -> None: ...
 
-    Its own is held by a process that it spawns. That takes seconds, and runs the user's script a second time
-    where the script does not ask for `__main__`.
+
+@contextmanager
+def _together(folder: Path, runtime: Runtime) -> Iterator[_Alone]:
+    """Save so that what fails on a rank fails on all of them, in one line, and leaves nothing.
+
+    Yields:
+        What does something on the first rank only, and fails everywhere if it fails there.
     """
-    if filesystem_async._results_queue is None:
-        filesystem_async._results_queue = queue.Queue()
+
+    def alone(action: Callable[[], object]) -> None:
+        error: Exception | None = None
+        if runtime.rank == 0:
+            try:
+                action()
+            except (OSError, MemoryError, ValueError) as caught:
+                error = caught
+        if (found := runtime.everyone(error)[0]) is not None:
+            raise found
+
+    try:
+        yield alone
+    except (OSError, MemoryError, ValueError, CheckpointException) as error:
+        if runtime.rank == 0:
+            shutil.rmtree(folder.with_name(folder.name + PARTIAL), ignore_errors=True)
+        raise CannotSave(f"{folder} cannot be written: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def state_bytes(trainer: BaseTrainer, runtime: Runtime) -> int:
+    """About as many bytes as a checkpoint has, the same on every rank; every rank must call it."""
+    mine = 0
+    if runtime.dp_rank == 0:
+        for parameter in trainer.ddp.module.parameters():
+            mine += parameter.numel() * (parameter.element_size() + _OPTIMIZER_BYTES)
+    return sum(runtime.everyone(mine))
+
+
+def _begin_folder(partial: Path, wanted: int) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    check_room(partial, wanted)
+
+
+def _write_tensors(partial: Path, sharded: dict[str, Any], runtime: Runtime) -> dict[str, Stored]:
+    """This rank's tensors, and on the first rank their description; returns what its files hold."""
+    by_key, _, _ = megatron_torch._replace_state_dict_keys_with_sharded_keys(
+        sharded, keep_only_main_replica=True
+    )
+    writer = Writer(partial)
+    planner = megatron_torch.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
+    tensors = megatron_torch.mcore_to_pyt_state_dict(by_key, False)
+    dcp.save(tensors, storage_writer=writer, planner=planner, process_group=runtime.objects)
+    return writer.files.stored
+
+
+def _write_rest(
+    partial: Path, common: dict[str, Any], source: Path, changes: Mapping[str, Any] | None
+) -> dict[str, Stored]:
+    """What is not cut into shards, and what makes the checkpoint a model of its own."""
+    files = SummedFiles()
+    with files.create_stream(partial / COMMON_STATE_FNAME, "wb") as stream:
+        torch.save(common, stream)
+    save_config(CheckpointingConfig("torch_dist", 1), str(partial))
+    dtype = huggingface.export_dtype(source)  # of what is made of it; the checkpoint itself keeps its own
+    huggingface.copy_all_but_weights(source, partial / CHECKPOINT_PART, dtype, changes)
+    small = [f"{CHECKPOINT_PART}/{name}" for name in manifest.files_below(partial / CHECKPOINT_PART)]
+    return files.stored | {name: manifest.look(partial / name) for name in (CONFIG_FNAME, *small)}
+
+
+def _finish(partial: Path, folder: Path, stored: dict[str, Stored]) -> None:
+    """Give a checkpoint its name, if all of it is there."""
+    manifest.write(partial, Manifest(manifest.step_of(folder), stored))
+    sync_tree(partial)
+    if (problem := manifest.problem_with(partial, contents=False)) is not None:
+        raise ValueError(problem)
+    replaced = folder.with_name(folder.name + REPLACED)
+    if folder.exists():
+        folder.rename(replaced)  # a start that finds only this takes it back
+    partial.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def problem_with(folder: Path, runtime: Runtime) -> str | None:
+    """Why a checkpoint cannot be loaded, the same on every rank; None if it can.
+
+    Every rank must call it. All of the checkpoint is read, each rank a share of its files.
+    """
+    found = manifest.problem_with(folder, share=runtime.rank, shares=runtime.world_size)
+    if found is None and runtime.rank == 0:
+        try:
+            read_metadata(folder)
+            read_common(folder)
+        except BrokenCheckpoint as error:
+            found = str(error)
+    problems = [problem for problem in runtime.everyone(found) if problem is not None]
+    return "; ".join(dict.fromkeys(problems)) or None
+
+
+def check(folder: Path, runtime: Runtime) -> None:
+    """See to it that a checkpoint can be loaded; every rank must call it.
+
+    Raises:
+        BrokenCheckpoint: it cannot, on any rank.
+    """
+    if (problem := problem_with(folder, runtime)) is not None:
+        raise BrokenCheckpoint(f"{folder} is no good checkpoint: {problem}")
+
+
+def _read(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What is wanted of a checkpoint that is whole.
+
+    Raises:
+        ValueError: it is of another model, or its tensors were not written by us.
+    """
+    try:
+        found: dict[str, Any] = dist_checkpointing.load(wanted, str(folder))
+    except (CheckpointException, CheckpointingException) as error:
+        reason = _reason(error).strip().partition("\n")[0]
+        raise ValueError(f"{folder} does not fit this model: {reason}") from error
+    return found
 
 
 def load(folder: Path, trainer: BaseTrainer, runtime: Runtime) -> dict[str, Any]:
-    """Load a checkpoint into model and optimizer; returns the counters it was saved with."""
+    """Load a checkpoint into model and optimizer; returns the counters it was saved with.
+
+    Raises:
+        BrokenCheckpoint: it is not whole, or holds what has no business there; nothing is changed.
+        ValueError: it is of another model.
+    """
+    check(folder, runtime)
     with runtime.cuda_stand_in(), torch.no_grad(), _adam_of_torch(trainer):
-        state = dist_checkpointing.load(_state(trainer, True), str(folder))
+        state = _read(_state(trainer, True), folder)
         if _adams(trainer):
             _add_step_of_zero(state["optimizer"])
         trainer.ddp.module.load_state_dict(state["model"])
@@ -147,12 +294,17 @@ def load(folder: Path, trainer: BaseTrainer, runtime: Runtime) -> dict[str, Any]
 
 
 def load_weights(folder: Path, model: GPTModel, runtime: Runtime, *, with_head: bool = True) -> None:
-    """Load only the weights of a checkpoint; without its output layer, if the model has another head."""
+    """Load only the weights of a checkpoint; without its output layer, if the model has another head.
+
+    Raises:
+        BrokenCheckpoint: as `load`.
+    """
+    check(folder, runtime)
     with runtime.cuda_stand_in(), torch.no_grad():
         wanted = model.sharded_state_dict()
         if not with_head:
             wanted.pop(_HEAD, None)
-        state = dist_checkpointing.load({"model": wanted}, str(folder))["model"]
+        state = _read({"model": wanted}, folder)["model"]
         if not with_head and _HEAD in (own := model.state_dict()):
             state[_HEAD] = own[_HEAD]
         model.load_state_dict(state)

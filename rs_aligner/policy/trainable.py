@@ -101,6 +101,10 @@ class Trainable(Generic[T, Row, Stats]):
         state = {"version": self.version, "optimizer_steps": self.optimizer_steps, "counters": counters}
         checkpoint.save(folder, self.trainer, self.runtime, state, self.source, self.changes)
 
+    def checkpoint_bytes(self) -> int:
+        """About as many bytes as a checkpoint has. Every rank must call it."""
+        return checkpoint.state_bytes(self.trainer, self.runtime)
+
     def load(self, folder: Path) -> dict[str, Any]:
         """Continue from a checkpoint; returns the counters that it was saved with."""
         state = checkpoint.load(folder, self.trainer, self.runtime)

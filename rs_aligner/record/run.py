@@ -13,18 +13,24 @@ metrics and ledger hold beyond it is dropped when a run continues, and made agai
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rs_aligner.config import ExpManagerBase
 from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.manifest import BROKEN, PARTIAL, REPLACED, CannotSave
 from rs_aligner.record.metrics import MetricsFile, read_rows
+from rs_aligner.record.room import check_room
 
+_logger = logging.getLogger("rs_aligner")
+NEWEST_KEPT = 2  # so that there is one to go back to when the newest turns out to be broken
 MARGIN = 1.5  # a step is begun only if this many of the longest so far fit into the time that is left
 
 
@@ -67,7 +73,7 @@ class Run:
         self._step_began: float | None = None
         self._longest_step = 0.0
         self._metrics: MetricsFile | None = None
-        self.last_checkpoint = max(self._finished(), key=_step_of, default=None)
+        self.last_checkpoint = next(iter(self.newest_first()), None)
         if self.last_checkpoint is not None and not config.resume_if_exists:
             raise ValueError(
                 f"exp_manager.explicit_log_dir={self.folder} has the checkpoint {self.last_checkpoint.name}, "
@@ -93,9 +99,57 @@ class Run:
         for logger in self.loggers:
             logger.log_metrics(figures, step=int(metrics["step"]))
 
+    def prepare_checkpoints(self, wanted: int) -> None:
+        """Clear up behind a start that was killed, and see to it that there is room; every rank calls this.
+
+        Args:
+            wanted: about as many bytes as a checkpoint has.
+
+        Raises:
+            CannotSave: there is no room for one beside those that are there.
+        """
+        self._clear_up()
+        try:
+            check_room(self.checkpoints, wanted)
+        except OSError as error:
+            raise CannotSave(f"{self.checkpoints} cannot take a checkpoint: {error}") from None
+
+    def newest_first(self) -> list[Path]:
+        """The checkpoints that are there under their names, whether they are good or not."""
+        return sorted(self._finished(), key=_step_of, reverse=True)
+
+    def continue_from(self, checkpoint: Path, broken: Mapping[Path, str]) -> None:
+        """Note the checkpoint that was loaded, and set aside those that could not be; every rank calls this.
+
+        Args:
+            checkpoint: the newest good one.
+            broken: those that are newer, with what is wrong with each.
+        """
+        self.last_checkpoint = checkpoint
+        if not self.is_first:
+            return
+        for path, problem in broken.items():
+            aside = _free(path.with_name(path.name + BROKEN))
+            path.rename(aside)
+            _logger.warning(
+                "%s; it is set aside as %s, and the run goes on from %s",
+                *(problem, aside.name, checkpoint.name),
+            )
+
     def save(self, policy: Saveable, step: int, counters: dict[str, Any]) -> None:
-        """Write a checkpoint (every rank must call it), then remove those that need not stay."""
-        policy.save(self.checkpoint(step), counters)
+        """Write a checkpoint (every rank must call it), then remove those that need not stay.
+
+        Raises:
+            CannotSave: it could not be written; the ones before are as they were.
+        """
+        path = self.checkpoint(step)
+        try:
+            policy.save(path, counters)
+        except CannotSave as error:
+            last = self.last_checkpoint
+            found = f"{last.name} is good and stays" if last else "there is none before it"
+            raise CannotSave(f"{error}; {found}") from error
+        self.last_checkpoint = path
         if self.is_first:
             for superfluous in self._superfluous():
                 shutil.rmtree(superfluous)
@@ -134,11 +188,25 @@ class Run:
             logger.finalize(status)
 
     def _finished(self) -> list[Path]:
-        """Complete checkpoints; an incomplete one still has another name."""
+        """Checkpoints under their names; one that is being written still has another."""
         return [p for p in self.checkpoints.glob("step_*") if p.is_dir() and p.name[5:].isdigit()]
 
+    def _clear_up(self) -> None:
+        """End what an earlier start was about when it was killed: a half-written checkpoint, a replaced one.
+
+        Each rank may try it; they all find the same afterwards.
+        """
+        for left in self.checkpoints.glob("step_*" + REPLACED):
+            whole = left.with_name(left.name.removesuffix(REPLACED))
+            with contextlib.suppress(OSError):  # another rank was first
+                if not whole.exists():
+                    left.rename(whole)
+        if self.is_first:
+            for left in (*self.checkpoints.glob("*" + REPLACED), *self.checkpoints.glob("*" + PARTIAL)):
+                shutil.rmtree(left)
+
     def _superfluous(self) -> list[Path]:
-        """All but the newest and the `save_top_k` best by the monitored figure."""
+        """All but the newest ones and the `save_top_k` best by the monitored figure."""
         params = self.config.checkpoint_callback_params
         if params.save_top_k < 0:
             return []
@@ -151,9 +219,18 @@ class Run:
             figure = figures.get(_step_of(path))
             return (float("-inf") if figure is None else sign * figure, _step_of(path))
 
-        finished = self._finished()
+        finished = self.newest_first()
         best = sorted((p for p in finished if rank(p)[0] > float("-inf")), key=rank, reverse=True)
-        return sorted(set(finished) - set(best[: params.save_top_k]) - {max(finished, key=_step_of)})
+        return sorted(set(finished[NEWEST_KEPT:]) - set(best[: params.save_top_k]))
+
+
+def _free(path: Path) -> Path:
+    """The path, or with `_2`, `_3`, ... behind it the first that nothing has."""
+    found, number = path, 1
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.name}_{number}")
+    return found
 
 
 def _step_of(checkpoint: Path) -> int:

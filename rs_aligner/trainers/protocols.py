@@ -54,8 +54,15 @@ class Trainee(Collective, Protocol[Row_contra]):
     def train(self, rows: Sequence[Row_contra]) -> Sequence[Stats]:
         """One pass over the rows."""
 
-    def save(self, folder: Path, counters: dict[str, Any]) -> None: ...
-    def load(self, folder: Path) -> dict[str, Any]: ...
+    def checkpoint_bytes(self) -> int:
+        """About as many bytes as a checkpoint has."""
+
+    def save(self, folder: Path, counters: dict[str, Any]) -> None:
+        """Write a whole checkpoint, or none and raise `CannotSave`."""
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Continue from a checkpoint, or change nothing and raise `BrokenCheckpoint`."""
+
     def export(self, folder: Path) -> None: ...
 
 

@@ -16,7 +16,7 @@ from rs_aligner.config import GenerationConfig
 from rs_aligner.generation import native
 from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.engines import new_decoder
-from rs_aligner.generation.native import Kernels, NoKernels, address, load_kernels, tile_shape
+from rs_aligner.generation.native import SOURCE, Kernels, NoKernels, address, build, load_kernels, tile_shape
 from rs_aligner.generation.sampling import Controls, choose, derive_seed, uniforms
 from rs_aligner.model import runtime
 from rs_aligner.model.build import build_model, transformer_config
@@ -236,6 +236,21 @@ def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_a_damaged_library_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a full disk or a power loss leaves it; a cut library ends the process at its first call."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library, _, _ = build(SOURCE, 8, 2)
+    whole = library.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[: len(whole) // 2], bytes(flipped)):
+        library.write_bytes(damaged)
+        assert build(SOURCE, 8, 2)[2] > 0
+        assert len(library.read_bytes()) == len(whole)
+        assert build(SOURCE, 8, 2)[2] == 0
+
+
 @pytest.mark.usefixtures("compiler")
 def test_a_cache_that_cannot_be_written_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

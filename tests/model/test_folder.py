@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from rs_aligner.model.folder import read_model_folder
+from rs_aligner.model.folder import fingerprint, read_model_folder
 from tests.tiny import save_tiny_with_tokenizer
 
 pytestmark = pytest.mark.timeout(60)
@@ -87,3 +88,19 @@ def test_a_language_model_does_not_score_and_a_reward_model_does_not_generate(
         read_model_folder(str(tmp_path / "reward"), KEY, use=use)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"the\.key: .* is a reward model.*cannot generate"):
         read_model_folder(str(tmp_path / "reward"), KEY)
+
+
+def test_a_fingerprint_is_of_what_is_read_and_not_of_where_it_lies(folder: Path, tmp_path: Path) -> None:
+    before = fingerprint(folder)
+    (folder / "README.md").write_text("nobody reads it")
+    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert fingerprint(elsewhere) == fingerprint(folder) == before
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (elsewhere / name).write_bytes(content)
+        assert fingerprint(elsewhere) != before
+        shutil.copy(folder / name, elsewhere / name)
+        assert fingerprint(elsewhere) == before
+    (elsewhere / "tokenizer.json").rename(elsewhere / "other.json")
+    assert fingerprint(elsewhere) != before

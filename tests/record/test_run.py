@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rs_aligner.config import ExpManagerConfig
+from rs_aligner.record.manifest import CannotSave
 from rs_aligner.record.run import Run
 
 
@@ -77,16 +78,16 @@ RISES_AND_FALLS = {1: 0.3, 2: 0.1, 3: 0.9, 4: 0.5, 5: 0.2}
     ("mode", "save_top_k", "stay"),
     [
         ("max", -1, [1, 2, 3, 4, 5]),
-        ("max", 0, [5]),
-        ("max", 1, [3, 5]),
+        ("max", 0, [4, 5]),
+        ("max", 1, [3, 4, 5]),
         ("max", 2, [3, 4, 5]),
-        ("min", 1, [2, 5]),
-        ("min", 2, [2, 5]),
-        ("min", 3, [1, 2, 5]),
+        ("min", 1, [2, 4, 5]),
+        ("min", 2, [2, 4, 5]),
+        ("min", 3, [1, 2, 4, 5]),
         ("max", 9, [1, 2, 3, 4, 5]),
     ],
 )
-def test_the_newest_and_the_best_checkpoints_stay(
+def test_the_two_newest_and_the_best_checkpoints_stay(
     tmp_path: Path, mode: str, save_top_k: int, stay: list[int]
 ) -> None:
     run = open_run(tmp_path, checkpoint_callback_params={"mode": mode, "save_top_k": save_top_k})
@@ -96,14 +97,14 @@ def test_the_newest_and_the_best_checkpoints_stay(
 
 def test_of_equal_checkpoints_the_newest_stays(tmp_path: Path) -> None:
     run = open_run(tmp_path)
-    train(run, {1: 0.5, 2: 0.5, 3: 0.1})
-    assert steps(run) == [2, 3]
+    train(run, {1: 0.5, 2: 0.5, 3: 0.1, 4: 0.1})
+    assert steps(run) == [2, 3, 4]
 
 
 def test_a_checkpoint_without_a_figure_is_never_the_best(tmp_path: Path) -> None:
     run = open_run(tmp_path)
-    train(run, {1: -5.0, 2: None, 3: None})
-    assert steps(run) == [1, 3]
+    train(run, {1: -5.0, 2: None, 3: None, 4: None})
+    assert steps(run) == [1, 3, 4]
 
 
 def test_the_best_of_an_earlier_start_stays_after_a_restart(tmp_path: Path) -> None:
@@ -112,15 +113,55 @@ def test_the_best_of_an_earlier_start_stays_after_a_restart(tmp_path: Path) -> N
     run.open(2)
     run.record({"step": 3, "validation/reward": 0.5})
     run.save(FakePolicy(), 3, {})
-    assert steps(run) == [1, 3]
+    assert steps(run) == [1, 2, 3]
+    run.save(FakePolicy(), 4, {})
+    assert steps(run) == [1, 3, 4]
 
 
 def test_only_the_writing_rank_removes_checkpoints(tmp_path: Path) -> None:
     run = open_run(tmp_path, checkpoint_callback_params={"save_top_k": 0})
     other = open_run(tmp_path, is_first=False, checkpoint_callback_params={"save_top_k": 0})
-    train(run, {1: 0.5})
-    other.save(FakePolicy(), 2, {})
+    train(run, {1: 0.5, 2: 0.5})
+    other.save(FakePolicy(), 3, {})
+    assert steps(run) == [1, 2, 3]
+
+
+def test_what_a_killed_save_left_is_cleared_up(tmp_path: Path) -> None:
+    train(open_run(tmp_path), {1: 0.5, 2: 0.5, 3: 0.5})
+    places = tmp_path / "checkpoints"
+    (places / "step_000004.partial").mkdir()
+    (places / "step_000003").rename(places / "step_000003.replaced")  # killed before the new one had the name
+    (places / "step_000002.replaced").mkdir()  # killed behind that
+    (places / "step_000002.broken").mkdir()
+    run = open_run(tmp_path)
+    run.prepare_checkpoints(0)
+    assert [path.name for path in run.newest_first()] == ["step_000003", "step_000002"]
+    assert (places / "step_000003" / "counters.json").is_file()
+    assert sorted(path.name for path in places.iterdir()) == [
+        "step_000002",
+        "step_000002.broken",
+        "step_000003",
+    ]
+
+
+def test_a_failed_save_says_what_is_still_good(tmp_path: Path) -> None:
+    class Full(FakePolicy):
+        def save(self, folder: Path, counters: dict[str, Any]) -> None:
+            raise CannotSave(f"{folder} cannot be written: no space left on device")
+
+    run = open_run(tmp_path)
+    with pytest.raises(CannotSave, match="no space left on device; there is none before it"):
+        run.save(Full(), 1, {})
+    train(run, {1: 0.5, 2: 0.5})
+    with pytest.raises(CannotSave, match="no space left on device; step_000002 is good and stays") as error:
+        run.save(Full(), 3, {})
+    assert "step_000003 cannot be written" in str(error.value)
     assert steps(run) == [1, 2]
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(CannotSave, match=r"no space left on device: .* free.* 1\.02e\+03 PB"):
+        open_run(tmp_path).prepare_checkpoints(10**18)
 
 
 # What a start continues from

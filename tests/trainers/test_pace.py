@@ -8,6 +8,9 @@ from typing import Any, cast
 
 import pytest
 
+from rs_aligner.config import ExpManagerConfig
+from rs_aligner.record.manifest import BrokenCheckpoint
+from rs_aligner.record.run import Run
 from rs_aligner.trainers.pace import is_due, resume
 
 
@@ -18,15 +21,73 @@ def test_what_is_done_every_so_many_steps(interval: int | None, due: list[int]) 
     assert [step for step in range(1, 7) if is_due(step, interval)] == due
 
 
-def test_a_new_run_has_made_no_step_not_even_that_before_the_first() -> None:
-    nobody = cast(Any, None)
-    assert resume(cast(Any, SimpleNamespace(last_checkpoint=None)), nobody, nobody) == {"step": -1}
+class Trainee:
+    """Whose checkpoints are good, or broken where a file says so."""
+
+    def checkpoint_bytes(self) -> int:
+        return 0
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        if (reason := folder / "broken").exists():
+            raise BrokenCheckpoint(f"{folder} is no good checkpoint: {reason.read_text()}")
+        return {"step": int(folder.name[5:]), "sampler": {"epoch": 2}}
 
 
-def test_a_run_goes_on_with_the_counters_of_its_checkpoint_and_its_prompts_where_they_were() -> None:
-    counters = {"step": 7, "sampler": {"epoch": 2}, "held_out": {}}
-    trainee, loaded = SimpleNamespace(load={Path("step_7"): counters}.__getitem__), []
-    sampler = SimpleNamespace(load_state_dict=loaded.append)
-    run = SimpleNamespace(last_checkpoint=Path("step_7"))
-    assert resume(cast(Any, run), cast(Any, trainee), cast(Any, sampler)) == counters
-    assert loaded == [{"epoch": 2}]
+def place(folder: Path, step: int, broken: str | None = None) -> Path:
+    path = folder / "checkpoints" / f"step_{step:06d}"
+    path.mkdir(parents=True)
+    if broken is not None:
+        (path / "broken").write_text(broken)
+    return path
+
+
+def go_on(folder: Path, *, is_first: bool = True) -> tuple[dict[str, Any], Run, list[Any]]:
+    run = Run(ExpManagerConfig.model_validate({"explicit_log_dir": str(folder)}), is_first=is_first)
+    placed: list[Any] = []
+    sampler = SimpleNamespace(load_state_dict=placed.append)
+    return resume(run, cast(Any, Trainee()), cast(Any, sampler)), run, placed
+
+
+def test_a_new_run_has_made_no_step_not_even_that_before_the_first(tmp_path: Path) -> None:
+    assert go_on(tmp_path)[0] == {"step": -1}
+
+
+def test_a_run_goes_on_with_the_counters_of_its_checkpoint_and_its_prompts_where_they_were(
+    tmp_path: Path,
+) -> None:
+    newest = [place(tmp_path, step) for step in (3, 7)][-1]
+    counters, run, placed = go_on(tmp_path)
+    assert (counters["step"], placed) == (7, [{"epoch": 2}])
+    assert run.last_checkpoint == newest
+
+
+def test_broken_checkpoints_are_set_aside_and_the_newest_good_one_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step, broken in ((1, None), (2, None), (3, "common.pt is missing"), (4, "it is of step 3")):
+        place(tmp_path, step, broken)
+    (tmp_path / "checkpoints" / "step_000004.broken").mkdir()  # of an earlier time
+    others = go_on(tmp_path, is_first=False)
+    assert others[0]["step"] == 2
+    assert (tmp_path / "checkpoints" / "step_000004").exists()  # the first rank sets aside
+    with caplog.at_level("WARNING"):
+        counters, run, _ = go_on(tmp_path)
+    assert counters["step"] == 2
+    assert run.last_checkpoint == tmp_path / "checkpoints" / "step_000002"
+    assert sorted(path.name[5:] for path in run.checkpoints.iterdir()) == [
+        *("000001", "000002", "000003.broken", "000004.broken", "000004.broken_2"),
+    ]
+    assert "step_000003 is no good checkpoint: common.pt is missing" in caplog.text
+    assert "step_000004.broken_2, and the run goes on from step_000002" in caplog.text
+
+
+def test_where_no_checkpoint_is_good_the_run_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
+    for step, broken in ((1, "common.pt is missing"), (2, "it is of step 3")):
+        place(tmp_path, step, broken)
+    with pytest.raises(BrokenCheckpoint) as error:
+        go_on(tmp_path)
+    for words in ("has no good checkpoint", "common.pt is missing", "it is of step 3", "explicit_log_dir"):
+        assert words in str(error.value)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        *("step_000001", "step_000002"),
+    ]

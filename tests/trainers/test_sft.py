@@ -77,6 +77,9 @@ class FakePolicy:
     def maximum(self, values: dict[str, float]) -> dict[str, float]:
         return values
 
+    def checkpoint_bytes(self) -> int:
+        return 0
+
     def save(self, folder: Path, counters: dict[str, Any]) -> None:
         folder.mkdir(parents=True)
         (folder / "counters.json").write_text(json.dumps([self.version, counters]))
