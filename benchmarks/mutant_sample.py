@@ -50,6 +50,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "config/chain.py": SELECTORS,
     "config/sele*.py": SELECTORS,
     "config/template.py": ("tests/config/test_template.py",),
+    "config/keys.py": ("tests/config/test_page.py", *CONFIG),
     "config/*.py": CONFIG,
     "rollout.py": (
         "tests/test_rollout.py",

@@ -147,6 +147,34 @@ def test_a_value_that_cannot_work_says_what_would(key, value, message, tree):
     assert message in line
 
 
+MONITOR = "exp_manager.checkpoint_callback_params"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {f"{MONITOR}.monitor": "validation/watched"},
+            f'{MONITOR}.monitor is "validation/watched": needs a wat',
+        ),
+        (
+            {"trainer.rs.patience": 2, f"{MONITOR}.save_top_k": 0},
+            "needs the best checkpoint; set it to 1",
+        ),
+        ({"trainer.rs.patience": 2, "trainer.rs.val_check_interval": None}, "needs held-out figures; set"),
+        ({"trainer.rs.patience": 2, f"{MONITOR}.save_top_k": -1}, None),
+        ({"trainer.rs.patience": 2, f"{MONITOR}.save_top_k": 1}, None),
+        ({f"{MONITOR}.save_top_k": 0}, None),
+    ],
+)
+def test_what_needs_held_out_figures_or_the_best_checkpoint_says_so(changes, message, tree):
+    if message is None:
+        load_config(tree(**changes), TrainRSConfig)
+        return
+    (line,) = problems(tree(**changes))
+    assert message in line
+
+
 @pytest.mark.parametrize("least", [0, 256])
 def test_a_least_length_on_its_bounds_is_taken(least, tree):
     changed = tree(**{"model.rs.length_params": {"min_length": least, "max_length": 256}})
