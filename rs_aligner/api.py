@@ -11,6 +11,7 @@ served judges'.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rs_aligner.commands import build
 from rs_aligner.config import ConfigError, TrainRSConfig, load_config
-from rs_aligner.config.tree import read_tree, tree_of
+from rs_aligner.config.tree import plain, read_tree, tree_of
 from rs_aligner.threads import wait_briefly
 
 _logger = logging.getLogger("rs_aligner")
@@ -107,13 +108,12 @@ def train(
     with _prompts_in_folder(tree, train_rows, held_out_rows):
         typed = load_config(tree, TrainRSConfig)
         _refuse_ranks(typed)
-    OmegaConf.save(tree, Path(typed.exp_manager.explicit_log_dir) / "config.yaml", resolve=True)
 
     from rs_aligner.commands.train_rs import fit
     from rs_aligner.record.metrics import read_rows
 
     with _shown_log():
-        run = fit(typed, judge)
+        run = fit(typed, judge, given=plain(tree))
     return TrainResult(run.folder, run.final, read_rows(run.folder / "metrics.jsonl"))
 
 
@@ -191,9 +191,12 @@ def _keys(rows: Sequence[Row]) -> list[str]:
 
 @contextlib.contextmanager
 def _prompts_in_folder(tree: DictConfig, train_rows: list[Any], held_out_rows: list[Any]) -> Iterator[None]:
-    """Write prompts into the run's folder and name them in the config; nothing new stays after an error."""
+    """Write prompts into the run's folder and name them in the config; nothing new stays after an error.
+
+    What lies there already stays as it is: it may be another run's.
+    """
     folder = Path(OmegaConf.select(tree, _FOLDER))
-    is_new = not folder.exists()
+    is_new, written = not folder.exists(), []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for key, argument, rows in (
@@ -201,25 +204,41 @@ def _prompts_in_folder(tree: DictConfig, train_rows: list[Any], held_out_rows: l
             (_VALIDATION, "eval_prompts", held_out_rows),
         ):
             if rows:
-                _set(tree, key, _write(folder / f"{argument}.jsonl", argument, rows), argument)
+                path, made = _write(folder, argument, rows)
+                written += [path] * made
+                _set(tree, key, path, argument)
         yield
     except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _write(path: Path, argument: str, rows: list[Any]) -> Path:
-    from rs_aligner.files import write_whole
+def _write(folder: Path, argument: str, rows: list[Any]) -> tuple[Path, bool]:
+    """Write rows to `prompts.jsonl`, or to the next name that is free or has these very rows.
 
+    Returns:
+        The file, and whether it was made.
+    """
     lines = []
     for number, row in enumerate(rows):
         try:
             lines.append(json.dumps(row, allow_nan=False).encode() + b"\n")
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{argument}[{number}] cannot be written as JSON: {error}") from None
-    write_whole(path, lines)
-    return path
+            raise ConfigError([f"{argument}[{number}] cannot be written as JSON: {error}"]) from None
+    content = b"".join(lines)
+    for number in itertools.count(1):
+        path = folder / (f"{argument}.jsonl" if number == 1 else f"{argument}_{number}.jsonl")
+        try:
+            with path.open("xb") as file:
+                file.write(content)
+            return path, True
+        except FileExistsError:
+            if path.read_bytes() == content:
+                return path, False
+    raise AssertionError("numbers do not end")
 
 
 @contextlib.contextmanager

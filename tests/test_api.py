@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,6 +22,7 @@ from rs_aligner.objective import terms
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.reward.judges.callables import judge_of
 from rs_aligner.reward.protocol import JudgeFailed
+from tests.conftest import ROOT
 from tests.policy.full_kl import FullKL
 from tests.tiny import save_tiny_with_tokenizer
 
@@ -58,15 +61,40 @@ def distinct(prompts: list[str], responses: list[str], metadata: list[dict[str, 
 # Real runs
 
 
+def start_in(folder: Path, policy: Path) -> str:
+    """What a second start in the folder of a run at work is told; it changes nothing there."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "examples" / "train_rs.py"), "trainer.accelerator=cpu"),
+            "model.rs.length_params.max_length=6",
+            f"exp_manager.explicit_log_dir={folder}",
+            f"model.data.data_prefix.train=[{folder / 'prompts.jsonl'}]",
+            f"pretrained_checkpoint.restore_from_path={policy}",
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+    return line
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_both_forms_train_in_one_process_and_leave_a_whole_run(policy: Path, tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
+    refusals: list[str] = []
 
     def in_trlx_form(
         samples: list[str], prompts: list[str], outputs: list[str], **kwargs: Any
     ) -> list[float]:
         seen.append({"samples": samples, "prompts": prompts, "outputs": outputs, **kwargs})
+        if (tmp_path / "first" / "metrics.jsonl").exists() and not refusals:
+            refusals.append(start_in(tmp_path / "first", policy))
         return [float(len(set(output))) for output in outputs]
 
     first = rs_aligner.train(
@@ -95,6 +123,10 @@ def test_both_forms_train_in_one_process_and_leave_a_whole_run(policy: Path, tmp
         for line in Ledger(result.folder / "rollouts").read(1):
             assert line.reward == len(set(line.response))
             assert line.judge
+
+    [refusal] = refusals
+    assert f"is in use by process {os.getpid()} on " in refusal
+    assert not (tmp_path / "first" / "owner").exists()
 
     def figures(rows: list[dict[str, float]]) -> list[dict[str, float]]:
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
@@ -397,8 +429,6 @@ def test_the_files_of_the_examples_are_read_too() -> None:
 
 
 def test_importing_the_package_stays_light() -> None:
-    import subprocess
-
     code = "import json, sys, rs_aligner; print(json.dumps(sorted(sys.modules)))"
     root = Path(rs_aligner.__file__).resolve().parents[1]
     done = subprocess.run(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rs_aligner.cli.ranks import rank
+from rs_aligner.record.lease import LeaseLost
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.trainers.failures import RanksDiffer
 
@@ -40,7 +41,7 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
     Args:
         others: what else means that this command cannot go on.
     """
-    hopeless: tuple[type[Exception], ...] = (FloatingPointError, *others)
+    hopeless: tuple[type[Exception], ...] = (FloatingPointError, LeaseLost, *others)
     try:
         yield
     except (ValueError, ConnectionError) as error:

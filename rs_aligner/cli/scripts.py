@@ -1,19 +1,18 @@
 """What each script of `examples/` does with the config that Hydra has read: check it, see to the ranks, run.
 
-A function a command, all put together alike: the typed config, the ranks, the config kept in the run's
-folder, then the function of `commands`, and where to look for what came of it. Each ends the process with one
-line where something has to be mended. Left out on purpose: where the config comes from.
+A function a command, all put together alike: the typed config, the ranks, the function of `commands`, and
+where to look for what came of it. Each ends the process with one line where something has to be mended. Left
+out on purpose: where the config comes from.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rs_aligner.cli.errors import one_line_errors
 from rs_aligner.cli.loggers import loggers
@@ -27,6 +26,7 @@ from rs_aligner.config import (
     TrainSFTConfig,
     load_config,
 )
+from rs_aligner.config.tree import plain
 from rs_aligner.threads import wait_briefly
 
 if TYPE_CHECKING:
@@ -40,7 +40,13 @@ class Fit(Protocol[Config_contra]):
     """A training command of `commands`: from a checked config to a closed run's folder."""
 
     def __call__(
-        self, config: Config_contra, /, *, is_first: bool, loggers: Callable[[], Sequence[Logger]]
+        self,
+        config: Config_contra,
+        /,
+        *,
+        is_first: bool,
+        loggers: Callable[[], Sequence[Logger]],
+        given: Mapping[str, Any],
     ) -> Run: ...
 
 
@@ -93,14 +99,7 @@ def _train(raw: DictConfig, schema: type[Config], fit: Fit[Config], told: str) -
         config = load_config(raw, schema)
         start_ranks(config)
         is_first = rank() == 0
-        if is_first:
-            _keep_config(raw, Path(config.exp_manager.explicit_log_dir))
-        run = fit(config, is_first=is_first, loggers=partial(loggers, config.exp_manager))
+        given = plain(raw)
+        run = fit(config, is_first=is_first, loggers=partial(loggers, config.exp_manager), given=given)
         if is_first:
             print(told.format(run=run))
-
-
-def _keep_config(raw: DictConfig, folder: Path) -> None:
-    """Write the resolved config into the run's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(raw, folder / "config.yaml", resolve=True)

@@ -1,8 +1,8 @@
 """From a checked config to a file of answers: sample, ask the judge if there is one, choose, write.
 
 What `examples/generate.py` does. Every rank runs it in step; the first one writes the file, whole or not at
-all. Answers go to the judge while others are still being generated, as in training. Left out on purpose:
-going on with a file that was cut short.
+all, and keeps others from writing the same one meanwhile. Answers go to the judge while others are still
+being generated, as in training. Left out on purpose: going on with a file that was cut short.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rs_aligner.commands.best_of_n import answer_row, summary
 from rs_aligner.commands.run_data import read_prompts
 from rs_aligner.config.generate import GenerateConfig
 from rs_aligner.files import write_whole
+from rs_aligner.record.lease import Lease
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Group, Prompt
 from rs_aligner.sample_request import SampleRequest
@@ -43,7 +44,10 @@ def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Grou
     # What can be wrong without the judge comes before it.
     tokenizer, positions = build.read_tokenizer(config)
     prompts = read_prompts(data.files, config, tokenizer, positions).prompts[: data.num_prompts]
+    output = Path(config.output)
     with contextlib.ExitStack() as stack:
+        if is_first:
+            lease = stack.enter_context(Lease(output.with_name(f"{output.name}.owner"), f"output={output}"))
         client = None
         if config.remote_rm is not None:
             from rs_aligner.reward.client import RemoteGPTRMClient
@@ -58,13 +62,14 @@ def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Grou
         request = _request(config, prompts)
         found = sample_and_score(sampler, request, judges, what="answers", is_first=is_first)
         seconds = time.monotonic() - began
-    groups, judged, failure = found.groups, config.remote_rm is not None, found.failure
+        groups = found.groups
+        if is_first:
+            lease.check()
+            write_whole(output, (_line(answer_row(group, config.choice)) for group in groups))
+    judged, failure = config.remote_rm is not None, found.failure
     if config.remote_rm is not None:
         failure = failure or judge_failure(groups, config.remote_rm, "answers")
     if is_first:
-        output = Path(config.output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(output, (_line(answer_row(group, config.choice)) for group in groups))
         each, tokens = config.model.answers.num_rollouts_per_prompt, _num_tokens(groups)
         print(f"{len(groups):,} prompts, {each} answers each, {tokens:,} tokens in {seconds:.1f} s: {output}")
         told = summary(groups, judged=judged, answer_key=data.answer_key)

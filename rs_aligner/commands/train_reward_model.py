@@ -6,8 +6,8 @@ out on purpose: reading the config, starting ranks, and making loggers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rs_aligner.commands import build
 from rs_aligner.config import TrainRewardModelConfig, epoch_plan, num_epoch_steps
@@ -17,31 +17,40 @@ if TYPE_CHECKING:
 
 
 def fit(
-    config: TrainRewardModelConfig, *, is_first: bool = True, loggers: Callable[[], Sequence[Logger]] = tuple
+    config: TrainRewardModelConfig,
+    *,
+    is_first: bool = True,
+    loggers: Callable[[], Sequence[Logger]] = tuple,
+    given: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Read the pairs, load the model and train it; every rank of a run calls this.
+    """Take the folder, read the pairs, load the model and train it, on every rank.
 
     Args:
         config: a checked config.
         is_first: whether this rank writes the run's folder and shows the plan.
         loggers: makes further sinks of the figures; called when everything else is there.
+        given: the config as it was given, to be kept in the run's folder.
 
     Returns:
         The run's folder, closed; `final/` in it is the reward model.
     """
+    from rs_aligner.record.run import Run
+
     build.check_machine(config, is_first)
+    with Run(config.exp_manager, is_first=is_first, given=given) as run:
+        _fit(config, run, loggers)
+    return run
+
+
+def _fit(config: TrainRewardModelConfig, run: Run, loggers: Callable[[], Sequence[Logger]]) -> None:
     tokenizer, positions = build.read_tokenizer(config)
 
     from rs_aligner.commands.run_data import read_pair_data
-    from rs_aligner.record.run import Run
     from rs_aligner.trainers.preference import PreferenceTrainer
 
     pairs, validation = read_pair_data(config, tokenizer, positions)
-    if is_first:
+    if run.is_first:
         print(epoch_plan(config, len(pairs), len(validation)), flush=True)
-    with (
-        build.reward_model_of(config, tokenizer, num_epoch_steps(config, len(pairs))) as model,
-        Run(config.exp_manager, is_first=is_first, loggers=loggers()) as run,
-    ):
+    with build.reward_model_of(config, tokenizer, num_epoch_steps(config, len(pairs))) as model:
+        run.loggers = loggers()
         PreferenceTrainer(config, model, pairs=pairs, validation=validation, run=run).fit()
-    return run

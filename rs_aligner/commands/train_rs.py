@@ -7,8 +7,8 @@ import last. Left out on purpose: reading the config, starting ranks, and making
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rs_aligner.commands import build
 from rs_aligner.config import TrainRSConfig, plan, schedule_steps
@@ -25,22 +25,34 @@ def fit(
     *,
     is_first: bool = True,
     loggers: Callable[[], Sequence[Logger]] = tuple,
+    given: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Read the data, reach the judges, load the policy and train it; every rank of a run calls this.
+    """Take the folder, read the data, reach the judges, load the policy and train it, on every rank.
 
     Args:
         config: a checked config.
         judge: scores in this process, instead of what `remote_rm` names.
         is_first: whether this rank writes the run's folder and shows the plan.
         loggers: makes further sinks of the figures; called when everything else is there.
+        given: the config as it was given, to be kept in the run's folder.
 
     Returns:
         The run's folder, closed.
     """
+    from rs_aligner.record.run import Run
+
+    build.check_machine(config, is_first)
+    with Run(config.exp_manager, is_first=is_first, given=given) as run:
+        _fit(config, judge, run, loggers)
+    return run
+
+
+def _fit(
+    config: TrainRSConfig, judge: ServedJudge | None, run: Run, loggers: Callable[[], Sequence[Logger]]
+) -> None:
     from rs_aligner.commands.run_data import read_rs_data
     from rs_aligner.selection import build_chain
 
-    build.check_machine(config, is_first)
     rs = config.model.rs
     # Users' code is imported here, so that an error in it comes in seconds.
     chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
@@ -49,23 +61,19 @@ def fit(
         data = read_rs_data(config, tokenizer, positions)
         number = len(data.scored) or len(data.prompts)
         largest = max((len(group.rollouts) for group in data.scored), default=None)
-        if is_first:
+        if run.is_first:
             print(plan(config, number, len(data.validation), largest))
             asked = [*data.prompts, *data.validation, *(group.prompt for group in data.scored)]
             print(build.memory(config, number, max(len(p.token_ids) for p in asked)), flush=True)
             _wait_for(config, client, watched)
 
-        from rs_aligner.record.run import Run
         from rs_aligner.trainers.round import Judges
         from rs_aligner.trainers.rs import RSTrainer
 
-        with (
-            build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy,
-            Run(config.exp_manager, is_first=is_first, loggers=loggers()) as run,
-        ):
+        with build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy:
+            run.loggers = loggers()
             mine = Judges(client, watched) if policy.runtime.is_source else Judges()
             RSTrainer(config, policy, mine, data, run, chain=chain).fit()
-    return run
 
 
 @contextlib.contextmanager

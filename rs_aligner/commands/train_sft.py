@@ -7,8 +7,8 @@ purpose: reading the config, starting ranks, and making loggers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rs_aligner.commands import build
 from rs_aligner.config import JudgeConfig, RemoteRMConfig, TrainSFTConfig, epoch_plan, num_epoch_steps
@@ -19,41 +19,46 @@ if TYPE_CHECKING:
 
 
 def fit(
-    config: TrainSFTConfig, *, is_first: bool = True, loggers: Callable[[], Sequence[Logger]] = tuple
+    config: TrainSFTConfig,
+    *,
+    is_first: bool = True,
+    loggers: Callable[[], Sequence[Logger]] = tuple,
+    given: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Read the data, load the judge and the policy and train it; every rank of a run calls this.
+    """Take the folder, read the data, load the judge and the policy and train it, on every rank.
 
     Args:
         config: a checked config.
         is_first: whether this rank writes the run's folder and shows the plan.
         loggers: makes further sinks of the figures; called when everything else is there.
+        given: the config as it was given, to be kept in the run's folder.
 
     Returns:
         The run's folder, closed.
     """
+    from rs_aligner.record.run import Run
+
     build.check_machine(config, is_first)
+    with Run(config.exp_manager, is_first=is_first, given=given) as run:
+        _fit(config, run, loggers)
+    return run
+
+
+def _fit(config: TrainSFTConfig, run: Run, loggers: Callable[[], Sequence[Logger]]) -> None:
     tokenizer, positions = build.read_tokenizer(config)
 
     from rs_aligner.commands.run_data import read_sft_data
-    from rs_aligner.record.run import Run
     from rs_aligner.trainers.sft import SFTTrainer
 
     with contextlib.ExitStack() as stack:
         judge = None if config.judge is None else stack.enter_context(_in_process(config.judge))
         rows, validation = read_sft_data(config, tokenizer, positions)
-        if is_first:
+        if run.is_first:
             print(epoch_plan(config, len(rows), len(validation)), flush=True)
         policy = stack.enter_context(build.policy_of(config, tokenizer, num_epoch_steps(config, len(rows))))
-        with Run(config.exp_manager, is_first=is_first, loggers=loggers()) as run:
-            SFTTrainer(
-                config,
-                policy,
-                judge if policy.runtime.is_source else None,
-                rows=rows,
-                validation=validation,
-                run=run,
-            ).fit()
-    return run
+        run.loggers = loggers()
+        mine = judge if policy.runtime.is_source else None
+        SFTTrainer(config, policy, mine, rows=rows, validation=validation, run=run).fit()
 
 
 def _in_process(judge: JudgeConfig) -> RemoteGPTRMClient:

@@ -65,6 +65,12 @@ def read_tree(file: str | Path) -> DictConfig:
     return merged
 
 
+def plain(tree: DictConfig) -> dict[str, Any]:
+    """A tree as plain keys and values, with what its values refer to put in."""
+    found = OmegaConf.to_container(tree, resolve=True)
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+
+
 def _file_of(parent: str, path: Path) -> Path:
     """Where a file that `path` names under `defaults` is."""
     if not parent.startswith("/"):

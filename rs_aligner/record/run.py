@@ -6,6 +6,7 @@
     checkpoints/     what the run continues from
     final/           the trained policy as a Hugging Face folder
     logs/            TensorBoard's and W&B's files
+    owner/           who has the folder, while a run is at work there
 
 Rank 0 writes; the other ranks have the same object and write nothing. The checkpoint is the truth: what
 metrics and ledger hold beyond it is dropped when a run continues, and made again.
@@ -18,12 +19,16 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from omegaconf import OmegaConf
+
 from rs_aligner.config import ExpManagerBase
+from rs_aligner.files import write_whole
+from rs_aligner.record.lease import Lease, SharedLease
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.manifest import BROKEN, PARTIAL, REPLACED, CannotSave
 from rs_aligner.record.metrics import MetricsFile, read_rows
@@ -49,12 +54,15 @@ class Saveable(Protocol):
 
 
 class Run:
-    """The folder of a run. A context manager: leaving it closes its files and loggers, as failed on an error.
+    """The folder of a run. A context manager: entering it takes the folder, so that no other run works there.
+
+    Leaving it closes its files and loggers, as failed on an error, and gives the folder back.
 
     Args:
         config: the `exp_manager` section.
         is_first: whether this is the first rank, which writes.
         loggers: further sinks of the figures, on the writing rank.
+        given: the config as it was given, to be kept; None keeps none.
 
     Attributes:
         fingerprint: of what decides a step's rollouts and scores; "" where nobody has said it.
@@ -63,12 +71,21 @@ class Run:
         ValueError: `resume_if_exists` is false and the folder has a checkpoint.
     """
 
-    def __init__(self, config: ExpManagerBase, *, is_first: bool, loggers: Sequence[Logger] = ()) -> None:
+    def __init__(
+        self,
+        config: ExpManagerBase,
+        *,
+        is_first: bool,
+        loggers: Sequence[Logger] = (),
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
         self.config, self.is_first, self.loggers = config, is_first, loggers
         self.folder = Path(config.explicit_log_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.final = self.folder / "final"
         self.fingerprint = ""
+        self._given = given
+        self._lease: Lease | SharedLease | None = None
         self._started = time.monotonic()
         self._step_began: float | None = None
         self._longest_step = 0.0
@@ -80,10 +97,44 @@ class Run:
                 "and exp_manager.resume_if_exists is false: choose another folder, or set it to true"
             )
 
+    def take(self) -> None:
+        """Take the folder, on the writing rank, unless that is done.
+
+        Raises:
+            ValueError: another run is at work there, or nothing can be written there.
+        """
+        if self.is_first and self._lease is None:
+            what = f"exp_manager.explicit_log_dir={self.folder}"
+            self._lease = Lease(self.folder / "owner", what).take()
+
+    def share(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Tell the other ranks what the writing one knows; every rank must call it.
+
+        Args:
+            gather: the items of all ranks that speak for a replica, the first rank's first.
+        """
+        self.take()
+        told = (self._lease.shared, self.fingerprint) if isinstance(self._lease, Lease) else None
+        shared, self.fingerprint = gather(told)[0]
+        self._lease = self._lease or shared
+
+    def check_owner(self) -> None:
+        """See that the folder is still this run's; to be called before whatever is written there.
+
+        Raises:
+            LeaseLost: another run has it now.
+        """
+        if self._lease is not None:
+            self._lease.check()
+
     def open(self, last_step: int) -> Ledger | None:
         """Begin to write behind step `last_step` (-1: a new run); returns the ledger on the writing rank."""
         if not self.is_first:
             return None
+        self.take()
+        self.check_owner()
+        if self._given is not None:
+            write_whole(self.folder / "config.yaml", [OmegaConf.to_yaml(self._given).encode()])
         self.folder.mkdir(parents=True, exist_ok=True)
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", last_step)
         ledger = Ledger(self.folder / "rollouts")
@@ -94,6 +145,7 @@ class Run:
         """Write the figures of a step, everywhere."""
         if self._metrics is None:
             return
+        self.check_owner()
         self._metrics.append(metrics)
         figures = {key: value for key, value in metrics.items() if key != "step" and math.isfinite(value)}
         for logger in self.loggers:
@@ -142,6 +194,7 @@ class Run:
         Raises:
             CannotSave: it could not be written; the ones before are as they were.
         """
+        self.check_owner()
         path = self.checkpoint(step)
         try:
             policy.save(path, counters)
@@ -151,6 +204,7 @@ class Run:
             raise CannotSave(f"{error}; {found}") from error
         self.last_checkpoint = path
         if self.is_first:
+            self.check_owner()
             for superfluous in self._superfluous():
                 shutil.rmtree(superfluous)
 
@@ -173,6 +227,7 @@ class Run:
         return limit is None or now - self._started + MARGIN * longest < limit
 
     def __enter__(self) -> Self:
+        self.take()
         return self
 
     def __exit__(
@@ -181,11 +236,14 @@ class Run:
         self.close("success" if error is None else "failed")
 
     def close(self, status: str = "success") -> None:
-        """Close files and loggers."""
+        """Close files and loggers, and give the folder back."""
         if self._metrics is not None:
             self._metrics.close()
         for logger in self.loggers:
             logger.finalize(status)
+        if isinstance(self._lease, Lease):
+            self._lease.give_back()
+        self._lease = None
 
     def _finished(self) -> list[Path]:
         """Checkpoints under their names; one that is being written still has another."""

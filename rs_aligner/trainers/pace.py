@@ -15,7 +15,7 @@ _logger = logging.getLogger("rs_aligner")
 
 
 def resume(run: Run, trainee: Trainee[Any], order: DataOrder) -> dict[str, Any]:
-    """Continue from the newest checkpoint that is good, if there is any; those after it are set aside.
+    """Continue from the newest checkpoint that is good; those after it are set aside. Every rank calls it.
 
     Returns:
         The counters that the checkpoint was saved with; `{"step": -1}` for a new run.
@@ -24,6 +24,7 @@ def resume(run: Run, trainee: Trainee[Any], order: DataOrder) -> dict[str, Any]:
         BrokenCheckpoint: there are checkpoints, and none of them is good; they are left as they are.
         CannotSave: there is no room for a checkpoint.
     """
+    run.share(trainee.gather)
     run.prepare_checkpoints(trainee.checkpoint_bytes())
     broken: dict[Path, str] = {}
     for checkpoint in run.newest_first():

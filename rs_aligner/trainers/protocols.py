@@ -35,9 +35,12 @@ class Collective(Protocol):
     def maximum(self, values: dict[str, float]) -> dict[str, float]:
         """Per key the largest value over all ranks."""
 
+    def gather(self, item: Any) -> list[Any]:
+        """The items of all replicas, on every rank; the first rank's comes first."""
+
 
 class Samples(Protocol):
-    """What answers prompts. Both methods are collective: every rank calls them in the same order."""
+    """What answers prompts. Its methods are collective: every rank calls them in the same order."""
 
     def generate(self, request: SampleRequest) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends."""

@@ -7,6 +7,7 @@ import pytest
 from rs_aligner.cli import scripts
 from rs_aligner.cli.errors import one_line_errors
 from rs_aligner.config import ConfigError
+from rs_aligner.record.lease import LeaseLost
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.trainers.failures import RanksDiffer
 
@@ -27,6 +28,7 @@ COMMANDS = [
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (JudgeFailed("step 3: half failed"), 1, "error: step 3: half failed\n"),
         (RanksDiffer("step 3 differs"), 1, "error: step 3 differs\n"),
+        (LeaseLost("runs/first was taken over"), 1, "error: runs/first was taken over\n"),
         (FloatingPointError("the loss is NaN"), 1, "error: the loss is NaN\n"),
     ],
     ids=lambda value: type(value).__name__,

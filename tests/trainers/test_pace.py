@@ -24,6 +24,9 @@ def test_what_is_done_every_so_many_steps(interval: int | None, due: list[int]) 
 class Trainee:
     """Whose checkpoints are good, or broken where a file says so."""
 
+    def gather(self, item: Any) -> list[Any]:
+        return [item or (None, "")]
+
     def checkpoint_bytes(self) -> int:
         return 0
 
@@ -45,7 +48,10 @@ def go_on(folder: Path, *, is_first: bool = True) -> tuple[dict[str, Any], Run, 
     run = Run(ExpManagerConfig.model_validate({"explicit_log_dir": str(folder)}), is_first=is_first)
     placed: list[Any] = []
     sampler = SimpleNamespace(load_state_dict=placed.append)
-    return resume(run, cast(Any, Trainee()), cast(Any, sampler)), run, placed
+    try:
+        return resume(run, cast(Any, Trainee()), cast(Any, sampler)), run, placed
+    finally:
+        run.close()
 
 
 def test_a_new_run_has_made_no_step_not_even_that_before_the_first(tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ class FakeModel:
         self.asked.append(len(pairs))
         return {"loss": 0.7, "accuracy": 0.5 - abs(self.version - 5) / 10}
 
+    def gather(self, item: Any) -> list[Any]:
+        return [item]
+
     def maximum(self, values: dict[str, float]) -> dict[str, float]:
         return values
 
@@ -77,9 +80,8 @@ def fit(folder: Path, model: FakeModel, held_out: int = 3, **loop: Any) -> list[
         "model": {"global_batch_size": 3, "data": {"data_prefix": {"train": "unused"}}},
     }
     config = TrainRewardModelConfig.model_validate(tree)
-    run = Run(config.exp_manager, is_first=True)
-    PreferenceTrainer(config, model, PAIRS, PAIRS[:held_out], run).fit()
-    run.close()
+    with Run(config.exp_manager, is_first=True) as run:
+        PreferenceTrainer(config, model, PAIRS, PAIRS[:held_out], run).fit()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
