@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rs_aligner import stopping
 from rs_aligner.commands import build
 from rs_aligner.config import ConfigError, TrainRSConfig, load_config
 from rs_aligner.config.tree import plain, read_tree, tree_of
@@ -85,6 +87,10 @@ def train(
     Raises:
         ValueError: config, prompts or judge cannot be used; the message names the key and what would work.
         JudgeFailed: the judge scored too little of a step.
+        KeyboardInterrupt: Ctrl-C; what is scored and trained is safe, and the same call goes on. The run
+            stops at the next safe point, or at once at the second Ctrl-C.
+        Stopped: the same for SIGTERM and SIGUSR1, where the program handles neither itself, and for
+            `exp_manager.max_time_per_run`, which counts from this call. It is a SystemExit of status 75.
     """
     if "torch" not in sys.modules:  # which reads it when it is imported
         wait_briefly()
@@ -112,8 +118,17 @@ def train(
     from rs_aligner.commands.train_rs import fit
     from rs_aligner.record.metrics import read_rows
 
-    with _shown_log():
-        run = fit(typed, judge, given=plain(tree))
+    manager = typed.exp_manager
+    with _shown_log(), stopping.signals(stop_within=manager.stop_within):
+        began, key = time.monotonic(), "exp_manager.max_time_per_run"
+        stopping.limit(manager.max_time_per_run, key=key, since=began)
+        stopping.watch(Path(manager.explicit_log_dir), is_first=True, tells_others=False)
+        try:
+            run = fit(typed, judge, given=plain(tree))
+        except stopping.Stopped:
+            if stopping.was_interrupted():
+                raise KeyboardInterrupt from None
+            raise
     return TrainResult(run.folder, run.final, read_rows(run.folder / "metrics.jsonl"))
 
 

@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from rs_aligner import stopping
 from rs_aligner.config import RemoteRMConfig, SamplingParams, TrainRSConfig
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.run import Run
@@ -38,6 +39,7 @@ class FakeStats:
     grad_norm: float
     learning_rate: float
     figures: dict[str, float] = field(default_factory=dict)
+    skipped: Sequence[Any] = ()
 
 
 class Exchange:
@@ -78,6 +80,8 @@ class FakePolicy:
                 tokens = tuple(int(c, 16) for c in drawn[: 1 + int(drawn[-1], 16) % 7])
                 self.events.append("rollout")
                 time.sleep(self.seconds_per_rollout)
+                if stopping.poll():
+                    return
                 yield Rollout(
                     *(
                         group,
@@ -265,6 +269,10 @@ class FakeRun:
                 if unreachable is not None and unreachable[0] == policy.replica:
                     fake.unreachable_from = unreachable[1]
             first = policy.replica == 0
+            manager = config.exp_manager
+            stopping.limit(
+                manager.max_time_per_run, key="exp_manager.max_time_per_run", since=time.monotonic()
+            )
             run = Run(config.exp_manager, is_first=first, loggers=[self.logger] if first else [])
             seen = FakeJudge(watched, self.events, delay) if watched is not None else None
             data = RSData([] if scored else self.prompts, self.validation, scored)
@@ -272,7 +280,7 @@ class FakeRun:
             try:
                 with asked:
                     trainer.fit()
-            except Exception as error:
+            except (Exception, stopping.Stopped) as error:
                 errors.append(error)
             finally:
                 run.close()
@@ -284,6 +292,7 @@ class FakeRun:
         for thread in others:
             thread.join(timeout=30)
             assert not thread.is_alive()
+        stopping.forget()
         if errors:
             raise errors[0]
         return policies

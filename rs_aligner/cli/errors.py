@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import resource
+import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rs_aligner import stopping
 from rs_aligner.cli.ranks import rank
+from rs_aligner.exit_status import FAILED, TO_BE_CONTINUED, TO_BE_MENDED
 from rs_aligner.record.lease import LeaseLost
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.trainers.failures import RanksDiffer
@@ -30,32 +34,41 @@ _OUT_OF_MEMORY = (
     "cannot allocate memory",
     "failed to map segment",
 )
+# What gloo and NCCL say of a peer that is gone, or silent for longer than `trainer.timeout_minutes`.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
 
 
 @contextmanager
 def one_line_errors(*others: type[Exception]) -> Iterator[None]:
     """End the process with one line where no stack trace helps.
 
-    Status 2 for what a user has to mend first, 1 for a run that cannot go on, 130 for Ctrl-C.
+    The statuses are those of `exit_status`, and 130 for a Ctrl-C that was not heeded as a wish to stop.
 
     Args:
         others: what else means that this command cannot go on.
     """
-    hopeless: tuple[type[Exception], ...] = (FloatingPointError, LeaseLost, *others)
+    hopeless: tuple[type[Exception], ...] = (LeaseLost, *others)
     try:
         yield
     except (ValueError, ConnectionError) as error:
-        sys.exit(_complain(error, 2))
+        sys.exit(_complain(error, TO_BE_MENDED))
     except KeyboardInterrupt:
-        sys.exit(_complain("interrupted", 130))
-    except (JudgeFailed, RanksDiffer) as error:  # of every rank; one says so
-        sys.exit(_complain(error, 1) if rank() == 0 else 1)
+        sys.exit(_complain("interrupted", 128 + signal.SIGINT))
+    except stopping.Stopped as stop:  # of every rank, as the next
+        if rank() == 0:
+            print(f"stopped ({stop.reason}); the same command goes on", file=sys.stderr, flush=True)
+        sys.exit(TO_BE_CONTINUED)
+    except (JudgeFailed, RanksDiffer, FloatingPointError) as error:
+        sys.exit(_complain(error, FAILED) if rank() == 0 else FAILED)
     except hopeless as error:
-        sys.exit(_complain(error, 1))
+        sys.exit(_complain(error, FAILED))
     except Exception as error:
-        if (lacking := _lacking(error)) is None:
+        if (lacking := _lacking(error)) is not None:
+            sys.exit(_complain(lacking, TO_BE_MENDED))
+        if not any(sign in str(error) for sign in _LOST):
             raise
-        sys.exit(_complain(lacking, 2))
+        where = f"rank {rank()} on {socket.gethostname()}"
+        sys.exit(_complain(f"{where}: another rank has ended, or does not answer: {error}", FAILED))
 
 
 def _lacking(error: Exception) -> str | None:

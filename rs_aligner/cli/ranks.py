@@ -10,9 +10,11 @@ import os
 import sys
 import warnings
 
+from rs_aligner.cli.launcher import launch, started_by_launcher
 from rs_aligner.commands.build import log_handler, threads
 from rs_aligner.config import ConfigError, GenerateConfig, TrainConfig
 from rs_aligner.threads import wait_briefly
+from rs_aligner.watchdog import show_stacks_on_quit
 
 RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 
@@ -31,6 +33,7 @@ def start_ranks(config: TrainConfig | GenerateConfig) -> None:
     Raises:
         ConfigError: another number of ranks was started than the config says.
     """
+    started_by_launcher()
     wanted, per_node = config.world_size, config.trainer.devices
     if RANK in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         started = int(os.environ.get(WORLD_SIZE, os.environ.get("SLURM_NTASKS", 1)))
@@ -45,39 +48,15 @@ def start_ranks(config: TrainConfig | GenerateConfig) -> None:
             [f"trainer.num_nodes is {config.trainer.num_nodes}: start with srun or torchrun, or set it to 1"]
         )
     if per_node > 1:
-        sys.exit(_launch(per_node))
+        sys.exit(launch([sys.executable, "-u", *sys.argv], per_node))
     _set_up(config)
-
-
-def _launch(num_ranks: int) -> int:
-    """Run this very command on `num_ranks` ranks of this node; returns 0, or a failed rank's status."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the rank says what is wrong
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_ranks,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(launch, sys.executable)("-u", *sys.argv)
-    except ChildFailedError as error:
-        return max(abs(error.get_first_failure()[1].exitcode), 1)
-    except SignalException as error:  # Ctrl-C or SIGTERM; the ranks have been ended
-        return 128 + error.sigval
-    return 0
 
 
 def _set_up(config: TrainConfig | GenerateConfig) -> None:
     """Threads, logging and warnings of this rank; before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = str(threads(config).most)
     wait_briefly()
+    show_stacks_on_quit()
     warnings.filterwarnings("ignore", module=r"(megatron|nemo|lightning|torch|pydantic)\.")
     logger = logging.getLogger("rs_aligner")
     logger.handlers, logger.propagate = [log_handler()], False

@@ -7,13 +7,19 @@ out on purpose: where the config comes from.
 
 from __future__ import annotations
 
+import math
+import signal
+import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from omegaconf import DictConfig
 
+from rs_aligner import stopping
 from rs_aligner.cli.errors import one_line_errors
 from rs_aligner.cli.loggers import loggers
 from rs_aligner.cli.ranks import rank, start_ranks
@@ -28,9 +34,12 @@ from rs_aligner.config import (
 )
 from rs_aligner.config.tree import plain
 from rs_aligner.threads import wait_briefly
+from rs_aligner.watchdog import show_stacks_on_quit, watching
 
 if TYPE_CHECKING:
     from rs_aligner.record.run import Logger, Run
+
+WATCHED_SHARE = 0.9  # of the time that ranks wait for each other: stacks are shown before they give up
 
 Config = TypeVar("Config", TrainRSConfig, TrainSFTConfig, TrainRewardModelConfig)
 Config_contra = TypeVar("Config_contra", bound=TrainConfig, contravariant=True)
@@ -80,7 +89,8 @@ def generate(raw: DictConfig) -> None:
     with one_line_errors():
         config = load_config(raw, GenerateConfig)
         start_ranks(config)
-        write_answers(config, is_first=rank() == 0)
+        with _heeding(config):
+            write_answers(config, is_first=rank() == 0)
 
 
 def serve_reward(raw: DictConfig) -> None:
@@ -90,6 +100,7 @@ def serve_reward(raw: DictConfig) -> None:
     with one_line_errors(RuntimeError):  # of Triton, of the judge's framework: the server cannot go on
         config = load_config(raw, ServeRewardConfig)
         wait_briefly()
+        show_stacks_on_quit()
         sys.exit(serve(config))
 
 
@@ -98,8 +109,24 @@ def _train(raw: DictConfig, schema: type[Config], fit: Fit[Config], told: str) -
     with one_line_errors():
         config = load_config(raw, schema)
         start_ranks(config)
-        is_first = rank() == 0
-        given = plain(raw)
-        run = fit(config, is_first=is_first, loggers=partial(loggers, config.exp_manager), given=given)
+        is_first, manager, given = rank() == 0, config.exp_manager, plain(raw)
+        with _heeding(config, stop_within=manager.stop_within):
+            began, key = stopping.process_started(), "exp_manager.max_time_per_run"
+            stopping.limit(manager.max_time_per_run, key=key, since=began)
+            folder, several = Path(manager.explicit_log_dir), config.world_size > 1
+            stopping.watch(folder, is_first=is_first, tells_others=several)
+            run = fit(config, is_first=is_first, loggers=partial(loggers, manager), given=given)
         if is_first:
             print(told.format(run=run))
+
+
+@contextmanager
+def _heeding(config: TrainConfig | GenerateConfig, stop_within: float = math.inf) -> Iterator[None]:
+    """Heed signals, and watch for hangs; a second Ctrl-C ends the process wherever it is."""
+    who = f"rank {rank()} on {socket.gethostname()}"
+    limit = WATCHED_SHARE * 60 * config.trainer.timeout_minutes
+    with (
+        stopping.signals(stop_within=stop_within, second_interrupt=signal.SIG_DFL),
+        watching(limit, who),
+    ):
+        yield

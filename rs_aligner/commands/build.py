@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rs_aligner import stopping
 from rs_aligner.config import (
     GenerateConfig,
     RSConfig,
@@ -64,18 +65,37 @@ def say(what: str) -> None:
     _logger.info(what)
 
 
-def _ranks(config: TrainConfig | GenerateConfig) -> AbstractContextManager[Runtime]:
-    """Join the ranks' groups, and leave them at the end."""
+def stop_if_asked_alone(config: TrainConfig | GenerateConfig) -> None:
+    """Stop here, where there is one rank; several agree on it once they have joined.
+
+    Raises:
+        Stopped: this process was asked to.
+    """
+    if stopping.poll() and config.world_size == 1:
+        raise stopping.Stopped(stopping.reason())
+
+
+@contextmanager
+def _ranks(config: TrainConfig | GenerateConfig) -> Iterator[Runtime]:
+    """Join the ranks' groups, and leave them at the end.
+
+    Raises:
+        Stopped: one of them was asked to; on every rank, before anything slow is loaded.
+    """
     from rs_aligner.model.runtime import start
 
-    return start(
+    stop_if_asked_alone(config)
+    with start(
         tensor_parallel_size=config.model.tensor_model_parallel_size,
         pipeline_parallel_size=config.model.pipeline_model_parallel_size,
         accelerator=config.trainer.accelerator,
         timeout_minutes=config.trainer.timeout_minutes,
         seed=config.model.seed,
         threads=threads(config),
-    )
+    ) as runtime:
+        if runtime.any_rank(stopping.poll()):
+            raise stopping.Stopped(stopping.reason())
+        yield runtime
 
 
 def check_machine(config: TrainConfig, is_first: bool) -> None:
@@ -95,6 +115,7 @@ def read_tokenizer(config: TrainConfig | GenerateConfig) -> tuple[Tokenizer, int
     Raises:
         ValueError: the model cannot be used; said before anything of it is loaded.
     """
+    stop_if_asked_alone(config)
     say("reading the data")
     from rs_aligner.model.folder import read_model_folder
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rs_aligner import stopping
 from rs_aligner.commands import build
 from rs_aligner.commands.best_of_n import answer_row, summary
 from rs_aligner.commands.run_data import read_prompts
@@ -55,7 +56,8 @@ def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Grou
             client = stack.enter_context(RemoteGPTRMClient(config.remote_rm))
             if is_first:
                 build.say("waiting for the judge")
-                client.wait_until_ready()
+                with contextlib.suppress(stopping.Stopped):  # the ranks agree on it once they have joined
+                    client.wait_until_ready()
         sampler = stack.enter_context(build.sampler_of(config, tokenizer))
         began = time.monotonic()
         judges = Judges(client if sampler.runtime.is_source else None)

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rs_aligner import stopping
 from rs_aligner.commands import build
 from rs_aligner.config import TrainRSConfig, plan, schedule_steps
 
@@ -98,4 +99,5 @@ def _wait_for(config: TrainRSConfig, *judges: RemoteGPTRMClient | None) -> None:
     build.say("waiting for the judge")
     for judge in judges:
         if judge is not None:
-            judge.wait_until_ready()
+            with contextlib.suppress(stopping.Stopped):  # the ranks agree on it once they have joined
+                judge.wait_until_ready()

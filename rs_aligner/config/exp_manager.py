@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rs_aligner.config.base import Seconds, Section, Text, Whole, problem
+from rs_aligner.config.base import Positive, Seconds, Section, Text, Whole, problem
 
 
 class CheckpointParamsBase(Section):
@@ -65,9 +65,14 @@ class ExpManagerBase(Section):
     resume_if_exists: bool = True
     """Goes on from the last checkpoint in the folder; false refuses a folder that has one."""
     max_time_per_run: Seconds | None = None
-    """Saves and stops in good time before this much time has passed, written "DD:HH:MM:SS".
+    """Saves and stops (status 75) in good time before the process has run for so long.
 
-    Seconds once read.
+    Written "DD:HH:MM:SS", seconds once read. In a Slurm job that says when it ends, that is a limit, too.
+    """
+    stop_within: Positive = 30
+    """Seconds between SIGTERM and the supervisor's SIGKILL: no save is begun that would take longer.
+
+    30 is Slurm's KillWait, and Kubernetes' grace period.
     """
     checkpoint_callback_params: CheckpointParamsBase
 

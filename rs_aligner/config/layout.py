@@ -33,7 +33,10 @@ class TrainerBase(Section):
     """Threads of each rank on a CPU. Torch uses a number as it is, the decoder's kernels at most so many;
     null is a rank's share of the cores that the process may use, and fewer where the work is small."""
     timeout_minutes: Positive = 30
-    """How long a rank waits for the others before it gives up."""
+    """How long a rank waits for the others before it gives up.
+
+    Where nothing gets on for nine tenths of it, a rank shows the stacks of its threads.
+    """
 
     @property
     def world_size(self) -> int:

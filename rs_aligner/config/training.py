@@ -31,6 +31,11 @@ class LoopConfig(Section):
     """Steps between checkpoints (one more at the end); null is every `val_check_interval` steps."""
     gradient_clip_val: NotNegative | None = 1.0
     """Largest norm of the global gradient; null or 0 does not clip."""
+    max_bad_steps: Count = 3
+    """Optimizer steps in a row with a loss or gradient that is not finite, until the run ends (status 1).
+
+    None of them is applied; their rows are in `bad_steps/` of the run's folder.
+    """
 
     def problems(self, key: str) -> Iterator[str]:
         """-1 is the only number below 1 that means something."""

@@ -29,7 +29,7 @@ class CohortWave:
     def __init__(self, network: Network, wave: Wave, kv_cache_bytes: int | None) -> None:
         rows, controls = wave.rows, wave.controls
         self.network, self.controls = network, controls
-        self.end_strings = wave.end_strings
+        self.end_strings, self.stops = wave.end_strings, wave.stops
         self.allowed = AllowedTokens(
             network.arch.vocab_size, self.end_strings.eos_ids, controls.min_length, network.allowed
         )
@@ -52,8 +52,8 @@ class CohortWave:
         self.kept_prefill: dict[int, tuple[torch.Tensor, PromptCache]] = {}
 
     def run(self) -> Iterator[Ended]:
-        """Decode to the end; each rollout is yielded when it ends."""
-        while True:
+        """Decode to the end, or until it is to stop; each rollout is yielded when it ends."""
+        while not self.stops():
             self._admit()
             if not self.cohorts:
                 return

@@ -61,11 +61,13 @@ class Wave:
         rows: the rollouts, those of a prompt side by side; at least one.
         controls: how to sample.
         end_strings: what ends a response: end tokens, and texts.
+        stops: to be asked between tokens: whether the wave is to be left as it is.
     """
 
     rows: list[RolloutRow]
     controls: Controls
     end_strings: EndStrings
+    stops: Callable[[], bool] = lambda: False
 
 
 class Decoder(Protocol):
@@ -78,7 +80,8 @@ class Decoder(Protocol):
     def decode(self, wave: Wave) -> Iterator[Ended]:
         """The wave's rollouts in any order, each as soon as it ends.
 
-        Every rank of a replica runs this to the end. A rollout follows from its row (the seed, too), the
+        Every rank of a replica runs this to the end, which comes early where `wave.stops` says so: it is the
+        same on all of them, if it is asked equally often. A rollout follows from its row (the seed, too), the
         controls and the weights.
 
         Raises:

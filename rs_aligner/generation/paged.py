@@ -91,7 +91,7 @@ class PagedWave:
         rows, controls = wave.rows, wave.controls
         self.network, self.controls, self.waiting = network, controls, rows
         vocab_size = network.arch.vocab_size
-        self.end_strings = wave.end_strings
+        self.end_strings, self.stops = wave.end_strings, wave.stops
         ends = self.end_strings.eos_ids
         allowed = AllowedTokens(vocab_size, ends, controls.min_length, network.allowed)
         self.prompts: dict[int, _PromptPages] = {}
@@ -121,8 +121,8 @@ class PagedWave:
         self.batch: TokenBatch | None = None  # of those alive, until they change
 
     def run(self) -> Iterator[Ended]:
-        """Decode to the end; each rollout is yielded when it ends."""
-        while True:
+        """Decode to the end, or until it is to stop; each rollout is yielded when it ends."""
+        while not self.stops():
             while fresh := self._admit():
                 logits = torch.cat([self.prompts[row.group].logits for row in fresh], dim=1)
                 joined = self._join(fresh)

@@ -6,7 +6,7 @@ is decoded together depends on the prompts, the config and the tokens only, neve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from rs_aligner.generation.decoder import Decoder, Wave
 from rs_aligner.generation.rows import RolloutRow
@@ -27,6 +27,7 @@ def generate(
     policy_version: int = 0,
     share: slice = ALL,
     limits: Mapping[tuple[int, int], int] | None = None,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Iterator[Rollout]:
     """Draw the rollouts that are asked for; each is yielded as soon as it ends.
 
@@ -39,6 +40,7 @@ def generate(
         seed: with the step, the prompt's position and the rollout's index it gives a rollout's seed.
         policy_version: written into the rollouts.
         share: which of the prompts are this replica's.
+        stops: whether to stop short, asked between tokens; the same on every rank of a replica.
         limits: most tokens of single rollouts, by (group, index), where that is less than `max_length`.
 
     Raises:
@@ -49,6 +51,8 @@ def generate(
     mine = list(enumerate(request.prompts))[share]
     wave_size = request.wave_size or max(1, len(mine))  # a replica may have no prompt of a short step
     for start in range(0, len(mine), wave_size):
+        if stops():
+            return
         rows = [
             RolloutRow(
                 group,
@@ -60,7 +64,7 @@ def generate(
             for group, prompt in mine[start : start + wave_size]
             for index in request.indices
         ]
-        for row, tokens, log_probs, reason in decoder.decode(Wave(rows, controls, end_strings)):
+        for row, tokens, log_probs, reason in decoder.decode(Wave(rows, controls, end_strings, stops)):
             yield Rollout(
                 group=row.group,
                 index=row.index,

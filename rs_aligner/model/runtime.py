@@ -23,6 +23,8 @@ from rs_aligner.threads import ONE_THREAD, Threads
 
 _logger = logging.getLogger("rs_aligner")
 
+STORE = "RS_ALIGNER_STORE"  # set by our launcher: the descriptor of a listening socket, for the first rank
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -77,6 +79,21 @@ class Runtime:
         everyone = self.everyone(values)
         return {key: max(one[key] for one in everyone) for key in values}
 
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: how ranks agree to stop."""
+        return flag if self.world_size == 1 else self._any(flag, self.objects, torch.device("cpu"))
+
+    def any_of_replica(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank of this replica."""
+        if self.tp_size == self.pp_size == 1:
+            return flag
+        return self._any(flag, parallel_state.get_model_parallel_group(), self.device)
+
+    def _any(self, flag: bool, group: dist.ProcessGroup, device: torch.device) -> bool:
+        found = torch.tensor([flag], dtype=torch.int32, device=device)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
+        return bool(found.item())
+
     def barrier(self) -> None:
         dist.barrier(group=self.objects)
 
@@ -126,6 +143,19 @@ def _adopt_slurm() -> None:
     os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
 
 
+def _meet(listening: int, timeout: timedelta) -> dist.Store:
+    """Where the ranks of our launcher meet: at a socket that it has opened, and that the first rank has."""
+    rank = int(os.environ["RANK"])
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        ranks_started(),
+        is_master=rank == 0,
+        timeout=timeout,
+        master_listen_fd=listening if rank == 0 else None,
+    )
+
+
 @contextmanager
 def start(
     tensor_parallel_size: int = 1,
@@ -159,6 +189,8 @@ def start(
     timeout = timedelta(minutes=timeout_minutes)
     if alone:
         store = dist.HashStore()
+    elif store is None and (listening := os.environ.pop(STORE, None)):
+        store = _meet(int(listening), timeout)
     where: dict[str, Any] = {}
     if store is not None:
         where = {

@@ -42,6 +42,11 @@ class PairStats:
         """What goes among the metrics besides."""
         return {"accuracy": self.accuracy}
 
+    @property
+    def skipped(self) -> tuple[()]:
+        """No pairs: the step was applied."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:

@@ -109,6 +109,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         Raises:
             ValueError: the policy was built without `keep_start`.
         """
+        self.trainer.moved = True
         self._starting_weights().restore()
         self.optimizer_steps = 0
 

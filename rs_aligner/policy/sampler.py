@@ -17,6 +17,7 @@ from megatron.core.transformer import TransformerConfig
 from rs_aligner.config import GenerationConfig
 from rs_aligner.files import hugging_face_part
 from rs_aligner.generation.engines import new_decoder
+from rs_aligner.generation.lockstep import StopPoll
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import Architecture
@@ -102,6 +103,7 @@ class Sampler:
             seed=self.seed,
             policy_version=policy_version,
             share=slice(self.runtime.dp_rank, None, self.runtime.dp_size),
+            stops=StopPoll(self.runtime),
         )
 
     def gather(self, item: Any) -> list[Any]:

@@ -5,10 +5,11 @@ Left out on purpose: how a model is loaded and what a step does; each has its ow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from megatron.core.models.gpt import GPTModel
 
@@ -17,7 +18,7 @@ from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import checkpoint
-from rs_aligner.policy.training import BaseTrainer
+from rs_aligner.policy.training import BaseTrainer, NotFinite
 
 Row = TypeVar("Row")
 Stats = TypeVar("Stats")
@@ -39,6 +40,23 @@ class Optimization:
     clip_grad: float | None = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped(Generic[Row]):
+    """An optimizer step that was not applied: its loss or its gradient is not finite.
+
+    Attributes:
+        loss: of the batch.
+        learning_rate: that the step would have been made with.
+        skipped: the batch's rows.
+    """
+
+    loss: float
+    learning_rate: float
+    skipped: Sequence[Row]
+    grad_norm: ClassVar[float] = math.nan
+    figures: ClassVar[dict[str, float]] = {}
+
+
 class Trainable(Generic[T, Row, Stats]):
     """A model with its optimizer.
 
@@ -52,8 +70,7 @@ class Trainable(Generic[T, Row, Stats]):
         changes: keys of `config.json` that are other than in `source`.
 
     Attributes:
-        version: finished training steps; the trainer's loop counts them.
-        optimizer_steps: finished optimizer steps.
+        optimizer_steps: optimizer steps that were applied.
     """
 
     def __init__(
@@ -70,22 +87,41 @@ class Trainable(Generic[T, Row, Stats]):
         self.model, self.arch, self.trainer, self.source = model, arch, trainer, source
         self.batch_size, self.learning_rate, self.changes = batch_size, learning_rate, changes
         self.runtime: Runtime = trainer.runtime
-        self.version = self.optimizer_steps = 0
+        self._version = self.optimizer_steps = 0
+
+    @property
+    def version(self) -> int:
+        """Finished training steps; the trainer's loop counts them, and thereby says that one is finished."""
+        return self._version
+
+    @version.setter
+    def version(self, value: int) -> None:
+        self._version, self.trainer.moved = value, False
 
     def step(self, rows: Sequence[Row], learning_rate: float) -> Stats:
         """One optimizer step on a global batch."""
         raise NotImplementedError
 
-    def train(self, rows: Sequence[Row]) -> list[Stats]:
+    def train(self, rows: Sequence[Row]) -> list[Stats | Skipped[Row]]:
         """Pass once over the rows, an optimizer step for each batch.
 
         The rows are the same on every rank. There are as few batches as `batch_size` allows, their sizes
-        differ by at most one, and each has its own true denominator.
+        differ by at most one, and each has its own true denominator. A batch whose loss or gradient is not
+        finite leaves the weights as they are.
+
+        Raises:
+            Stopped: a stop was asked for, and no weight has moved since the last finished step, or no time is
+                left.
         """
-        stats = []
+        stats: list[Stats | Skipped[Row]] = []
         for batch in even_batches(rows, self.batch_size):
-            stats.append(self.step(batch, self.learning_rate(self.optimizer_steps)))
-            self.optimizer_steps += 1
+            rate = self.learning_rate(self.optimizer_steps)
+            try:
+                stats.append(self.step(batch, rate))
+            except NotFinite as error:
+                stats.append(Skipped(error.loss, rate, batch))
+            else:
+                self.optimizer_steps += 1
         return stats
 
     def gather(self, item: Any) -> list[Any]:

@@ -29,6 +29,7 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer import TransformerConfig
 
+from rs_aligner import stopping
 from rs_aligner.config import OptimConfig
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.loss import Normalization
@@ -40,11 +41,27 @@ from rs_aligner.rollout import TrainingRow
 
 _logger = logging.getLogger("rs_aligner")
 
+AGREE_EVERY = 8  # micro-batches between two agreements on a stop, where there are several ranks
+
 Forward = Callable[[Any, Any], tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]
 """`f(micro_batch, model)`: the model's output, and what makes of it the sums of the micro-batch, `[K]`.
 
 The sums are added up over the global batch; the first of them is the loss.
 """
+
+
+class NotFinite(FloatingPointError):
+    """Loss or gradient of a global batch is not finite; on every rank, before any weight was touched.
+
+    Attributes:
+        loss: of the batch.
+    """
+
+    def __init__(self, loss: float, gradient: str) -> None:
+        super().__init__(
+            f"the loss is {loss} and the gradient {gradient}; the weights were left as they were"
+        )
+        self.loss = loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +80,11 @@ class StepStats:
     learning_rate: float
     figures: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def skipped(self) -> tuple[()]:
+        """No rows: the step was applied."""
+        return ()
+
 
 def _finalize(model: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
     finalize_model_grads(model, None, **kwargs)
@@ -77,6 +99,10 @@ class BaseTrainer:
         runtime: of this rank.
         optimizer_config: Megatron's; `use_distributed_optimizer` shards the state over replicas.
         decay_norms_and_biases: whether weight decay takes these, too, and not matrices only.
+
+    Attributes:
+        moved: whether the weights are other than behind the last finished step of the loop, which sets it
+            back: a stop then ends a step only where no time is left to finish and to save it.
     """
 
     def __init__(
@@ -88,6 +114,7 @@ class BaseTrainer:
         *,
         decay_norms_and_biases: bool = False,
     ) -> None:
+        self.moved = False
         self.runtime = runtime
         self.config = config
         self._has_told = False
@@ -121,8 +148,26 @@ class BaseTrainer:
             # Megatron marks 1-D tensors and biases with a factor of 0, which only its own scheduler reads.
             group["weight_decay"] = self._weight_decay * (1.0 if self._decays_all else group["wd_mult"])
         with self.runtime.cuda_stand_in():
+            self.moved = True
             _, grad_norm, _ = self.optimizer.step()
         return float(grad_norm)
+
+    def _stoppable(self, batches: Sequence[Any]) -> Iterator[Any]:
+        """The micro-batches, until the ranks are to stop.
+
+        They agree between micro-batches; the stages of a pipeline, which are at different ones, before the
+        first.
+
+        Raises:
+            Stopped: on every rank; the gradient so far is worth nothing.
+        """
+        runtime = self.runtime
+        every = len(batches) if runtime.pp_size > 1 else AGREE_EVERY if runtime.world_size > 1 else 1
+        for number, batch in enumerate(batches):
+            wish = stopping.poll() and not (self.moved and stopping.can_save())
+            if number % every == 0 and runtime.any_rank(wish):
+                raise stopping.Stopped(stopping.reason(), moved=self.moved)
+            yield batch
 
     def accumulate(
         self, batches: Sequence[Any], forward: Forward, *, micro_batch_size: int, num_sums: int = 1
@@ -136,7 +181,8 @@ class BaseTrainer:
             num_sums: K of `forward`.
 
         Raises:
-            FloatingPointError: loss or gradient is not finite; on every rank, before any weight is touched.
+            NotFinite: loss, gradient or its norm is not finite; on every rank, before any weight is touched.
+            Stopped: a stop was asked for and is possible here; on every rank.
         """
         device = self.runtime.device
 
@@ -155,7 +201,7 @@ class BaseTrainer:
         self.ddp.train()
         found = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=iter(batches),
+            data_iterator=self._stoppable(batches),
             model=[self.ddp],
             num_microbatches=len(batches),
             seq_length=max(batch.tokens.shape[1] for batch in batches),
@@ -164,15 +210,12 @@ class BaseTrainer:
         )
         mine = self.runtime.is_last_stage and self.runtime.tp_rank == 0
         sums = torch.stack(found).sum(0) if mine else torch.zeros(num_sums, device=device)
-        finite = [torch.isfinite(buffer.grad_data.sum()) for buffer in self.ddp.buffers]
-        total = torch.cat([sums, (~torch.stack(finite)).sum().to(sums.dtype)[None]])
+        # Squares that do not fit into float32 make a norm that does not, by which clipping would divide.
+        squares = sum(buffer.grad_data.norm().float() ** 2 for buffer in self.ddp.buffers)
+        total = torch.cat([sums, torch.as_tensor(squares, device=device).to(sums.dtype)[None]])
         dist.all_reduce(total)
-        if not torch.isfinite(total[0]) or total[-1] > 0:
-            gradient = "not finite" if total[-1] else "finite"
-            raise FloatingPointError(
-                f"the loss is {float(total[0])} and the gradient {gradient}; the weights were left as they "
-                "were. A lower model.optim.lr or gradient_clip_val may help"
-            )
+        if not torch.isfinite(total[0]) or not torch.isfinite(total[-1]):
+            raise NotFinite(float(total[0]), "finite" if torch.isfinite(total[-1]) else "not finite")
         return [float(value) for value in total[:-1]]
 
 

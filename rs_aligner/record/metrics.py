@@ -96,7 +96,7 @@ class MetricsFile:
         self.path = Path(path)
         rows = read_rows(self.path) if self.path.exists() else []
         rows = [row for row in rows if row["step"] <= last_step]
-        self._last_step = max((int(row["step"]) for row in rows), default=-1)
+        self.last_step = max((int(row["step"]) for row in rows), default=-1)
         write_whole(self.path, (_to_line(row) for row in rows))
         self._file = self.path.open("ab")
 
@@ -108,9 +108,9 @@ class MetricsFile:
         """
         row = {key: value for key, value in metrics.items() if value is not None and math.isfinite(value)}
         step = row.get("step")
-        if step is None or step <= self._last_step:
-            raise ValueError(f"{self.path}: a row needs a step above the last, {self._last_step}, not {step}")
-        self._last_step = int(step)
+        if step is None or step <= self.last_step:
+            raise ValueError(f"{self.path}: a row needs a step above the last, {self.last_step}, not {step}")
+        self.last_step = int(step)
         self._file.write(_to_line(row))
         self._file.flush()
         os.fsync(self._file.fileno())

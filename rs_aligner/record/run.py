@@ -18,7 +18,6 @@ import contextlib
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,10 +32,10 @@ from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.manifest import BROKEN, PARTIAL, REPLACED, CannotSave
 from rs_aligner.record.metrics import MetricsFile, read_rows
 from rs_aligner.record.room import check_room
+from rs_aligner.stopping import Stopped
 
 _logger = logging.getLogger("rs_aligner")
 NEWEST_KEPT = 2  # so that there is one to go back to when the newest turns out to be broken
-MARGIN = 1.5  # a step is begun only if this many of the longest so far fit into the time that is left
 
 
 class Logger(Protocol):
@@ -86,9 +85,6 @@ class Run:
         self.fingerprint = ""
         self._given = given
         self._lease: Lease | SharedLease | None = None
-        self._started = time.monotonic()
-        self._step_began: float | None = None
-        self._longest_step = 0.0
         self._metrics: MetricsFile | None = None
         self.last_checkpoint = next(iter(self.newest_first()), None)
         if self.last_checkpoint is not None and not config.resume_if_exists:
@@ -142,8 +138,8 @@ class Run:
         return ledger
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Write the figures of a step, everywhere."""
-        if self._metrics is None:
+        """Write the figures of a step, everywhere; not where they are written already."""
+        if self._metrics is None or metrics["step"] <= self._metrics.last_step:
             return
         self.check_owner()
         self._metrics.append(metrics)
@@ -212,20 +208,6 @@ class Run:
         """Where the checkpoint of a step is, or would be."""
         return self.checkpoints / f"step_{step:06d}"
 
-    def begin_step(self) -> None:
-        """Note that a step begins; the one before it ends here, its validation and checkpoint included."""
-        now = time.monotonic()
-        if self._step_began is not None:
-            self._longest_step = max(self._longest_step, now - self._step_began)
-        self._step_began = now
-
-    def time_left_for_a_step(self) -> bool:
-        """Whether another step is likely to end before `max_time_per_run`; ask it behind a step."""
-        assert self._step_began is not None
-        now, limit = time.monotonic(), self.config.max_time_per_run
-        longest = max(self._longest_step, now - self._step_began)
-        return limit is None or now - self._started + MARGIN * longest < limit
-
     def __enter__(self) -> Self:
         self.take()
         return self
@@ -233,7 +215,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close("success" if error is None else "failed")
+        self.close("success" if error is None or isinstance(error, Stopped) else "failed")
 
     def close(self, status: str = "success") -> None:
         """Close files and loggers, and give the folder back."""

@@ -18,6 +18,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from rs_aligner import stopping
 from rs_aligner.remote.endpoints import SERVER, Endpoint, EndpointPool, Role
 from rs_aligner.remote.queue import Result, Row, RowQueue, Waiting
 from rs_aligner.remote.retry import AskError, Patience, is_transient, is_worth_halving
@@ -208,8 +209,8 @@ class Asker(Generic[Row, Result, Link]):
             self._answer(batch)
 
     def _ask_here(self, *, full: bool) -> None:
-        """Ask for what waits in this thread: full batches, or all of it."""
-        while batch := self._queue.take_now(full=full):
+        """Ask for what waits in this thread: full batches, or all of it; nothing once a stop is asked for."""
+        while not stopping.is_asked() and (batch := self._queue.take_now(full=full)):
             self._answer(batch)
 
     def _answer(self, batch: Sequence[Waiting[Row, Result]]) -> None:

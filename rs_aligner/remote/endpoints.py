@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from rs_aligner import stopping
 from rs_aligner.remote.retry import AskError, is_transient, jittered
 from rs_aligner.remote.transport import TransportError
 
@@ -105,26 +106,29 @@ class EndpointPool(Generic[Link]):
 
         Raises:
             TransportError: there is none.
+            Stopped: this process was asked to stop before there was one.
             Exception: what `try_out` raised besides for one of them: waiting will not help.
         """
         deadline = self._starting_until = time.monotonic() + timeout
         with self._changed:
             for endpoint in self.endpoints:
                 self._watch(endpoint)
-            self._changed.wait_for(
-                lambda: (
-                    all(e.why_out is None for e in self.endpoints)
-                    or any(e.hopeless for e in self.endpoints)
-                    or self._closed.is_set()
-                ),
-                deadline + _GRACE - time.monotonic(),
-            )
+            while not (
+                all(e.why_out is None for e in self.endpoints)
+                or any(e.hopeless for e in self.endpoints)
+                or self._closed.is_set()
+                or (left := deadline + _GRACE - time.monotonic()) <= 0
+                or stopping.is_asked()
+            ):
+                self._changed.wait(min(left, stopping.LOOK_SECONDS))
             self._starting_until = None
             hopeless = [e.hopeless for e in self.endpoints if e.hopeless is not None]
             out = [e for e in self.endpoints if e.why_out is not None]
         if hopeless or len(out) == len(self.endpoints):
             reasons = self.why_out()
             self.close()
+            if not hopeless and stopping.is_asked():
+                raise stopping.Stopped(stopping.reason())
             raise hopeless[0] if hopeless else TransportError(reasons, "unreachable")
         for endpoint in out:
             self._tell_out(endpoint, "", endpoint.why_out)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import Generic, TypeVar
 
+from rs_aligner import stopping
+
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
@@ -58,9 +60,10 @@ class RowQueue(Generic[Row, Result]):
         self._has_room = threading.Condition(lock)
 
     def put(self, waiting: Waiting[Row, Result]) -> bool:
-        """Hand in a row, waiting for room; False if the queue is closed."""
+        """Hand in a row, waiting for room, but not once a stop is asked for; False if the queue is closed."""
         with self._has_room:
-            self._has_room.wait_for(lambda: self._closed or len(self._rows) < self._room)
+            while not self._closed and len(self._rows) >= self._room and not stopping.is_asked():
+                self._has_room.wait(stopping.LOOK_SECONDS)
             if self._closed:
                 return False
             self._rows.append(waiting)

@@ -33,6 +33,8 @@ class Learner:
     def __init__(self, rs: RSConfig, policy: Policy, anchors: Sequence[TrainingRow] = ()) -> None:
         self.rs, self.policy, self.anchors = rs, policy, anchors
         self._next_anchor = 0
+        self.stats: list[Stats] = []
+        """Of the optimizer steps of the last `learn`."""
         self._reference: dict[tuple[tuple[int, ...], tuple[int, ...]], LogProbs] = {}
 
     def learn(self, candidates: Candidates, selection: Selection) -> dict[str, float]:
@@ -48,11 +50,11 @@ class Learner:
             rows = with_reference(rows, self._reference_log_probs(rows))
         if pool.restart and candidates.improve_step == 0:
             self.policy.restart()
-        stats: list[Stats] = []
+        self.stats = []
         for _ in range(pool.passes):
             mixed, self._next_anchor = mix(rows, self.anchors, objective.anchor.share, self._next_anchor)
-            stats += self.policy.train(mixed)
-        return figures | training_metrics(stats)
+            self.stats += self.policy.train(mixed)
+        return figures | training_metrics(self.stats)
 
     def distance(self, candidates: Candidates, version: int) -> dict[str, float]:
         """How far the policy of a version is from the one that the run started from; a collective.

@@ -26,10 +26,14 @@ from rs_aligner.trainers.protocols import Stats
 def training_metrics(stats: Sequence[Stats]) -> dict[str, float]:
     """Means over a step's optimizer steps, and the last learning rate; nothing if there were none.
 
-    A further figure, such as `kl`, is the mean over the optimizer steps that have it.
+    A further figure, such as `kl`, is the mean over the optimizer steps that have it. Those that were not
+    applied are counted, and take no part in the means.
     """
+    number = sum(bool(one.skipped) for one in stats)
+    counted: dict[str, float] = {"optimizer_steps/skipped": number} if number else {}
+    stats = [one for one in stats if not one.skipped]
     if not stats:
-        return {}
+        return counted
     figures: dict[str, list[float]] = {}
     for one in stats:
         for name, value in one.figures.items():
@@ -39,6 +43,7 @@ def training_metrics(stats: Sequence[Stats]) -> dict[str, float]:
         "grad_norm": fmean(one.grad_norm for one in stats),
         "lr": stats[-1].learning_rate,
         **{name: fmean(values) for name, values in figures.items()},
+        **counted,
     }
 
 

@@ -38,6 +38,8 @@ class PreferenceTrainer(EpochTrainer[PreferencePair]):
         run: the run's folder.
     """
 
+    section = "rm"
+
     def __init__(
         self,
         config: TrainRewardModelConfig,

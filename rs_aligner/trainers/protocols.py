@@ -28,6 +28,10 @@ class Stats(Protocol):
     def figures(self) -> Mapping[str, float]:
         """What else there is to report, by the name it has among the metrics; may be empty."""
 
+    @property
+    def skipped(self) -> Sequence[Any]:
+        """The rows of a step that was not applied, since loss or gradient is not finite; of others none."""
+
 
 class Collective(Protocol):
     """What can compare its ranks."""

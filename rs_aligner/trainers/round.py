@@ -2,8 +2,9 @@
 
 The one door to the judges, for training, held-out prompts and files of answers. A collective: every rank
 calls it, and where a judge cannot be asked on one of them, all still sample to the end and all hear of it.
-Policy and judge are known by protocols only. Left out on purpose: how many failures are too many
-(`failures`).
+Where a stop is asked for, on whichever rank, sampling ends between two tokens, what is in flight at the judge
+is waited for a short while, and all ranks end the round as stopped. Policy and judge are known by protocols
+only. Left out on purpose: how many failures are too many (`failures`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from rs_aligner import progress, stopping
 from rs_aligner.reward.protocol import Judge
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.sample_request import SampleRequest
@@ -26,6 +28,8 @@ Pending = Answer | Future[Answer]
 
 VALIDATION = 0  # the step in the seeds of validation rollouts: every validation draws the same numbers
 NOT_JUDGED = ScoreFailure("there is no judge")
+POLL_SECONDS = 0.5  # between looks whether a stop is asked for
+IN_FLIGHT_SECONDS = 5.0  # that a stop waits for what a judge is asked already
 
 
 class Judges(NamedTuple):
@@ -77,14 +81,22 @@ def sample_and_score(
     Returns:
         The groups, in which rollouts without a judge have `NOT_JUDGED`. The failure is that of a judge that
         could not be asked, on whichever rank.
+
+    Raises:
+        Stopped: a rank was asked to stop; every rank raises it.
     """
+    progress.enter("validating" if request.step == VALIDATION else "sampling")
     mine = _Mine(judges)
     hidden = None if is_first else True  # None: shown on a terminal only
     total = len(request.prompts) * request.num_rollouts
     for rollout in tqdm(policy.generate(request), what, total, leave=False, disable=hidden, unit=" rollouts"):
         mine.hand_in(request.prompts[rollout.group], rollout)
-    gathered = policy.gather((list(mine.results()), mine.problem))
-    everyone = [item for replica, _ in gathered for item in replica]
+    if request.step != VALIDATION:
+        progress.enter("scoring")
+    gathered = policy.gather((list(mine.results()), mine.problem, stopping.is_asked()))
+    if any(is_stopped for *_, is_stopped in gathered):
+        raise stopping.Stopped(stopping.reason())
+    everyone = [item for replica, *_ in gathered for item in replica]
     everyone.sort(key=lambda item: (item[0].group, item[0].index))
     groups = [Group(prompt, [], []) for prompt in request.prompts]
     for rollout, result, seen in everyone:
@@ -92,7 +104,7 @@ def sample_and_score(
         groups[rollout.group].scores.append(result)
         if seen is not None:
             groups[rollout.group].watched.append(seen)
-    failure = next((f"{what}: {text}" for _, text in gathered if text is not None), None)
+    failure = next((f"{what}: {text}" for _, text, _ in gathered if text is not None), None)
     return Collected(groups, mine.waited, failure)
 
 
@@ -109,6 +121,7 @@ class _Mine:
         self._rollouts: list[tuple[Rollout, Pending, Pending | None]] = []
         self.problem: str | None = None
         self.waited = 0.0
+        self._until: float | None = None  # when a stop waits no longer
 
     def hand_in(self, prompt: Prompt, rollout: Rollout) -> None:
         """Ask for a rollout's score; it may wait while too many are on their way."""
@@ -117,13 +130,15 @@ class _Mine:
         self.waited += time.monotonic() - began
 
     def results(self) -> Iterator[tuple[Rollout, Answer, Answer | None]]:
-        """Wait for all scores."""
+        """Wait for all scores; where a stop is asked for, only for a while, and leave out what is missing."""
         began = time.monotonic()
         for judge in (self._judge, self._watched):
             if judge is not None:
                 judge.flush()
         for rollout, score, seen in self._rollouts:
-            yield rollout, _result(score), None if seen is None else _result(seen)
+            result, of_watched = self._result(score), None if seen is None else self._result(seen)
+            if result is not None and (seen is None or of_watched is not None):
+                yield rollout, result, of_watched
         self.waited += time.monotonic() - began
 
     def _ask(self, prompt: Prompt, rollout: Rollout) -> Pending:
@@ -134,6 +149,8 @@ class _Mine:
                 return self._judge.submit(prompt, rollout)
             except (ValueError, OSError, RuntimeError) as error:  # no judge, or not the one meant
                 self.problem = str(error)
+            except stopping.Stopped:  # while it was waited for
+                return Future()
         return ScoreFailure(self.problem)  # the others wait for this rank, so it samples to the end
 
     def _watch(self, prompt: Prompt, rollout: Rollout) -> Pending | None:
@@ -143,7 +160,25 @@ class _Mine:
             return self._watched.submit(prompt, rollout)
         except (ValueError, OSError, RuntimeError) as error:
             return ScoreFailure(str(error))
+        except stopping.Stopped:
+            return Future()
 
-
-def _result(pending: Pending) -> Answer:
-    return pending.result() if isinstance(pending, Future) else pending
+    def _result(self, pending: Pending) -> Answer | None:
+        """The answer; None where it did not come in the time that a stop leaves."""
+        if not isinstance(pending, Future):
+            return pending
+        while True:
+            seconds = POLL_SECONDS
+            if stopping.is_asked():
+                if self._until is None:
+                    spare = stopping.seconds_left() - stopping.MARGIN * stopping.longest_save()
+                    self._until = time.monotonic() + min(IN_FLIGHT_SECONDS, spare)
+                seconds = self._until - time.monotonic()
+            try:
+                answer = pending.result(max(seconds, 0.0))
+            except TimeoutError:
+                if self._until is not None:
+                    return None
+            else:
+                progress.note()
+                return answer

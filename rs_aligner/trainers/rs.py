@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from rs_aligner import progress, stopping
 from rs_aligner.batching import is_few
 from rs_aligner.config import TrainRSConfig, num_steps
 from rs_aligner.data import DataOrder
@@ -28,12 +29,13 @@ from rs_aligner.trainers.agreement import (
     digest_of_prompts,
     digest_of_rows,
 )
+from rs_aligner.trainers.bad_steps import BadSteps, told_by_groups
 from rs_aligner.trainers.collect import Collector
 from rs_aligner.trainers.failures import RanksDiffer
 from rs_aligner.trainers.held_out import HeldOut
 from rs_aligner.trainers.learner import Learner
 from rs_aligner.trainers.measure import measure
-from rs_aligner.trainers.pace import is_due, out_of_time, resume
+from rs_aligner.trainers.pace import Pace, is_due, resume, timed_save
 from rs_aligner.trainers.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
 from rs_aligner.trainers.protocols import Policy
 from rs_aligner.trainers.round import Judges
@@ -91,7 +93,10 @@ class RSTrainer:
         self.learner = Learner(self.rs, policy, data.anchors)
         self.held_out = HeldOut(config, collector, data.validation)
         self.num_steps = num_steps(config, number)
+        self.pace = Pace(policy)
+        self.bad = BadSteps(run.folder, self.loop.max_bad_steps, writes=run.is_first)
         self._said_few = False
+        self._unlooked: dict[str, Any] | None = None  # figures of a step that held-out ones still belong to
         self._inputs = {
             "the prompts": digest_of_prompts(data.prompts),
             "the scored rollouts": digest(*map(digest_of_group, data.scored)),
@@ -103,26 +108,44 @@ class RSTrainer:
         self.chain = chain or build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
 
     def fit(self) -> None:
-        """Train to the end, until nothing is gained any more, or until the time is up; then save and export.
+        """Train to the end, or until nothing is gained any more; then save and export.
 
         Raises:
+            Stopped: a stop was asked for, or the time is nearly up; on every rank. What was done is saved, if
+                there was time, and the run continues there when it is started again.
+            FloatingPointError: too many optimizer steps in a row had a loss that is not finite; all is saved.
             JudgeFailed: the judge scored too little of a step; every rank raises it. Nothing of the step is
                 trained, what was done before is saved, and the run continues there when it is started again.
             RanksDiffer: the ranks came to different selections, or started from different data; as above.
         """
         check_inputs(self.policy, self._inputs)
         done = self._resume()
+        self._behind = self._counters(done)
+        try:
+            done = self._train(done)
+            self.pace.stop_if_asked()
+        except stopping.Stopped as stop:
+            self.pace.stopped(stop, self._save_behind)
+            raise
+        self._export(done)
+
+    def _train(self, done: int) -> int:
+        """The steps that are left; returns how many are done."""
         while done < self.num_steps and not self.held_out.is_over:
-            self.run.begin_step()
+            self.pace.begin_step()
             began = time.monotonic()
             before, step = self._counters(done), done + 1
+            self._behind = before
+            progress.enter("sampling", step=step, steps=self.num_steps)
             candidates = self.pool.draw(step)
             if candidates.failure is not None:
                 self._stop_before(step, before, candidates)
             generated = time.monotonic()
+            progress.enter("training")
             selection = self._agreed(step, before, candidates)
             distance = self.learner.distance(candidates, version=done)
             learnt = self.learner.learn(candidates, selection)
+            self.bad.look(step, self.learner.stats, told_by_groups(candidates.groups))
             done = self.policy.version = step
             trained = time.monotonic()
             times = self.policy.maximum(
@@ -147,11 +170,8 @@ class RSTrainer:
                 **times,
             }
             self._say(metrics)
-            last = step == self.num_steps or out_of_time(self.run, self.policy)
-            self._look_and_save(step, metrics, last)
-            if last:
-                break
-        self._export(done)
+            self._look_and_save(step, metrics, stops=self.pace.stop_is_due(step < self.num_steps))
+        return done
 
     def _resume(self) -> int:
         """Continue from the newest checkpoint, or look at held-out prompts first; returns the steps done."""
@@ -160,7 +180,11 @@ class RSTrainer:
         self.ledger = self.run.open(saved)
         if saved >= 0:
             self._remember(counters)
+            self._unlooked = counters["unlooked"]
+            if self._unlooked is not None and (unscored := self._look(saved, self._unlooked)) is not None:
+                raise unscored
         elif self._looks:
+            progress.enter("validating", step=0, steps=self.num_steps)
             found = self.held_out.measure(0)
             self.run.record({"step": 0, **found})
             if self.loop.patience is not None:
@@ -182,6 +206,7 @@ class RSTrainer:
         done = counters["step"]
         self.held_out.load_state_dict(counters["held_out"])
         self.learner.load_state_dict(counters["learner"])
+        self.bad.load_state_dict(counters["bad_steps"])
         mine = None
         if self.ledger is not None:
             earlier = self.ledger.kept_until(done) if self.chain.remembers else []
@@ -197,11 +222,18 @@ class RSTrainer:
             "sampler": self.order.state_dict(),
             "held_out": self.held_out.state_dict(),
             "learner": self.learner.state_dict(),
+            "bad_steps": self.bad.state_dict(),
+            "unlooked": self._unlooked,
         }
 
     def _save(self, counters: dict[str, Any]) -> None:
+        timed_save(lambda: self.run.save(self.policy, counters["step"], counters))
         self._saved = counters["step"]
-        self.run.save(self.policy, self._saved, counters)
+
+    def _save_behind(self) -> None:
+        """Save what was done last, unless it is saved already."""
+        if self._behind["step"] > max(self._saved, 0):
+            self._save(self._behind)
 
     def _stop_before(self, step: int, before: dict[str, Any], candidates: Candidates) -> NoReturn:
         """End a run whose judge failed in this step: write it down, untrained, and save what was done."""
@@ -236,22 +268,43 @@ class RSTrainer:
         if self.ledger is not None:
             self.ledger.append(step, groups, selection, everything=bool(self.rs.offline))
 
-    def _look_and_save(self, step: int, metrics: dict[str, Any], last: bool) -> None:
-        """Look at held-out prompts and save where it is due; write the step's figures down."""
+    def _look_and_save(self, step: int, metrics: dict[str, Any], *, stops: bool) -> None:
+        """Look at held-out prompts and save where it is due; write the step's figures down.
+
+        A run that stops saves first, and looks when it goes on.
+        """
         unscored: JudgeFailed | None = None
+        last = step == self.num_steps
         looked = self._looks and (is_due(step, self.loop.val_check_interval) or last)
+        self._unlooked = metrics if looked else None
+        self._behind = self._counters(step)
+        if not looked:
+            self.run.record(metrics)
+        if self.bad.are_too_many:
+            self._save_behind()
+            raise self.bad.error(step, "trainer.rs.max_bad_steps")
+        if stops:
+            raise stopping.Stopped(stopping.reason())
         if looked:
-            try:
-                metrics |= self.held_out.measure(step)
-            except JudgeFailed as error:
-                unscored = error
-        self.run.record(metrics)
+            unscored = self._look(step, metrics)
         due = is_due(step, self.loop.save_interval or self.loop.val_check_interval)
         is_best = looked and self.loop.patience is not None and self.held_out.best_step == step
         if due or is_best or last or unscored or self.held_out.is_over:
             self._save(self._counters(step))
         if unscored is not None:
             raise unscored
+
+    def _look(self, step: int, metrics: dict[str, Any]) -> JudgeFailed | None:
+        """Look at held-out prompts and write the step's figures down; returns why there are no scores."""
+        unscored: JudgeFailed | None = None
+        progress.enter("validating", step=step, steps=self.num_steps)
+        try:
+            metrics |= self.held_out.measure(step)
+        except JudgeFailed as error:
+            unscored = error
+        self._unlooked = None
+        self.run.record(metrics)
+        return unscored
 
     def _export(self, done: int) -> None:
         """Leave the policy in `final/`: the best one where the run has `patience`, else the last."""
@@ -260,6 +313,7 @@ class RSTrainer:
             if best != done:
                 self.policy.load(self.run.checkpoint(best))
             _logger.info("final/ is the policy of step %d, the best on held-out prompts", best)
+        progress.enter("exporting")
         self.policy.export(self.run.final)
 
     def _say(self, metrics: dict[str, Any]) -> None:
@@ -274,7 +328,8 @@ class RSTrainer:
         mean, kept = (
             f"{metrics[key]:.4f}" if key in metrics else "none" for key in ("reward/mean", "reward/kept_mean")
         )
-        loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else "nothing kept, no optimizer step"
+        why = "loss not finite" if "optimizer_steps/skipped" in metrics else "nothing kept"
+        loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else f"{why}, no optimizer step"
         _logger.info(
             "step %d/%d  reward %s, kept %s (%d of %d)  %s  %.1f s (generate %.1f, wait %.1f, train %.1f)",
             *(metrics["step"], self.num_steps, mean, kept),

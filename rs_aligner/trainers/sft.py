@@ -39,6 +39,8 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
         run: the run's folder.
     """
 
+    section = "sft"
+
     def __init__(
         self,
         config: TrainSFTConfig,

@@ -89,10 +89,12 @@ LOOP: Rows = {
     **shown_by("metrics", {"max_epochs": 3, "max_steps": 1, "val_check_interval": 2}),
     **shown_by("saved", {"save_interval": 3}),
     **shown_by("optimizer", {"gradient_clip_val": 0.5}),
+    **shown_by("bad steps", {"max_bad_steps": 7}),
 }
 EXP_MANAGER: Rows = {
     **shown_by("files", {"explicit_log_dir": "@/out/elsewhere", "max_time_per_run": "00:00:00:05"}),
     **shown_by("loggers", {"name": "mine", "create_tensorboard_logger": False, "create_wandb_logger": True}),
+    **shown_by("signals", {"stop_within": 90}),
     **shown_by("loggers", {"wandb_logger_kwargs": {"project": "mine"}}),
     **shown_by("error", {"resume_if_exists": False}, again=True),
     **shown_by("files", {"checkpoint_callback_params.save_top_k": 3}),

@@ -31,6 +31,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from rs_aligner import stopping
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.model import runtime
 from rs_aligner.model.families.registry import read_architecture
@@ -40,6 +41,7 @@ from rs_aligner.objective import terms as objective_terms
 from rs_aligner.policy import pairs, policy, reward_model, sampler, training
 from rs_aligner.rollout import Rollout
 from rs_aligner.sample_request import SampleRequest
+from rs_aligner.trainers.bad_steps import BadSteps
 from tests.config.leaf_judges import Notes, chance_of, set_up_judges, set_up_server
 from tests.config.leaf_reads import READS, note_reads
 from tests.conftest import ROOT
@@ -171,6 +173,8 @@ class _Clock:
     def monotonic(self) -> float:
         return next(self.now)
 
+    time = monotonic
+
 
 class _Runtime(Runtime):
     """The only rank, without process groups."""
@@ -199,7 +203,11 @@ def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
     patch.setattr("rs_aligner.cli.ranks.log_handler", lambda: notes.handler)
     patch.setattr("os.fsync", lambda _: None)
     patch.setattr("rs_aligner.model.folder.Tokenizer", _read_tokenizer)
-    patch.setattr("rs_aligner.record.run.time", _Clock())
+    clock = _Clock()
+    for module in ("stopping", "trainers.pace"):
+        patch.setattr(f"rs_aligner.{module}.time", clock)
+    patch.setattr(stopping, "process_started", clock.monotonic)
+    _set_up_stops(patch, notes)
     _set_up_ranks(patch, notes)
     _set_up_models(patch, notes)
     set_up_judges(patch, notes)
@@ -211,6 +219,22 @@ def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
 def _read_tokenizer(folder: Path) -> Tokenizer:
     """Read once: it takes longer than the rest of a run."""
     return Tokenizer(folder)
+
+
+def _set_up_stops(patch: pytest.MonkeyPatch, notes: Notes) -> None:
+    """When a run stops or ends early."""
+    signals, begin = stopping.signals, BadSteps.__init__
+
+    def noted_signals(**how: Any) -> Any:
+        notes.add("signals", how)
+        return signals(**how)
+
+    def noted_begin(self: BadSteps, folder: Path, most: int, **how: Any) -> None:
+        notes.add("bad steps", most)
+        begin(self, folder, most, **how)
+
+    patch.setattr(stopping, "signals", noted_signals)
+    patch.setattr(BadSteps, "__init__", noted_begin)
 
 
 def _set_up_ranks(patch: pytest.MonkeyPatch, notes: Notes) -> None:
@@ -326,6 +350,7 @@ def _generate(
     seed: int,
     policy_version: int = 0,
     share: slice,
+    stops: Any,
 ) -> Iterator[Rollout]:
     """Answers that depend on what a rollout's seed comes from, and on the weights."""
     step, how = request.step, {"wave_size": request.wave_size, "kv_cache_bytes": decoder.kv_cache_bytes}

@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were(folder: Path,
     with torch.no_grad():
         model.decoder.final_layernorm.weight[0] = torch.nan
     before = {name: p.clone() for name, p in model.named_parameters()}
-    with pytest.raises(FloatingPointError, match=r"the loss is nan.*model\.optim\.lr"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan and the gradient not finite"):
         trainer.step([TrainingRow((1, 2), (3, 4))], micro_batch_size=1, learning_rate=1e-3)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num()), name

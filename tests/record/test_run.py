@@ -33,23 +33,6 @@ class FakeLogger:
         self.status = status
 
 
-class Clock:
-    """Stands in for the `time` module of run.py."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("rs_aligner.record.run.time", clock)
-    return clock
-
-
 def open_run(folder: Path, *, is_first: bool = True, loggers: Any = (), **config: Any) -> Run:
     config = {"explicit_log_dir": str(folder), **config}
     return Run(ExpManagerConfig.model_validate(config), is_first=is_first, loggers=loggers)
@@ -238,32 +221,3 @@ def test_leaving_a_run_closes_its_loggers_as_it_ended(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), open_run(tmp_path, loggers=[logger]):
         raise KeyboardInterrupt
     assert logger.status == "failed"
-
-
-def test_without_a_time_limit_there_is_always_time(tmp_path: Path, clock: Clock) -> None:
-    run = open_run(tmp_path)
-    run.begin_step()
-    clock.now += 1e9
-    assert run.time_left_for_a_step()
-
-
-@pytest.mark.parametrize(("limit", "fits"), [("00:00:00:25", False), ("00:00:00:26", True)])
-def test_a_step_is_begun_only_if_one_and_a_half_of_the_longest_fit(
-    tmp_path: Path, clock: Clock, limit: str, fits: bool
-) -> None:
-    run = open_run(tmp_path, max_time_per_run=limit)
-    run.begin_step()
-    clock.now += 10
-    assert run.time_left_for_a_step() == fits
-
-
-def test_a_step_counts_with_its_validation_and_checkpoint(tmp_path: Path, clock: Clock) -> None:
-    """Steps of 10 s, after the first of which 30 s went into validation and checkpoint."""
-    run = open_run(tmp_path, max_time_per_run="00:00:01:45")
-    run.begin_step()
-    clock.now += 10
-    assert run.time_left_for_a_step()
-    clock.now += 30
-    run.begin_step()
-    clock.now += 10
-    assert not run.time_left_for_a_step()  # 50 s are gone, and 1.5 x 40 do not fit into 55

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from rs_aligner import stopping
 from rs_aligner.config import ExpManagerConfig
 from rs_aligner.record.manifest import BrokenCheckpoint
 from rs_aligner.record.run import Run
-from rs_aligner.trainers.pace import is_due, resume
+from rs_aligner.trainers.pace import Pace, is_due, resume
+
+KEY = "exp_manager.max_time_per_run"
+
+
+class Clock:
+    """Stands in for the `time` modules of who looks at the time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class OneRank:
+    def maximum(self, values: dict[str, float]) -> dict[str, float]:
+        return values
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    for module in ("stopping", "trainers.pace"):
+        monkeypatch.setattr(f"rs_aligner.{module}.time", clock)
+    yield clock
+    stopping.forget()
 
 
 @pytest.mark.parametrize(
@@ -97,3 +125,76 @@ def test_where_no_checkpoint_is_good_the_run_is_refused_and_nothing_is_touched(t
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         *("step_000001", "step_000002"),
     ]
+
+
+def test_without_a_time_limit_there_is_always_time(clock: Clock) -> None:
+    pace = Pace(OneRank())
+    stopping.limit(None, key=KEY, since=clock.now)
+    pace.begin_step()
+    clock.now += 1e9
+    assert not pace.stop_is_due(another=True)
+
+
+@pytest.mark.parametrize(("limit", "stops"), [(24.9, True), (25.1, False)])
+def test_a_step_is_begun_only_if_one_and_a_half_of_the_longest_fit(
+    clock: Clock, limit: float, stops: bool
+) -> None:
+    pace = Pace(OneRank())
+    stopping.limit(limit, key=KEY, since=clock.now)
+    pace.begin_step()
+    clock.now += 10
+    assert pace.stop_is_due(another=True) == stops
+    assert stopping.is_asked() == stops
+
+
+def test_a_step_counts_with_its_validation_and_the_checkpoint_comes_on_top(clock: Clock) -> None:
+    """Steps of 10 s, after the first of which 30 s went into validation and checkpoint."""
+    pace = Pace(OneRank())
+    stopping.limit(120.0, key=KEY, since=clock.now)
+    pace.begin_step()
+    clock.now += 10
+    assert not pace.stop_is_due(another=True)
+    clock.now += 30
+    stopping.note_save(4.0)
+    pace.begin_step()
+    clock.now += 10
+    assert not pace.stop_is_due(another=True)  # 50 s are gone, and 1.5 x (40 + 4) fit into 70
+    clock.now += 5
+    assert pace.stop_is_due(another=True)
+
+
+def test_behind_the_last_step_only_the_checkpoint_has_to_fit(clock: Clock) -> None:
+    pace = Pace(OneRank())
+    stopping.limit(25.0, key=KEY, since=clock.now)
+    stopping.note_save(2.0)
+    pace.begin_step()
+    clock.now += 20
+    assert not pace.stop_is_due(another=False)
+    assert pace.stop_is_due(another=True)
+
+
+def test_a_limit_is_asked_for_in_time_for_the_longest_save_wherever_the_run_is(clock: Clock) -> None:
+    stopping.limit(100.0, key=KEY, since=clock.now)
+    clock.now += 89.9
+    assert not stopping.is_asked()  # a tenth is kept for a save that was not measured
+    stopping.note_save(1.0)
+    clock.now += 8.5
+    assert not stopping.is_asked()
+    stopping.note_save(2.0)
+    assert stopping.is_asked()
+    assert stopping.reason() == "exp_manager.max_time_per_run is nearly over"
+    assert not stopping.can_save()  # 1.6 s are left, and 1.5 x 2 may be needed
+
+
+def test_slurms_clock_is_a_limit_and_the_earlier_one_counts(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "time", lambda: 5000.0, raising=False)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "5040")
+    stopping.limit(None, key=KEY, since=clock.now)
+    assert stopping.seconds_left() == pytest.approx(40)
+    stopping.limit(30.0, key=KEY, since=clock.now)
+    assert stopping.seconds_left() == pytest.approx(30)
+    stopping.limit(50.0, key=KEY, since=clock.now)
+    assert stopping.seconds_left() == pytest.approx(40)
+    assert stopping.limit_name() == "the time of the Slurm job"

@@ -31,6 +31,7 @@ class FakeStats:
     loss: float = 0.5
     grad_norm: float = 1.0
     learning_rate: float = 0.1
+    skipped: Sequence[Any] = ()
     figures: dict[str, float] = field(default_factory=lambda: {"accuracy": 0.75})
 
 

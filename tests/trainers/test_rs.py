@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.record.run import Run
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure, TrainingRow
+from rs_aligner.stopping import Stopped
 from tests.fake_run import FakeRun, Result, by_tokens, figures
 
 TRAINED_KEYS = {"loss", "grad_norm", "lr"}
@@ -508,10 +508,12 @@ def test_checkpoints_come_every_save_interval_and_at_the_end(
 
 
 class Clock:
-    """Stands in for the `time` module of run.py."""
+    """Stands in for the `time` module where the time that is left is looked at."""
 
     def __init__(self) -> None:
         self.now = 0.0
+
+    def sleep(self, seconds: float) -> None: ...
 
     def monotonic(self) -> float:
         return self.now
@@ -520,30 +522,37 @@ class Clock:
 def test_the_time_limit_saves_and_stops_before_it_is_over(
     run: FakeRun, other: FakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It saves before it looks at held-out prompts, which it does when it goes on."""
     clock = Clock()
-    monkeypatch.setattr("rs_aligner.record.run.time", clock)
+    for module in ("rs_aligner.stopping", "rs_aligner.trainers.pace", "tests.fake_run"):
+        monkeypatch.setattr(f"{module}.time", clock)
 
     def ten_seconds() -> None:
         clock.now += 10
 
-    with caplog.at_level("INFO", "rs_aligner"):
-        run.start(steps=5, time_limit="00:00:00:35", before_train=ten_seconds)
-    assert [row["step"] for row in run.rows] == [0, 1, 2]
-    assert "validation/reward" in run.rows[-1]
+    with caplog.at_level("INFO", "rs_aligner"), pytest.raises(Stopped):
+        run.start(steps=5, time_limit="00:00:00:34", before_train=ten_seconds)
+    assert [row["step"] for row in run.rows] == [0, 1]
     assert run.checkpoints() == ["step_000002"]
-    assert (run.folder / "final" / "weights").exists()
+    assert run.events[-1] == "save"
+    assert not (run.folder / "final").exists()
     assert "exp_manager.max_time_per_run" in caplog.text
+    monkeypatch.undo()
     (policy,) = run.start(steps=5)
     (through,) = other.start(steps=5)
     assert policy.weights == through.weights
+    assert figures(run.rows) == figures(other.rows)
 
 
-def test_one_rank_that_is_out_of_time_stops_all(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    main = threading.current_thread()
+def test_one_rank_that_is_asked_to_stop_stops_all(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal may reach one rank only; the others hear of it in what they exchange anyway."""
+    main, asked = threading.current_thread(), threading.Event()
 
-    def time_left(self: Run) -> bool:
-        return threading.current_thread() is main
+    def poll() -> bool:
+        return asked.is_set() and threading.current_thread() is main
 
-    monkeypatch.setattr(Run, "time_left_for_a_step", time_left)
-    policies = run.start(steps=5, replicas=2)
-    assert [len(policy.trained) for policy in policies] == [1, 1]
+    monkeypatch.setattr("rs_aligner.trainers.pace.stopping.poll", poll)
+    with pytest.raises(Stopped):
+        run.start(steps=5, interval=None, replicas=2, before_train=asked.set)
+    assert [type(error) for error in run.errors] == [Stopped, Stopped]
+    assert run.checkpoints() == ["step_000001"]

@@ -42,6 +42,7 @@ class FakeStats:
     grad_norm: float = 1.0
     learning_rate: float = 0.1
     figures: dict[str, float] = field(default_factory=dict)
+    skipped: Sequence[Any] = ()
 
 
 class FakePolicy:
@@ -72,7 +73,7 @@ class FakePolicy:
             return [item]
         rollouts = [Rollout(group, 0, (7,), "", "stop") for group in (1, 3)]
         others = [(*pair, None) for pair in zip(rollouts, self.other_replica, strict=True)]
-        return [item, (others, None)]
+        return [item, (others, None, False)]
 
     def maximum(self, values: dict[str, float]) -> dict[str, float]:
         return values
