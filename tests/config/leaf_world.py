@@ -182,6 +182,8 @@ class _Runtime(Runtime):
     def gather(self, item: Any) -> list[Any]:
         return [item]
 
+    everyone = gather
+
     def maximum(self, values: dict[str, float]) -> dict[str, float]:
         return values
 
