@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -19,14 +20,15 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.layouts import Layout
 from rs_aligner.model.runtime import Runtime
-from rs_aligner.model.tensors import DTYPES, INDEX, WHOLE, check_tensors, read_headers
+from rs_aligner.model.tensors import DTYPES, INDEX, WHOLE, Stored, check_tensors, read_headers
 from rs_aligner.model_folder import belongs_to_a_model
 
 _logger = logging.getLogger("rs_aligner")
@@ -60,17 +62,42 @@ def load_weights(
         leave: Hugging Face names of tensors that stay as they are.
 
     Raises:
-        ValueError: the folder has not just the tensors of such a model, as `check_tensors` says.
+        ValueError: the folder has not just the tensors of such a model, as `check_tensors` says, or one of
+            them cannot be what was trained, on whichever rank.
     """
     stored = check_tensors(folder, arch, leave=leave)
+    problem: str | None = None
     for parameter, names, layout in _parameters(model, arch, runtime):
         if leave and not set(names).isdisjoint(leave):
             continue
-        tensors = []
-        for name in names:
-            with safe_open(stored[name].file, "pt") as file:
-                tensors.append(file.get_tensor(name))
+        try:
+            tensors = [_read(stored[name], name) for name in names]
+        except ValueError as error:
+            problem = str(error)
+            break
         parameter.copy_(layout.cut(tensors, runtime.tp_rank, runtime.tp_size))
+    for found in runtime.everyone(problem):
+        if found is not None:
+            raise ValueError(found)
+
+
+def _read(stored: Stored, name: str) -> torch.Tensor:
+    """A tensor of a file.
+
+    Raises:
+        ValueError: it cannot be read, has numbers that are none, or is zero where no trained model is.
+    """
+    try:
+        with safe_open(stored.file, "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{stored.file} is damaged ({error}): fetch it again") from None
+    low, high = (float(bound) for bound in torch.aminmax(tensor))  # either is NaN where anything is
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{stored.file}: {name} has numbers that are not finite: fetch it again")
+    if low == high == 0 and not name.endswith(".bias") and name != SCORE:  # a head may begin at zero
+        raise ValueError(f"{stored.file}: {name} is all zero, which no trained model's is: fetch it again")
+    return tensor
 
 
 def export_dtype(source: Path) -> torch.dtype:

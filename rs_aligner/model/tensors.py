@@ -78,6 +78,8 @@ def read_header(file: Path) -> dict[str, Stored]:
     whole = max((stored.end for stored in found.values()), default=begin)
     if size < whole:
         raise ValueError(f"{file} was cut short: it has {size:,} of {whole:,} bytes; fetch it again")
+    if size > whole:
+        raise ValueError(f"{file} is damaged: it has {size:,} bytes instead of {whole:,}; fetch it again")
     return found
 
 

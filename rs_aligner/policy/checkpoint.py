@@ -47,13 +47,23 @@ _METADATA = {
     "distrib_optim_fully_reshardable_mem_efficient": True,
 }
 _OPTIMIZER_BYTES = 12  # a parameter: its float32 twin and Adam's two averages
+_GATHERED = "param_state"
 _HEAD = "output_layer.weight"
 
 
 def _state(trainer: BaseTrainer, is_loading: bool) -> dict[str, Any]:
     model = trainer.ddp.module.sharded_state_dict()
     optimizer = trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA)
+    _leave_out_what_is_elsewhere(optimizer)
     return {"model": model, "optimizer": optimizer}
+
+
+def _leave_out_what_is_elsewhere(state: Any) -> None:
+    """Take out the places of what the first replica alone holds; Megatron warns that they differ."""
+    for part in state.values() if isinstance(state, dict) else ():
+        _leave_out_what_is_elsewhere(part)
+    if isinstance(state, dict) and state.get(_GATHERED, 0) is None:
+        del state[_GATHERED]
 
 
 def _adams(trainer: BaseTrainer) -> list[MegatronOptimizer]:
@@ -169,12 +179,17 @@ def _together(folder: Path, runtime: Runtime) -> Iterator[_Alone]:
     except (OSError, MemoryError, ValueError, CheckpointException) as error:
         if runtime.rank == 0:
             shutil.rmtree(folder.with_name(folder.name + PARTIAL), ignore_errors=True)
-        raise CannotSave(f"{folder} cannot be written: {_reason(error)}") from error
+        if not isinstance(cause := _cause(error), Exception):  # torch catches an interrupt, too
+            raise cause from None
+        raise CannotSave(f"{folder} cannot be written: {_reason(cause)}") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong on the first of the ranks on which something did."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
     if isinstance(error, MemoryError):
         return "out of memory"
     return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
@@ -204,6 +219,8 @@ def _write_tensors(partial: Path, sharded: dict[str, Any], runtime: Runtime) -> 
     planner = megatron_torch.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
     tensors = megatron_torch.mcore_to_pyt_state_dict(by_key, False)
     dcp.save(tensors, storage_writer=writer, planner=planner, process_group=runtime.objects)
+    for holder in (tensors, by_key, planner.state_dict):
+        holder.clear()  # torch's closures hold them in a circle, until the garbage collector comes by
     return writer.files.stored
 
 
@@ -270,7 +287,7 @@ def _read(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = dist_checkpointing.load(wanted, str(folder))
     except (CheckpointException, CheckpointingException) as error:
-        reason = _reason(error).strip().partition("\n")[0]
+        reason = _reason(_cause(error)).strip().partition("\n")[0]
         raise ValueError(f"{folder} does not fit this model: {reason}") from error
     return found
 

@@ -56,13 +56,13 @@ class SummedStream(io.RawIOBase):
     """A file that is written from front to back, and whose size and checksum are known at its end.
 
     Attributes:
-        failure: the first error of the system; torch's archive writer may hide it behind one of its own.
+        failure: the first error of writing; torch's archive writer hides it behind one of its own.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=0)
         self._sum, self._size = running_checksum(), 0
-        self.failure: OSError | None = None
+        self.failure: BaseException | None = None
 
     def writable(self) -> bool:
         return True
@@ -75,7 +75,7 @@ class SummedStream(io.RawIOBase):
         try:
             while left:
                 left = left[self._file.write(left) :]
-        except OSError as error:
+        except BaseException as error:
             self.failure = self.failure or error
             raise
         return size

@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rs_aligner.files import MANIFEST, checksum, checksum_of_file, write_whole
+from rs_aligner.files import MANIFEST, checksum_of_file, write_whole
+from rs_aligner.record.sealed import seal, unseal
 
 FORMAT = 1
 PARTIAL = ".partial"  # behind the name of a checkpoint that is being written
@@ -78,7 +78,7 @@ def read(folder: Path) -> Manifest:
     except OSError as error:
         raise BrokenCheckpoint(f"{MANIFEST} cannot be read: {error.strerror}") from None
     try:
-        found: dict[str, Any] = json.loads(content)
+        found = unseal(json.loads(content))
         if found["format"] != FORMAT:
             raise BrokenCheckpoint(
                 f"{MANIFEST} has the format {found['format']!r}, and {FORMAT} is read here"
@@ -166,8 +166,7 @@ def _whose(folder: Path, name: str) -> str:
 
 
 def _text(manifest: Manifest) -> bytes:
-    """The manifest's file; the checksum stands in its last line and is that of all lines before."""
+    """The manifest's file."""
     files = {name: [one.size, one.checksum] for name, one in sorted(manifest.files.items())}
-    head = json.dumps({"format": FORMAT, "step": manifest.step, "files": files}, indent=1)
-    head = head.removesuffix("\n}") + ",\n"
-    return f'{head} "checksum": "{checksum(head.encode())}"\n}}\n'.encode()
+    sealed = seal({"format": FORMAT, "step": manifest.step, "files": files})
+    return f"{json.dumps(sealed, indent=1)}\n".encode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from rs_aligner.cli import scripts
@@ -71,3 +73,34 @@ def test_every_command_goes_through_that_door(command, error, status, monkeypatc
     assert ended.value.code == status
     [line] = capsys.readouterr().err.splitlines()
     assert line in ("error: a key is wrong", "error: interrupted")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a/x"), "no space left on device: runs/a/x"),
+        (OSError(errno.EROFS, "Read-only file system", "runs/a"), "read-only file system: runs/a"),
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files (raise ulimit -n)"),
+        (MemoryError(), "out of memory: nothing more is known"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 7 bytes\nand more"),
+            "out of memory: DefaultCPUAllocator: can't allocate memory: you tried 7 bytes",
+        ),
+        (
+            ImportError("libx.so: failed to map segment from shared object"),
+            "out of memory: libx.so: failed to map segment from shared object",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line_and_to_be_mended(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise error
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_file_that_is_missing_where_nobody_expects_it_keeps_its_trace() -> None:
+    with pytest.raises(FileNotFoundError), one_line_errors():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")

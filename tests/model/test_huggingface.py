@@ -227,3 +227,32 @@ def test_a_checkpoint_remembers_the_type_and_keeps_every_bit(
     assert float(next(again.parameters())[0, 0]) == float(torch.tensor(1 / 3))
     huggingface.save_weights(tmp_path / "final", again, arch, rt, step / "huggingface")
     assert {tensor.dtype for tensor in load_file(tmp_path / "final" / FILE).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("model.norm.weight", 0.0, "is all zero, which no trained model's is"),
+        ("model.embed_tokens.weight", 0.0, "is all zero"),
+        ("model.layers.2.mlp.down_proj.weight", 0.0, "is all zero"),
+        ("model.layers.1.self_attn.q_proj.bias", 0.0, None),  # a bias may be
+        ("model.layers.3.self_attn.k_proj.weight", float("nan"), "has numbers that are not finite"),
+        ("model.layers.0.input_layernorm.weight", float("-inf"), "has numbers that are not finite"),
+    ],
+)
+def test_numbers_that_no_training_leaves_are_told_with_file_and_tensor(
+    folder: Path, model: GPTModel, arch: Architecture, rt: Runtime, name: str, value: float, words: str | None
+) -> None:
+    tensor = load_file(folder / FILE)[name]
+    if value == 0.0:
+        change(folder, {name: torch.zeros_like(tensor)})
+    else:
+        tensor.view(-1)[-1] = value
+        change(folder, {name: tensor})
+    if words is None:
+        huggingface.load_weights(folder, model, arch, rt)
+        return
+    with pytest.raises(ValueError, match=words) as error:
+        huggingface.load_weights(folder, model, arch, rt)
+    assert str(error.value).startswith(f"{folder / FILE}: {name} ")
+    assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -102,6 +103,17 @@ def test_a_damaged_tokenizer_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="the tokenizer cannot be read") as error:
         Tokenizer(folder)
     assert str(folder) in str(error.value)
+
+
+def test_too_little_memory_is_no_fault_of_the_tokenizer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lack)
+    with pytest.raises(MemoryError):
+        Tokenizer(folder)
 
 
 def test_a_model_without_an_end_token_is_refused(folder: Path) -> None:
