@@ -6,8 +6,8 @@ and for the fakes that stand in for them in tests. Plain data, no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rs_aligner.config import LengthParams, SamplingParams
 from rs_aligner.rollout import Prompt
@@ -24,6 +24,9 @@ class SampleRequest:
         step: part of the rollouts' seeds.
         wave_size: prompts decoded together on a replica; None for all of its share.
         first_index: index of each prompt's first rollout, above 0 where it has some already.
+        numbers: which prompt of its step each one is, where only some of the step's are asked; empty for all.
+        known: seed and policy version of the rollouts that are there already, by the prompt's place and the
+            index. One whose seed and version a new one would have, too, is not sampled.
     """
 
     prompts: Sequence[Prompt]
@@ -33,8 +36,18 @@ class SampleRequest:
     step: int = 0
     wave_size: int | None = None
     first_index: int = 0
+    numbers: Sequence[int] = ()
+    known: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
 
     @property
     def indices(self) -> range:
         """The indices of a prompt's rollouts."""
         return range(self.first_index, self.first_index + self.num_rollouts)
+
+    def number(self, place: int) -> int:
+        """Which prompt of the step the one at this place is."""
+        return self.numbers[place] if self.numbers else place
+
+    def lacks(self, place: int, index: int, *, seed: int, policy_version: int) -> bool:
+        """Whether this rollout is to be sampled."""
+        return self.known.get((place, index)) != (seed, policy_version)

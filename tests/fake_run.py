@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class FakeStats:
     skipped: Sequence[Any] = ()
 
 
+class Killed(BaseException):
+    """Stands in for the end of a process: nothing catches it, and other ranks go down with it."""
+
+
 class Exchange:
     """What replicas in threads of one process gather through."""
 
@@ -56,6 +61,10 @@ class Exchange:
         found = list(self._items)
         self._barrier.wait()
         return found
+
+    def abort(self) -> None:
+        """One of them is no more."""
+        self._barrier.abort()
 
 
 class FakePolicy:
@@ -77,6 +86,9 @@ class FakePolicy:
         for index in reversed(request.indices):  # rollouts end in any order
             for group, prompt in mine:
                 drawn = digest(self.weights, request.step, prompt.position, index)
+                seed = int(drawn[:6], 16)
+                if not request.lacks(group, index, seed=seed, policy_version=self.version):
+                    continue
                 tokens = tuple(int(c, 16) for c in drawn[: 1 + int(drawn[-1], 16) % 7])
                 self.events.append("rollout")
                 time.sleep(self.seconds_per_rollout)
@@ -91,7 +103,7 @@ class FakePolicy:
                         "length" if len(tokens) == 7 else "stop",
                     ),
                     policy_version=self.version,
-                    seed=int(drawn[:6], 16),
+                    seed=seed,
                     log_probs=tuple(-1.0 for _ in tokens),
                 )
         self.events.append("generated")
@@ -127,9 +139,12 @@ class FakePolicy:
 
     def save(self, folder: Path, counters: dict[str, Any]) -> None:
         self.events.append("save")
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {"version": self.version, "weights": self.weights, "counters": counters}
-        (folder / "state.json").write_text(json.dumps(state))
+        self.gather(None)  # no rank alone makes a checkpoint
+        if self.replica == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            state = {"version": self.version, "weights": self.weights, "counters": counters}
+            (folder / "state.json").write_text(json.dumps(state))
+        self.gather(None)
 
     def load(self, folder: Path) -> dict[str, Any]:
         state = json.loads((folder / "state.json").read_text())
@@ -143,28 +158,55 @@ class FakePolicy:
         (folder / "weights").write_text(self.weights)
 
 
-class FakeJudge:
-    """Answers nothing before `flush`, so that a trainer that waits for a score too early waits for ever."""
+Judged = tuple[str, int, int]
+"""What a judge was shown: the prompt's id, the version of the policy, and the rollout's index."""
 
-    def __init__(self, score: Callable[[Prompt, Rollout], Result], events: list[str], delay: float) -> None:
-        self.score, self.events, self.delay = score, events, delay
-        self.waiting: list[tuple[Future[Result], Result]] = []
+
+class FakeJudge:
+    """Answers nothing before `flush`, so that a trainer that waits for a score too early waits for ever.
+
+    With `batch` it answers as soon as so many wait. What it scored is counted in `scored`; what it is
+    answering, or has answered since it was asked last, is `in_flight`.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Prompt, Rollout], Result],
+        events: list[str],
+        delay: float,
+        batch: int | None = None,
+    ) -> None:
+        self.score, self.events, self.delay, self.batch = score, events, delay, batch
+        self.waiting: list[tuple[Future[Result], Result, Judged]] = []
         self.unreachable_from: int | None = None
+        self.scored: Counter[Judged] = Counter()
+        self.in_flight: list[Judged] = []
 
     def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Result]:
+        self.in_flight = []
         self.events.append("submit")
         if self.unreachable_from is not None and rollout.policy_version >= self.unreachable_from - 1:
             raise ConnectionError("no judge is ready at http://nowhere")
         future: Future[Result] = Future()
-        self.waiting.append((future, self.score(prompt, rollout)))
+        shown = prompt.id, rollout.policy_version, rollout.index
+        self.waiting.append((future, self.score(prompt, rollout), shown))
+        if len(self.waiting) == self.batch:
+            self._answer()
         return future
 
     def flush(self) -> None:
         self.events.append("flush")
         time.sleep(self.delay)
-        for future, result in reversed(self.waiting):
+        self._answer()
+
+    def _answer(self) -> None:
+        while self.waiting:
+            future, result, shown = self.waiting.pop()
+            self.scored[shown] += isinstance(result, Score)
+            self.in_flight.append(shown)
             future.set_result(result)
-        self.waiting = []
+            if self.batch is not None:
+                self.events.append("answer")
 
     def close(self) -> None: ...
 
@@ -197,6 +239,7 @@ class FakeRun:
         self.events: list[str] = []
         self.errors: list[BaseException] = []
         self.logger = FakeLogger()
+        self.judges: list[FakeJudge] = []  # of all starts
         self.prompts = [Prompt(f"p{i}", f"text {i}", (100 + i,)) for i in range(6)]
         self.validation = [Prompt(f"v{i}", f"held out {i}", (200 + i,), position=i) for i in range(4)]
 
@@ -222,12 +265,14 @@ class FakeRun:
         scored: Sequence[Group] = (),
         params: dict[str, Any] | None = None,
         batch: int = 4,
+        answers_by: int | None = None,
         **rs: Any,
     ) -> list[FakePolicy]:
         """Train; returns the replicas' policies.
 
         `judge` makes the judge of each replica (by default a fake one that scores by `score`); `unreachable`
-        says which replica's fake judge cannot be reached, and from which step on.
+        says which replica's fake judge cannot be reached, and from which step on; `answers_by`, how many rows
+        fake judges wait for.
         """
         config = TrainRSConfig.model_validate(
             {
@@ -265,7 +310,8 @@ class FakeRun:
             if judge is not None:
                 asked = judge(config.remote_rm)
             else:
-                asked = fake = FakeJudge(score, self.events, delay)
+                asked = fake = FakeJudge(score, self.events, delay, answers_by)
+                self.judges.append(fake)
                 if unreachable is not None and unreachable[0] == policy.replica:
                     fake.unreachable_from = unreachable[1]
             first = policy.replica == 0
@@ -274,7 +320,9 @@ class FakeRun:
                 manager.max_time_per_run, key="exp_manager.max_time_per_run", since=time.monotonic()
             )
             run = Run(config.exp_manager, is_first=first, loggers=[self.logger] if first else [])
-            seen = FakeJudge(watched, self.events, delay) if watched is not None else None
+            seen = FakeJudge(watched, self.events, delay, answers_by) if watched is not None else None
+            if seen is not None:
+                self.judges.append(seen)
             data = RSData([] if scored else self.prompts, self.validation, scored)
             trainer = RSTrainer(config, policy, Judges(asked, seen), data, run)
             try:
@@ -282,6 +330,9 @@ class FakeRun:
                     trainer.fit()
             except (Exception, stopping.Stopped) as error:
                 errors.append(error)
+            except Killed as error:
+                errors.insert(0, error)
+                exchange.abort()
             finally:
                 run.close()
 

@@ -15,7 +15,8 @@ from rs_aligner.commands.best_of_n import answer_row
 from rs_aligner.config import EndpointConfig, RemoteRMConfig
 from rs_aligner.data.scored import load_scored
 from rs_aligner.precision import as_meant, rounded
-from rs_aligner.record.ledger import Ledger, groups_of
+from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.ledger_row import groups_of
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.judges import score_rows
 from rs_aligner.reward.judges.combined import StandardisedJudge, WeightedJudge

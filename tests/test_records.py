@@ -19,7 +19,7 @@ FROZEN = {
     "generation/sampling.py": ["Controls"],
     "policy/batches.py": ["MicroBatch"],
     "proof/watched.py": ["Validation"],
-    "record/ledger.py": ["LedgerRow"],
+    "record/ledger_row.py": ["LedgerRow"],
     "reward/protocol.py": ["TextRow"],
     "rollout.py": ["PreferencePair", "Prompt", "Rollout", "Score", "ScoreFailure", "TrainingRow"],
     "schedule.py": ["RatePath"],

@@ -21,7 +21,8 @@ from rs_aligner.data.prompts import row_id
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, read_rows
 from rs_aligner.precision import PRECISIONS
-from rs_aligner.record.ledger import Ledger, LedgerRow, groups_of
+from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.ledger_row import LedgerRow, groups_of
 from rs_aligner.rollout import FinishReason, Group, Prompt, Rollout, Score, ScoreFailure
 
 _logger = logging.getLogger("rs_aligner")

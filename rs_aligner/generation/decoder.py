@@ -77,6 +77,10 @@ class Decoder(Protocol):
     def description(self) -> str:
         """What decodes, for the log line."""
 
+    @property
+    def rows_stand_alone(self) -> bool:
+        """Whether a rollout has the same bits whatever else is in the wave."""
+
     def decode(self, wave: Wave) -> Iterator[Ended]:
         """The wave's rollouts in any order, each as soon as it ends.
 

@@ -22,6 +22,7 @@ class TorchDecoder:
     """
 
     description = "torch"
+    rows_stand_alone = False  # how a product sums depends on its shape
 
     def __init__(self, network: Network, kv_cache_bytes: int | None = None) -> None:
         self.network, self.kv_cache_bytes = network, kv_cache_bytes

@@ -1,7 +1,9 @@
 """What is asked of a decoder: waves of prompts in, a stream of finished rollouts out.
 
 A wave is the set of prompts decoded together. How that is done is the engine's business (`engines.py`). What
-is decoded together depends on the prompts, the config and the tokens only, never on the clock.
+is decoded together depends on the prompts, the config and the tokens only, never on the clock. Where some of
+a wave's rollouts are there already, since the run was killed in it, the others are decoded alone if that
+gives them the same bits (`Decoder.rows_stand_alone`); if not, the whole wave is decoded again for its shapes.
 """
 
 from __future__ import annotations
@@ -64,7 +66,18 @@ def generate(
             for group, prompt in mine[start : start + wave_size]
             for index in request.indices
         ]
+        missing = {
+            (row.group, row.index)
+            for row in rows
+            if request.lacks(row.group, row.index, seed=row.seed, policy_version=policy_version)
+        }
+        if decoder.rows_stand_alone:
+            rows = [row for row in rows if (row.group, row.index) in missing]
+        if not missing:
+            continue
         for row, tokens, log_probs, reason in decoder.decode(Wave(rows, controls, end_strings, stops)):
+            if (row.group, row.index) not in missing:
+                continue  # decoded again for the shapes of the others
             yield Rollout(
                 group=row.group,
                 index=row.index,

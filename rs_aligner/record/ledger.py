@@ -1,124 +1,78 @@
-"""The record of every rollout, score and selection of a run, also the rejected.
+"""The record of every rollout, score and selection of a run, also the rejected: files, and their names.
 
 One JSONL file a step, `rollouts/step_000001.jsonl`, one rollout a line, in (prompt, rollout) order. Each
 line stands alone, prompt and metadata included: that repeats a prompt N times, and in return `grep`, `jq`
-and pandas read a file as it is. A step is written whole or not at all. A step that is trained again after
-a restart replaces its file.
+and pandas read a file as it is. A step is written whole or not at all, when it is selected; until then its
+scored rollouts lie in the folder `step_000001.open` (`open_step`). Answers to held-out prompts have such
+files, too, `held_out_000010.jsonl`, by the step behind which they were sampled. What is in a line, and how a
+wrong one is told, is in `ledger_row`.
 
 A rollout of an earlier step is written again only where it is trained on again, so a pool that several steps
-train on is there once, in the step that sampled it. Left out on purpose: compression.
+train on is there once, in the step that sampled it. A step that trains on none of them has one as a witness,
+so that no file is empty. Left out on purpose: compression.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from array import array
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from rs_aligner.files import write_whole
-from rs_aligner.precision import PRECISIONS, Precision
-from rs_aligner.rollout import FinishReason, Group, Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.record.ledger_row import (
+    HELD_OUT,
+    KEPT_ROWS,
+    ROWS,
+    AnyRow,
+    KeptRow,
+    LedgerRow,
+    Stamp,
+    from_line,
+    judged_of,
+    row_of,
+    rows_of,
+    to_line,
+    with_exact_log_probs,
+)
+from rs_aligner.rollout import Group, Prompt, Rollout, Score
 
 if TYPE_CHECKING:
     from rs_aligner.selection import Selection  # brings torch, which reading a ledger does not need
 
-_FILE_NAME = re.compile(r"step_(\d{6,})\.jsonl")
+_NAME = re.compile(r"(step|held_out)_(\d{6,})(\.jsonl|\.open)")
+BROKEN = ".broken"
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
-    """One rollout: what was asked, what came back, what the judge said and what became of it.
+def step_name(step: int) -> str:
+    """What the file of a training step is called, and the folder while it is open."""
+    return f"step_{step:06d}"
 
-    Attributes:
-        step: the training step, counted from 1.
-        prompt_id: id of the prompt's data row.
-        group: which prompt of the step, counted from 0 in data order.
-        index: which of the prompt's rollouts, counted from 0.
-        prompt: the text as fed to the policy.
-        prompt_row: the prompt's place in the set of prompts; -1 where it has none.
-        prompt_token_ids: the tokens as fed to the policy.
-        response: the text without end tokens and end strings.
-        token_ids: the response tokens, the ending token included.
-        log_probs: log-probability of each, to nine digits (a float32 survives unchanged).
-        finish_reason: `stop` or `length`.
-        seed: what the rollout's randomness came from.
-        policy_version: training steps of the policy that sampled it.
-        reward: the score; None where the judge failed.
-        components: named parts of the score, where the judge gave them.
-        judge: fingerprint of the judge that gave it; empty where it offers none.
-        failure: why there is no score; None where there is one.
-        watched: the score of the judge that is only watched; None where there is none.
-        kept: whether it was trained on.
-        reason: why, or why not.
-        metadata: the prompt's whole data row.
-        reward_dtype: the type in which the judge gave the reward; bars are compared in it.
-        by_design: whether it would have been sampled whatever others scored (`Rollout.by_design`).
-    """
 
-    step: int
-    prompt_id: str
-    group: int
-    index: int
-    prompt: str
-    prompt_row: int
-    prompt_token_ids: tuple[int, ...]
-    response: str
-    token_ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    finish_reason: FinishReason
-    seed: int
-    policy_version: int
-    reward: float | None
-    components: dict[str, float]
-    judge: str
-    failure: str | None
-    watched: float | None
-    kept: bool
-    reason: str
-    metadata: dict[str, Any]
-    reward_dtype: Precision = "float64"
-    by_design: bool = True
+def held_out_name(step: int) -> str:
+    """The same of a look at held-out prompts behind a step; 0 before the first."""
+    return f"held_out_{step:06d}"
 
-    @property
-    def score(self) -> Score | ScoreFailure:
-        """The judge's answer as the rest of the package knows it."""
-        if self.reward is None:
-            return ScoreFailure(self.failure or "no reason recorded")
-        return Score(self.reward, self.components, self.judge, self.reward_dtype)
 
-    @property
-    def as_prompt(self) -> Prompt:
-        """The prompt; its place in the epoch's order is not recorded: nothing is sampled for it again."""
-        return Prompt(
-            self.prompt_id, self.prompt, self.prompt_token_ids, metadata=self.metadata, row=self.prompt_row
-        )
-
-    @property
-    def as_rollout(self) -> Rollout:
-        """The rollout as it was sampled."""
-        return Rollout(
-            group=self.group,
-            index=self.index,
-            token_ids=self.token_ids,
-            text=self.response,
-            finish_reason=self.finish_reason,
-            policy_version=self.policy_version,
-            seed=self.seed,
-            log_probs=self.log_probs,
-            by_design=self.by_design,
-        )
+def number_of(name: str) -> int:
+    """The step in such a name."""
+    return int(name.rsplit("_", 1)[1])
 
 
 class Ledger:
-    """The ledger of a run: a folder of steps."""
+    """The ledger of a run: a folder of steps.
 
-    def __init__(self, folder: str | Path) -> None:
-        """Opens the ledger in `folder`, making the folder where there is none."""
-        self.folder = Path(folder)
+    Args:
+        folder: where; made where there is none.
+        made_by: fingerprint of the settings that rows are made under, which is written into them.
+    """
+
+    def __init__(self, folder: str | Path, made_by: str = "") -> None:
+        self.folder, self.made_by = Path(folder), made_by
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @classmethod
@@ -128,14 +82,14 @@ class Ledger:
         Raises:
             ValueError: there is none.
         """
-        if not any(_FILE_NAME.fullmatch(path.name) for path in Path(folder).glob("*")):
+        if not _steps(Path(folder), "step", ".jsonl"):
             raise ValueError(f"{folder} is not a ledger: it has no step_000001.jsonl or the like")
         return cls(folder)
 
     def append(
         self, step: int, groups: Sequence[Group], selection: Selection, *, everything: bool = False
     ) -> None:
-        """Writes a step: one line per rollout, all of them or none.
+        """Writes a step: one line per rollout, all of them or none; then it is not open any more.
 
         Args:
             step: counted from 1; a step that is there already is replaced.
@@ -148,107 +102,150 @@ class Ledger:
         """
         if step < 1:
             raise ValueError(f"the ledger's steps count from 1, not {step}")
-        rows = _rows(step, groups, selection)
-        new = (row for row in rows if everything or row.kept or row.policy_version >= step - 1)
-        write_whole(self._path(step), (_to_line(row) for row in new))
+        rows = self._written(step, groups, selection, everything)
+        self._write(step_name(step), rows)
+
+    def append_held_out(self, step: int, groups: Sequence[Group]) -> None:
+        """Writes the answers to held-out prompts behind a step (0: before the first)."""
+        stamp = Stamp(step, self.made_by)
+        rows = [
+            row_of(group.prompt, judged, stamp, reason=HELD_OUT)
+            for group in groups
+            for judged in judged_of(group)
+        ]
+        self._write(held_out_name(step), rows)
 
     def read(self, step: int) -> list[LedgerRow]:
         """Reads a step back, in (prompt, rollout) order.
 
         Raises:
-            ValueError: the step is not there, or a line is not a row of a ledger (file and line named).
+            ValueError: the step is not there, or its file is not as it was written (file and line named).
         """
-        path = self._path(step)
-        if not path.exists():
-            raise ValueError(f"the ledger {self.folder} has no step {step}; it has {self.steps() or 'none'}")
-        with path.open("rb") as file:
-            return [_from_line(line, f"{path}:{number}") for number, line in enumerate(file, start=1)]
+        self._require(step)
+        return self.read_named(step_name(step))
 
-    def kept_until(self, step: int) -> list[LedgerRow]:
-        """What was kept in the steps up to this one."""
-        return [row for one in self.steps() if one <= step for row in self.read(one) if row.kept]
+    def read_named(self, name: str) -> list[LedgerRow]:
+        """The same of a file of this name (`step_name`, `held_out_name`), which is there."""
+        return [with_exact_log_probs(row) for row in self._rows(name, ROWS)]
+
+    def glance(self, name: str) -> list[KeptRow]:
+        """What readers of whole runs need of a file of this name, which is there; all of it is checked.
+
+        Raises:
+            ValueError: the file is not as it was written (file and line named).
+        """
+        return list(self._rows(name, KEPT_ROWS))
+
+    def kept(self, step: int) -> list[Group]:
+        """What a step trained on: prompts by id and row, rollouts by text and policy version, without tokens.
+
+        Raises:
+            ValueError: as of `read`.
+        """
+        self._require(step)
+        groups: dict[int, Group] = {}
+        for row in self._rows(step_name(step), KEPT_ROWS):
+            if row.kept and row.reward is not None:
+                prompt = Prompt(row.prompt_id, "", (), row=row.prompt_row)
+                group = groups.setdefault(row.group, Group(prompt, [], []))
+                group.rollouts.append(
+                    Rollout(row.group, row.index, (), row.response, "stop", row.policy_version)
+                )
+                group.scores.append(Score(row.reward))
+        return list(groups.values())
+
+    def difference(
+        self, step: int, groups: Sequence[Group], selection: Selection, *, everything: bool = False
+    ) -> str | None:
+        """In which rollout a selection is not that of the step's file, as a line; None where it is the same.
+
+        Args:
+            step, groups, selection, everything: as for `append`.
+        """
+        there, path = self.glance(step_name(step)), self.path(step_name(step))
+        found = self._written(step, groups, selection, everything)
+        for number, (old, new) in enumerate(zip(there, found, strict=False), start=1):
+            if _identity(old) != _identity(new):
+                return f"{path}:{number} is another rollout than the step chooses from now"
+            if old.kept != new.kept:
+                return (
+                    f"{path}:{number} says of rollout {old.index} of prompt {old.prompt_id}: {old.reason!r}; "
+                    f"the selection now says {new.reason!r}"
+                )
+        if len(there) != len(found):
+            return f"{path} has {len(there)} rollouts, and the step now comes to {len(found)}"
+        return None
 
     def steps(self) -> list[int]:
         """The steps that are there, in order."""
-        matches = (_FILE_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        return _steps(self.folder, "step", ".jsonl")
 
-    def truncate_after(self, step: int) -> None:
-        """Forgets the steps after `step`, which a run that resumes from an older checkpoint makes anew."""
-        for later in reversed(self.steps()):  # the last first: a cut on the way leaves no gap
-            if later > step:
-                self._path(later).unlink()
+    def names(self) -> list[str]:
+        """Names of all that is there, files or open folders, in the order in which a run makes them."""
+        found = [match for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+        order = sorted({(int(match[2]), match[1] == "held_out", match[1]) for match in found})
+        return [f"{kind}_{number:06d}" for number, _, kind in order]
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step_{step:06d}.jsonl"
+    def path(self, name: str) -> Path:
+        """The file of this name."""
+        return self.folder / f"{name}.jsonl"
 
+    def open_path(self, name: str) -> Path:
+        """Its folder while it is open."""
+        return self.folder / f"{name}.open"
 
-def _rows(step: int, groups: Sequence[Group], selection: Selection) -> Iterator[LedgerRow]:
-    for number, (group, kept_N, reasons_N) in enumerate(selection.rows(groups)):
-        for rollout, score, watched, kept, reason in zip(
-            group.rollouts, group.scores, group.watched_scores(), kept_N, reasons_N, strict=True
-        ):
-            failure = score.reason if isinstance(score, ScoreFailure) else None
-            yield LedgerRow(
-                step=step,
-                prompt_id=group.prompt.id,
-                group=number,
-                index=rollout.index,
-                prompt=group.prompt.text,
-                prompt_row=group.prompt.row,
-                prompt_token_ids=group.prompt.token_ids,
-                response=rollout.text,
-                token_ids=rollout.token_ids,
-                log_probs=tuple(float(f"{value:.9g}") for value in rollout.log_probs),
-                finish_reason=rollout.finish_reason,
-                seed=rollout.seed,
-                policy_version=rollout.policy_version,
-                reward=score.reward if isinstance(score, Score) else None,
-                components=score.components if isinstance(score, Score) else {},
-                judge=score.judge if isinstance(score, Score) else "",
-                failure=failure,
-                watched=watched.reward if isinstance(watched, Score) else None,
-                kept=kept,
-                reason=reason,
-                metadata=group.prompt.metadata,
-                by_design=rollout.by_design,
-                reward_dtype=score.precision if isinstance(score, Score) else "float64",
-            )
+    def set_aside(self, name: str) -> Path:
+        """Takes a broken file out of the way; returns where it is now."""
+        path = self.path(name)
+        return path.replace(path.with_name(path.name + BROKEN))
 
+    def close(self, name: str) -> None:
+        """Removes the folder of what is open no more."""
+        shutil.rmtree(self.open_path(name), ignore_errors=True)
 
-def groups_of(rows: Sequence[LedgerRow]) -> list[Group]:
-    """The groups that some rows of a ledger came from, in the order in which they first appear."""
-    groups: dict[tuple[int, int], Group] = {}
-    for row in rows:
-        group = groups.setdefault((row.step, row.group), Group(row.as_prompt, [], []))
-        group.rollouts.append(row.as_rollout)
-        group.scores.append(row.score)
-        seen = ScoreFailure("not recorded") if row.watched is None else Score(row.watched)
-        group.watched.append(seen)
-    for group in groups.values():
-        if not any(isinstance(seen, Score) for seen in group.watched):
-            group.watched = []
-    return list(groups.values())
+    def forget(self, name: str) -> None:
+        """Removes what is there of this name."""
+        self.path(name).unlink(missing_ok=True)
+        self.close(name)
 
+    def _require(self, step: int) -> None:
+        if not self.path(step_name(step)).exists():
+            raise ValueError(f"the ledger {self.folder} has no step {step}; it has {self.steps() or 'none'}")
 
-def _to_line(row: LedgerRow) -> bytes:
-    # Not dataclasses.asdict, which copies every list of tokens one by one.
-    record = {field.name: getattr(row, field.name) for field in fields(row)}
-    try:
-        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold: escape this line
-        return json.dumps(record).encode() + b"\n"
+    def _rows(self, name: str, decoder: msgspec.json.Decoder[AnyRow]) -> Iterator[AnyRow]:
+        """The rows of a file, each checked, and at the end whether all of them are there."""
+        path, number, expected, step = self.path(name), 0, 0, number_of(name)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                row: Any = from_line(line, f"{path}:{number}", decoder)
+                if row.step != step:
+                    raise ValueError(f"{path}:{number}: a row of step {row.step}")
+                expected = row.num_rows
+                if number > expected:
+                    raise ValueError(f"{path}:{number}: there should be {expected} rows only")
+                yield row
+        if number != expected or not number:
+            raise ValueError(f"{path}:{number + 1}: missing; {expected or 'some'} rows were written")
+
+    def _written(
+        self, step: int, groups: Sequence[Group], selection: Selection, everything: bool
+    ) -> list[LedgerRow]:
+        """The rows that the file of a step has; how many they are is not in them yet."""
+        rows = list(rows_of(groups, selection, Stamp(step, self.made_by)))
+        new = [row for row in rows if everything or row.kept or row.policy_version >= step - 1]
+        return new or rows[:1]
+
+    def _write(self, name: str, rows: Sequence[LedgerRow]) -> None:
+        write_whole(self.path(name), (to_line(replace(row, num_rows=len(rows))) for row in rows))
+        self.close(name)
 
 
-def _from_line(line: bytes, place: str) -> LedgerRow:
-    try:
-        record = json.loads(line)
-        for key in ("token_ids", "prompt_token_ids"):
-            record[key] = tuple(record[key])
-        # Nine digits tell which float32 it was, and a run that continues needs that number to the last bit.
-        record["log_probs"] = tuple(array("f", record["log_probs"]))
-        if record.get("reward_dtype", "float64") not in PRECISIONS:
-            raise ValueError(f"reward_dtype is {record['reward_dtype']!r}")
-        return LedgerRow(**record)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{place}: not a row of a ledger ({error!r})") from error
+def _identity(row: KeptRow | LedgerRow) -> tuple[Any, ...]:
+    return row.prompt_id, row.group, row.index, row.policy_version, row.response
+
+
+def _steps(folder: Path, kind: str, ending: str) -> list[int]:
+    if not folder.is_dir():
+        return []
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(m[2]) for m in matches if m and (m[1], m[3]) == (kind, ending))

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from rs_aligner.files import write_whole
 from rs_aligner.rollout import Group, Score
@@ -78,27 +78,32 @@ def step_metrics(
 class MetricsFile:
     """A run's `metrics.jsonl`, kept as one file over all its starts.
 
-    Opening it drops the rows of steps that the run is about to make again, and a last line that a crash
+    Opening it drops the rows of steps that the run is about to make anew, and a last line that a crash
     cut short. Each row is on the disk when `append` returns.
     """
 
-    def __init__(self, path: str | Path, last_step: int = -1) -> None:
+    def __init__(self, path: str | Path, last_step: int = -1, *, again_until: int = -1) -> None:
         """Opens the file, making it where there is none.
 
         Args:
             path: the file; its folder exists.
-            last_step: the step of the checkpoint that the run continues from. Rows after it are dropped.
-                -1, for a run that starts anew, drops all.
+            last_step: the step of the checkpoint that the run continues from. -1, for a run that starts anew,
+                drops all but what `again_until` says.
+            again_until: the last of the steps that are trained again from the ledger; their rows stay, as far
+                as they follow the checkpoint's without a gap.
 
         Raises:
             ValueError: a line that is not the last is not a row of metrics (file and line named).
         """
         self.path = Path(path)
         rows = read_rows(self.path) if self.path.exists() else []
-        rows = [row for row in rows if row["step"] <= last_step]
-        self.last_step = max((int(row["step"]) for row in rows), default=-1)
-        write_whole(self.path, (_to_line(row) for row in rows))
-        self._file = self.path.open("ab")
+        kept = [row for row in rows if row["step"] <= last_step]
+        for row in rows:
+            step, before = int(row["step"]), int(kept[-1]["step"]) if kept else last_step
+            is_next = step == before + 1 or (before < 0 and step == 1)  # there may be no row of step 0
+            if last_step < step <= again_until and is_next:
+                kept.append(row)
+        self.last_step, self._file = self._begin(kept)
 
     def append(self, metrics: Mapping[str, float | None]) -> None:
         """Writes the row of a step; values that are None, NaN or infinite are left out.
@@ -114,6 +119,17 @@ class MetricsFile:
         self._file.write(_to_line(row))
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def forget_from(self, step: int) -> None:
+        """Drops the rows of this step and of those behind it, which are not trained again but made anew."""
+        self.close()
+        rows = [row for row in read_rows(self.path) if row["step"] < step]
+        self.last_step, self._file = self._begin(rows)
+
+    def _begin(self, rows: Sequence[Mapping[str, float]]) -> tuple[int, BinaryIO]:
+        """Makes the file one of these rows; returns the step of the last, and the file to write behind it."""
+        write_whole(self.path, (_to_line(row) for row in rows))
+        return max((int(row["step"]) for row in rows), default=-1), self.path.open("ab")
 
     def close(self) -> None:
         """Closes the file."""

@@ -2,14 +2,16 @@
 
     config.yaml      the resolved config of the latest start
     metrics.jsonl    one object a step
-    rollouts/        the ledger
+    rollouts/        the ledger, by step; the answers to held-out prompts; the step that is open
     checkpoints/     what the run continues from
     final/           the trained policy as a Hugging Face folder
     logs/            TensorBoard's and W&B's files
     owner/           who has the folder, while a run is at work there
 
-Rank 0 writes; the other ranks have the same object and write nothing. The checkpoint is the truth: what
-metrics and ledger hold beyond it is dropped when a run continues, and made again.
+Rank 0 writes; the other ranks have the same object and write nothing but the scored rollouts of their
+replicas while a step is open. The checkpoint is the truth for the weights, the ledger for rollouts and
+scores: what it holds behind the checkpoint is trained again when a run continues, and keeps its row of
+metrics.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from rs_aligner.config import ExpManagerBase
 from rs_aligner.files import write_whole
 from rs_aligner.record.lease import Lease, SharedLease
 from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.leftovers import Leftovers
 from rs_aligner.record.manifest import BROKEN, PARTIAL, REPLACED, CannotSave
 from rs_aligner.record.metrics import MetricsFile, read_rows
 from rs_aligner.record.room import check_room
@@ -65,6 +68,7 @@ class Run:
 
     Attributes:
         fingerprint: of what decides a step's rollouts and scores; "" where nobody has said it.
+        selects_anew: whether a step that is trained again may be selected by other settings than it was.
 
     Raises:
         ValueError: `resume_if_exists` is false and the folder has a checkpoint.
@@ -82,7 +86,8 @@ class Run:
         self.folder = Path(config.explicit_log_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.final = self.folder / "final"
-        self.fingerprint = ""
+        self.rollouts = self.folder / "rollouts"
+        self.fingerprint, self.selects_anew = "", False
         self._given = given
         self._lease: Lease | SharedLease | None = None
         self._metrics: MetricsFile | None = None
@@ -123,8 +128,12 @@ class Run:
         if self._lease is not None:
             self._lease.check()
 
-    def open(self, last_step: int) -> Ledger | None:
-        """Begin to write behind step `last_step` (-1: a new run); returns the ledger on the writing rank."""
+    def open(self, last_step: int) -> Leftovers | None:
+        """Begin to write behind the checkpoint of step `last_step` (-1: there is none).
+
+        Returns:
+            On the writing rank, what earlier starts left behind it, and the ledger.
+        """
         if not self.is_first:
             return None
         self.take()
@@ -132,13 +141,18 @@ class Run:
         if self._given is not None:
             write_whole(self.folder / "config.yaml", [OmegaConf.to_yaml(self._given).encode()])
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = MetricsFile(self.folder / "metrics.jsonl", last_step)
-        ledger = Ledger(self.folder / "rollouts")
-        ledger.truncate_after(max(last_step, 0))
-        return ledger
+        left = Leftovers(Ledger(self.rollouts, self.fingerprint), last_step)
+        self._metrics = MetricsFile(self.folder / "metrics.jsonl", last_step, again_until=left.last_row)
+        return left
+
+    def forget_from(self, step: int) -> None:
+        """Drop the figures of this step and of those behind it, which are about to be made anew."""
+        if self._metrics is not None:
+            self.check_owner()
+            self._metrics.forget_from(step)
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Write the figures of a step, everywhere; not where they are written already."""
+        """Write the figures of a step, everywhere; those that an earlier start wrote stay."""
         if self._metrics is None or metrics["step"] <= self._metrics.last_step:
             return
         self.check_owner()

@@ -15,6 +15,7 @@ from rs_aligner.config import SamplingParams, TrainRSConfig, UntilConfig
 from rs_aligner.rollout import Group, Prompt, Score
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.failures import judge_failure
+from rs_aligner.trainers.journal import OpenRollouts
 from rs_aligner.trainers.protocols import Samples
 from rs_aligner.trainers.round import Collected, Judges, sample_and_score
 
@@ -48,6 +49,7 @@ class Collector:
         *,
         step: int,
         what: str,
+        open_rollouts: OpenRollouts | None = None,
     ) -> Collected:
         """Sample so many rollouts for each prompt, and score them while others are still being generated.
 
@@ -57,8 +59,10 @@ class Collector:
             sampling: how.
             step: part of the seeds.
             what: it is called so in messages.
+            open_rollouts: where they are written down as they are scored; None for nowhere.
         """
-        found = self._round(prompts, num_rollouts, sampling, step, what, first_index=0)
+        request = self._request(prompts, num_rollouts, sampling, step)
+        found = self._round(request, what, open_rollouts)
         found.failure = found.failure or judge_failure(found.groups, self.remote_rm, what)
         return found
 
@@ -71,6 +75,7 @@ class Collector:
         *,
         step: int,
         what: str,
+        open_rollouts: OpenRollouts | None = None,
     ) -> Collected:
         """Sample in rounds until each prompt has enough accepted rollouts, or the budget is spent.
 
@@ -81,7 +86,7 @@ class Collector:
         Args:
             until: when a prompt has enough, and the bounds of a prompt.
             num_rollouts: for each prompt, in the budget that all share.
-            prompts, sampling, step, what: as for `collect`.
+            prompts, sampling, step, what, open_rollouts: as for `collect`.
         """
         everything = Collected([Group(prompt, [], []) for prompt in prompts])
         groups, rollouts_left = everything.groups, num_rollouts * len(prompts)
@@ -94,7 +99,9 @@ class Collector:
             asked = asked[:rollouts_left]
             size = min(_round_size(until, tried), until.max_rollouts - tried, rollouts_left // len(asked))
             subset = [prompts[number] for number in asked]
-            found = self._round(subset, size, sampling, step, what, first_index=tried)
+            request = self._request(subset, size, sampling, step)
+            request = replace(request, first_index=tried, numbers=asked)
+            found = self._round(request, what, open_rollouts)
             for number, group in zip(asked, found.groups, strict=True):
                 groups[number].rollouts += [
                     replace(rollout, group=number, by_design=tried == 0) for rollout in group.rollouts
@@ -104,31 +111,28 @@ class Collector:
                 tokens_left -= num_tokens(group)
             tried, rollouts_left = tried + size, rollouts_left - size * len(asked)
             everything.waited += found.waited
+            everything.num_sampled += found.num_sampled
             everything.failure = found.failure or judge_failure(groups, self.remote_rm, what)
             if everything.failure is not None:
                 break
         return everything
 
-    def _round(
-        self,
-        prompts: Sequence[Prompt],
-        num_rollouts: int,
-        sampling: SamplingParams,
-        step: int,
-        what: str,
-        first_index: int,
-    ) -> Collected:
+    def _request(
+        self, prompts: Sequence[Prompt], num_rollouts: int, sampling: SamplingParams, step: int
+    ) -> SampleRequest:
         """As the config says how to sample."""
-        request = SampleRequest(
-            prompts,
-            num_rollouts,
-            sampling,
-            self.rs.length_params,
-            step=step,
-            wave_size=self.rs.rollout_micro_batch_size,
-            first_index=first_index,
+        lengths, wave_size = self.rs.length_params, self.rs.rollout_micro_batch_size
+        return SampleRequest(prompts, num_rollouts, sampling, lengths, step=step, wave_size=wave_size)
+
+    def _round(self, request: SampleRequest, what: str, open_rollouts: OpenRollouts | None) -> Collected:
+        return sample_and_score(
+            self.policy,
+            request,
+            self.judges,
+            what=what,
+            is_first=self.is_first,
+            open_rollouts=open_rollouts,
         )
-        return sample_and_score(self.policy, request, self.judges, what=what, is_first=self.is_first)
 
 
 def num_tokens(group: Group) -> int:

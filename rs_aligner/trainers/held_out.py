@@ -16,6 +16,7 @@ from rs_aligner.proof.watched import Parting, Validation, mean_and_error
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Group, Prompt, Score, ScoreFailure
 from rs_aligner.trainers.collect import Collector
+from rs_aligner.trainers.journal import Journal
 from rs_aligner.trainers.round import VALIDATION
 
 _logger = logging.getLogger("rs_aligner")
@@ -28,10 +29,13 @@ class HeldOut:
         config: a checked config.
         collector: samples and scores.
         prompts: the validation prompts.
+        journal: where the answers are written down.
     """
 
-    def __init__(self, config: TrainRSConfig, collector: Collector, prompts: Sequence[Prompt]) -> None:
-        self.rs, self.collector = config.model.rs, collector
+    def __init__(
+        self, config: TrainRSConfig, collector: Collector, prompts: Sequence[Prompt], journal: Journal
+    ) -> None:
+        self.rs, self.collector, self.journal = config.model.rs, collector, journal
         self.prompts = prompts[: self.rs.num_val_samples]
         self.patience = config.trainer.rs.patience
         self.monitor = config.exp_manager.checkpoint_callback_params
@@ -39,7 +43,7 @@ class HeldOut:
         self._parting = Parting()
 
     def measure(self, step: int) -> dict[str, float]:
-        """Sample answers and have them scored; a collective.
+        """Sample answers and have them scored, those that earlier starts did not; a collective.
 
         Raises:
             JudgeFailed: too few were scored.
@@ -50,9 +54,11 @@ class HeldOut:
             self.rs.val_sampling_params,
             step=VALIDATION,
             what="validation",
+            open_rollouts=self.journal.open_held_out(step),
         )
         if found.failure is not None:
             raise JudgeFailed(found.failure)
+        self.journal.measured(step, found.groups, anew=found.num_sampled > 0)
         lengths = [len(rollout.token_ids) for group in found.groups for rollout in group.rollouts]
         metrics = {
             **_figures("validation/reward", [group.scores for group in found.groups]),

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from rs_aligner.config import PoolConfig, RSConfig
 from rs_aligner.data import DataOrder
-from rs_aligner.record.ledger import Ledger, LedgerRow, groups_of
+from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.ledger_row import LedgerRow, groups_of
 from rs_aligner.rollout import Group, Prompt
 from rs_aligner.selection import Selection
 from rs_aligner.trainers.collect import Collector, num_tokens
+from rs_aligner.trainers.journal import Journal
 from rs_aligner.trainers.round import Collected
 
 
@@ -41,24 +44,40 @@ class SampledRollouts:
         collector: samples and scores.
         prompts: to sample for.
         order: which of them come next; its place is the run's.
+        journal: where they are written down; None for nowhere.
     """
 
     def __init__(
-        self, rs: RSConfig, collector: Collector, prompts: Sequence[Prompt], order: DataOrder
+        self,
+        rs: RSConfig,
+        collector: Collector,
+        prompts: Sequence[Prompt],
+        order: DataOrder,
+        journal: Journal | None = None,
     ) -> None:
         self.rs, self.collector, self.prompts, self.order = rs, collector, prompts, order
+        self.journal = journal
 
     def draw(self, step: int) -> Collected:
-        """Sample for the next prompts."""
-        rs, what = self.rs, f"step {step}"
+        """Sample for the next prompts what earlier starts did not."""
+        rs = self.rs
         prompts = [
             replace(self.prompts[draw.index], position=draw.position, row=draw.index)
             for draw in next(self.order)
         ]
-        number, sampling = rs.num_rollouts_per_prompt, rs.sampling_params
-        if rs.until is None:
-            return self.collector.collect(prompts, number, sampling, step=step, what=what)
-        return self.collector.collect_until(prompts, rs.until, number, sampling, step=step, what=what)
+        collector = self.collector
+        collect = collector.collect if rs.until is None else partial(collector.collect_until, until=rs.until)
+        found = collect(
+            prompts,
+            num_rollouts=rs.num_rollouts_per_prompt,
+            sampling=rs.sampling_params,
+            step=step,
+            what=f"step {step}",
+            open_rollouts=None if self.journal is None else self.journal.open_step(step),
+        )
+        if found.num_sampled and self.journal is not None:
+            self.journal.sampled_anew(step)
+        return found
 
 
 class ScoredRollouts:

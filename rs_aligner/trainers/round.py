@@ -10,20 +10,22 @@ only. Left out on purpose: how many failures are too many (`failures`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from rs_aligner import progress, stopping
+from rs_aligner.record.ledger_row import Answer, Judged
 from rs_aligner.reward.protocol import Judge
-from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
+from rs_aligner.rollout import Group, Prompt, Rollout, ScoreFailure
 from rs_aligner.sample_request import SampleRequest
+from rs_aligner.trainers.journal import OpenRollouts
 from rs_aligner.trainers.protocols import Samples
 
-Answer = Score | ScoreFailure
 Pending = Answer | Future[Answer]
 
 VALIDATION = 0  # the step in the seeds of validation rollouts: every validation draws the same numbers
@@ -44,6 +46,22 @@ class Judges(NamedTuple):
     watched: Judge | None = None
 
 
+class Share(NamedTuple):
+    """What a replica brings to a round.
+
+    Attributes:
+        rollouts: that it sampled, with their scores.
+        problem: why its judge cannot be asked any more; None if it can.
+        unwritten: why they could not be written down; None if they are.
+        is_stopped: whether its rank was asked to stop.
+    """
+
+    rollouts: Sequence[Judged]
+    problem: str | None = None
+    unwritten: str | None = None
+    is_stopped: bool = False
+
+
 @dataclass(slots=True)
 class Collected:
     """Scored groups, the same on every rank.
@@ -52,13 +70,15 @@ class Collected:
         groups: in the order of the prompts.
         waited: seconds that this rank waited for a judge: while it took rows in, and after the last rollout.
         failure: why the judge failed too much to go on; None if it did not.
-        is_new: whether they were sampled now, not read.
+        is_new: whether they are the policy's, not read from a file of answers.
+        num_sampled: how many were sampled now, not by an earlier start.
     """
 
     groups: list[Group]
     waited: float = 0.0
     failure: str | None = None
     is_new: bool = True
+    num_sampled: int = 0
 
 
 def sample_and_score(
@@ -68,8 +88,9 @@ def sample_and_score(
     *,
     what: str,
     is_first: bool = False,
+    open_rollouts: OpenRollouts | None = None,
 ) -> Collected:
-    """Every rank's share, gathered.
+    """Every rank's share, gathered; what earlier starts left is not sampled and judged again.
 
     Args:
         policy: samples.
@@ -77,6 +98,7 @@ def sample_and_score(
         judges: who is asked; the scores of the second one go into `Group.watched`.
         what: it is called so in messages.
         is_first: whether this is the first rank, which shows its progress.
+        open_rollouts: where they are written down as they are scored; None for nowhere.
 
     Returns:
         The groups, in which rollouts without a judge have `NOT_JUDGED`. The failure is that of a judge that
@@ -86,26 +108,32 @@ def sample_and_score(
         Stopped: a rank was asked to stop; every rank raises it.
     """
     progress.enter("validating" if request.step == VALIDATION else "sampling")
-    mine = _Mine(judges)
+    notes = open_rollouts or OpenRollouts()
+    known = notes.known(request)
+    seeds = {key: (one.rollout.seed, one.rollout.policy_version) for key, one in known.items()}
+    request = replace(request, known=seeds)
+    mine = _Mine(judges, request, notes)
     hidden = None if is_first else True  # None: shown on a terminal only
-    total = len(request.prompts) * request.num_rollouts
+    total = len(request.prompts) * request.num_rollouts - len(known)
     for rollout in tqdm(policy.generate(request), what, total, leave=False, disable=hidden, unit=" rollouts"):
-        mine.hand_in(request.prompts[rollout.group], rollout)
+        mine.hand_in(rollout)
     if request.step != VALIDATION:
         progress.enter("scoring")
-    gathered = policy.gather((list(mine.results()), mine.problem, stopping.is_asked()))
-    if any(is_stopped for *_, is_stopped in gathered):
+    shares = policy.gather(Share(list(mine.results()), mine.problem, notes.settle(), stopping.is_asked()))
+    unwritten = next((share.unwritten for share in shares if share.unwritten is not None), None)
+    if unwritten is not None:
+        raise OSError(unwritten)
+    if any(share.is_stopped for share in shares):
         raise stopping.Stopped(stopping.reason())
-    everyone = [item for replica, *_ in gathered for item in replica]
-    everyone.sort(key=lambda item: (item[0].group, item[0].index))
+    sampled = {(one.rollout.group, one.rollout.index): one for share in shares for one in share.rollouts}
     groups = [Group(prompt, [], []) for prompt in request.prompts]
-    for rollout, result, seen in everyone:
-        groups[rollout.group].rollouts.append(rollout)
-        groups[rollout.group].scores.append(result)
+    for (place, _), (rollout, score, seen) in sorted({**known, **sampled}.items()):
+        groups[place].rollouts.append(rollout)
+        groups[place].scores.append(score)
         if seen is not None:
-            groups[rollout.group].watched.append(seen)
-    failure = next((f"{what}: {text}" for _, text, _ in gathered if text is not None), None)
-    return Collected(groups, mine.waited, failure)
+            groups[place].watched.append(seen)
+    failure = next((f"{what}: {share.problem}" for share in shares if share.problem is not None), None)
+    return Collected(groups, mine.waited, failure, num_sampled=len(sampled))
 
 
 class _Mine:
@@ -116,30 +144,45 @@ class _Mine:
         waited: seconds spent in the judges.
     """
 
-    def __init__(self, judges: Judges) -> None:
+    def __init__(self, judges: Judges, request: SampleRequest, notes: OpenRollouts) -> None:
         self._judge, self._watched = judges
-        self._rollouts: list[tuple[Rollout, Pending, Pending | None]] = []
+        self._request, self._notes = request, notes
+        self._rollouts: list[_Asked] = []
+        self._writing = Lock()
         self.problem: str | None = None
         self.waited = 0.0
         self._until: float | None = None  # when a stop waits no longer
 
-    def hand_in(self, prompt: Prompt, rollout: Rollout) -> None:
+    def hand_in(self, rollout: Rollout) -> None:
         """Ask for a rollout's score; it may wait while too many are on their way."""
         began = time.monotonic()
-        self._rollouts.append((rollout, self._ask(prompt, rollout), self._watch(prompt, rollout)))
+        prompt = self._request.prompts[rollout.group]
+        asked = _Asked(rollout, self._ask(prompt, rollout), self._watch(prompt, rollout))
+        self._rollouts.append(asked)
+        asked.when_answered(self._write)
         self.waited += time.monotonic() - began
 
-    def results(self) -> Iterator[tuple[Rollout, Answer, Answer | None]]:
+    def results(self) -> Iterator[Judged]:
         """Wait for all scores; where a stop is asked for, only for a while, and leave out what is missing."""
         began = time.monotonic()
         for judge in (self._judge, self._watched):
             if judge is not None:
                 judge.flush()
-        for rollout, score, seen in self._rollouts:
-            result, of_watched = self._result(score), None if seen is None else self._result(seen)
-            if result is not None and (seen is None or of_watched is not None):
-                yield rollout, result, of_watched
+        for asked in self._rollouts:
+            score, seen = self._result(asked.score), self._result(asked.watched)
+            if score is not None and (asked.watched is None or seen is not None):
+                self._write(asked)  # a future tells those who wait before those who want to know
+                yield Judged(asked.rollout, score, seen)
         self.waited += time.monotonic() - began
+
+    def _write(self, asked: _Asked) -> None:
+        """Write a rollout down if all its answers are there, once; from any thread."""
+        with self._writing:
+            if asked.is_answered and not asked.is_written:
+                place = asked.rollout.group
+                number = self._request.number(place)
+                self._notes.write(self._request.prompts[place], number, asked.judged())
+                asked.is_written = True
 
     def _ask(self, prompt: Prompt, rollout: Rollout) -> Pending:
         if self._judge is None:
@@ -163,8 +206,8 @@ class _Mine:
         except stopping.Stopped:
             return Future()
 
-    def _result(self, pending: Pending) -> Answer | None:
-        """The answer; None where it did not come in the time that a stop leaves."""
+    def _result(self, pending: Pending | None) -> Answer | None:
+        """The answer; None where nobody was asked, or it did not come in the time that a stop leaves."""
         if not isinstance(pending, Future):
             return pending
         while True:
@@ -182,3 +225,36 @@ class _Mine:
             else:
                 progress.note()
                 return answer
+
+
+class _Asked:
+    """A rollout, and the answers that it waits for."""
+
+    def __init__(self, rollout: Rollout, score: Pending, watched: Pending | None) -> None:
+        self.rollout, self.score, self.watched = rollout, score, watched
+        self.is_written = False
+
+    def judged(self) -> Judged:
+        """With its answers, which are there."""
+        seen = None if self.watched is None else _result(self.watched)
+        return Judged(self.rollout, _result(self.score), seen)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether all answers are there."""
+        return all(future.done() for future in self._futures)
+
+    def when_answered(self, then: Callable[[_Asked], None]) -> None:
+        """Call it when all answers are there, from whichever thread has the last; it may be called twice."""
+        for future in self._futures:
+            future.add_done_callback(lambda _: then(self))
+        if self.is_answered:
+            then(self)
+
+    @property
+    def _futures(self) -> list[Future[Answer]]:
+        return [answer for answer in (self.score, self.watched) if isinstance(answer, Future)]
+
+
+def _result(pending: Pending) -> Answer:
+    return pending.result() if isinstance(pending, Future) else pending

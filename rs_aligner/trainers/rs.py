@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from rs_aligner import progress, stopping
 from rs_aligner.batching import is_few
 from rs_aligner.config import TrainRSConfig, num_steps
 from rs_aligner.data import DataOrder
-from rs_aligner.record.ledger import groups_of
+from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.ledger_row import NOT_TRAINED
 from rs_aligner.record.run import Run
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Group, Prompt, TrainingRow
@@ -33,6 +35,7 @@ from rs_aligner.trainers.bad_steps import BadSteps, told_by_groups
 from rs_aligner.trainers.collect import Collector
 from rs_aligner.trainers.failures import RanksDiffer
 from rs_aligner.trainers.held_out import HeldOut
+from rs_aligner.trainers.journal import Journal
 from rs_aligner.trainers.learner import Learner
 from rs_aligner.trainers.measure import measure
 from rs_aligner.trainers.pace import Pace, is_due, resume, timed_save
@@ -86,12 +89,14 @@ class RSTrainer:
         number = len(data.scored) or len(data.prompts)
         self.order = DataOrder(number, self.rs.num_rollout_samples, seed=config.model.seed)
         collector = Collector(config, policy, judges, is_first=run.is_first)
-        source: Source = SampledRollouts(self.rs, collector, data.prompts, self.order)
+        speaks, watches = judges.judge is not None, judges.watched is not None
+        self.journal = Journal(policy, run, speaks=speaks, watches=watches)
+        source: Source = SampledRollouts(self.rs, collector, data.prompts, self.order, self.journal)
         if data.scored:
             source = ScoredRollouts(data.scored, self.order)
         self.pool = Pool(self.rs.pool, source)
         self.learner = Learner(self.rs, policy, data.anchors)
-        self.held_out = HeldOut(config, collector, data.validation)
+        self.held_out = HeldOut(config, collector, data.validation, self.journal)
         self.num_steps = num_steps(config, number)
         self.pace = Pace(policy)
         self.bad = BadSteps(run.folder, self.loop.max_bad_steps, writes=run.is_first)
@@ -143,6 +148,7 @@ class RSTrainer:
             generated = time.monotonic()
             progress.enter("training")
             selection = self._agreed(step, before, candidates)
+            self._write(step, candidates.groups, selection)
             distance = self.learner.distance(candidates, version=done)
             learnt = self.learner.learn(candidates, selection)
             self.bad.look(step, self.learner.stats, told_by_groups(candidates.groups))
@@ -158,7 +164,6 @@ class RSTrainer:
             )
             self.pool.settle(candidates.groups, selection)
             self.chain.remember(candidates.groups, selection)
-            self._write(step, candidates.groups, selection)
             metrics = {
                 "step": step,
                 "policy_version": self.policy.version,
@@ -177,7 +182,7 @@ class RSTrainer:
         """Continue from the newest checkpoint, or look at held-out prompts first; returns the steps done."""
         counters = resume(self.run, self.policy, self.order)
         saved = self._saved = counters["step"]
-        self.ledger = self.run.open(saved)
+        self.journal.begin(saved)
         if saved >= 0:
             self._remember(counters)
             self._unlooked = counters["unlooked"]
@@ -207,13 +212,9 @@ class RSTrainer:
         self.held_out.load_state_dict(counters["held_out"])
         self.learner.load_state_dict(counters["learner"])
         self.bad.load_state_dict(counters["bad_steps"])
-        mine = None
-        if self.ledger is not None:
-            earlier = self.ledger.kept_until(done) if self.chain.remembers else []
-            mine = self.pool.remembered(self.ledger, done), earlier
-        rows, earlier = next(found for found in self.policy.gather(mine) if found is not None)
-        self.pool.restore(rows, done)
-        self.chain.restore(groups_of(earlier))
+        self.pool.restore(self.journal.everywhere(lambda ledger: self.pool.remembered(ledger, done)), done)
+        for step in range(1, done + 1) if self.chain.remembers else ():
+            self.chain.restore(self.journal.everywhere(partial(Ledger.kept, step=step)))
 
     def _counters(self, step: int) -> dict[str, Any]:
         """Where the run is behind a step, as a checkpoint has it."""
@@ -237,7 +238,7 @@ class RSTrainer:
 
     def _stop_before(self, step: int, before: dict[str, Any], candidates: Candidates) -> NoReturn:
         """End a run whose judge failed in this step: write it down, untrained, and save what was done."""
-        self._write(step, candidates.groups, nothing_kept(candidates.groups, "the step was not trained"))
+        self._write(step, candidates.groups, nothing_kept(candidates.groups, NOT_TRAINED))
         self._save_before(step, before)
         raise JudgeFailed(f"{candidates.failure}; nothing of it was trained, start the run again to go on")
 
@@ -265,8 +266,7 @@ class RSTrainer:
             raise
 
     def _write(self, step: int, groups: list[Group], selection: Selection) -> None:
-        if self.ledger is not None:
-            self.ledger.append(step, groups, selection, everything=bool(self.rs.offline))
+        self.journal.selected(step, groups, selection, everything=bool(self.rs.offline))
 
     def _look_and_save(self, step: int, metrics: dict[str, Any], *, stops: bool) -> None:
         """Look at held-out prompts and save where it is due; write the step's figures down.

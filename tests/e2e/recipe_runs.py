@@ -16,7 +16,8 @@ import torch
 import transformers
 
 from rs_aligner.policy.policy import MegatronPolicy
-from rs_aligner.record.ledger import Ledger, LedgerRow
+from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.ledger_row import LedgerRow
 from rs_aligner.rollout import TrainingRow
 from tests.e2e.launch import read_metrics
 

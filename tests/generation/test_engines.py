@@ -31,6 +31,7 @@ class Counting:
     """Decodes nothing: each token is the one before it and one."""
 
     description = "counting up"
+    rows_stand_alone = True
 
     def __init__(self, offer: Offer) -> None:
         self.vocab_size = offer.arch.vocab_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rs_aligner.record.ledger import Ledger, groups_of
+from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.ledger_row import groups_of
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
-from rs_aligner.selection import Progress, Selection, build_chain
+from rs_aligner.selection import Progress, Selection, build_chain, nothing_kept
 
 AWKWARD = 'a "quote"\n\r\t\\ 日本語 😀 \u2028 \x85 \x00 end'
 
@@ -80,7 +82,7 @@ def test_everything_that_is_known_of_a_rollout_comes_back(tmp_path):
     rows = Ledger(tmp_path).read(4)
     first, second = groups_of(rows)
     assert (first.prompt, first.rollouts, first.scores) == (prompt, rollouts, scores)
-    assert first.watched == [Score(9.0), ScoreFailure("not recorded")]
+    assert first.watched == watched
     assert [row.judge for row in rows] == ["judge-1", "", "", ""]
     assert [row.reward_dtype for row in rows] == ["float16", "float64", "float64", "float64"]
     assert [row.by_design for row in rows] == [False, True, True, True]
@@ -89,21 +91,65 @@ def test_everything_that_is_known_of_a_rollout_comes_back(tmp_path):
     assert (second.prompt.id, len(second.rollouts), second.watched) == ("prompts.jsonl:1", 2, [])
 
 
-def test_a_row_of_a_ledger_without_the_later_columns_is_read(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: [lines[0].replace(b"0.5", b"0.7"), *lines[1:]], r":1: .*checksum"),
+        (lambda lines: lines[:-1], ":4: missing; 4 rows were written"),
+        (lambda lines: [], ":1: missing; some rows were written"),
+        (lambda lines: [*lines, lines[-1]], ":5: there should be 4 rows only"),
+        (lambda lines: [lines[0], b"\0" * len(lines[1]), *lines[2:]], r":2: not a row of a ledger"),
+        (lambda lines: [lines[0][: len(lines[0]) // 2] + b"\n", *lines[1:]], r":1: not a row of a ledger"),
+        (lambda lines: [lines[0].rstrip(b"\n") + lines[1], *lines[2:]], r":1: not a row of a ledger"),
+    ],
+    ids=["a digit", "its last line", "all lines", "a line twice", "zeros", "half a line", "a newline"],
+)
+def test_a_file_that_is_not_as_it_was_written_is_named_with_its_line(tmp_path, change, said):
     write(Ledger(tmp_path), 1, make_groups())
     path = tmp_path / "step_000001.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows:
-        del row["by_design"], row["reward_dtype"]
-        row["failure"] = None
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    read = Ledger(tmp_path).read(1)
-    assert all(row.by_design and row.reward_dtype == "float64" for row in read)
-    assert read[0].score == ScoreFailure("no reason recorded")
-    rows[1]["reward_dtype"] = "int8"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match=r"step_000001\.jsonl:2: .*reward_dtype is 'int8'"):
-        Ledger(tmp_path).read(1)
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+    for read in (Ledger(tmp_path).read, Ledger(tmp_path).kept):
+        with pytest.raises(ValueError, match=rf"step_000001\.jsonl{said}"):
+            read(1)
+
+
+@given(st.data())
+def test_no_flipped_bit_goes_unnoticed(tmp_path_factory, data):
+    """Or it changes nothing: it is the newline at the end."""
+    ledger = Ledger(tmp_path_factory.mktemp("ledger"))
+    write(ledger, 1, make_groups(AWKWARD))
+    path, rows = ledger.folder / "step_000001.jsonl", ledger.read(1)
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    with contextlib.suppress(ValueError):
+        assert ledger.read(1) == rows
+
+
+def test_a_file_of_another_step_is_named(tmp_path):
+    write(Ledger(tmp_path), 1, make_groups())
+    (tmp_path / "step_000001.jsonl").rename(tmp_path / "step_000002.jsonl")
+    with pytest.raises(ValueError, match=r"step_000002\.jsonl:1: a row of step 1"):
+        Ledger(tmp_path).read(2)
+
+
+def test_a_step_that_trains_on_nothing_of_before_has_one_of_it_as_a_witness(tmp_path):
+    """An empty file could not be told from one that has lost all its lines."""
+    ledger, groups = Ledger(tmp_path), make_groups()
+    ledger.append(9, groups, nothing_kept(groups, "not good enough"))
+    [row] = ledger.read(9)
+    assert (row.index, row.kept, row.reason) == (0, False, "not good enough")
+    assert ledger.kept(9) == []
+
+
+def test_what_was_kept_is_read_without_its_tokens(tmp_path):
+    ledger = Ledger(tmp_path)
+    write(ledger, 4, make_groups())
+    [group] = ledger.kept(4)
+    assert (group.prompt.id, group.prompt.row) == ("prompts.jsonl:2", -1)
+    assert [(r.index, r.text, r.policy_version, r.token_ids) for r in group.rollouts] == [
+        (1, "Once 1", 3, ())
+    ]
 
 
 def test_what_an_earlier_policy_sampled_is_written_again_where_it_is_trained_on(tmp_path):
@@ -176,17 +222,6 @@ def test_a_step_that_fails_half_way_leaves_the_old_file(tmp_path):
         ledger.append(1, groups, selected(make_groups()))
     assert {row.prompt for row in ledger.read(1)} == {"old"}
     assert ledger.steps() == [1]
-
-
-def test_what_came_after_the_checkpoint_is_forgotten(tmp_path):
-    ledger = Ledger(tmp_path)
-    for step in (1, 2, 10):
-        write(ledger, step, make_groups())
-    assert ledger.steps() == [1, 2, 10]
-    ledger.truncate_after(1)
-    assert ledger.steps() == [1]
-    ledger.truncate_after(0)
-    assert ledger.steps() == []
 
 
 def test_a_wide_step_number_keeps_its_place(tmp_path):

@@ -176,14 +176,12 @@ def test_a_folder_with_a_checkpoint_is_refused_where_resuming_is_off(tmp_path: P
     assert "step_000001" in str(error.value)
 
 
-def test_opening_drops_metrics_and_rollouts_behind_the_checkpoint(tmp_path: Path) -> None:
+def test_opening_drops_figures_behind_the_checkpoint_that_no_step_of_the_ledger_has(tmp_path: Path) -> None:
     train(open_run(tmp_path), {0: 0.1, 1: 0.2, 2: 0.3})
-    for step in (1, 2):
-        (tmp_path / "rollouts" / f"step_{step:06d}.jsonl").write_text("")
     run = open_run(tmp_path)
-    ledger = run.open(1)
-    assert ledger is not None
-    assert ledger.steps() == [1]
+    left = run.open(1)
+    assert left is not None
+    assert (left.last_step, left.names) == (1, frozenset())
     run.close()
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [0, 1]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rs_aligner.config import TrainRSConfig, UntilConfig
-from rs_aligner.record.ledger import LedgerRow, groups_of
+from rs_aligner.record.ledger_row import LedgerRow, groups_of
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.collect import Collector

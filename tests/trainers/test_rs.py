@@ -209,7 +209,7 @@ def from_step(step: int, what: Callable[[Prompt, Rollout], Result]) -> Callable[
 
 
 def three_of_four_fail(prompt: Prompt, rollout: Rollout) -> Result:
-    return ScoreFailure("refused") if rollout.index else Score(1.0)
+    return ScoreFailure("refused") if rollout.index else by_tokens(prompt, rollout)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])

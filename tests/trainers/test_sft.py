@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 
 from rs_aligner.config import RemoteRMConfig, TrainSFTConfig
+from rs_aligner.record.ledger_row import Judged
 from rs_aligner.record.run import Run
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.judges import JudgeFunction
@@ -28,6 +29,7 @@ from rs_aligner.reward.judges.functions import FunctionJudge
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.sample_request import SampleRequest
+from rs_aligner.trainers.round import Share
 from rs_aligner.trainers.sft import SFTTrainer
 from tests.tiny import save_tiny
 
@@ -72,8 +74,8 @@ class FakePolicy:
         if self.other_replica is None:
             return [item]
         rollouts = [Rollout(group, 0, (7,), "", "stop") for group in (1, 3)]
-        others = [(*pair, None) for pair in zip(rollouts, self.other_replica, strict=True)]
-        return [item, (others, None, False)]
+        others = [Judged(*pair, None) for pair in zip(rollouts, self.other_replica, strict=True)]
+        return [item, Share(others)]
 
     def maximum(self, values: dict[str, float]) -> dict[str, float]:
         return values

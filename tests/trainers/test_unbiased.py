@@ -18,7 +18,8 @@ import pytest
 
 from rs_aligner.config import TrainRSConfig
 from rs_aligner.data import DataOrder
-from rs_aligner.record.ledger import Ledger, groups_of
+from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.ledger_row import groups_of
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.selection import Chain, Progress, Selection, build_chain

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rs_aligner.config import EndpointConfig, RemoteRMConfig
-from rs_aligner.record.ledger import LedgerRow
+from rs_aligner.record.ledger_row import LedgerRow
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Prompt, Rollout, Score
