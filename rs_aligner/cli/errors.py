@@ -20,6 +20,7 @@ from rs_aligner.trainers.failures import RanksDiffer
 _OF_THE_MACHINE = {
     errno.ENOSPC: "",
     errno.EDQUOT: "",
+    errno.EIO: "",
     errno.EROFS: "",
     errno.EACCES: "",
     errno.EPERM: "",

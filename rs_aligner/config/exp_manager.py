@@ -15,10 +15,10 @@ from rs_aligner.config.base import Positive, Seconds, Section, Text, Whole, prob
 
 
 class CheckpointParamsBase(Section):
-    """Which checkpoints stay besides the newest."""
+    """Which checkpoints stay besides the two newest."""
 
     save_top_k: Whole = 1
-    """How many of the best to keep besides the newest; 0 for none, -1 for all."""
+    """How many of the best to keep besides the two newest; 0 for none, -1 for all."""
     mode: Literal["max", "min"] = "max"
     """Whether a larger or a smaller figure is better."""
 
@@ -30,12 +30,12 @@ class CheckpointParamsBase(Section):
     def problems(self, key: str) -> Iterator[str]:
         """-1 is the only number below 0 that means something."""
         if self.save_top_k < -1:
-            known = "should be -1 (keep all), 0 (only the newest) or more"
+            known = "should be -1 (keep all), 0 (only the two newest) or more"
             yield problem(f"{key}.save_top_k", self.save_top_k, known)
 
 
 class CheckpointCallbackParams(CheckpointParamsBase):
-    """Which checkpoints of a policy stay besides the newest."""
+    """Which checkpoints of a policy stay besides the two newest."""
 
     monitor: Literal["val_global_rewards", "validation/reward", "validation/watched"] = "val_global_rewards"
     """The figure of `metrics.jsonl` that ranks checkpoints; `val_global_rewards` is `validation/reward`.

@@ -17,7 +17,7 @@ from rs_aligner.config.training import LoopConfig, ModelBase, TrainConfig
 
 
 class PairCheckpointParams(CheckpointParamsBase):
-    """Which checkpoints of a reward model stay besides the newest."""
+    """Which checkpoints of a reward model stay besides the two newest."""
 
     monitor: Literal["validation/accuracy", "validation/loss"] = "validation/accuracy"
     """The figure of `metrics.jsonl` that ranks checkpoints; with the loss, set `mode: min`."""

@@ -8,6 +8,7 @@ than its own stage.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -23,6 +24,7 @@ from megatron.core.models.gpt import GPTModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from rs_aligner.files import sync_folder, sync_tree
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import family_of
@@ -66,19 +68,15 @@ def load_weights(
             them cannot be what was trained, on whichever rank.
     """
     stored = check_tensors(folder, arch, leave=leave)
-    problem: str | None = None
-    for parameter, names, layout in _parameters(model, arch, runtime):
-        if leave and not set(names).isdisjoint(leave):
-            continue
-        try:
+
+    def load() -> None:
+        for parameter, names, layout in _parameters(model, arch, runtime):
+            if leave and not set(names).isdisjoint(leave):
+                continue
             tensors = [_read(stored[name], name) for name in names]
-        except ValueError as error:
-            problem = str(error)
-            break
-        parameter.copy_(layout.cut(tensors, runtime.tp_rank, runtime.tp_size))
-    for found in runtime.everyone(problem):
-        if found is not None:
-            raise ValueError(found)
+            parameter.copy_(layout.cut(tensors, runtime.tp_rank, runtime.tp_size))
+
+    runtime.together(load)
 
 
 def _read(stored: Stored, name: str) -> torch.Tensor:
@@ -130,6 +128,9 @@ def save_weights(
     Every rank must call it. The folder appears whole, under its name, or not at all. The weights have the
     type that `source` names (`export_dtype`), whatever they were trained in, and `config.json` says so.
     `changes` are keys of `config.json` to be set.
+
+    Raises:
+        OSError: a rank cannot write it; every rank raises it.
     """
     partial = folder.with_name(folder.name + ".partial")
     tensors = gather_tensors(model, arch, runtime)
@@ -137,7 +138,8 @@ def save_weights(
         tensors.pop(family_of(arch).embedding, None)
     dtype = _fitting(export_dtype(source), tensors, runtime)
     trained = model.config.params_dtype
-    if runtime.rank == 0:
+
+    def begin() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         copy_all_but_weights(source, partial, dtype, changes)
         if torch.finfo(dtype).bits < torch.finfo(trained).bits:
@@ -145,19 +147,32 @@ def save_weights(
                 "%s is rounded to %s, the type of the model it came from; checkpoints keep %s",
                 *(folder, _name(dtype), _name(trained)),
             )
-    runtime.barrier()
+
+    runtime.together(begin, first_only=True)
     for name in tensors:
         tensors[name] = tensors[name].to(dtype)
     file = WHOLE
     if runtime.pp_size > 1:
         file = f"model-{runtime.pp_rank + 1:05d}-of-{runtime.pp_size:05d}.safetensors"
-    if runtime.dp_rank == 0 and runtime.tp_rank == 0:
-        save_file(tensors, partial / file, metadata={"format": "pt"})
+    writes = runtime.dp_rank == 0 and runtime.tp_rank == 0
+    runtime.together(lambda: _write_tensors(partial / file, tensors) if writes else None)
     _write_index(partial, file, tensors, runtime)
-    if runtime.rank == 0:
+
+    def finish() -> None:
+        sync_tree(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    runtime.barrier()
+        sync_folder(folder.parent)
+
+    runtime.together(finish, first_only=True)
+
+
+def _write_tensors(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # of the system's errors it keeps the words and not the number
+        full = shutil.disk_usage(file.parent).free < sum(tensor.nbytes for tensor in tensors.values())
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(file)) from None
 
 
 def _fitting(dtype: torch.dtype, tensors: Mapping[str, torch.Tensor], runtime: Runtime) -> torch.dtype:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -73,6 +73,23 @@ class Runtime:
         tagged = self.everyone((self.dp_rank, item) if self.is_source else None)
         found = sorted((entry for entry in tagged if entry is not None), key=lambda entry: entry[0])
         return [item for _, item in found]
+
+    def together(self, action: Callable[[], object], *, first_only: bool = False) -> None:
+        """Do something on each rank that calls no other; what fails on one fails on all, with its error.
+
+        Args:
+            action: what may lack something of the machine, or find bad input.
+            first_only: whether only the first rank does it; the others wait for it.
+        """
+        error: Exception | None = None
+        if self.rank == 0 or not first_only:
+            try:
+                action()
+            except (OSError, MemoryError, ValueError) as caught:
+                error = caught
+        for found in self.everyone(error):
+            if found is not None:
+                raise found
 
     def maximum(self, values: dict[str, float]) -> dict[str, float]:
         """Per key the largest value over all ranks."""

@@ -8,10 +8,10 @@ saving in the background (docs/design.md has the figures), and which checkpoints
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -140,8 +140,8 @@ def save(
         CannotSave: it could not be written, on whichever rank; every rank raises it, and nothing is left.
     """
     partial, wanted = folder.with_name(folder.name + PARTIAL), state_bytes(trainer, runtime)
-    with _together(folder, runtime) as alone:
-        alone(lambda: _begin_folder(partial, wanted))
+    with _whole_or_none(folder, runtime):
+        runtime.together(lambda: _begin_folder(partial, wanted), first_only=True)
         for part in _adams(trainer):
             _begin(part)
         with runtime.cuda_stand_in():
@@ -149,33 +149,17 @@ def save(
             stored = _write_tensors(partial, sharded, runtime)
         del sharded
         stored = {name: one for rank in runtime.everyone(stored) for name, one in rank.items()}
-        alone(lambda: _finish(partial, folder, stored | _write_rest(partial, common, source, changes)))
-
-
-class _Alone(Protocol):
-    def __call__(self, action: Callable[[], object]) -> None: ...
+        runtime.together(
+            lambda: _finish(partial, folder, stored | _write_rest(partial, common, source, changes)),
+            first_only=True,
+        )
 
 
 @contextmanager
-def _together(folder: Path, runtime: Runtime) -> Iterator[_Alone]:
-    """Save so that what fails on a rank fails on all of them, in one line, and leaves nothing.
-
-    Yields:
-        What does something on the first rank only, and fails everywhere if it fails there.
-    """
-
-    def alone(action: Callable[[], object]) -> None:
-        error: Exception | None = None
-        if runtime.rank == 0:
-            try:
-                action()
-            except (OSError, MemoryError, ValueError) as caught:
-                error = caught
-        if (found := runtime.everyone(error)[0]) is not None:
-            raise found
-
+def _whole_or_none(folder: Path, runtime: Runtime) -> Iterator[None]:
+    """Save so that what fails is told in one line and leaves nothing."""
     try:
-        yield alone
+        yield
     except (OSError, MemoryError, ValueError, CheckpointException) as error:
         if runtime.rank == 0:
             shutil.rmtree(folder.with_name(folder.name + PARTIAL), ignore_errors=True)

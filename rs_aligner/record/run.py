@@ -216,7 +216,9 @@ class Run:
         if self.is_first:
             self.check_owner()
             for superfluous in self._superfluous():
-                shutil.rmtree(superfluous)
+                left = superfluous.with_name(superfluous.name + PARTIAL)
+                superfluous.rename(left)  # no checkpoint any more, once it is not whole
+                shutil.rmtree(left)
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
