@@ -51,6 +51,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "config/sele*.py": SELECTORS,
     "config/template.py": ("tests/config/test_template.py",),
     "config/keys.py": ("tests/config/test_page.py", *CONFIG),
+    "config/tree.py": ("tests/test_api.py", *CONFIG),
     "config/*.py": CONFIG,
     "rollout.py": (
         "tests/test_rollout.py",

@@ -64,6 +64,14 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(place))
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, where they are not there; their names are on the disk then."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
 def write_whole(path: Path, lines: Iterable[bytes]) -> None:
     """Replaces a file by these lines, at one stroke and durably.
 

@@ -30,7 +30,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from rs_aligner.files import CHECKPOINT_PART, sync_folder, sync_tree
+from rs_aligner.files import CHECKPOINT_PART, make_folder, sync_folder, sync_tree
 from rs_aligner.model import huggingface
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.checkpoint_files import SummedFiles, Writer, read_common, read_metadata
@@ -190,7 +190,7 @@ def state_bytes(trainer: BaseTrainer, runtime: Runtime) -> int:
 
 def _begin_folder(partial: Path, wanted: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    make_folder(partial)
     check_room(partial, wanted)
 
 

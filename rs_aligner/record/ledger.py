@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rs_aligner.files import write_whole
+from rs_aligner.files import make_folder, write_whole
 from rs_aligner.record.ledger_row import (
     HELD_OUT,
     KEPT_ROWS,
@@ -73,7 +73,7 @@ class Ledger:
 
     def __init__(self, folder: str | Path, made_by: str = "") -> None:
         self.folder, self.made_by = Path(folder), made_by
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
 
     @classmethod
     def existing(cls, folder: str | Path) -> Ledger:
@@ -241,7 +241,7 @@ class Ledger:
 
 
 def _identity(row: KeptRow | LedgerRow) -> tuple[Any, ...]:
-    return row.prompt_id, row.group, row.index, row.policy_version, row.response
+    return row.group, row.index, row.policy_version, row.response  # a prompt's id may be its file and line
 
 
 def _steps(folder: Path, kind: str, ending: str) -> list[int]:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from rs_aligner.files import sync_folder
+from rs_aligner.files import make_folder, sync_folder
 from rs_aligner.record.lease import LeaseLost
 from rs_aligner.record.ledger_row import ROWS, LedgerRow, from_line, to_line, with_exact_log_probs
 
@@ -92,7 +92,7 @@ class OpenStep:
     def _opened(self) -> int:
         """The file, behind its last whole line, its name on the disk."""
         folder = self.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         os.ftruncate(file, _behind_last_newline(file))
         sync_folder(folder)

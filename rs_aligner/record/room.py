@@ -11,6 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from rs_aligner.files import make_folder
+
 OPEN_FILES = 256
 """What a run needs at most: sockets to judges and other ranks, pipes of processes, a few files at a time."""
 _WISHED = 4096
@@ -29,7 +31,7 @@ def check_writable(folder: Path, key: str) -> None:
         ValueError: they cannot; with the reason.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"whether there is room for anything")
             file.flush()

@@ -28,7 +28,7 @@ from typing import Any, Protocol, Self
 from omegaconf import OmegaConf
 
 from rs_aligner.config import ExpManagerBase
-from rs_aligner.files import write_whole
+from rs_aligner.files import make_folder, write_whole
 from rs_aligner.record.lease import Lease, SharedLease
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.leftovers import Leftovers
@@ -140,7 +140,7 @@ class Run:
         self.check_owner()
         if self._given is not None:
             write_whole(self.folder / "config.yaml", [OmegaConf.to_yaml(self._given).encode()])
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         left = Leftovers(Ledger(self.rollouts, self.fingerprint), last_step)
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", last_step, again_until=left.last_row)
         return left

@@ -55,7 +55,7 @@ class OpenRollouts:
         for place, prompt in enumerate(request.prompts) if self.there else ():
             for index in request.indices:
                 row = self.there.get((request.number(place), index))
-                if row is not None and (row.prompt_id, row.prompt_token_ids) == (prompt.id, prompt.token_ids):
+                if row is not None and row.prompt_token_ids == prompt.token_ids:
                     rollout = replace(row.as_rollout, group=place, by_design=True)
                     found[place, index] = Judged(rollout, row.score, row.watched_score)
         return found
