@@ -134,12 +134,18 @@ class Child:
         return f"exit status {process.wait()}"
 
 
+def leave_signals_to_parent() -> None:
+    """Ignore what asks a run to stop: what is in flight is to be finished, and the parent decides.
+
+    Ctrl-C reaches the whole terminal, and Slurm's signals each process of a step, in whatever session.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def live(descriptor: int, parent: int, serve: Callable[[Connection[Any, Any]], None]) -> None:
     """The life of the process: serve until nobody asks any more; it ends with its parent."""
-    # Ctrl-C reaches the whole terminal, and Slurm's SIGTERM the whole step, but what is in flight is to be
-    # finished: the parent decides.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_parent()
     die_with_parent(parent)  # where that cannot be, the connection ends it
     with contextlib.suppress(EOFError, OSError):
         serve(Connection(descriptor))

@@ -11,6 +11,10 @@ need() {  # a command, and the packages that bring it
   command -v "$1" >/dev/null || missing+=("${@:2}")
 }
 need cc gcc libc6-dev  # the kernels of the CPU's decoder
+need slurmctld slurmctld  # the scripts of scripts/slurm under a Slurm of two nodes
+need slurmd slurmd
+need srun slurm-client
+need munged munge
 
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

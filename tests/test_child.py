@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from rs_aligner.answers.library import Library
 from rs_aligner.child import start_process
 
 # It ignores what can be ignored, and so does what it starts: only the kernel ends them.
@@ -25,6 +26,7 @@ time.sleep(120)
 """
 PARENT = """
 import os, sys, threading, time
+from rs_aligner.answers.library import Library
 from rs_aligner.child import start_process
 deaf = [sys.executable, "-c", sys.argv[1], str(os.getpid())]
 threading.Thread(target=start_process, args=(deaf,)).start()  # a thread that ends at once
@@ -113,3 +115,21 @@ def test_a_forked_process_can_start_some_of_its_own() -> None:
     if pid == 0:
         os._exit(start_process(["true"]).wait())
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_what_asks_a_run_to_stop_ends_none_of_the_processes_that_it_has_started() -> None:
+    library = Library()
+    try:
+        assert library.same("\\sin x", "\\sin x")
+        process = library._child._process
+        assert process is not None
+        for number in (
+            signal.SIGUSR1,
+            signal.SIGTERM,
+            signal.SIGINT,
+        ):  # Slurm signals all processes of a step
+            process.send_signal(number)
+        assert not library.same("\\sin x", "\\cos x")
+        assert process.poll() is None
+    finally:
+        library.close()

@@ -24,17 +24,23 @@ def run(folder: Path, **commands: str) -> tuple[str, list[str]]:
 
 
 APT = 'echo "$@" >>"$LOG"; exit ${STATUS:-0}'
+SLURM = dict.fromkeys(("slurmctld", "slurmd", "srun", "munged"), "")
+ALL = "gcc libc6-dev slurmctld slurmd slurm-client munge"
 
 
-def test_nothing_is_done_where_a_compiler_is_there(tmp_path: Path) -> None:
-    commands = {"cc": "", "id": "echo 0", "apt-get": APT}
+def test_nothing_is_done_where_all_is_there(tmp_path: Path) -> None:
+    commands = {"cc": "", **SLURM, "id": "echo 0", "apt-get": APT}
     assert run(tmp_path, **commands) == ("", [])
 
 
-def test_a_missing_compiler_is_installed_by_root(tmp_path: Path) -> None:
-    said, asked = run(tmp_path, **{"id": "echo 0", "apt-get": APT})
-    assert said == "ci_packages: installing gcc libc6-dev\n"
-    assert asked == ["-qq update", "-qq install --yes --no-install-recommends gcc libc6-dev"]
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [({}, ALL), (SLURM, "gcc libc6-dev"), ({"cc": "", "srun": ""}, "slurmctld slurmd munge")],
+)
+def test_what_is_missing_is_installed_by_root(there: dict[str, str], missing: str, tmp_path: Path) -> None:
+    said, asked = run(tmp_path, **there, **{"id": "echo 0", "apt-get": APT})
+    assert said == f"ci_packages: installing {missing}\n"
+    assert asked == ["-qq update", f"-qq install --yes --no-install-recommends {missing}"]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +56,7 @@ def test_what_cannot_be_installed_is_told_and_left_to_the_tests(
     commands: dict[str, str], told: str, tmp_path: Path
 ) -> None:
     said, asked = run(tmp_path, **commands)
-    assert said.endswith(f"ci_packages: gcc libc6-dev {told}\n")
+    assert said.endswith(f"ci_packages: {ALL} {told}\n")
     assert asked == []
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rs_aligner.child import die_with_parent
+from rs_aligner.child import die_with_parent, leave_signals_to_parent
 from rs_aligner.threads import ONE_THREAD, Threads
 
 
@@ -88,7 +87,6 @@ def main(connection: Connection[Any, Any]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    leave_signals_to_parent()
     die_with_parent(int(sys.argv[2]))
     main(Connection(int(sys.argv[1])))

@@ -1,0 +1,64 @@
+"""Stands in for `python examples/train_rs.py` and `serve_reward.py` in tests of the scripts.
+
+It keeps to their statuses, signals and files, and needs neither torch nor Triton: a job takes seconds. A
+trainer's weights are a digest of its steps. Its settings come as overrides: `steps`; `pace`, seconds a step;
+`ends` and `fails_at`, the status that its last rank ends with behind which step; `slow_save`, seconds that
+the last rank's save takes longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def serve(settings: dict[str, str]) -> None:
+    if settings.get("judge.name") == "no_such":
+        sys.exit("error: judge.name is no_such: there is no such judge")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    token = Path(settings["inference.token_file"])
+    assert token.stat().st_mode & 0o077 == 0
+    print(f"judge ready at http://0.0.0.0:{settings['inference.port']} ({token.read_text()[:0]})", flush=True)
+    while True:
+        time.sleep(0.1)
+
+
+def train(settings: dict[str, str]) -> None:
+    rank, ranks = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    asked: list[int] = []
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, lambda number, _: asked.append(number))
+    run = Path(settings["exp_manager.explicit_log_dir"])
+    state_file, steps = run / f"state_{rank}.json", int(settings.get("steps", 4))
+    state = json.loads(state_file.read_text()) if state_file.exists() else {"step": 0, "weights": ""}
+    assert int(settings["trainer.num_nodes"]) * int(settings["trainer.devices"]) == ranks
+    assert Path(settings["remote_rm.token_file"]).stat().st_mode & 0o077 == 0
+    print(f"rank {rank} begins at step {state['step']}", flush=True)
+    ends, fails_at = int(settings.get("ends", 0)), int(settings.get("fails_at", -1))
+    while state["step"] < steps:
+        if ends and state["step"] == fails_at and (rank == ranks - 1 or ends == 75):
+            print("error: so it should", flush=True)
+            sys.exit(ends)
+        time.sleep(float(settings.get("pace", 0.1)))
+        state["step"] += 1
+        state["weights"] = hashlib.sha256(f"{state}".encode()).hexdigest()
+        if rank == 0:
+            with (run / "metrics.jsonl").open("a") as metrics:
+                metrics.write(json.dumps(state) + "\n")
+        if asked:
+            if rank == ranks - 1:
+                time.sleep(float(settings.get("slow_save", 0)))
+            state_file.write_text(json.dumps(state))
+            print(f"rank {rank} saved step {state['step']}", flush=True)
+            sys.exit(75)
+    (run / f"final_{rank}").write_text(state["weights"])
+
+
+if __name__ == "__main__":
+    given = dict(argument.split("=", 1) for argument in sys.argv[2:])
+    {"serve_reward.py": serve, "train_rs.py": train}[Path(sys.argv[1]).name](given)
