@@ -172,7 +172,7 @@ status_of_ranks() {  # status_of_ranks SRUNS: 2 or 1 where a rank says so, whate
   case $found in
     *" 2 "*) echo 2 ;;
     *" 1 "*) echo 1 ;;
-    # A trainer that had not come so far that it could save.
+    # Ended by the signal, before it heeded any.
     *" 138 "*) if [ -n "$asked" ]; then echo "$TO_BE_CONTINUED"; else echo 1; fi ;;
     *) case $1 in 0 | "$TO_BE_CONTINUED") echo "$1" ;; *) echo 1 ;; esac ;;
   esac

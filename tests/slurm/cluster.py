@@ -105,16 +105,20 @@ class Cluster:
         ]
         return "\n".join([self.run("scontrol", "show", "job", check=False), *tails])
 
-    def left_behind(self) -> list[psutil.Process]:
-        """Processes of any job of this cluster."""
+    def processes(self, *, with_variable: str = "SLURM_CONF") -> list[psutil.Process]:
+        """Processes of this cluster: its daemons, and all that they have started."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 environment = process.environ()
                 is_ours = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
-                if is_ours and "SLURM_JOB_ID" in environment and process.status() != psutil.STATUS_ZOMBIE:
+                if is_ours and with_variable in environment and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
+
+    def left_behind(self) -> list[psutil.Process]:
+        """Processes of any job of this cluster."""
+        return self.processes(with_variable="SLURM_JOB_ID")
 
 
 @contextlib.contextmanager
@@ -145,19 +149,20 @@ def cluster() -> Iterator[Cluster]:
         running.wait_for("the nodes", lambda: running.run(*idle, check=False).strip() == str(len(NODES)), 60)
         yield running
     finally:
-        if len(daemons) > 1:
+        if len(daemons) > len(NODES) + 1:
             with contextlib.suppress(Exception):
-                subprocess.run(["scancel", "--state=RUNNING"], env=environment, timeout=20, check=False)
+                running.run("scancel", "--quiet", f"--user={_user()}", check=False)
+                running.wait_for("the end of all jobs", lambda: not running.left_behind(), 15)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 daemon.wait(timeout=10)
-            daemon.kill()
-            daemon.wait()
-        for process in running.left_behind():
+        for process in running.processes():
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        for daemon in daemons:
+            daemon.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
