@@ -66,10 +66,12 @@ def sync_tree(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Makes a folder, and those above it, where they are not there; their names are on the disk then."""
-    if not folder.is_dir():
+    if folder.is_dir():
+        return
+    if not folder.parent.exists():
         make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def write_whole(path: Path, lines: Iterable[bytes]) -> None:
