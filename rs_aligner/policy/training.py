@@ -152,22 +152,29 @@ class BaseTrainer:
             _, grad_norm, _ = self.optimizer.step()
         return float(grad_norm)
 
+    def _stop_if_asked(self) -> None:
+        """Raises `Stopped` on every rank, if one of them is to stop; the gradient so far is worth nothing."""
+        wish = stopping.poll() and not (self.moved and stopping.can_save())
+        if self.runtime.any_rank(wish):
+            raise stopping.Stopped(stopping.reason(), moved=self.moved)
+
     def _stoppable(self, batches: Sequence[Any]) -> Iterator[Any]:
-        """The micro-batches, until the ranks are to stop.
+        """The micro-batches, until the ranks are to stop; they agree before the first and between some.
 
-        They agree between micro-batches; the stages of a pipeline, which are at different ones, before the
-        first.
-
-        Raises:
-            Stopped: on every rank; the gradient so far is worth nothing.
+        The stages of a pipeline agree before it begins only: they are at different micro-batches, and a later
+        stage comes to its first one when the earlier one is through with it.
         """
         runtime = self.runtime
         every = len(batches) if runtime.pp_size > 1 else AGREE_EVERY if runtime.world_size > 1 else 1
-        for number, batch in enumerate(batches):
-            wish = stopping.poll() and not (self.moved and stopping.can_save())
-            if number % every == 0 and runtime.any_rank(wish):
-                raise stopping.Stopped(stopping.reason(), moved=self.moved)
-            yield batch
+        self._stop_if_asked()
+
+        def others() -> Iterator[Any]:
+            for number, batch in enumerate(batches):
+                if number > 0 and number % every == 0:
+                    self._stop_if_asked()
+                yield batch
+
+        return others()
 
     def accumulate(
         self, batches: Sequence[Any], forward: Forward, *, micro_batch_size: int, num_sums: int = 1
