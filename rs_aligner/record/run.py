@@ -7,6 +7,7 @@
     final/           the trained policy as a Hugging Face folder
     logs/            TensorBoard's and W&B's files
     owner/           who has the folder, while a run is at work there
+    status.json      what the run is doing
 
 Rank 0 writes; the other ranks have the same object and write nothing but the scored rollouts of their
 replicas while a step is open. The checkpoint is the truth for the weights, the ledger for rollouts and
@@ -35,6 +36,7 @@ from rs_aligner.record.leftovers import Leftovers
 from rs_aligner.record.manifest import BROKEN, PARTIAL, REPLACED, CannotSave
 from rs_aligner.record.metrics import MetricsFile, read_rows
 from rs_aligner.record.room import check_room
+from rs_aligner.record.status import Status
 from rs_aligner.stopping import Stopped
 
 _logger = logging.getLogger("rs_aligner")
@@ -90,6 +92,7 @@ class Run:
         self.fingerprint, self.selects_anew = "", False
         self._given = given
         self._lease: Lease | SharedLease | None = None
+        self._status: Status | None = None
         self._metrics: MetricsFile | None = None
         self.last_checkpoint = next(iter(self.newest_first()), None)
         if self.last_checkpoint is not None and not config.resume_if_exists:
@@ -226,12 +229,18 @@ class Run:
 
     def __enter__(self) -> Self:
         self.take()
+        if self.is_first:
+            self._status = Status(self.folder, self.check_owner)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close("success" if error is None or isinstance(error, Stopped) else "failed")
+        try:
+            if self._status is not None:
+                self._status.end(error)
+        finally:
+            self.close("success" if error is None or isinstance(error, Stopped) else "failed")
 
     def close(self, status: str = "success") -> None:
         """Close files and loggers, and give the folder back."""
