@@ -26,7 +26,8 @@ from rs_aligner.exit_status import FAILED, FINISHED, TO_BE_CONTINUED, TO_BE_MEND
 
 LAUNCHER = "RS_ALIGNER_LAUNCHER"  # the process id of the launcher
 STORE = "RS_ALIGNER_STORE"  # the descriptor of the socket at which the first rank lets the others meet
-GRACE_SECONDS = 10.0  # between the SIGTERM and the SIGKILL that the others get once a rank has failed
+SPARE_SECONDS = 2.0  # that the others get to end by themselves, and to say why, once a rank has failed
+GRACE_SECONDS = 10.0  # between the SIGTERM and the SIGKILL that they get then
 LOOK_SECONDS = 0.1
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGQUIT)
 ENDS = (signal.SIGTERM, signal.SIGINT)
@@ -169,17 +170,18 @@ class _Rank:
 def _wait(ranks: Sequence[_Rank]) -> _Rank | None:
     """Wait until all ranks have ended; returns the first that failed, for which the others were ended."""
     failed: _Rank | None = None
-    deadline = 0.0
+    since, is_told = 0.0, False
     while any(rank.process.poll() is None for rank in ranks):
         time.sleep(LOOK_SECONDS)
-        found = _first_failed(ranks) if failed is None else None
-        if found is not None:
-            failed, deadline = found, time.monotonic() + GRACE_SECONDS
-            for rank in ranks:
-                rank.send(signal.SIGTERM)
-        elif failed is not None and time.monotonic() > deadline:
+        if failed is None:
+            failed, since = _first_failed(ranks), time.monotonic()
+        elif time.monotonic() > since + SPARE_SECONDS + GRACE_SECONDS:
             for rank in ranks:
                 rank.kill()
+        elif time.monotonic() > since + SPARE_SECONDS and not is_told:
+            is_told = True
+            for rank in ranks:
+                rank.send(signal.SIGTERM)
     return failed or _first_failed(ranks)
 
 
