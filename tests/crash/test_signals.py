@@ -130,33 +130,35 @@ def test_a_wish_that_reaches_one_of_two_replicas_stops_both(
 
 
 class SlowJudge(FakeJudge):
-    """Never answers the second half of what it is asked in step 2, and a wish to stop comes meanwhile."""
+    """Never answers half of what it is asked in step 2, and a wish to stop comes meanwhile."""
 
     def flush(self) -> None:
         if progress.current().step == 2:
-            half = len(self.waiting) // 2
-            for future, result in self.waiting[:half]:
-                future.set_result(result)
-            self.waiting = []
+            self.waiting = self.waiting[: len(self.waiting) // 2]
             stopping.ask("a test")
         super().flush()
 
 
-def test_a_stop_waits_for_a_judge_only_a_while(
+def test_a_stop_waits_for_a_judge_only_a_while_and_keeps_what_it_scored(
     through: tuple[str, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = FakeRun(tmp_path / "run")
+    judges: list[FakeJudge] = []
+
+    def judge(slow: bool) -> FakeJudge:
+        judges.append((SlowJudge if slow else FakeJudge)(by_tokens, run.events, 0.0))
+        return judges[-1]
+
     monkeypatch.setattr("rs_aligner.trainers.round.IN_FLIGHT_SECONDS", 0.1)
     with pytest.raises(Stopped, match="a test"):
-        run.start(
-            steps=STEPS,
-            interval=1,
-            save_interval=5,
-            judge=lambda _: SlowJudge(by_tokens, run.events, 0.0),
-        )
+        run.start(steps=STEPS, interval=1, save_interval=5, judge=lambda _: judge(True))
     assert run.checkpoints() == ["step_000001"]
-    (policy,) = run.start(steps=STEPS, interval=1, save_interval=5)
-    assert (policy.weights, figures(run.rows)) == through
+    (policy,) = run.start(steps=STEPS, interval=1, save_interval=5, judge=lambda _: judge(False))
+    assert policy.weights == through[0]
+    assert [row["step"] for row in run.rows] == [0, 1, 2, 3]
+    first, second = ({shown for shown in one.scored if shown[0][0] == "p"} for one in judges)
+    assert not first & second  # nothing that was scored is judged again
+    assert len(first) + len(second) == 40  # steps of 4, 2 and 4 prompts
 
 
 def test_where_no_time_is_left_nothing_is_saved_and_the_run_goes_on_behind_its_last_checkpoint(
