@@ -15,13 +15,14 @@ import torch
 import transformers
 from megatron.core.optimizer import OptimizerConfig
 
+from rs_aligner import stopping
 from rs_aligner.loss import Normalization
 from rs_aligner.model import huggingface
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import training
-from rs_aligner.policy.training import Trainer, denominator, micro_batches
+from rs_aligner.policy.training import NotFinite, Trainer, denominator, micro_batches
 from rs_aligner.rollout import TrainingRow
 
 pytestmark = pytest.mark.timeout(120)
@@ -209,3 +210,42 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were(folder: Path,
         trainer.step([TrainingRow((1, 2), (3, 4))], micro_batch_size=1, learning_rate=1e-3)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num()), name
+
+
+def test_a_gradient_whose_norm_is_not_finite_is_not_applied_though_its_numbers_are(trainer: Trainer) -> None:
+    before = [p.clone() for p in trainer.ddp.module.parameters()]
+    with pytest.raises(NotFinite, match="the gradient not finite"):
+        trainer.step([TrainingRow((1, 2), (3, 4), weight=1e25)], micro_batch_size=1, learning_rate=1e-3)
+    assert all(map(torch.equal, trainer.ddp.module.parameters(), before))
+
+
+def test_a_stop_comes_between_micro_batches_before_a_weight_has_moved_and_behind_a_step_afterwards(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [TrainingRow((1, 2), (3, 4))] * 4
+    forwards: list[int] = []
+    forward = Trainer._added
+
+    def asking(self: Trainer, *args: Any, **how: Any) -> Any:
+        forwards.append(1)
+        stopping.ask("a test", within=60)
+        return forward(self, *args, **how)
+
+    monkeypatch.setattr(Trainer, "_added", asking)
+    before = [p.clone() for p in trainer.ddp.module.parameters()]
+    trainer.moved = False
+    try:
+        with pytest.raises(stopping.Stopped) as stopped:
+            trainer.step(rows, micro_batch_size=1, learning_rate=1e-3)
+        assert (len(forwards), stopped.value.moved) == (1, False)
+        assert all(map(torch.equal, trainer.ddp.module.parameters(), before))
+        trainer.moved = True  # an optimizer step of the same training step was made: it is finished,
+        trainer.step(rows, micro_batch_size=1, learning_rate=1e-3)
+        assert len(forwards) == 5
+        stopping.note_save(1000.0)  # unless no time would be left to save it
+        with pytest.raises(stopping.Stopped) as stopped:
+            trainer.step(rows, micro_batch_size=1, learning_rate=1e-3)
+        assert (len(forwards), stopped.value.moved) == (5, True)
+    finally:
+        stopping.forget()
+        trainer.moved = False
