@@ -32,7 +32,7 @@ class Progress:
     Attributes:
         phase: what is being done.
         step: of the loop, counted from 1; 0 before the first.
-        steps: of the whole run; None where that is not known yet.
+        steps: of the whole run; None before that is known.
     """
 
     phase: Phase = "starting"

@@ -35,7 +35,7 @@ MARGIN = (
     1.5  # something is begun only if this many times the longest of its kind so far fit into the time left
 )
 LOOK_SECONDS = 1.0  # between looks for the stop file
-UNMEASURED_SHARE, UNMEASURED_SECONDS = 0.1, 60.0  # of a time limit, kept for a save that was not measured yet
+UNMEASURED_SHARE, UNMEASURED_SECONDS = 0.1, 60.0  # of a time limit, kept for a save while none was measured
 STARTED = "RS_ALIGNER_STARTED"  # set by our launcher: when it was started, in seconds since 1970
 STOP_FILE = "stop"
 
