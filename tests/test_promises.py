@@ -36,6 +36,11 @@ TRUE = {
     "LoRA is not there yet, all weights are trained": "no adapter is trained",
     "a folder that is not there yet": "an option's value, made by the program",
     "it has not answered yet": "a server at the start",
+    "A step that is not selected yet": "a state of a step",
+    "a step that is not selected yet": "a state of a step",
+    'NOT_SELECTED = "not selected yet"': "a state of a step",
+    "was not there yet": "a line that was cut short",
+    "perhaps it does not exist yet": "a folder before the first save",
 }
 
 
