@@ -26,13 +26,15 @@ import msgspec
 from rs_aligner.files import make_folder, write_whole
 from rs_aligner.record.ledger_row import (
     HELD_OUT,
+    KEPT_MARK,
     KEPT_ROWS,
     ROWS,
     AnyRow,
     KeptRow,
     LedgerRow,
     Stamp,
-    from_line,
+    check_line,
+    decoded,
     judged_of,
     row_of,
     rows_of,
@@ -115,17 +117,22 @@ class Ledger:
         ]
         self._write(held_out_name(step), rows)
 
-    def read(self, step: int) -> list[LedgerRow]:
+    def read(self, step: int, *, kept_only: bool = False) -> list[LedgerRow]:
         """Reads a step back, in (prompt, rollout) order.
+
+        Args:
+            step: which.
+            kept_only: leaves out what was not kept; all is checked.
 
         Raises:
             ValueError: the step is not there, or its file is not as it was written (file and line named).
         """
         self._require(step)
-        return self.read_named(step_name(step))
+        rows = self._rows(step_name(step), ROWS, KEPT_MARK if kept_only else b"")
+        return [with_exact_log_probs(row) for row in rows if row.kept or not kept_only]
 
     def read_named(self, name: str) -> list[LedgerRow]:
-        """The same of a file of this name (`step_name`, `held_out_name`), which is there."""
+        """A whole file of this name (`step_name`, `held_out_name`), which is there; raises as `read`."""
         return [with_exact_log_probs(row) for row in self._rows(name, ROWS)]
 
     def glance(self, name: str) -> list[KeptRow]:
@@ -144,7 +151,7 @@ class Ledger:
         """
         self._require(step)
         groups: dict[int, Group] = {}
-        for row in self._rows(step_name(step), KEPT_ROWS):
+        for row in self._rows(step_name(step), KEPT_ROWS, KEPT_MARK):
             if row.kept and row.reward is not None:
                 prompt = Prompt(row.prompt_id, "", (), row=row.prompt_row)
                 group = groups.setdefault(row.group, Group(prompt, [], []))
@@ -212,18 +219,19 @@ class Ledger:
         if not self.path(step_name(step)).exists():
             raise ValueError(f"the ledger {self.folder} has no step {step}; it has {self.steps() or 'none'}")
 
-    def _rows(self, name: str, decoder: msgspec.json.Decoder[AnyRow]) -> Iterator[AnyRow]:
-        """The rows of a file, each checked, and at the end whether all of them are there."""
-        path, number, expected, step = self.path(name), 0, 0, number_of(name)
-        with path.open("rb") as file:
+    def _rows(self, name: str, decoder: msgspec.json.Decoder[AnyRow], mark: bytes = b"") -> Iterator[AnyRow]:
+        """The rows of a file whose lines have a mark; all lines are checked, and that none is missing."""
+        path, number, expected, due = self.path(name), 0, 0, number_of(name)
+        with path.open("rb", buffering=1 << 20) as file:
             for number, line in enumerate(file, start=1):
-                row: Any = from_line(line, f"{path}:{number}", decoder)
-                if row.step != step:
-                    raise ValueError(f"{path}:{number}: a row of step {row.step}")
-                expected = row.num_rows
+                place = f"{path}:{number}"
+                step, expected = check_line(line, place)
+                if step != due:
+                    raise ValueError(f"{place}: a row of step {step}")
                 if number > expected:
-                    raise ValueError(f"{path}:{number}: there should be {expected} rows only")
-                yield row
+                    raise ValueError(f"{place}: there should be {expected} rows only")
+                if mark in line:
+                    yield decoded(line, place, decoder)
         if number != expected or not number:
             raise ValueError(f"{path}:{number + 1}: missing; {expected or 'some'} rows were written")
 

@@ -8,6 +8,7 @@ row also says how many its file has, so missing lines are. Left out on purpose: 
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +31,13 @@ NOT_TRAINED = "the step was not trained"
 HELD_OUT = "held out"
 """Reasons of rows that no selection has seen: of an open step, of a step whose judge failed, held out."""
 
-_DIGITS = 16  # of a checksum
+KEPT_MARK = b'"kept":true'
+"""In the line of every row that is kept, and in hardly any other: within a text, quotes are escaped."""
+
 _END = b'"}'  # of a line: the checksum's closing quote, and the object's end
+_STEP = re.compile(rb'\{"step":(\d+),')
+_LAST_FIELDS = re.compile(rb'"num_rows":(?P<num_rows>\d+),"checksum":"(?P<checksum>[0-9a-f]{16})"\}\n?\Z')
+_LAST_BYTES = 80  # of a line, in which the last two fields are
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +255,7 @@ def to_line(row: LedgerRow) -> bytes:
 
 
 def from_line(line: bytes, place: str, decoder: msgspec.json.Decoder[AnyRow]) -> AnyRow:
-    """The row of a line.
+    """The row of a line, which is checked.
 
     Args:
         line: its newline included or not.
@@ -259,12 +265,35 @@ def from_line(line: bytes, place: str, decoder: msgspec.json.Decoder[AnyRow]) ->
     Raises:
         ValueError: it is no row of a ledger, or not as it was written.
     """
-    line = line.rstrip(b"\n")
-    cut = len(line) - len(_END) - _DIGITS
+    check_line(line, place)
+    return decoded(line, place, decoder)
+
+
+def check_line(line: bytes, place: str) -> tuple[int, int]:
+    """See that a line is as it was written, without reading all of it.
+
+    Args:
+        line, place: as of `from_line`.
+
+    Returns:
+        The row's step, and how many rows its file has.
+
+    Raises:
+        ValueError: it is no row of a ledger, or not as it was written.
+    """
+    begin, end = _STEP.match(line), _LAST_FIELDS.search(line, max(0, len(line) - _LAST_BYTES))
+    if begin is None or end is None:
+        raise ValueError(f"{place}: not a row of a ledger")
+    if checksum(memoryview(line)[: end.start("checksum")]).encode() != end["checksum"]:
+        raise ValueError(
+            f"{place}: not a row of a ledger as it was written: its checksum is of another content"
+        )
+    return int(begin[1]), int(end["num_rows"])
+
+
+def decoded(line: bytes, place: str, decoder: msgspec.json.Decoder[AnyRow]) -> AnyRow:
+    """The row of a line that is checked already; arguments as of `from_line`."""
     try:
-        if cut < 0 or line[cut : cut + _DIGITS] != checksum(memoryview(line)[:cut]).encode():
-            msgspec.json.decode(line, type=_Checked)  # a better message, where it is no row at all
-            raise ValueError("its checksum is of another content")
         try:
             return decoder.decode(line)
         except msgspec.DecodeError:  # half of a surrogate pair is more than it reads
@@ -276,10 +305,6 @@ def from_line(line: bytes, place: str, decoder: msgspec.json.Decoder[AnyRow]) ->
 def with_exact_log_probs(row: LedgerRow) -> LedgerRow:
     """Nine digits tell which float32 it was, and a run that continues needs that number to the last bit."""
     return replace(row, log_probs=tuple(array("f", row.log_probs)))
-
-
-class _Checked(msgspec.Struct):
-    checksum: str
 
 
 ROWS = msgspec.json.Decoder(LedgerRow)

@@ -52,8 +52,11 @@ class OpenStep:
                 if self._timer is None:
                     self._check_owner()
                 self._write(line)
-            except (OSError, LeaseLost) as error:
+            except LeaseLost as error:
                 self._error = error
+                return
+            except OSError as error:
+                self._error = OSError(error.errno, error.strerror, str(self.path))
                 return
             if self._timer is None:
                 self._timer = threading.Timer(SYNC_SECONDS, self._sync)

@@ -14,11 +14,16 @@ ranks ask together (`pace.out_of_time`).
 from __future__ import annotations
 
 import json
+import os
+import socket
 from array import array
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
+from rs_aligner.record.marker import put_marker, remove_markers, sees_marker
 from rs_aligner.rollout import Group, Prompt, Score, TrainingRow
 from rs_aligner.selection import KEPT, Selection
 from rs_aligner.trainers.failures import RanksDiffer
@@ -67,6 +72,38 @@ def digest_of_group(group: Group) -> int:
         reward = repr(score.reward) if isinstance(score, Score) else None
         parts += [rollout.index, rollout.policy_version, _tokens(rollout.token_ids), reward]
     return digest(*parts)
+
+
+def check_folder(ranks: Collective, folder: Path, *, is_first: bool) -> None:
+    """See that all ranks have the run's folder: each writes there, and continues from there. A collective.
+
+    Args:
+        ranks: that are compared.
+        folder: the run's, which the first rank has made.
+        is_first: whether this is the first rank.
+
+    Raises:
+        ValueError: a rank has another folder under this name; every rank raises it, and that rank says where
+            it is.
+    """
+    word = token_hex(8)
+    if is_first:
+        put_marker(folder, word)
+    word = ranks.gather(word)[0]
+    is_seen = sees_marker(folder, word)
+    rank = int(os.environ.get("RANK", "0"))
+    blind = int(ranks.maximum({"blind": -1.0 if is_seen else float(rank)})["blind"])
+    if is_first:
+        remove_markers(folder)
+    if blind < 0:
+        return
+    where = f"exp_manager.explicit_log_dir={folder}"
+    on = f" on {socket.gethostname()}" if not is_seen else ", whose own message says on which host"
+    blind = blind if is_seen else rank
+    raise ValueError(
+        f"{where} is not seen by rank {blind}{on}: it has another folder there, or none. Choose one on a "
+        "file system that all hosts share"
+    )
 
 
 def check_inputs(policy: Collective, inputs: Mapping[str, int]) -> None:

@@ -66,13 +66,13 @@ class OpenRollouts:
             numbered = judged._replace(rollout=replace(judged.rollout, group=number))
             self.file.append(row_of(prompt, numbered, self.stamp))
 
-    def settle(self) -> str | None:
-        """See to it that all of it is on the disk; returns why it is not."""
+    def settle(self) -> OSError | LeaseLost | None:
+        """See to it that all of it is on the disk; returns why it is not, for all ranks to raise."""
         try:
             if self.file is not None:
                 self.file.settle()
         except (OSError, LeaseLost) as error:
-            return f"the scored rollouts could not be written: {error}"
+            return error
         return None
 
 

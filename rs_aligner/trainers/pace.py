@@ -18,6 +18,7 @@ from rs_aligner.data import DataOrder
 from rs_aligner.record.manifest import BrokenCheckpoint
 from rs_aligner.record.run import Run
 from rs_aligner.stopping import MARGIN
+from rs_aligner.trainers.agreement import check_folder
 from rs_aligner.trainers.protocols import Collective, Trainee
 
 _logger = logging.getLogger("rs_aligner")
@@ -34,6 +35,7 @@ def resume(run: Run, trainee: Trainee[Any], order: DataOrder) -> dict[str, Any]:
         CannotSave: there is no room for a checkpoint.
     """
     run.share(trainee.gather)
+    check_folder(trainee, run.folder, is_first=run.is_first)
     run.prepare_checkpoints(trainee.checkpoint_bytes())
     broken: dict[Path, str] = {}
     for checkpoint in run.newest_first():

@@ -176,7 +176,7 @@ class Pool:
         if inside:  # in the middle of a cycle, whose first step sampled
             return ledger.read(done - inside + 1)
         if self.config.max_staleness and done:
-            return [row for row in ledger.read(done) if row.kept]
+            return ledger.read(done, kept_only=True)
         return []
 
     def restore(self, rows: Sequence[LedgerRow], done: int) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from rs_aligner import progress, stopping
+from rs_aligner.record.lease import LeaseLost
 from rs_aligner.record.ledger_row import Answer, Judged
 from rs_aligner.reward.protocol import Judge
 from rs_aligner.rollout import Group, Prompt, Rollout, ScoreFailure
@@ -58,7 +59,7 @@ class Share(NamedTuple):
 
     rollouts: Sequence[Judged]
     problem: str | None = None
-    unwritten: str | None = None
+    unwritten: OSError | LeaseLost | None = None
     is_stopped: bool = False
 
 
@@ -105,7 +106,8 @@ def sample_and_score(
         could not be asked, on whichever rank.
 
     Raises:
-        Stopped: a rank was asked to stop; every rank raises it.
+        OSError: a rollout could not be written down; every rank raises it.
+        Stopped: a rank was asked to stop; the same.
     """
     progress.enter("validating" if request.step == VALIDATION else "sampling")
     notes = open_rollouts or OpenRollouts()
@@ -120,9 +122,9 @@ def sample_and_score(
     if request.step != VALIDATION:
         progress.enter("scoring")
     shares = policy.gather(Share(list(mine.results()), mine.problem, notes.settle(), stopping.is_asked()))
-    unwritten = next((share.unwritten for share in shares if share.unwritten is not None), None)
-    if unwritten is not None:
-        raise OSError(unwritten)
+    for share in shares:
+        if share.unwritten is not None:
+            raise share.unwritten
     if any(share.is_stopped for share in shares):
         raise stopping.Stopped(stopping.reason())
     sampled = {(one.rollout.group, one.rollout.index): one for share in shares for one in share.rollouts}

@@ -7,8 +7,8 @@ too little to change one.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import torch
 import transformers
 
 from rs_aligner.generation import cohort, cohorts, paged
+from rs_aligner.generation.decoder import Wave
 from rs_aligner.generation.on_kernels import KernelDecoder
+from rs_aligner.generation.rows import Ended
 from rs_aligner.generation.sampling import Controls, choose, penalize, uniforms
 from rs_aligner.generation.waves import generate
 from rs_aligner.model.tokenizer import Tokenizer
@@ -109,6 +111,42 @@ def test_on_kernels_not_a_bit_of_a_log_probability_depends_on_what_is_decoded_be
         if not isinstance(decoder, KernelDecoder):
             pytest.skip("torch's products change in the last bits with the shape of a batch")
         assert decode(decoder, prompts(), wave_size=wave_size) == decode(decoder, prompts())
+
+
+@pytest.mark.parametrize(("wave_size", "dtype"), [(2, torch.float32), (None, torch.bfloat16)])
+def test_what_is_missing_of_a_wave_comes_with_the_bits_that_it_has_in_the_whole(
+    load: Load, folder: Path, monkeypatch: pytest.MonkeyPatch, wave_size: int | None, dtype: torch.dtype
+) -> None:
+    """As when a run was killed: kernels decode the missing rows alone, torch their waves, for the shapes."""
+    decoder = load(folder, dtype)
+    through = decode(decoder, prompts(), wave_size=wave_size)
+    decoded: list[int] = []
+
+    def counted(wave: Wave) -> Iterator[Ended]:
+        decoded.append(len(wave.rows))
+        yield from type(decoder).decode(decoder, wave)
+
+    monkeypatch.setattr(decoder, "decode", counted)
+    rng = random.Random(5)
+    for known in (*(rng.sample(through, count) for count in (7, 18)), through):
+        decoded.clear()
+        seeds = {(one.group, one.index): (one.seed, one.policy_version) for one in known}
+        request = replace(request_of(prompts(), 4, SAMPLED, wave_size=wave_size), known=seeds)
+        found = sorted(generate(decoder, NoText(), request, seed=1), key=lambda one: (one.group, one.index))
+        missing = [one for one in through if one not in known]
+        assert found == missing
+        waves = {one.group // (wave_size or 5) for one in missing}
+        sizes = {wave: 4 * len(prompts()[wave * (wave_size or 5) :][: wave_size or 5]) for wave in waves}
+        on_kernels = isinstance(decoder, KernelDecoder)
+        assert sum(decoded) == (len(missing) if on_kernels else sum(sizes.values()))
+        assert len(decoded) == len(waves)
+
+
+def test_a_rollout_of_another_seed_or_version_is_sampled_anew(decoder: AnyDecoder) -> None:
+    through = decode(decoder, prompts((3, 1)), 1)
+    seeds = {(0, 0): (through[0].seed, 1), (1, 0): (through[1].seed + 1, 0)}
+    request = replace(request_of(prompts((3, 1)), 1, SAMPLED), known=seeds)
+    assert len(list(generate(decoder, NoText(), request, seed=1))) == 2
 
 
 @pytest.mark.parametrize("together", [3, 7])

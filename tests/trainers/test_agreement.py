@@ -9,11 +9,19 @@ from typing import Any
 
 import pytest
 
+from rs_aligner.record import marker
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, TrainingRow
 from rs_aligner.selection import Chain, Progress, Selection
 from rs_aligner.selection.bars import Threshold, TopK
 from rs_aligner.selection.base import GroupSelector, Places
-from rs_aligner.trainers.agreement import check_inputs, check_step, digest, digest_of_prompts, digest_of_rows
+from rs_aligner.trainers.agreement import (
+    check_folder,
+    check_inputs,
+    check_step,
+    digest,
+    digest_of_prompts,
+    digest_of_rows,
+)
 from rs_aligner.trainers.failures import RanksDiffer
 from tests.fake_run import Exchange, FakePolicy, FakeRun
 
@@ -212,3 +220,28 @@ def test_a_run_stops_before_it_trains_and_has_saved_what_was_done(
     assert len({str(error) for error in run.errors}) == 1
     assert run.checkpoints() == ["step_000001"]
     assert run.ledger.steps() == [1]
+
+
+# The run's folder
+
+
+def test_ranks_that_see_the_same_folder_go_on_and_leave_no_trace(tmp_path: Path) -> None:
+    (tmp_path / ".seen_by_all_ranks_of_a_killed_start").touch()
+    found = on_ranks(lambda policy: check_folder(policy, tmp_path, is_first=policy.replica == 0), 3)
+    assert found == [None] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_has_another_folder_is_named_and_no_rank_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marker, "WAIT_SECONDS", 0.0)
+    folders = [tmp_path, tmp_path, tmp_path / "another"]
+    folders[2].mkdir()
+    errors = on_ranks(
+        lambda policy: check_folder(policy, folders[policy.replica], is_first=policy.replica == 0), 3
+    )
+    assert all(isinstance(error, ValueError) for error in errors)
+    assert f"exp_manager.explicit_log_dir={folders[2]} is not seen by rank 0 on " in str(errors[2])
+    assert "whose own message says on which host" in str(errors[0])
+    assert list(folders[2].iterdir()) == []

@@ -49,6 +49,12 @@ def test_what_is_done_every_so_many_steps(interval: int | None, due: list[int]) 
     assert [step for step in range(1, 7) if is_due(step, interval)] == due
 
 
+@pytest.fixture(autouse=True)
+def one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ranks see of the folder has tests of its own."""
+    monkeypatch.setattr("rs_aligner.trainers.pace.check_folder", lambda *_, **__: None)
+
+
 class Trainee:
     """Whose checkpoints are good, or broken where a file says so."""
 
