@@ -1,4 +1,4 @@
-"""The figures of a step: what they are taken over, so that an estimate is one.
+"""The figures of a step, in numbers and as a line: what they are taken over, so that an estimate is one.
 
 Counts are of all that a step chose from. What estimates something of the policy, or of selection against
 chance, is taken over the rollouts that were sampled by design: a bank holds winners, and where
@@ -11,9 +11,11 @@ unbiased without a budget, without a bound for a prompt and in rounds of one onl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from rs_aligner.batching import is_few
 from rs_aligner.proof.chance import proof_metrics
 from rs_aligner.proof.watched import watched_metrics
 from rs_aligner.record.metrics import step_metrics
@@ -21,6 +23,8 @@ from rs_aligner.rollout import ScoreFailure
 from rs_aligner.selection import Selection
 from rs_aligner.trainers.pool import Candidates
 from rs_aligner.trainers.protocols import Stats
+
+_logger = logging.getLogger("rs_aligner")
 
 
 def training_metrics(stats: Sequence[Stats]) -> dict[str, float]:
@@ -66,3 +70,37 @@ def measure(candidates: Candidates, selection: Selection, *, passed_above: float
         answers = [answer for group in everyone for answer in group.watched_scores()]
         metrics["watched/failed"] = sum(isinstance(answer, ScoreFailure) for answer in answers)
     return metrics
+
+
+class Teller:
+    """Tells of each step in the log.
+
+    Args:
+        num_steps: of the run.
+        batch_size: `model.global_batch_size`.
+    """
+
+    def __init__(self, num_steps: int, batch_size: int) -> None:
+        self._num_steps, self._batch_size, self._said_few = num_steps, batch_size, False
+
+    def tell(self, metrics: Mapping[str, float]) -> None:
+        """A line on a step; once, a warning where a step keeps few."""
+        few, most = int(metrics["rollouts/kept"]), self._batch_size
+        if is_few(few, most) and not self._said_few:
+            self._said_few = True
+            _logger.warning(
+                "step %d kept %d rollouts, fewer than a tenth of model.global_batch_size = %d: an optimizer "
+                "step on few rows goes as far as one on many; lower it, or let a step keep more (said once)",
+                *(metrics["step"], few, most),
+            )
+        mean, kept = (
+            f"{metrics[key]:.4f}" if key in metrics else "none" for key in ("reward/mean", "reward/kept_mean")
+        )
+        why = "loss not finite" if "optimizer_steps/skipped" in metrics else "nothing kept"
+        loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else f"{why}, no optimizer step"
+        _logger.info(
+            "step %d/%d  reward %s, kept %s (%d of %d)  %s  %.1f s (generate %.1f, wait %.1f, train %.1f)",
+            *(metrics["step"], self._num_steps, mean, kept),
+            *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
+            *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
+        )

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from rs_aligner import progress, stopping
-from rs_aligner.batching import is_few
 from rs_aligner.config import TrainRSConfig, num_steps
 from rs_aligner.data import DataOrder
 from rs_aligner.record.ledger import Ledger
@@ -37,7 +36,7 @@ from rs_aligner.trainers.failures import RanksDiffer
 from rs_aligner.trainers.held_out import HeldOut
 from rs_aligner.trainers.journal import Journal
 from rs_aligner.trainers.learner import Learner
-from rs_aligner.trainers.measure import measure
+from rs_aligner.trainers.measure import Teller, measure
 from rs_aligner.trainers.pace import Pace, is_due, resume, timed_save
 from rs_aligner.trainers.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
 from rs_aligner.trainers.protocols import Policy
@@ -100,7 +99,7 @@ class RSTrainer:
         self.num_steps = num_steps(config, number)
         self.pace = Pace(policy)
         self.bad = BadSteps(run.folder, self.loop.max_bad_steps, writes=run.is_first)
-        self._said_few = False
+        self.teller = Teller(self.num_steps, config.model.global_batch_size)
         self._unlooked: dict[str, Any] | None = None  # figures of a step that held-out ones still belong to
         self._inputs = {
             "the prompts": digest_of_prompts(data.prompts),
@@ -174,7 +173,7 @@ class RSTrainer:
                 **learnt,
                 **times,
             }
-            self._say(metrics)
+            self.teller.tell(metrics)
             self._look_and_save(step, metrics, stops=self.pace.stop_is_due(step < self.num_steps))
         return done
 
@@ -315,24 +314,3 @@ class RSTrainer:
             _logger.info("final/ is the policy of step %d, the best on held-out prompts", best)
         progress.enter("exporting")
         self.policy.export(self.run.final)
-
-    def _say(self, metrics: dict[str, Any]) -> None:
-        few, most = metrics["rollouts/kept"], self.config.model.global_batch_size
-        if is_few(few, most) and not self._said_few:
-            self._said_few = True
-            _logger.warning(
-                "step %d kept %d rollouts, fewer than a tenth of model.global_batch_size = %d: an optimizer "
-                "step on few rows goes as far as one on many; lower it, or let a step keep more (said once)",
-                *(metrics["step"], few, most),
-            )
-        mean, kept = (
-            f"{metrics[key]:.4f}" if key in metrics else "none" for key in ("reward/mean", "reward/kept_mean")
-        )
-        why = "loss not finite" if "optimizer_steps/skipped" in metrics else "nothing kept"
-        loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else f"{why}, no optimizer step"
-        _logger.info(
-            "step %d/%d  reward %s, kept %s (%d of %d)  %s  %.1f s (generate %.1f, wait %.1f, train %.1f)",
-            *(metrics["step"], self.num_steps, mean, kept),
-            *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
-            *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
-        )
