@@ -69,8 +69,9 @@ class KillableScript:
             return process.wait(timeout=60)
 
     def times_judged(self) -> Counter[str]:
-        """How often each answer was judged, over all starts."""
-        return Counter(self.judged.read_text().splitlines())
+        """How often each answer was judged, over all starts; each tries its judge on prompts of its own."""
+        lines = self.judged.read_text().splitlines()
+        return Counter(line for line in lines if json.loads(line)[0].isdigit())
 
     def outcome(self) -> dict[str, Any]:
         """What it has left, but for times."""
