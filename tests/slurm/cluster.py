@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -97,6 +98,11 @@ class Cluster:
 
         self.wait_for(f"another start of job {number}", has_started, 150)
 
+    def end_soon(self, number: str) -> None:
+        """Give a running job one to two minutes more; Slurm looks every 30 s whether that is over."""
+        minutes = int(self.job(number)["RunTime"].split(":")[-2]) + 2
+        self.run("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes}")
+
     def state(self) -> str:
         """Of the queue, and the last lines of every log."""
         logs = [path for path in self.folder.rglob("*.log") if path.is_file()]
@@ -132,6 +138,7 @@ def cluster() -> Iterator[Cluster]:
     running = Cluster(folder, environment)
     # Whatever ends this process, ends them.
     with_us = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # else pytest ends without a word
     try:
         _configure(folder)
         for name, *arguments in (
@@ -164,6 +171,7 @@ def cluster() -> Iterator[Cluster]:
         for daemon in daemons:
             daemon.wait()
         shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _munged(folder: Path) -> tuple[str, ...]:
