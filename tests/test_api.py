@@ -185,12 +185,14 @@ def test_a_reward_function_may_set_alarms_and_leave_some_behind(policy: Path, tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_a_run_goes_on_where_it_was_and_a_judge_that_fails_ends_it(
+def test_a_run_goes_on_where_it_was_after_ctrl_c_too_and_a_judge_that_fails_ends_it(
     policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = False
+    broken = interrupted = False
 
     def may_break(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        if interrupted and not prompts[0].startswith("1 + 1"):
+            signal.raise_signal(signal.SIGINT)  # noted, and heeded behind this batch
         if broken and not prompts[0].startswith("1 + 1"):
             raise RuntimeError("out of order")
         return distinct(prompts, responses, metadata)
@@ -210,7 +212,12 @@ def test_a_run_goes_on_where_it_was_and_a_judge_that_fails_ends_it(
         JudgeFailed, match="scored none of 12 rollouts: 12 x the judge raised RuntimeError: out"
     ):
         go(2)
-    broken = False
+    broken, interrupted = False, True
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        go(2)
+    assert signal.getsignal(signal.SIGINT) == handler
+    interrupted = False
     assert [row["step"] for row in go(2).metrics] == [1, 2]
 
 
