@@ -46,9 +46,9 @@ class Tokenizer:
             raise ValueError(f"{folder} has no tokenizer (tokenizer.json); copy the model's there")
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except MemoryError:  # says nothing about the tokenizer
-            raise
         except Exception as error:  # transformers raises whatever its parsers raise
+            if isinstance(error, MemoryError) or "failed to map segment" in str(error):
+                raise  # too little memory, perhaps for a library that is imported now
             raise ValueError(f"{folder}: the tokenizer cannot be read ({error!r})") from error
         self.bos_id: int | None = self._tokenizer.bos_token_id
         self._own_eos: int | None = self._tokenizer.eos_token_id
