@@ -79,13 +79,15 @@ def train(
         config: overrides of the tree of `train_rs.yaml`, nested or with dotted keys, or a YAML file of it.
         model_path: the policy, where the config does not name it.
         output_dir: the run's folder, where the config does not name it; the next free `runs/train_001`
-            otherwise. A folder that has a checkpoint is gone on with.
+            otherwise. A folder that has a run is gone on with: with the same judge, prompts and settings, or
+            with what `exp_manager.allow_changes` lets change (docs/continuation.md).
 
     Returns:
         The run's folder, the trained policy and the figures.
 
     Raises:
-        ValueError: config, prompts or judge cannot be used; the message names the key and what would work.
+        ValueError: config, prompts or judge cannot be used, or they are others than the run in the folder
+            had; the message names the key and what would work.
         JudgeFailed: the judge scored too little of a step.
         KeyboardInterrupt: Ctrl-C; what is scored and trained is safe, and the same call goes on. The run
             stops at the next safe point, or at once at the second Ctrl-C.
@@ -111,11 +113,12 @@ def train(
         judge = judge_of(reward_fn, _keys([*train_rows, *held_out_rows]))
         if (doubt := smoke_test(judge)) is not None:
             _logger.warning("reward_fn: %s", doubt)
-    with _prompts_in_folder(tree, train_rows, held_out_rows):
+    with _prompts_in_folder(tree, train_rows, held_out_rows) as written:
         typed = load_config(tree, TrainRSConfig)
         _refuse_ranks(typed)
 
     from rs_aligner.commands.train_rs import fit
+    from rs_aligner.record.attempts import ChangedSettings
     from rs_aligner.record.metrics import read_rows
 
     manager = typed.exp_manager
@@ -125,6 +128,9 @@ def train(
         stopping.watch(Path(manager.explicit_log_dir), is_first=True, tells_others=False)
         try:
             run = fit(typed, judge, given=plain(tree))
+        except ChangedSettings:
+            _remove(written)
+            raise
         except stopping.Stopped:
             if stopping.was_interrupted():
                 raise KeyboardInterrupt from None
@@ -205,13 +211,16 @@ def _keys(rows: Sequence[Row]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _prompts_in_folder(tree: DictConfig, train_rows: list[Any], held_out_rows: list[Any]) -> Iterator[None]:
+def _prompts_in_folder(
+    tree: DictConfig, train_rows: list[Any], held_out_rows: list[Any]
+) -> Iterator[list[Path]]:
     """Write prompts into the run's folder and name them in the config; nothing new stays after an error.
 
-    What lies there already stays as it is: it may be another run's.
+    What lies there already stays as it is: it may be another run's. Yields the files that were made.
     """
     folder = Path(OmegaConf.select(tree, _FOLDER))
-    is_new, written = not folder.exists(), []
+    is_new = not folder.exists()
+    written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for key, argument, rows in (
@@ -222,13 +231,17 @@ def _prompts_in_folder(tree: DictConfig, train_rows: list[Any], held_out_rows: l
                 path, made = _write(folder, argument, rows)
                 written += [path] * made
                 _set(tree, key, path, argument)
-        yield
+        yield written
     except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
+        _remove(written)
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
 
 
 def _write(folder: Path, argument: str, rows: list[Any]) -> tuple[Path, bool]:

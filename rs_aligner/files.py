@@ -8,7 +8,7 @@ checkpoints, of which every rank writes its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def write_whole(path: Path, lines: Iterable[bytes]) -> None:
+def write_whole(path: Path, lines: Iterable[bytes], check: Callable[[], None] = lambda: None) -> None:
     """Replaces a file by these lines, at one stroke and durably.
 
     The lines go to a file next to it that then takes its name, so whatever happens on the way, `path`
@@ -83,12 +83,15 @@ def write_whole(path: Path, lines: Iterable[bytes]) -> None:
     Args:
         path: the file; its folder exists.
         lines: the new content; each line brings its own newline.
+        check: asked before the file takes its name; what it raises leaves the old content.
     """
     unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as file:
+    unfinished.unlink(missing_ok=True)  # a stopped process may have it open, and wake up
+    with unfinished.open("xb") as file:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
+    check()
     unfinished.replace(path)
     sync_folder(path.parent)  # the new name, too, is on the disk
 

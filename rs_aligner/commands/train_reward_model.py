@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rs_aligner.commands import build
-from rs_aligner.config import TrainRewardModelConfig, epoch_plan, num_epoch_steps
+from rs_aligner.commands import attempt, build
+from rs_aligner.config import TrainRewardModelConfig, changes, epoch_plan, num_epoch_steps
 
 if TYPE_CHECKING:
     from rs_aligner.record.run import Logger, Run
@@ -37,12 +37,17 @@ def fit(
     from rs_aligner.record.run import Run
 
     build.check_machine(config, is_first)
-    with Run(config.exp_manager, is_first=is_first, given=given) as run:
-        _fit(config, run, loggers)
+    with Run(config.exp_manager, is_first=is_first, command="train_reward_model") as run:
+        _fit(config, run, loggers, given)
     return run
 
 
-def _fit(config: TrainRewardModelConfig, run: Run, loggers: Callable[[], Sequence[Logger]]) -> None:
+def _fit(
+    config: TrainRewardModelConfig,
+    run: Run,
+    loggers: Callable[[], Sequence[Logger]],
+    given: Mapping[str, Any] | None,
+) -> None:
     tokenizer, positions = build.read_tokenizer(config)
 
     from rs_aligner.commands.run_data import read_pair_data
@@ -51,6 +56,10 @@ def _fit(config: TrainRewardModelConfig, run: Run, loggers: Callable[[], Sequenc
     pairs, validation = read_pair_data(config, tokenizer, positions)
     if run.is_first:
         print(epoch_plan(config, len(pairs), len(validation)), flush=True)
+        number = num_epoch_steps(config, len(pairs))
+        planned = {"steps": number, "optimizer_steps": number}
+        found = {changes.TRAIN: attempt.of_pairs(pairs), changes.HELD_OUT: attempt.of_pairs(validation)}
+        run.prepare(attempt.attempt(config, found, planned, given))
     with build.reward_model_of(config, tokenizer, num_epoch_steps(config, len(pairs))) as model:
         run.loggers = loggers()
         PreferenceTrainer(config, model, pairs=pairs, validation=validation, run=run).fit()

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner import stopping
-from rs_aligner.commands import build
-from rs_aligner.config import TrainRSConfig, plan, schedule_steps
+from rs_aligner.commands import attempt, build
+from rs_aligner.config import TrainRSConfig, num_steps, plan, schedule_steps
 
 if TYPE_CHECKING:
     from rs_aligner.record.run import Logger, Run
@@ -43,13 +43,17 @@ def fit(
     from rs_aligner.record.run import Run
 
     build.check_machine(config, is_first)
-    with Run(config.exp_manager, is_first=is_first, given=given) as run:
-        _fit(config, judge, run, loggers)
+    with Run(config.exp_manager, is_first=is_first, command="train_rs") as run:
+        _fit(config, judge, run, loggers, given)
     return run
 
 
 def _fit(
-    config: TrainRSConfig, judge: ServedJudge | None, run: Run, loggers: Callable[[], Sequence[Logger]]
+    config: TrainRSConfig,
+    judge: ServedJudge | None,
+    run: Run,
+    loggers: Callable[[], Sequence[Logger]],
+    given: Mapping[str, Any] | None,
 ) -> None:
     from rs_aligner.commands.run_data import read_rs_data
     from rs_aligner.selection import build_chain
@@ -67,6 +71,12 @@ def _fit(
             asked = [*data.prompts, *data.validation, *(group.prompt for group in data.scored)]
             print(build.memory(config, number, max(len(p.token_ids) for p in asked)), flush=True)
             _wait_for(config, client, watched)
+            planned = {
+                "steps": num_steps(config, number),
+                "optimizer_steps": schedule_steps(config, number, largest),
+            }
+            found = attempt.of_rs(config, data, client, watched)
+            run.prepare(attempt.attempt(config, found, planned, given))
 
         from rs_aligner.trainers.round import Judges
         from rs_aligner.trainers.rs import RSTrainer

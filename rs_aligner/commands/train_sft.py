@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rs_aligner.commands import build
+from rs_aligner.commands import attempt, build
 from rs_aligner.config import JudgeConfig, RemoteRMConfig, TrainSFTConfig, epoch_plan, num_epoch_steps
 
 if TYPE_CHECKING:
@@ -39,12 +39,17 @@ def fit(
     from rs_aligner.record.run import Run
 
     build.check_machine(config, is_first)
-    with Run(config.exp_manager, is_first=is_first, given=given) as run:
-        _fit(config, run, loggers)
+    with Run(config.exp_manager, is_first=is_first, command="train_sft") as run:
+        _fit(config, run, loggers, given)
     return run
 
 
-def _fit(config: TrainSFTConfig, run: Run, loggers: Callable[[], Sequence[Logger]]) -> None:
+def _fit(
+    config: TrainSFTConfig,
+    run: Run,
+    loggers: Callable[[], Sequence[Logger]],
+    given: Mapping[str, Any] | None,
+) -> None:
     tokenizer, positions = build.read_tokenizer(config)
 
     from rs_aligner.commands.run_data import read_sft_data
@@ -55,6 +60,10 @@ def _fit(config: TrainSFTConfig, run: Run, loggers: Callable[[], Sequence[Logger
         rows, validation = read_sft_data(config, tokenizer, positions)
         if run.is_first:
             print(epoch_plan(config, len(rows), len(validation)), flush=True)
+            number = num_epoch_steps(config, len(rows))
+            planned = {"steps": number, "optimizer_steps": number}
+            found = attempt.of_sft(config, rows, validation, judge)
+            run.prepare(attempt.attempt(config, found, planned, given))
         policy = stack.enter_context(build.policy_of(config, tokenizer, num_epoch_steps(config, len(rows))))
         run.loggers = loggers()
         mine = judge if policy.runtime.is_source else None

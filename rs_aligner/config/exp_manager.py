@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rs_aligner.config.base import Positive, Seconds, Section, Text, Whole, problem
+from rs_aligner.config.base import Positive, Seconds, Section, Text, Texts, Whole, problem
 
 
 class CheckpointParamsBase(Section):
@@ -64,6 +64,12 @@ class ExpManagerBase(Section):
     """Handed to the Weights & Biases logger: project, name, tags, ..."""
     resume_if_exists: bool = True
     """Goes on from the last checkpoint in the folder; false refuses a folder that has one."""
+    allow_changes: Texts = ()
+    """Keys that may have another value than the run in the folder had, such as [model.optim.lr].
+
+    Without it, settings that would mix two runs are refused. A section stands for all its keys, `all` for
+    everything. See docs/continuation.md.
+    """
     max_time_per_run: Seconds | None = None
     """Saves and stops (status 75) in good time before the process has run for so long.
 

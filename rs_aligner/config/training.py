@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from rs_aligner.config.base import Count, NotNegative, Precision, Section, Size, Whole, problem
 from rs_aligner.config.data import DataConfig, PolicyDataConfig
 from rs_aligner.config.exp_manager import ExpManagerBase, ExpManagerConfig
+from rs_aligner.config.keys import walk
 from rs_aligner.config.layout import LayoutBase, PretrainedCheckpoint, TrainerBase
 from rs_aligner.config.optim import OptimConfig
 from rs_aligner.config.sampling import LengthParams
@@ -106,6 +107,10 @@ class TrainConfig(Section):
     def problems(self, key: str) -> Iterator[str]:
         """The ranks share the model and its batches evenly, and the model fits that."""
         yield from self._layout()
+        known = {name for name, _ in walk(type(self))}
+        for name in self.exp_manager.allow_changes:
+            if name != "all" and name not in known:
+                yield problem("exp_manager.allow_changes", name, "should be keys of this config, or all")
         precision = self.trainer.precision
         if self.model.precision not in (None, precision):
             same = f"should be trainer.precision = {precision}, or null"

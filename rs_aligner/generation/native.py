@@ -170,6 +170,12 @@ def _is_whole(library: Path) -> bool:
     return checksum(memoryview(content)[:-_SUM_LENGTH]).encode() == content[-_SUM_LENGTH:]
 
 
+def fingerprint() -> str:
+    """Of what the kernels come from: their source, how they are compiled, and for which processor."""
+    sources = (path.read_bytes() for path in sorted(SOURCE.parent.iterdir()) if path.is_file())
+    return checksum(b"\0".join([*sources, " ".join(FLAGS).encode(), _processor().encode()]))
+
+
 def address(array: np.ndarray | torch.Tensor | None) -> int | None:
     """Where an array's first number lies."""
     if array is None:

@@ -7,6 +7,7 @@ saving in the background (docs/design.md has the figures), and which checkpoints
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -139,8 +140,11 @@ def save(
     Raises:
         CannotSave: it could not be written, on whichever rank; every rank raises it, and nothing is left.
     """
-    partial, wanted = folder.with_name(folder.name + PARTIAL), state_bytes(trainer, runtime)
-    with _whole_or_none(folder, runtime):
+    # A name that no other process writes under: an owner of the run that was stopped may wake up behind the
+    # next one, and finds its own gone.
+    partial = folder.with_name(f"{folder.name}.{runtime.everyone(secrets.token_hex(4))[0]}{PARTIAL}")
+    wanted = state_bytes(trainer, runtime)
+    with _whole_or_none(folder, partial, runtime):
         runtime.together(lambda: _begin_folder(partial, wanted), first_only=True)
         for part in _adams(trainer):
             _begin(part)
@@ -156,13 +160,13 @@ def save(
 
 
 @contextmanager
-def _whole_or_none(folder: Path, runtime: Runtime) -> Iterator[None]:
+def _whole_or_none(folder: Path, partial: Path, runtime: Runtime) -> Iterator[None]:
     """Save so that what fails is told in one line and leaves nothing."""
     try:
         yield
     except (OSError, MemoryError, ValueError, CheckpointException) as error:
         if runtime.rank == 0:
-            shutil.rmtree(folder.with_name(folder.name + PARTIAL), ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(cause := _cause(error), Exception):  # torch catches an interrupt, too
             raise cause from None
         raise CannotSave(f"{folder} cannot be written: {_reason(cause)}") from error
@@ -189,7 +193,6 @@ def state_bytes(trainer: BaseTrainer, runtime: Runtime) -> int:
 
 
 def _begin_folder(partial: Path, wanted: int) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial)
     check_room(partial, wanted)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +71,13 @@ class Ledger:
     Args:
         folder: where; made where there is none.
         made_by: fingerprint of the settings that rows are made under, which is written into them.
+        check_owner: raises `LeaseLost` where the folder is another run's by now; asked before each write.
     """
 
-    def __init__(self, folder: str | Path, made_by: str = "") -> None:
-        self.folder, self.made_by = Path(folder), made_by
+    def __init__(
+        self, folder: str | Path, made_by: str = "", check_owner: Callable[[], None] = lambda: None
+    ) -> None:
+        self.folder, self.made_by, self._check_owner = Path(folder), made_by, check_owner
         make_folder(self.folder)
 
     @classmethod
@@ -244,7 +247,9 @@ class Ledger:
         return new or rows[:1]
 
     def _write(self, name: str, rows: Sequence[LedgerRow]) -> None:
-        write_whole(self.path(name), (to_line(replace(row, num_rows=len(rows))) for row in rows))
+        write_whole(
+            self.path(name), (to_line(replace(row, num_rows=len(rows))) for row in rows), self._check_owner
+        )
         self.close(name)
 
 

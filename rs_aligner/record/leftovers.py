@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 
+from rs_aligner.record.attempts import sampled_alike
 from rs_aligner.record.ledger import Ledger, held_out_name, number_of, step_name
-from rs_aligner.record.ledger_row import NOT_TRAINED, LedgerRow
+from rs_aligner.record.ledger_row import NOT_TRAINED, KeptRow, LedgerRow
 from rs_aligner.record.open_step import read_open
 
 _logger = logging.getLogger("rs_aligner")
@@ -32,7 +33,7 @@ class Leftovers:
     """
 
     def __init__(self, ledger: Ledger, saved: int) -> None:
-        self.ledger, self.last_step = ledger, saved
+        self.ledger, self.last_step, self._saved = ledger, saved, saved
         self.names: frozenset[str] = frozenset()
         self.whole: frozenset[str] = frozenset()
         for name in ledger.names():
@@ -65,7 +66,7 @@ class Leftovers:
             written = [
                 row for row in (*written, *read_open(self.ledger.open_path(name))) if row.failure is None
             ]
-        return [row for row in written if (row.policy_version, row.made_by) == (version, self.ledger.made_by)]
+        return [row for row in written if row.policy_version == version and self._may_use(row, name)]
 
     def tell(self) -> None:
         """Say in the log how much that is."""
@@ -81,6 +82,17 @@ class Leftovers:
         for name in self.names:
             if number_of(name) > step or name == held_out_name(step):
                 self.ledger.forget(name)
+
+    def _may_use(self, row: LedgerRow | KeptRow, name: str) -> bool:
+        """Whether a rollout was sampled as it would be now.
+
+        What comes first behind the checkpoint was sampled by the weights in it, whatever the start of then
+        was going to learn; what comes later, by what it had learnt meanwhile.
+        """
+        saved = max(self._saved, 0)
+        if name in (step_name(saved + 1), held_out_name(saved)):
+            return sampled_alike(row.made_by, self.ledger.made_by)
+        return row.made_by == self.ledger.made_by
 
     def _is_reached(self, name: str) -> bool:
         """Whether all before it is here, so that it is of a policy that the run comes to."""
@@ -106,8 +118,10 @@ class Leftovers:
             aside = self.ledger.set_aside(name)
             _logger.warning("%s; the file is set aside as %s, and made anew", error, aside.name)
             return False
-        if any(row.made_by != self.ledger.made_by for row in rows):
+        if not all(self._may_use(row, name) for row in rows):
             _logger.warning("%s was made under other settings, and goes", path)
             path.unlink()
             return False
+        if any(row.made_by != self.ledger.made_by for row in rows):
+            return False  # other settings train on it, and perhaps on other rows of it
         return all(row.reason != NOT_TRAINED for row in rows)

@@ -2,7 +2,8 @@
 
 `step_metrics` are the figures that follow from the groups and the selection alone. The trainer adds what
 only it knows: loss, learning rate, times, validation. `MetricsFile` is a run's `metrics.jsonl`: one object
-a step, one file for all starts of a run, no step twice.
+a step, one file for all starts of a run, no step twice. `metrics.sums` beside it has a checksum of each row,
+by which a row that was damaged or lost is told when a run goes on.
 
 Left out on purpose: gathering over ranks (the groups handed in are those of the whole step) and any
 other sink. A value that is undefined, such as the mean reward of a step that was never scored, is absent.
@@ -20,7 +21,7 @@ from statistics import fmean, pstdev
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from rs_aligner.files import write_whole
+from rs_aligner.files import checksum, write_whole
 from rs_aligner.rollout import Group, Score
 
 if TYPE_CHECKING:
@@ -93,17 +94,18 @@ class MetricsFile:
                 as they follow the checkpoint's without a gap.
 
         Raises:
-            ValueError: a line that is not the last is not a row of metrics (file and line named).
+            ValueError: a line that is not the last is not a row of metrics, or a row is not as it was written
+                (file and line named).
         """
         self.path = Path(path)
-        rows = read_rows(self.path) if self.path.exists() else []
+        rows = checked_rows(self.path)
         kept = [row for row in rows if row["step"] <= last_step]
         for row in rows:
             step, before = int(row["step"]), int(kept[-1]["step"]) if kept else last_step
             is_next = step == before + 1 or (before < 0 and step == 1)  # there may be no row of step 0
             if last_step < step <= again_until and is_next:
                 kept.append(row)
-        self.last_step, self._file = self._begin(kept)
+        self.last_step, self._file, self._sums = self._begin(kept)
 
     def append(self, metrics: Mapping[str, float | None]) -> None:
         """Writes the row of a step; values that are None, NaN or infinite are left out.
@@ -116,24 +118,32 @@ class MetricsFile:
         if step is None or step <= self.last_step:
             raise ValueError(f"{self.path}: a row needs a step above the last, {self.last_step}, not {step}")
         self.last_step = int(step)
-        self._file.write(_to_line(row))
+        line = _to_line(row)
+        self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._sums.write(_sum(line))
+        self._sums.flush()
 
     def forget_from(self, step: int) -> None:
         """Drops the rows of this step and of those behind it, which are not trained again but made anew."""
         self.close()
         rows = [row for row in read_rows(self.path) if row["step"] < step]
-        self.last_step, self._file = self._begin(rows)
+        self.last_step, self._file, self._sums = self._begin(rows)
 
-    def _begin(self, rows: Sequence[Mapping[str, float]]) -> tuple[int, BinaryIO]:
-        """Makes the file one of these rows; returns the step of the last, and the file to write behind it."""
-        write_whole(self.path, (_to_line(row) for row in rows))
-        return max((int(row["step"]) for row in rows), default=-1), self.path.open("ab")
+    def _begin(self, rows: Sequence[Mapping[str, float]]) -> tuple[int, BinaryIO, BinaryIO]:
+        """Makes the file one of these rows; returns the last's step, and the files to write behind it."""
+        lines = [_to_line(row) for row in rows]
+        sums = _sums_of(self.path)
+        write_whole(sums, map(_sum, lines))  # first: a checksum without its row is a lost row
+        write_whole(self.path, lines)
+        last = max((int(row["step"]) for row in rows), default=-1)
+        return last, self.path.open("ab"), sums.open("ab")
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files."""
         self._file.close()
+        self._sums.close()
 
     def __enter__(self) -> Self:
         return self
@@ -147,8 +157,36 @@ class MetricsFile:
         self.close()
 
 
+def _sums_of(path: Path) -> Path:
+    return path.with_suffix(".sums")
+
+
+def _sum(line: bytes) -> bytes:
+    return checksum(line).encode() + b"\n"
+
+
 def _to_line(row: Mapping[str, float]) -> bytes:
     return json.dumps(row).encode() + b"\n"
+
+
+def checked_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics file, which need not exist, each compared with its checksum.
+
+    Raises:
+        ValueError: as `read_rows`, or a row is not as it was written, or is lost.
+    """
+    rows, sums = read_rows(path) if path.exists() else [], _sums_of(path)
+    known = sums.read_bytes().splitlines(keepends=True) if sums.exists() else []
+    known = [line for line in known if line.endswith(b"\n")]  # the last one may be cut short
+    written = [_sum(_to_line(row)) for row in rows][: len(known)]
+    if written != known:
+        pairs = enumerate(zip(written, known, strict=False), start=1)
+        number = next((number for number, (one, other) in pairs if one != other), len(written) + 1)
+        raise ValueError(
+            f"{path}:{number}: not as it was written, by its checksum in {sums.name}. Put good copies of "
+            f"both back; or remove {sums.name} to take the rows as they are"
+        )
+    return rows
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

@@ -1,7 +1,9 @@
 """A run's folder: config, metrics, ledger, checkpoints and the exported policy, over all its starts.
 
     config.yaml      the resolved config of the latest start
-    metrics.jsonl    one object a step
+    config/          with what each start went to work: attempt_01.yaml and so on
+    run.json         the folder's format, and which checkpoint was written last
+    metrics.jsonl    one object a step; metrics.sums has a checksum of each
     rollouts/        the ledger, by step; the answers to held-out prompts; the step that is open
     checkpoints/     what the run continues from
     final/           the trained policy as a Hugging Face folder
@@ -26,16 +28,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from omegaconf import OmegaConf
-
 from rs_aligner.config import ExpManagerBase
-from rs_aligner.files import make_folder, write_whole
-from rs_aligner.record.lease import Lease, SharedLease
+from rs_aligner.files import make_folder
+from rs_aligner.record.attempts import Attempt
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.leftovers import Leftovers
 from rs_aligner.record.manifest import BROKEN, PARTIAL, REPLACED, CannotSave
 from rs_aligner.record.metrics import MetricsFile, read_rows
 from rs_aligner.record.room import check_room
+from rs_aligner.record.start import Start
 from rs_aligner.record.status import Status
 from rs_aligner.stopping import Stopped
 
@@ -66,11 +67,10 @@ class Run:
         config: the `exp_manager` section.
         is_first: whether this is the first rank, which writes.
         loggers: further sinks of the figures, on the writing rank.
-        given: the config as it was given, to be kept; None keeps none.
+        command: which command's run it is, such as `train_rs`.
 
     Attributes:
-        fingerprint: of what decides a step's rollouts and scores; "" where nobody has said it.
-        selects_anew: whether a step that is trained again may be selected by other settings than it was.
+        start: who has the folder, and with what it is gone on with.
 
     Raises:
         ValueError: `resume_if_exists` is false and the folder has a checkpoint.
@@ -82,16 +82,14 @@ class Run:
         *,
         is_first: bool,
         loggers: Sequence[Logger] = (),
-        given: Mapping[str, Any] | None = None,
+        command: str = "",
     ) -> None:
         self.config, self.is_first, self.loggers = config, is_first, loggers
         self.folder = Path(config.explicit_log_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.final = self.folder / "final"
         self.rollouts = self.folder / "rollouts"
-        self.fingerprint, self.selects_anew = "", False
-        self._given = given
-        self._lease: Lease | SharedLease | None = None
+        self.start = Start(config, command, is_first=is_first)
         self._status: Status | None = None
         self._metrics: MetricsFile | None = None
         self.last_checkpoint = next(iter(self.newest_first()), None)
@@ -101,26 +99,15 @@ class Run:
                 "and exp_manager.resume_if_exists is false: choose another folder, or set it to true"
             )
 
-    def take(self) -> None:
-        """Take the folder, on the writing rank, unless that is done.
+    @property
+    def fingerprint(self) -> str:
+        """Of what decides rollouts and scores, by `prepare`; "" where nobody has said it."""
+        return self.start.fingerprint
 
-        Raises:
-            ValueError: another run is at work there, or nothing can be written there.
-        """
-        if self.is_first and self._lease is None:
-            what = f"exp_manager.explicit_log_dir={self.folder}"
-            self._lease = Lease(self.folder / "owner", what).take()
-
-    def share(self, gather: Callable[[Any], list[Any]]) -> None:
-        """Tell the other ranks what the writing one knows; every rank must call it.
-
-        Args:
-            gather: the items of all ranks that speak for a replica, the first rank's first.
-        """
-        self.take()
-        told = (self._lease.shared, self.fingerprint) if isinstance(self._lease, Lease) else None
-        shared, self.fingerprint = gather(told)[0]
-        self._lease = self._lease or shared
+    @property
+    def selects_anew(self) -> bool:
+        """Whether a step that is trained again may be selected by other settings than it was."""
+        return self.start.has_changed
 
     def check_owner(self) -> None:
         """See that the folder is still this run's; to be called before whatever is written there.
@@ -128,8 +115,25 @@ class Run:
         Raises:
             LeaseLost: another run has it now.
         """
-        if self._lease is not None:
-            self._lease.check()
+        self.start.check_owner()
+
+    def prepare(self, attempt: Attempt) -> None:
+        """Say with what the run is to go to work, and see whether it may; on the writing rank.
+
+        Raises:
+            ChangedSettings: it would mix two runs, and `exp_manager.allow_changes` does not let it.
+            ValueError: with what the run was made before cannot be read.
+        """
+        self.start.prepare(attempt, self.newest_first())
+
+    def share(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Tell the other ranks what the writing one knows; every rank must call it.
+
+        Args:
+            gather: the items of all ranks that speak for a replica, the first rank's first.
+        """
+        self.start.take(self.newest_first())
+        self.start.share(gather)
 
     def open(self, last_step: int) -> Leftovers | None:
         """Begin to write behind the checkpoint of step `last_step` (-1: there is none).
@@ -139,12 +143,10 @@ class Run:
         """
         if not self.is_first:
             return None
-        self.take()
-        self.check_owner()
-        if self._given is not None:
-            write_whole(self.folder / "config.yaml", [OmegaConf.to_yaml(self._given).encode()])
+        self.start.take(self.newest_first())
         make_folder(self.folder)
-        left = Leftovers(Ledger(self.rollouts, self.fingerprint), last_step)
+        self.start.begin()
+        left = Leftovers(Ledger(self.rollouts, self.fingerprint, self.check_owner), last_step)
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", last_step, again_until=left.last_row)
         return left
 
@@ -158,7 +160,7 @@ class Run:
         """Write the figures of a step, everywhere; those that an earlier start wrote stay."""
         if self._metrics is None or metrics["step"] <= self._metrics.last_step:
             return
-        self.check_owner()
+        self.start.check_owner()
         self._metrics.append(metrics)
         figures = {key: value for key, value in metrics.items() if key != "step" and math.isfinite(value)}
         for logger in self.loggers:
@@ -207,7 +209,7 @@ class Run:
         Raises:
             CannotSave: it could not be written; the ones before are as they were.
         """
-        self.check_owner()
+        self.start.check_owner()
         path = self.checkpoint(step)
         try:
             policy.save(path, counters)
@@ -217,7 +219,7 @@ class Run:
             raise CannotSave(f"{error}; {found}") from error
         self.last_checkpoint = path
         if self.is_first:
-            self.check_owner()
+            self.start.note_saved(step)
             for superfluous in self._superfluous():
                 left = superfluous.with_name(superfluous.name + PARTIAL)
                 superfluous.rename(left)  # no checkpoint any more, once it is not whole
@@ -228,7 +230,7 @@ class Run:
         return self.checkpoints / f"step_{step:06d}"
 
     def __enter__(self) -> Self:
-        self.take()
+        self.start.take(self.newest_first())
         if self.is_first:
             self._status = Status(self.folder, self.check_owner)
         return self
@@ -248,9 +250,7 @@ class Run:
             self._metrics.close()
         for logger in self.loggers:
             logger.finalize(status)
-        if isinstance(self._lease, Lease):
-            self._lease.give_back()
-        self._lease = None
+        self.start.give_back()
 
     def _finished(self) -> list[Path]:
         """Checkpoints under their names; one that is being written still has another."""

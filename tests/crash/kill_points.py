@@ -6,11 +6,11 @@ from tests.crash.points import Point
 
 _STEP3, _HELD_OUT3 = r"rollouts/step_000003\.jsonl", r"rollouts/held_out_000003\.jsonl"
 _OPEN, _HELD_OUT_OPEN = r"rollouts/step_\d+\.open/", r"rollouts/held_out_\d+\.open/"
-_PARTIAL = r"checkpoints/step_000004\.partial"
+_PARTIAL = r"checkpoints/step_000004\.[0-9a-f]+\.partial"
 
 POINTS = [
     # Starting
-    Point("the folder is taken", "rs_aligner.record.run:Run.take", "after"),
+    Point("the folder is taken", "rs_aligner.record.start:Start.take", "after"),
     Point("before the policy is loaded", "rs_aligner.policy.policy:MegatronPolicy.__init__"),
     Point("the policy is loaded", "rs_aligner.policy.policy:MegatronPolicy.__init__", "after"),
     Point("before the run's files are opened", "rs_aligner.record.run:Run.open"),

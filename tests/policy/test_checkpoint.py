@@ -147,6 +147,7 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name(
 ) -> None:
     """Names and contents: a power loss behind the rename finds everything, and one before it nothing."""
     events: list[str] = []
+    partial = ""
     sync, rename = os.fsync, Path.rename
 
     def noted_sync(opened: int) -> None:
@@ -154,15 +155,16 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name(
         events.append(str(Path(os.readlink(f"/proc/self/fd/{opened}")).relative_to(tmp_path / "checkpoints")))
 
     def noted_rename(self: Path, target: Path) -> Path:
+        nonlocal partial
         if self.name.endswith(".partial"):
+            partial = self.name
             events.append("rename")
         return rename(self, target)
 
     monkeypatch.setattr(os, "fsync", noted_sync)
     monkeypatch.setattr(Path, "rename", noted_rename)
-    folder = save(1)
+    save(1)
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
-    partial = folder.name + ".partial"
     for name in (*FILES, "manifest.json", "huggingface", "."):
         assert str(Path(partial) / name) in before, name
     assert "." in after  # the folder of the checkpoints, which has the new name

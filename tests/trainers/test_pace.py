@@ -11,6 +11,7 @@ import pytest
 
 from rs_aligner import stopping
 from rs_aligner.config import ExpManagerConfig
+from rs_aligner.record.format import RunRecord
 from rs_aligner.record.manifest import BrokenCheckpoint
 from rs_aligner.record.run import Run
 from rs_aligner.trainers.pace import Pace, is_due, resume
@@ -59,7 +60,7 @@ class Trainee:
     """Whose checkpoints are good, or broken where a file says so."""
 
     def gather(self, item: Any) -> list[Any]:
-        return [item or (None, "")]
+        return [item or (None, "", False)]
 
     def checkpoint_bytes(self) -> int:
         return 0
@@ -73,6 +74,7 @@ class Trainee:
 def place(folder: Path, step: int, broken: str | None = None) -> Path:
     path = folder / "checkpoints" / f"step_{step:06d}"
     path.mkdir(parents=True)
+    RunRecord("", saved=step).write(folder)
     if broken is not None:
         (path / "broken").write_text(broken)
     return path

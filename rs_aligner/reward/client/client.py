@@ -75,7 +75,8 @@ class RemoteGPTRMClient:
     @property
     def fingerprint(self) -> str | None:
         """The judge's, as far as it has one and was reached."""
-        return self._trial.fingerprint
+        local = None if self._local is None else self._local.fingerprint
+        return self._trial.fingerprint or local
 
     def wait_until_ready(self) -> None:
         """Wait until the judge's servers are ready; those that are not in time may join later.

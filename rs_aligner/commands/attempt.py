@@ -1,0 +1,161 @@
+"""With what a training goes to work: its settings, and fingerprints of what they point to.
+
+The first rank makes it when data and judges are there, before the model is loaded, so that a run that may not
+go on is told of early. Left out on purpose: what becomes of a difference (`record/attempts.py`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rs_aligner.config import TrainConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.config import changes as parts
+from rs_aligner.config.changes import Part, settings_of
+from rs_aligner.files import checksum, checksum_of_file, running_checksum
+from rs_aligner.record.attempts import Attempt
+from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
+
+if TYPE_CHECKING:
+    from rs_aligner.reward.client import RemoteGPTRMClient
+    from rs_aligner.trainers.rs import RSData
+
+
+def attempt(
+    config: TrainConfig,
+    found: Mapping[Part, str],
+    planned: Mapping[str, int],
+    given: Mapping[str, Any] | None,
+) -> Attempt:
+    """What a training goes to work with, its model, precision and decoder included.
+
+    Args:
+        config: a checked config.
+        found: fingerprints of its data and judges.
+        planned: how long it is.
+        given: the config as it was given.
+
+    Raises:
+        ValueError: the model folder cannot be read.
+    """
+    import torch
+
+    from rs_aligner.generation.native import fingerprint as of_kernels
+    from rs_aligner.model.folder import fingerprint as of_model
+    from rs_aligner.model.memory import uses_bf16
+
+    accelerator = config.trainer.accelerator
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    everything = {
+        parts.PRECISION: "bf16" if uses_bf16(config.trainer.precision, on_gpu) else "fp32",
+        parts.MODEL: of_model(Path(config.pretrained_checkpoint.restore_from_path)),
+        **found,
+    }
+    seen = {"device": "gpu" if on_gpu else "cpu"}
+    if isinstance(config, TrainRSConfig) and not on_gpu:
+        seen["kernels"] = of_kernels() if config.model.rs.generation.compile else "torch"
+    return Attempt(
+        settings_of(config),
+        {part.name: fingerprint for part, fingerprint in everything.items()},
+        seen,
+        dict(planned),
+        given=dict(given or {}),
+    )
+
+
+def of_rs(
+    config: TrainRSConfig, data: RSData, judge: RemoteGPTRMClient, watched: RemoteGPTRMClient | None
+) -> dict[Part, str]:
+    """Fingerprints of what rejection sampling reads and asks."""
+    found = {
+        parts.TRAIN: of_prompts(data.prompts),
+        parts.HELD_OUT: of_prompts(data.validation),
+        parts.OFFLINE: of_groups(data.scored),
+        parts.ANCHORS: of_rows(data.anchors),
+        parts.SELECTORS: _of_code([getattr(one, "function", None) for one in config.model.rs.selection]),
+    }
+    if config.samples:
+        found[parts.JUDGE] = _of_judge(judge, [server.name for server in config.remote_rm.servers])
+    if watched is not None and config.watched_rm is not None:
+        found[parts.WATCHED] = _of_judge(watched, [server.name for server in config.watched_rm.servers])
+    return found
+
+
+def of_sft(
+    config: TrainSFTConfig,
+    rows: Sequence[TrainingRow],
+    validation: Sequence[Prompt],
+    judge: RemoteGPTRMClient | None,
+) -> dict[Part, str]:
+    """Fingerprints of what supervised training reads and asks."""
+    found = {parts.TRAIN: of_rows(rows), parts.HELD_OUT: of_prompts(validation)}
+    if judge is not None:
+        found[parts.SFT_JUDGE] = _of_judge(judge, [])
+    return found
+
+
+def of_prompts(prompts: Sequence[Prompt]) -> str:
+    """Of their tokens and rows, not of where they lie."""
+    return _sum(piece for prompt in prompts for piece in (_tokens(prompt.token_ids), _json(prompt.metadata)))
+
+
+def of_rows(rows: Sequence[TrainingRow]) -> str:
+    """Of tokens and weights of supervised rows."""
+    return _sum(
+        piece for row in rows for piece in (_tokens(row.prompt), _tokens(row.response), _json(row.weight))
+    )
+
+
+def of_pairs(pairs: Sequence[PreferencePair]) -> str:
+    """Of the tokens of pairs."""
+    return _sum(piece for pair in pairs for piece in (_tokens(pair.chosen), _tokens(pair.rejected)))
+
+
+def of_groups(groups: Sequence[Group]) -> str:
+    """Of prompts with their rollouts and scores."""
+    return _sum(
+        piece
+        for group in groups
+        for piece in (
+            of_prompts([group.prompt]).encode(),
+            *(_tokens(rollout.token_ids) for rollout in group.rollouts),
+            repr(group.scores).encode(),
+        )
+    )
+
+
+def _of_judge(judge: RemoteGPTRMClient, names: Sequence[str]) -> str:
+    """The judge's own fingerprint; the name under which it is served, where it has none."""
+    return judge.fingerprint or f"served as {', '.join(sorted(set(names)))}"
+
+
+def _of_code(functions: Sequence[str | None]) -> str:
+    """Of the files that users' functions are in; their names are settings."""
+    files = [_file_of(name.rpartition(":")[0]) for name in functions if name is not None]
+    return checksum("".join(checksum_of_file(file) for file in files if file is not None).encode())
+
+
+def _file_of(source: str) -> Path | None:
+    if source.endswith(".py"):
+        return Path(source).expanduser()
+    found = importlib.util.find_spec(source)
+    return None if found is None or found.origin is None else Path(found.origin)
+
+
+def _sum(pieces: Iterable[bytes]) -> str:
+    found = running_checksum()
+    for piece in pieces:
+        found.update(len(piece).to_bytes(8, "little") + piece)
+    return found.hexdigest()
+
+
+def _tokens(token_ids: Sequence[int]) -> bytes:
+    return array("q", token_ids).tobytes()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()
