@@ -1,4 +1,10 @@
-"""What it costs to continue: a run that starts again behind a checkpoint, with a long ledger to read.
+"""What it costs that a run can be continued: its own time for that, and a start with a long ledger to read.
+
+    python benchmarks/continuation.py --against ../before
+
+makes runs of stories in turn, of this checkout and of another one with the same packages (one from before
+rollouts survived and checkpoints were checked): 8 prompts with 32 rollouts a step, a checkpoint every 10,
+judged in the run's own process. The ratio is of CPU seconds, the start included.
 
     python benchmarks/continuation.py --resume 200000
 
@@ -12,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -105,6 +113,44 @@ def resume(rollouts: int, folder: Path) -> None:
     print(subprocess.run(command, check=True, capture_output=True, text=True, timeout=900).stdout, end="")
 
 
+def against(before: Path, pairs: int, steps: int) -> None:
+    """Make runs of both checkouts in turn; print the ratio of their CPU seconds."""
+    spent: dict[Path, list[float]] = {before: [], ROOT: []}
+    for _ in range(pairs):
+        for root, seconds in spent.items():
+            with tempfile.TemporaryDirectory(prefix="continuation_") as folder:
+                seconds.append(cpu_of_run(root, Path(folder), steps))
+            print(f"{root.name}: {seconds[-1]:.1f} CPU seconds", flush=True)
+    ratios = [new / old for old, new in zip(spent[before], spent[ROOT], strict=True)]
+    median, least, most = statistics.median(ratios), min(ratios), max(ratios)
+    print(f"{steps} steps, {pairs} pairs: median ratio {median:.3f} ({least:.3f} to {most:.3f})")
+
+
+def cpu_of_run(root: Path, folder: Path, steps: int) -> float:
+    """The CPU seconds of a whole run of a checkout."""
+    data = Path(os.environ.get("RS_ALIGNER_TEST_DATA", ROOT.parent / "shared" / "data")).resolve()
+    arguments = [
+        *("--config-name", "stories", "+remote_rm.judge.name=sentiment", "remote_rm.in_process=true"),
+        *("exp_manager.create_tensorboard_logger=false", f"exp_manager.explicit_log_dir={folder / 'run'}"),
+        *("model.rs.num_rollout_samples=8", "model.rs.num_rollouts_per_prompt=32"),
+        *(f"trainer.rs.max_steps={steps}", "trainer.rs.save_interval=10"),
+        "trainer.rs.val_check_interval=null",
+    ]
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "RS_ALIGNER_TEST_DATA": str(data)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, str(root / "examples" / "train_rs.py"), *arguments],
+        check=True,
+        cwd=root,
+        env={**os.environ, **settings},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=1200,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -112,6 +158,9 @@ def main() -> None:
     parser.add_argument(
         "--resume", type=int, metavar="ROLLOUTS", help="the cost of a start with such a ledger"
     )
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="the cost of a run beside its")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--run-steps", type=int, default=40, help="steps of each run")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -120,8 +169,10 @@ def main() -> None:
     elif asked.resume is not None:
         with tempfile.TemporaryDirectory(prefix="ledger_") as folder:
             resume(asked.resume, Path(folder))
+    elif asked.against is not None:
+        against(asked.against.resolve(), asked.pairs, asked.run_steps)
     else:
-        parser.error("nothing to measure: --resume 200000")
+        parser.error("nothing to measure: --resume 200000, or --against CHECKOUT")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Stopping: each way to ask in each phase of a run, what is saved, and that nothing differs in the end.
 
-In one process, with a policy that is a fake; the signals are real ones. Real processes are in
-`test_real_signals.py`, and the whole table with them is `benchmarks/signals.py`.
+In one process, with a policy that is a fake; the signals are real ones. The table with real processes is a
+command, `benchmarks/signals.py`.
 """
 
 from __future__ import annotations
