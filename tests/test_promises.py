@@ -39,8 +39,6 @@ TRUE = {
     "A step that is not selected yet": "a state of a step",
     "a step that is not selected yet": "a state of a step",
     'NOT_SELECTED = "not selected yet"': "a state of a step",
-    "those that were not written yet are written": "steps of an earlier start",
-    "where the row was not written yet": "a row of figures",
     "was not there yet": "a line that was cut short",
     "perhaps it does not exist yet": "a folder before the first save",
 }

@@ -14,10 +14,11 @@ from rs_aligner.config import GenerationConfig, PolicyModelBase
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.policy.outcome import StepStats
 from rs_aligner.policy.reference import StartingWeights, response_log_probs, with_starting_logits
 from rs_aligner.policy.sampler import Sampler, load_model
 from rs_aligner.policy.trainable import Optimization, Trainable
-from rs_aligner.policy.training import StepStats, Trainer, adam
+from rs_aligner.policy.training import Trainer, adam
 from rs_aligner.rollout import Rollout, TrainingRow
 from rs_aligner.sample_request import SampleRequest
 

@@ -18,7 +18,8 @@ from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import checkpoint
-from rs_aligner.policy.training import BaseTrainer, NotFinite
+from rs_aligner.policy.outcome import NotFinite
+from rs_aligner.policy.training import BaseTrainer
 
 Row = TypeVar("Row")
 Stats = TypeVar("Stats")

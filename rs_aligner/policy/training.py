@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Any
 
@@ -29,7 +28,6 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer import TransformerConfig
 
-from rs_aligner import stopping
 from rs_aligner.config import OptimConfig
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.loss import Normalization
@@ -37,53 +35,17 @@ from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import Inputs, terms_of
 from rs_aligner.policy.batches import MicroBatch, denominator, micro_batches
 from rs_aligner.policy.logits import as_logits, predictions
+from rs_aligner.policy.outcome import NotFinite, StepStats
+from rs_aligner.policy.stops import stoppable
 from rs_aligner.rollout import TrainingRow
 
 _logger = logging.getLogger("rs_aligner")
-
-AGREE_EVERY = 8  # micro-batches between two agreements on a stop, where there are several ranks
 
 Forward = Callable[[Any, Any], tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]
 """`f(micro_batch, model)`: the model's output, and what makes of it the sums of the micro-batch, `[K]`.
 
 The sums are added up over the global batch; the first of them is the loss.
 """
-
-
-class NotFinite(FloatingPointError):
-    """Loss or gradient of a global batch is not finite; on every rank, before any weight was touched.
-
-    Attributes:
-        loss: of the batch.
-    """
-
-    def __init__(self, loss: float, gradient: str) -> None:
-        super().__init__(
-            f"the loss is {loss} and the gradient {gradient}; the weights were left as they were"
-        )
-        self.loss = loss
-
-
-@dataclass(frozen=True, slots=True)
-class StepStats:
-    """What an optimizer step reports.
-
-    Attributes:
-        loss: of the global batch.
-        grad_norm: of the global gradient, before clipping.
-        learning_rate: that the step was made with.
-        figures: of the objective's terms, where they play a part; before the step.
-    """
-
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    figures: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def skipped(self) -> tuple[()]:
-        """No rows: the step was applied."""
-        return ()
 
 
 def _finalize(model: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
@@ -152,30 +114,6 @@ class BaseTrainer:
             _, grad_norm, _ = self.optimizer.step()
         return float(grad_norm)
 
-    def _stop_if_asked(self) -> None:
-        """Raises `Stopped` on every rank, if one of them is to stop; the gradient so far is worth nothing."""
-        wish = stopping.poll() and not (self.moved and stopping.can_save())
-        if self.runtime.any_rank(wish):
-            raise stopping.Stopped(stopping.reason(), moved=self.moved)
-
-    def _stoppable(self, batches: Sequence[Any]) -> Iterator[Any]:
-        """The micro-batches, until the ranks are to stop; they agree before the first and between some.
-
-        The stages of a pipeline agree before it begins only: they are at different micro-batches, and a later
-        stage comes to its first one when the earlier one is through with it.
-        """
-        runtime = self.runtime
-        every = len(batches) if runtime.pp_size > 1 else AGREE_EVERY if runtime.world_size > 1 else 1
-        self._stop_if_asked()
-
-        def others() -> Iterator[Any]:
-            for number, batch in enumerate(batches):
-                if number > 0 and number % every == 0:
-                    self._stop_if_asked()
-                yield batch
-
-        return others()
-
     def accumulate(
         self, batches: Sequence[Any], forward: Forward, *, micro_batch_size: int, num_sums: int = 1
     ) -> list[float]:
@@ -208,7 +146,7 @@ class BaseTrainer:
         self.ddp.train()
         found = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=self._stoppable(batches),
+            data_iterator=stoppable(batches, self.runtime, moved=self.moved),
             model=[self.ddp],
             num_microbatches=len(batches),
             seq_length=max(batch.tokens.shape[1] for batch in batches),

@@ -20,10 +20,10 @@ from rs_aligner.config import LengthParams, ObjectiveConfig, PolicyModelBase, Sa
 from rs_aligner.model import huggingface
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import TERMS, Term
+from rs_aligner.policy.outcome import StepStats
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import response_log_probs
 from rs_aligner.policy.trainable import Optimization
-from rs_aligner.policy.training import StepStats
 from rs_aligner.rollout import Prompt, TrainingRow
 from rs_aligner.sample_request import SampleRequest
 from tests.policy.entropy_bonus import EntropyBonus

@@ -22,7 +22,8 @@ from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import training
-from rs_aligner.policy.training import NotFinite, Trainer, denominator, micro_batches
+from rs_aligner.policy.outcome import NotFinite
+from rs_aligner.policy.training import Trainer, denominator, micro_batches
 from rs_aligner.rollout import TrainingRow
 
 pytestmark = pytest.mark.timeout(120)

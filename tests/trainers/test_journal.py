@@ -152,13 +152,7 @@ def test_another_selection_is_made_where_that_is_allowed_of_what_is_scored(
     run: FakeRun, other: FakeRun, monkeypatch: pytest.MonkeyPatch, replicas: int
 ) -> None:
     die_in(run, 3)
-    init = Run.__init__
-
-    def allowed(self: Run, *arguments: Any, **others: Any) -> None:
-        init(self, *arguments, **others)
-        self.selects_anew = True
-
-    monkeypatch.setattr(Run, "__init__", allowed)
+    monkeypatch.setattr(Run, "selects_anew", True)
     how = {**HOW, "top_n_rollouts": 1, "replicas": replicas}
     run.start(**how)
     other.start(**how)
