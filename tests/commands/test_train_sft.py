@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ class Judge:
         self.is_closed = True
 
 
-def test_the_judge_is_closed_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_judge_is_closed_whatever_happens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     judge = Judge()
 
     def broken(*_: Any) -> Any:
@@ -38,7 +39,7 @@ def test_the_judge_is_closed_whatever_happens(monkeypatch: pytest.MonkeyPatch) -
     config = TrainSFTConfig.model_validate(
         {
             "judge": {"name": "exact_answer"},
-            "exp_manager": {"explicit_log_dir": "unused"},
+            "exp_manager": {"explicit_log_dir": str(tmp_path)},
             "pretrained_checkpoint": {"restore_from_path": "unused"},
             "model": {"data": {"data_prefix": {"train": "rows.jsonl", "validation": "held_out.jsonl"}}},
         }
