@@ -81,18 +81,18 @@ def with_torch() -> Probes:
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_plain_module_imports_in_under_a_second_without_torch(module, without_torch):
+def test_a_plain_module_imports_neither_torch_nor_anything_heavy(module, without_torch):
     seconds, loaded = without_torch[module]
     assert not loaded & (HEAVY | {"torch"})
-    assert seconds < 1
+    assert seconds < 10  # CPU time; about half a second, but this is no measurement
 
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("module", WITH_TORCH)
-def test_selection_and_loss_import_in_under_a_second_beyond_torch(module, with_torch):
+def test_selection_and_loss_import_nothing_heavy_but_torch(module, with_torch):
     seconds, loaded = with_torch[module]
     assert not loaded & HEAVY
-    assert seconds < 1
+    assert seconds < 10
 
 
 @pytest.mark.timeout(60)
