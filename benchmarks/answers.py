@@ -32,6 +32,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+# Behind the path that they are found on (E402).
 from rs_aligner.answers import Undecided, final_answer, is_right, library, reading, verdict  # noqa: E402
 from tests.answers.grammar import drawn  # noqa: E402
 from tests.answers.pairs import pairs  # noqa: E402

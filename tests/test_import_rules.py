@@ -45,28 +45,31 @@ WITH_TORCH = ["rs_aligner.loss", "rs_aligner.selection"]
 
 # Each module is imported by a fork of its own, which has what the interpreter and `first` brought.
 PROBE = """
-import json, os, sys, time
+import json, os, sys
 for name in {first}:
     __import__(name)
 for name in {modules}:
     child = os.fork()
     if child == 0:
-        start = time.process_time()
         __import__(name)
-        print(json.dumps([name, time.process_time() - start, sorted(sys.modules)]), flush=True)
+        print(json.dumps([name, sorted(sys.modules)]), flush=True)
         os._exit(0)
     if os.waitpid(child, 0)[1] != 0:
         sys.exit(name + " cannot be imported")
 """
-Probes = dict[str, tuple[float, set[str]]]
+Probes = dict[str, tuple[int, set[str]]]
+MOST = (
+    500  # modules behind an import without torch: pydantic, OmegaConf and numpy; a heavy one brings hundreds
+)
+MOST_WITH_TORCH = 1500  # torch itself has some 1,200
 
 
 def probe(modules: list[str], first: list[str]) -> Probes:
-    """Imports each module by itself: CPU seconds beyond `first`, and the packages that are then loaded."""
+    """Imports each module by itself behind `first`: how many modules there are then, of which packages."""
     command = [sys.executable, "-c", PROBE.format(modules=modules, first=first)]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found = map(json.loads, run.stdout.splitlines())
-    return {name: (seconds, {one.split(".", 1)[0] for one in loaded}) for name, seconds, loaded in found}
+    return {name: (len(loaded), {one.split(".", 1)[0] for one in loaded}) for name, loaded in found}
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +85,17 @@ def with_torch() -> Probes:
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_a_plain_module_imports_neither_torch_nor_anything_heavy(module, without_torch):
-    seconds, loaded = without_torch[module]
+    number, loaded = without_torch[module]
     assert not loaded & (HEAVY | {"torch"})
-    assert seconds < 10  # CPU time; about half a second, but this is no measurement
+    assert number <= MOST
 
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("module", WITH_TORCH)
 def test_selection_and_loss_import_nothing_heavy_but_torch(module, with_torch):
-    seconds, loaded = with_torch[module]
+    number, loaded = with_torch[module]
     assert not loaded & HEAVY
-    assert seconds < 10
+    assert number <= MOST_WITH_TORCH
 
 
 @pytest.mark.timeout(60)
