@@ -168,6 +168,8 @@ def one_run(folder: Path, recipe: str, seed: int, steps: int, quick: bool) -> No
     try:
         if recipe == "plain":
             stopped = rs_aligner.train(config={**config, **STOPPING}, **how)
+            # The same run without patience goes on from there: its monitor is not what these figures are of.
+            config["exp_manager.allow_changes"] = ["exp_manager.checkpoint_callback_params.monitor"]
             best = max(stopped.metrics, key=lambda row: (row["validation/watched"], row["step"]))
             found["early_stopping"] = {
                 "steps": int(stopped.metrics[-1]["step"]),

@@ -42,7 +42,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CC", str(script))
         patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield load_kernels.__wrapped__(8, 2)
+        return load_kernels.__wrapped__(8, 2)
 
 
 def as_tiles(rows: torch.Tensor) -> torch.Tensor:
