@@ -12,6 +12,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
+CONF = ["rs_aligner.conf", "rs_aligner.conf.recipes"]  # examples/conf, which a wheel carries
 
 
 def version() -> str:
@@ -31,8 +32,17 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["rs_aligner", "rs_aligner.*"]),
-    package_data={"rs_aligner": ["py.typed", "generation/kernels/*"]},
+    packages=[
+        *find_packages(include=["rs_aligner", "rs_aligner.*"]),
+        "rs_aligner.conf",
+        "rs_aligner.conf.recipes",
+    ],
+    package_dir={"rs_aligner.conf": "examples/conf"},
+    package_data={
+        "rs_aligner": ["py.typed", "generation/kernels/*"],
+        "rs_aligner.conf": ["*.yaml", "recipes/*.yaml"],
+    },
+    entry_points={"console_scripts": ["rs-aligner = rs_aligner.cli.main:main"]},
     install_requires=[
         "einops>=0.8",
         "hydra-core>=1.3",

@@ -48,7 +48,8 @@ def start_ranks(config: TrainConfig | GenerateConfig) -> None:
             [f"trainer.num_nodes is {config.trainer.num_nodes}: start with srun or torchrun, or set it to 1"]
         )
     if per_node > 1:
-        sys.exit(launch([sys.executable, "-u", *sys.argv], per_node))
+        # As this process was called, `python -m` and an installed command included.
+        sys.exit(launch([sys.executable, "-u", *sys.orig_argv[1:]], per_node))
     _set_up(config)
 
 
