@@ -319,7 +319,9 @@ class FakeRun:
             stopping.limit(
                 manager.max_time_per_run, key="exp_manager.max_time_per_run", since=time.monotonic()
             )
-            run = Run(config.exp_manager, is_first=first, loggers=[self.logger] if first else [])
+            run = Run(
+                config.exp_manager, is_first=first, loggers=[self.logger] if first else [], command="train_rs"
+            )
             seen = FakeJudge(watched, self.events, delay, answers_by) if watched is not None else None
             if seen is not None:
                 self.judges.append(seen)

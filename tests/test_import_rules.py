@@ -35,6 +35,7 @@ WITHOUT_TORCH = [
     "rs_aligner.record.ledger",
     "rs_aligner.record.metrics",
     "rs_aligner.objective.rows",
+    "rs_aligner.report.run_data",
     "rs_aligner.proof.chance",
     "rs_aligner.proof.watched",
     "rs_aligner.schedule",

@@ -140,6 +140,12 @@ def sampled_alike(one: str, other: str) -> bool:
     return one.partition("-")[0] == other.partition("-")[0]
 
 
+def attempt_files(folder: Path) -> list[Path]:
+    """The files of the attempts in a folder, the oldest first."""
+    numbers = [(int(match[1]), path) for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbers)]
+
+
 def latest(folder: Path, allow: Sequence[str]) -> Attempt | None:
     """The newest attempt whose file is in a folder.
 
@@ -149,9 +155,9 @@ def latest(folder: Path, allow: Sequence[str]) -> Attempt | None:
     Raises:
         ValueError: its file cannot be read, or is missing.
     """
-    numbers = [(int(match[1]), path) for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))]
-    if numbers:
-        return Attempt.read(max(numbers)[1])
+    files = attempt_files(folder)
+    if files:
+        return Attempt.read(files[-1])
     missing = f"{folder} has no attempt_01.yaml nor a later one, so that nobody knows how the run was made"
     if ALL not in allow:
         raise ValueError(

@@ -87,7 +87,7 @@ class Ledger:
         Raises:
             ValueError: there is none.
         """
-        if not _steps(Path(folder), "step", ".jsonl"):
+        if not _steps(Path(folder)):
             raise ValueError(f"{folder} is not a ledger: it has no step_000001.jsonl or the like")
         return cls(folder)
 
@@ -188,13 +188,11 @@ class Ledger:
 
     def steps(self) -> list[int]:
         """The steps that are there, in order."""
-        return _steps(self.folder, "step", ".jsonl")
+        return _steps(self.folder)
 
     def names(self) -> list[str]:
         """Names of all that is there, files or open folders, in the order in which a run makes them."""
-        found = [match for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-        order = sorted({(int(match[2]), match[1] == "held_out", match[1]) for match in found})
-        return [f"{kind}_{number:06d}" for number, _, kind in order]
+        return names_in(self.folder)
 
     def path(self, name: str) -> Path:
         """The file of this name."""
@@ -223,20 +221,7 @@ class Ledger:
             raise ValueError(f"the ledger {self.folder} has no step {step}; it has {self.steps() or 'none'}")
 
     def _rows(self, name: str, decoder: msgspec.json.Decoder[AnyRow], mark: bytes = b"") -> Iterator[AnyRow]:
-        """The rows of a file whose lines have a mark; all lines are checked, and that none is missing."""
-        path, number, expected, due = self.path(name), 0, 0, number_of(name)
-        with path.open("rb", buffering=1 << 20) as file:
-            for number, line in enumerate(file, start=1):
-                place = f"{path}:{number}"
-                step, expected = check_line(line, place)
-                if step != due:
-                    raise ValueError(f"{place}: a row of step {step}")
-                if number > expected:
-                    raise ValueError(f"{place}: there should be {expected} rows only")
-                if mark in line:
-                    yield decoded(line, place, decoder)
-        if number != expected or not number:
-            raise ValueError(f"{path}:{number + 1}: missing; {expected or 'some'} rows were written")
+        return rows_in(self.path(name), decoder, mark)
 
     def _written(
         self, step: int, groups: Sequence[Group], selection: Selection, everything: bool
@@ -257,8 +242,47 @@ def _identity(row: KeptRow | LedgerRow) -> tuple[Any, ...]:
     return row.group, row.index, row.policy_version, row.response  # a prompt's id may be its file and line
 
 
-def _steps(folder: Path, kind: str, ending: str) -> list[int]:
+def names_in(folder: Path, *endings: str) -> list[str]:
+    """Names of what is in a ledger's folder, in the order in which a run makes them; none without one.
+
+    Args:
+        folder: of the ledger; nothing is made of it.
+        endings: `.jsonl` for files, `.open` for folders that are open; none for both.
+    """
     if not folder.is_dir():
         return []
-    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return sorted(int(m[2]) for m in matches if m and (m[1], m[3]) == (kind, ending))
+    found = [match for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    order = sorted(
+        {(int(one[2]), one[1] == "held_out", one[1]) for one in found if not endings or one[3] in endings}
+    )
+    return [f"{kind}_{number:06d}" for number, _, kind in order]
+
+
+def rows_in(path: Path, decoder: msgspec.json.Decoder[AnyRow], mark: bytes = b"") -> Iterator[AnyRow]:
+    """The rows of a file whose lines have a mark; all lines are checked, and that none is missing.
+
+    Args:
+        path: the file, under the name that its step gives it.
+        decoder: of what is wanted of a row.
+        mark: bytes that are in the lines that are wanted.
+
+    Raises:
+        ValueError: the file is not as it was written (file and line named).
+    """
+    number, expected, due = 0, 0, number_of(path.stem)
+    with path.open("rb", buffering=1 << 20) as file:
+        for number, line in enumerate(file, start=1):
+            place = f"{path}:{number}"
+            step, expected = check_line(line, place)
+            if step != due:
+                raise ValueError(f"{place}: a row of step {step}")
+            if number > expected:
+                raise ValueError(f"{place}: there should be {expected} rows only")
+            if mark in line:
+                yield decoded(line, place, decoder)
+    if number != expected or not number:
+        raise ValueError(f"{path}:{number + 1}: missing; {expected or 'some'} rows were written")
+
+
+def _steps(folder: Path) -> list[int]:
+    return [number_of(name) for name in names_in(folder, ".jsonl") if name == step_name(number_of(name))]
