@@ -40,12 +40,14 @@ setup(
     package_dir={"rs_aligner.conf": "examples/conf"},
     package_data={
         "rs_aligner": ["py.typed", "generation/kernels/*"],
+        "rs_aligner.report": ["assets/*", "templates/*"],
         "rs_aligner.conf": ["*.yaml", "recipes/*.yaml"],
     },
     entry_points={"console_scripts": ["rs-aligner = rs_aligner.cli.main:main"]},
     install_requires=[
         "einops>=0.8",
         "hydra-core>=1.3",
+        "jinja2>=3.1",
         "lightning>=2.4",
         "math-verify>=0.9,<0.10",
         "megatron-core>=0.16,<0.17",

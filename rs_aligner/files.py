@@ -96,6 +96,21 @@ def write_whole(path: Path, lines: Iterable[bytes], check: Callable[[], None] = 
     sync_folder(path.parent)  # the new name, too, is on the disk
 
 
+def put(path: Path, content: bytes) -> None:
+    """Replaces a file at one stroke, without waiting for the disk: for what can be made again.
+
+    Args:
+        path: the file; its folder exists. Several processes may put it at once, and one of them is the last.
+        content: the new content.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def hugging_face_part(folder: Path) -> Path:
     """Where config and tokenizer of a policy are: in a checkpoint, or the Hugging Face folder itself."""
     inside = folder / CHECKPOINT_PART
