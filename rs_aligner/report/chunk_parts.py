@@ -10,68 +10,24 @@ purpose: which files are written, and when (`chunks`).
 from __future__ import annotations
 
 import json
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
 
+from rs_aligner.report.viewed_row import ViewedRow
 from rs_aligner.rollout import PREFILLED
 
 PART_BYTES = 1_000_000
 """A part ends with the answer that makes it longer; so many bytes are read by a browser in no time."""
 
-_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 _NULL = msgspec.Raw(b"null")
 _MOST_SURPRISE = (1 << 16) - 1
 
 _encode = msgspec.json.Encoder().encode
-
-
-class ViewedRow(msgspec.Struct, frozen=True, gc=False):
-    """What a page shows of a `LedgerRow`, whose fields these are; `Raw` is JSON as it stands."""
-
-    prompt_id: str
-    group: int
-    index: int
-    prompt: msgspec.Raw
-    prompt_token_ids: msgspec.Raw
-    response: msgspec.Raw
-    token_ids: msgspec.Raw
-    log_probs: list[float]
-    finish_reason: str
-    seed: int
-    policy_version: int
-    reward: float | None
-    components: dict[str, float]
-    judge: str
-    failure: msgspec.Raw
-    watched: float | None
-    kept: bool
-    reason: str
-    metadata: msgspec.Raw
-    by_design: bool
-    watched_failure: msgspec.Raw
-
-
-class _Decoder:
-    """Also of lines that have half of a surrogate pair, which is no text; a mark stands in its place then."""
-
-    type = ViewedRow
-    _decode = msgspec.json.Decoder(ViewedRow).decode
-
-    def decode(self, line: bytes) -> ViewedRow:
-        try:
-            return self._decode(line)
-        except msgspec.DecodeError:
-            text = json.dumps(json.loads(line), ensure_ascii=False)  # whole pairs are letters now
-            return self._decode(_HALF_A_PAIR.sub("\ufffd", text).encode())
-
-
-VIEWED_ROWS = cast("msgspec.json.Decoder[ViewedRow]", _Decoder())
 
 
 class Answer(msgspec.Struct, omit_defaults=True, gc=False):

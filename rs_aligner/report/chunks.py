@@ -29,9 +29,10 @@ from markupsafe import Markup
 
 from rs_aligner.files import checksum_of_file, make_folder, put
 from rs_aligner.record.ledger import held_out_name, step_name
-from rs_aligner.report.chunk_parts import VIEWED_ROWS, PartWriter, Summary, ViewedRow, in_script, script
+from rs_aligner.report.chunk_parts import PartWriter, Summary, in_script, script
 from rs_aligner.report.run_data import RunData, open_run
 from rs_aligner.report.token_texts import TokenTexts, find_tokenizer, read_token_texts
+from rs_aligner.report.viewed_row import VIEWED_ROWS, ViewedRow
 
 FOLDER = "report"
 INSIDE_BYTES = 1_000_000

@@ -17,10 +17,11 @@ from rs_aligner.record.format import RunRecord
 from rs_aligner.record.ledger import Ledger, held_out_name, step_name
 from rs_aligner.record.ledger_row import LedgerRow
 from rs_aligner.report import chunks
-from rs_aligner.report.chunk_parts import VIEWED_ROWS, PartWriter
+from rs_aligner.report.chunk_parts import PartWriter
 from rs_aligner.report.chunks import Chunks, write_chunks
 from rs_aligner.report.run_data import NotARun, open_run
 from rs_aligner.report.token_texts import TokenTexts, find_tokenizer, read_token_texts
+from rs_aligner.report.viewed_row import VIEWED_ROWS
 from rs_aligner.rollout import Group, Prompt, Rollout, Score
 from rs_aligner.selection.bars import TopK
 from rs_aligner.selection.chain import Chain
