@@ -61,7 +61,7 @@ def json_lines_problems(key: str, files: Sequence[str]) -> Iterator[str]:
     for name in files:
         if not Path(name).is_file():
             what = "is a folder" if Path(name).is_dir() else "is not there"
-            yield problem(key, name, f"{what}; name JSON Lines files (relative to {Path.cwd()})")
+            yield problem(key, name, f"{what}; name JSON Lines or parquet files (relative to {Path.cwd()})")
 
 
 class Section(BaseModel):

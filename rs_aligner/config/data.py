@@ -21,7 +21,7 @@ from rs_aligner.config.base import (
 
 
 class DataPrefix(Section):
-    """The data files, JSON Lines."""
+    """The data files, JSON Lines or parquet."""
 
     train: Texts
     """Files to train on: a path or a list of paths."""

@@ -55,7 +55,10 @@ class PairModelConfig(ModelBase):
     """The reward model. `micro_batch_size` and `global_batch_size` count pairs, of two rows each."""
 
     data: DataConfig
-    """Train and validation rows have `chosen` and `rejected`, and the prompt as `prompt` or `messages`."""
+    """Train and validation rows have `chosen` and `rejected`, and the prompt as `prompt` or `messages`.
+
+    TRL's, OpenAI's and ShareGPT's pairs are read, too (docs/after_a_run.md).
+    """
 
 
 class TrainRewardModelConfig(TrainConfig):

@@ -45,7 +45,10 @@ class SFTModelConfig(PolicyModelBase):
     """The policy and its supervised training."""
 
     data: PolicyDataConfig
-    """Train rows are {"prompt", "response"} or chats; validation rows are prompts, as for `train_rs`."""
+    """Train rows are {"prompt", "response"} or chats; validation rows are prompts, as for `train_rs`.
+
+    TRL's, OpenAI's and ShareGPT's rows are read, too (docs/after_a_run.md).
+    """
     sft: SFTConfig = SFTConfig()
 
 

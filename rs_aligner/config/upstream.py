@@ -166,7 +166,7 @@ TRAIN_RS = Upstream(
         "model.peft.restore_from_ckpt.checkpoint_dir": _MERGE_FIRST,
         "model.peft.restore_from_ckpt.checkpoint_name": _MERGE_FIRST,
         "model.rs.sampling_params.add_BOS": Refusal("set model.data.add_bos=true instead"),
-        "model.data.data_impl": Refusal("only JSON Lines files are read", ("jsonl",)),
+        "model.data.data_impl": Refusal("only JSON Lines and parquet files are read", ("jsonl",)),
     },
 )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
+from rs_aligner.data.shapes import in_our_shape
 from rs_aligner.rollout import PreferencePair
 
 _logger = logging.getLogger("rs_aligner")
@@ -36,11 +37,11 @@ def load_pairs(
     """Reads files of preference pairs.
 
     A row has `chosen` and `rejected`, the texts of two answers, and the prompt as `prompt`, as a chat
-    (`messages`) or as a template makes it. A row whose two answers are the same says nothing, and is left
-    out and counted, as is one that is too long.
+    (`messages`) or as a template makes it; or all of it as others write it (`data/shapes.py`). A row whose
+    two answers are the same says nothing, and is left out and counted, as is one that is too long.
 
     Args:
-        files: JSON Lines files.
+        files: JSON Lines or parquet files.
         tokenizer: turns texts into tokens, and says what closes an answer.
         template: a format string over a row's keys for the prompt; None for `prompt` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
@@ -53,7 +54,8 @@ def load_pairs(
     pairs: list[PreferencePair] = []
     num_too_long = num_ties = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
-    for where, row in read_rows(files):
+    for where, raw in read_rows(files):
+        row = in_our_shape(where, raw)
         for key in ("chosen", "rejected"):
             if key not in row:
                 raise ValueError(f"{where}: has no {key!r} but {shown_keys(row)}")

@@ -43,7 +43,7 @@ def load_prompts(
     """Reads prompt files.
 
     Args:
-        files: JSON Lines files.
+        files: JSON Lines or parquet files.
         tokenizer: turns texts into tokens.
         template: a format string over a row's keys (`model.data.prompt_template`); None for rows that
             have `text` or `messages`.

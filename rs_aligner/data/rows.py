@@ -1,4 +1,4 @@
-"""Rows of JSON Lines files.
+"""Rows of data files: JSON Lines, or parquet where the name ends so.
 
 A row that cannot be used is an error that names its file and line, and what would work. Left out on purpose:
 what becomes of a row (`reading.py`).
@@ -15,14 +15,30 @@ _logger = logging.getLogger("rs_aligner")
 
 
 def read_rows(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row with its `file:line`. Empty lines are skipped, but counted."""
+    """Each row with its `file:line`, of parquet its `file:row`. Empty lines are skipped, but counted."""
     for name in files:
+        if name.endswith(".parquet"):
+            yield from _parquet_rows(name)
+            continue
         with open(name, "rb") as file:
             # As bytes, so that only a line break ends a line, and a decoding error knows its line.
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     where = f"{name}:{number}"
                     yield where, _parse(where, line)
+
+
+def _parquet_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(name) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield f"{name}:{number}", row
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{name}: not a parquet file ({error})") from None
 
 
 def _parse(where: str, line: bytes) -> dict[str, Any]:

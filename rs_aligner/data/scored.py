@@ -3,23 +3,27 @@
 A row of a file has a prompt, as prompt files have it, and its answers: `"responses": [...]` with
 `"rewards": [...]`, as `examples/generate.py` writes them. A reward may be null, where the judge failed. With
 `"finish_reasons": [...]`, an answer that was cut at the length limit ("length") gets no end token, and with
-`"reward_dtype": "float32"` rewards meet bars as numbers of that type. So groups are rows, and never found by
-comparing text. A run's ledger (its `rollouts/` folder) keeps the very tokens that were sampled; those of a
-file come from the tokenizer. Left out on purpose: log-probabilities in files, which would have to fit tokens
-that are made anew.
+`"reward_dtype": "float32"` rewards meet bars as numbers of that type. Or a row has one answer with its
+`score`, as `rs-aligner dataset` writes them in any shape; successive rows of the same `group` are one. So
+groups are rows, or named, and never found by comparing text. A run's ledger (its `rollouts/` folder) keeps
+the very tokens that were sampled; those of a file come from the tokenizer. Left out on purpose:
+log-probabilities in files, which would have to fit tokens that are made anew.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rs_aligner.data.chats import check_messages
 from rs_aligner.data.prompts import row_id
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, read_rows
+from rs_aligner.data.shapes import in_our_shape
 from rs_aligner.precision import PRECISIONS
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.ledger_row import LedgerRow, groups_of
@@ -40,7 +44,7 @@ def load_scored(
     """Reads scored rollouts.
 
     Args:
-        sources: JSON Lines files, or `rollouts/` folders of runs.
+        sources: JSON Lines or parquet files, or `rollouts/` folders of runs.
         tokenizer: turns texts into tokens, and says what closes the responses of a file.
         template: a format string over a row's keys for the prompt; None for `text` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
@@ -124,7 +128,7 @@ def _check_tokenizer(folder: Path, step: int, prompt: Prompt, tokenizer: Reading
 
 
 def _from_file(name: str, reader: RowReader) -> Iterator[Group]:
-    for where, row in read_rows([name]):
+    for where, row in _grouped(read_rows([name]), reader):
         answers = _answers(where, row, reader.tokenizer)
         precision = row.get("reward_dtype", "float64")
         if precision not in PRECISIONS:
@@ -147,6 +151,50 @@ def _from_file(name: str, reader: RowReader) -> Iterator[Group]:
         told = reader.metadata(where, prompt_row, prompt)
         made = Prompt(row_id(where, row), prompt.text, prompt.token_ids, metadata=told)
         yield Group(made, rollouts, list(scores))
+
+
+def _grouped(
+    rows: Iterable[tuple[str, dict[str, Any]]], reader: RowReader
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of groups, made of those that have one answer each."""
+
+    def key(item: tuple[str, dict[str, Any]]) -> tuple[str, Any]:
+        where, row = item
+        has_one = "score" in row and "responses" not in row
+        return ("group", row["group"]) if has_one and row.get("group") is not None else ("row", where)
+
+    for _, items in groupby(rows, key):
+        (where, row), *others = items
+        if "score" not in row or "responses" in row:
+            yield where, row
+            continue
+        prompt, response = _one_answer(where, row, reader)
+        answered = [(response, row), *((_one_answer(at, one, reader)[1], one) for at, one in others)]
+        yield (
+            where,
+            {
+                **prompt,
+                "responses": [text for text, _ in answered],
+                "rewards": [one["score"] for _, one in answered],
+                "finish_reasons": [one.get("finish_reason", "stop") for _, one in answered],
+            },
+        )
+
+
+def _one_answer(where: str, row: dict[str, Any], reader: RowReader) -> tuple[dict[str, Any], str]:
+    """A row with one answer: what is of the prompt, and the answer."""
+    ours = in_our_shape(where, row)
+    if ours.get("prompt_id") is not None:
+        ours.setdefault("id", ours["prompt_id"])
+    if "response" in ours:
+        if "prompt" in ours:
+            ours.setdefault("text", ours.pop("prompt"))
+        return ours, ours.pop("response")
+    messages = check_messages(where, ours.get("messages"))
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"{where}: has a score, and neither a 'response' nor the assistant's last message")
+    text = reader.answer(where, ours, messages) if messages[-1]["content"] else ""
+    return {**ours, "messages": messages[:-1]}, text
 
 
 def _answers(

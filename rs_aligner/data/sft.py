@@ -10,6 +10,7 @@ from rs_aligner.data.chats import check_messages
 from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
+from rs_aligner.data.shapes import in_our_shape
 from rs_aligner.rollout import TrainingRow
 
 
@@ -33,11 +34,12 @@ def load_sft_rows(
 ) -> SFTSet:
     """Reads files of prompts with their responses.
 
-    A row is `{"prompt", "response"}`, a chat whose last message is the assistant's answer, or, with a
-    template, any row with a `response`.
+    A row is `{"prompt", "response"}`, a chat whose last message is the assistant's answer, with a template
+    any row with a `response`, or one of these as others write it (`data/shapes.py`). An answer whose row says
+    `finish_reason: "length"` was cut, and gets no end token.
 
     Args:
-        files: JSON Lines files.
+        files: JSON Lines or parquet files.
         tokenizer: turns texts into tokens, and says what closes a response.
         template: a format string over a row's keys for the prompt; None for `prompt` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
@@ -50,10 +52,14 @@ def load_sft_rows(
     rows: list[TrainingRow] = []
     num_too_long = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
-    for where, row in read_rows(files):
+    for where, raw in read_rows(files):
+        row = in_our_shape(where, raw)
         prompt_row, response = _split_response(where, row, reader, template is not None)
         prompt = reader.prompt(where, prompt_row, "prompt")
-        prompt_ids, response_ids = prompt.token_ids, reader.response(where, prompt, response)
+        prompt_ids, response_ids = (
+            prompt.token_ids,
+            reader.response(where, prompt, response, is_closed=row.get("finish_reason") != "length"),
+        )
         is_too_long = max_prompt_length is not None and len(prompt_ids) > max_prompt_length
         if is_too_long or len(prompt_ids) + len(response_ids) > max_length:
             num_too_long += 1

@@ -127,7 +127,11 @@ def test_the_stories_config_is_the_issues_recipe(test_data, tmp_path, monkeypatc
             1e-3,
             "model.optim.sched.min_lr is 0.001: should be at most model.optim.lr = 1e-05",
         ),
-        ("model.data.data_impl", "mmap", 'model.data.data_impl is "mmap": only JSON Lines files are read'),
+        (
+            "model.data.data_impl",
+            "mmap",
+            'model.data.data_impl is "mmap": only JSON Lines and parquet files are read',
+        ),
         ("model.data.prompt_template", "Answer:", "names no key of the row"),
         ("model.data.prompt_template", "{question", "is not a Python format string"),
         ("model.data.prompt_template", "{}", "should name whole keys of the row"),
@@ -135,7 +139,7 @@ def test_the_stories_config_is_the_issues_recipe(test_data, tmp_path, monkeypatc
         (
             "model.data.data_prefix.train",
             "nowhere.jsonl",
-            '"nowhere.jsonl": is not there; name JSON Lines files',
+            '"nowhere.jsonl": is not there; name JSON Lines or parquet files',
         ),
         ("pretrained_checkpoint.restore_from_path", "nowhere", "is not there; name a Hugging Face folder"),
         ("pretrained_checkpoint.restore_from_path", "gpt.nemo", "is a .nemo archive, which is not read"),

@@ -1,0 +1,88 @@
+"""Rows as other programs write them, as ours: TRL's, OpenAI's and ShareGPT's.
+
+| theirs | ours |
+|---|---|
+| TRL: `completion`; messages as `prompt`, `completion`, `chosen` | `response`; `messages`, and texts |
+| OpenAI: `input`, `preferred_output`, `non_preferred_output` | `messages`, `chosen`, `rejected` |
+| ShareGPT: `conversations` of `from` and `value`; `chosen`, `rejected` of such | `messages`, and texts |
+
+A row that has none of these is left as it is. Such rows are written by `rs-aligner dataset`
+(`report/shapes.py`). Left out on purpose: TRL's pairs whose prompt stands in both answers, and images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
+_BY_THEIR_NAME = {"chosen": "preferred_output", "rejected": "non_preferred_output"}
+
+
+def in_our_shape(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with our keys for what it has under theirs.
+
+    Args:
+        where: its `file:line`, for messages.
+        row: as it was read.
+
+    Raises:
+        ValueError: what stands under one of their keys is not in their shape.
+    """
+    ours = dict(row)
+    if "messages" not in ours:
+        if "conversations" in ours:
+            ours["messages"] = [_turn(where, turn) for turn in _list(where, ours.pop("conversations"))]
+        elif isinstance(ours.get("prompt"), list):
+            ours["messages"] = ours.pop("prompt")
+        elif isinstance(ours.get("input"), dict) and set(_BY_THEIR_NAME.values()) <= set(ours):
+            ours |= {"messages": [], **ours.pop("input")}
+    if "completion" in ours and "response" not in ours:
+        completion = ours.pop("completion")
+        if isinstance(completion, str):
+            ours["response"] = completion
+        else:
+            ours["messages"] = [*ours.get("messages", []), *_list(where, completion)]
+    for key, theirs in _BY_THEIR_NAME.items():
+        if key not in ours and theirs in ours:
+            ours[key] = ours.pop(theirs)
+        if not isinstance(ours.get(key, ""), str):
+            ours[key] = _answer(where, key, ours[key])
+    return ours
+
+
+def _turn(where: str, turn: Any) -> dict[str, Any]:
+    if isinstance(turn, Mapping) and "role" in turn:  # some programs keep the name and not the shape
+        return dict(turn)
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str) or "value" not in turn:
+        raise ValueError(f"{where}: a turn of 'conversations' should have 'from' and 'value', not {turn!r}")
+    return {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+
+
+def _answer(where: str, key: str, value: Any) -> Any:
+    """The text of an answer that is a turn, or a list of one."""
+    turns = value if isinstance(value, list) else [value]
+    if len(turns) != 1:
+        raise ValueError(
+            f"{where}: {key!r} should be a text or one message, with the prompt in 'prompt', not "
+            f"{len(turns)} messages"
+        )
+    message = _turn(where, turns[0])
+    if message["role"] != "assistant" or message.get("tool_calls"):
+        raise ValueError(
+            f"{where}: {key!r} should be a message of the assistant with a text, not {message!r}"
+        )
+    return message.get("content")
+
+
+def _list(where: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{where}: should be a list of at least one message, not {value!r}")
+    return value
