@@ -1,7 +1,7 @@
 """A run's folder, to be read: figures, rollouts, settings, what it is doing. The room reads through this.
 
 It takes no lock and writes nothing, so it may look at a run that goes on: what is there is whole, a line that
-is being written is not there yet. Rollouts come one at a time, so that a long run needs no memory.
+is being written is left out. Rollouts come one at a time, so that a long run needs no memory.
 
 Left out on purpose: checkpoints, which hold weights; mending: a damaged file is an error that names it.
 """

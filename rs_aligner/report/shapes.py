@@ -6,8 +6,8 @@
 | `openai` | `messages` | `input`, `preferred_output`, `non_preferred_output` |
 | `sharegpt` | `conversations` | `conversations`, `chosen`, `rejected` |
 
-With all answers, TRL's rows have a `label`, too: whether it was kept. A prompt that was a chat stays one, with
-what its template had the answer begin with in the answer; any other is a text, which is what a user says
+With all answers, TRL's rows have a `label`, too: whether it was kept. A prompt that was a chat stays one,
+with what its template had the answer begin with in the answer; any other is a text, which is what a user says
 where the shape knows chats only. `data/shapes.py` is the way back.
 Left out on purpose: images, and chats in which tools were called on the way, beyond what `messages` can hold.
 """
