@@ -173,9 +173,21 @@ class Stamp(NamedTuple):
 
 
 def row_of(
-    prompt: Prompt, judged: Judged, stamp: Stamp, *, kept: bool = False, reason: str = NOT_SELECTED
+    prompt: Prompt,
+    judged: Judged,
+    stamp: Stamp,
+    *,
+    kept: bool = False,
+    reason: str = NOT_SELECTED,
+    is_short: bool = True,
 ) -> LedgerRow:
-    """The row of a rollout; its group is that of the rollout."""
+    """The row of a rollout; its group is that of the rollout.
+
+    Args:
+        prompt, judged, stamp, kept, reason: what it says.
+        is_short: log-probabilities have the nine digits that tell which float32 each was. To cut them takes
+            most of the time, which is not worth it for a line that is replaced within the step.
+    """
     rollout, score, watched = judged
     scored = score if isinstance(score, Score) else None
     return LedgerRow(
@@ -188,7 +200,9 @@ def row_of(
         prompt_token_ids=prompt.token_ids,
         response=rollout.text,
         token_ids=rollout.token_ids,
-        log_probs=tuple(float(f"{value:.9g}") for value in rollout.log_probs),
+        log_probs=tuple(float(f"{value:.9g}") for value in rollout.log_probs)
+        if is_short
+        else rollout.log_probs,
         finish_reason=rollout.finish_reason,
         seed=rollout.seed,
         policy_version=rollout.policy_version,

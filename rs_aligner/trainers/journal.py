@@ -64,7 +64,7 @@ class OpenRollouts:
         """Write down a rollout of the step's prompt of this number, if it has a score."""
         if self.file is not None and isinstance(judged.score, Score):
             numbered = judged._replace(rollout=replace(judged.rollout, group=number))
-            self.file.append(row_of(prompt, numbered, self.stamp))
+            self.file.append(row_of(prompt, numbered, self.stamp, is_short=False))
 
     def settle(self) -> OSError | LeaseLost | None:
         """See to it that all of it is on the disk; returns why it is not, for all ranks to raise."""
