@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import hypothesis
 import pytest
@@ -22,12 +22,37 @@ hypothesis.settings.register_profile("shared machine", deadline=None, suppress_h
 hypothesis.settings.load_profile("shared machine")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How `--dist loadfile` shares the files: see `tests/scheduling.py`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from tests.scheduling import LongestFirst
+
+    return LongestFirst(config, log)
+
+
 def does_without(what: str) -> NoReturn:
     """End a test that misses something of the system: skipped, but failed on CI, which installs it."""
     said = f"needs {what}, which scripts/ci_packages.sh installs"
     if os.environ.get("CI") == "true":
         pytest.fail(said)
     pytest.skip(said)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_disks() -> Iterator[None]:
+    """This process syncs nothing: its machine keeps its power. Tests of syncs look at the calls.
+
+    A disk that others use takes 10 ms and more for each, and a run in a fake world makes dozens.
+    """
+
+    def fsync(file: int | IO[bytes]) -> None:
+        os.fstat(file if isinstance(file, int) else file.fileno())  # fails for what is no open file
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
 
 
 @pytest.fixture(scope="session")

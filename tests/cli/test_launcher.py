@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rs_aligner.cli.launcher import launch
 from tests.conftest import ROOT
 
 PROLOGUE = """
@@ -25,8 +26,9 @@ def ready():
 """
 LAUNCH = """
 import sys
-from rs_aligner.cli.launcher import launch
-sys.exit(launch([sys.executable, "-u", sys.argv[1] + "/rank.py", sys.argv[1]], 2))
+from rs_aligner.cli import launcher
+launcher.SPARE_SECONDS = launcher.GRACE_SECONDS = 0.5
+sys.exit(launcher.launch([sys.executable, "-u", sys.argv[1] + "/rank.py", sys.argv[1]], 2))
 """
 
 
@@ -63,14 +65,15 @@ class Launched:
     ("statuses", "status"),
     [((0, 0), 0), ((75, 75), 75), ((0, 75), 75), ((1, 0), 1), ((2, 2), 2), ((0, 3), 1)],
 )
-def test_it_ends_as_its_ranks_end(statuses: tuple[int, int], status: int, tmp_path: Path) -> None:
-    assert Launched(tmp_path, f"sys.exit({statuses}[rank])").end()[0] == status
+def test_it_ends_as_its_ranks_end(statuses: tuple[int, int], status: int) -> None:
+    first, second = statuses
+    assert launch(["sh", "-c", f"[ $RANK = 0 ] && exit {first}; exit {second}"], 2) == status
 
 
-def test_an_error_that_all_ranks_come_to_is_shown_once(tmp_path: Path) -> None:
-    script = 'print("error: a key is wrong", file=sys.stderr); print("rank", rank); sys.exit(2)'
-    status, out, err = Launched(tmp_path, script).end()
-    assert (status, err) == (2, "error: a key is wrong\n")
+def test_an_error_that_all_ranks_come_to_is_shown_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch(["sh", "-c", "echo error: a key is wrong >&2; echo rank $RANK; exit 2"], 2) == 2
+    out, err = capfd.readouterr()
+    assert err == "error: a key is wrong\n"
     assert sorted(out.splitlines()) == ["rank 0", "rank 1"]
 
 
@@ -119,9 +122,7 @@ def test_a_signal_before_a_rank_listens_ends_it_as_usual(tmp_path: Path) -> None
     assert launched.end()[0] == 143
 
 
-def test_a_killed_rank_is_named_and_ends_the_others_even_one_that_hears_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_rank_is_named_and_ends_the_others_even_one_that_hears_nothing(tmp_path: Path) -> None:
     script = "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); time.sleep(60)"
     launched = Launched(tmp_path, script)
     pids = launched.pids()

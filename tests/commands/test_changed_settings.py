@@ -6,6 +6,7 @@ The command is the real one, in the world of `tests/config/leaf_world.py`, where
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,22 @@ from tests.config.leaf_world import look, make_place
 BASE = {**TABLE["train_rs"][0], "trainer.rs.max_epochs": 1}
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    make_place(tmp_path)
-    notes = look("train_rs", tree_of(BASE), tmp_path)
+@pytest.fixture(scope="module")
+def after_a_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A place with a run in it, and a copy of all that is there."""
+    folder = tmp_path_factory.mktemp("changed")
+    make_place(folder / "place")
+    notes = look("train_rs", tree_of(BASE), folder / "place")
     assert "status" not in notes or notes["status"] == ["(0,)"], notes["error"]
-    return tmp_path
+    return folder / "place", shutil.copytree(folder / "place", folder / "copy")
+
+
+@pytest.fixture
+def place(after_a_run: tuple[Path, Path]) -> Path:
+    """As the run has left it, whatever the tests before have made of it."""
+    place, copy = after_a_run
+    shutil.rmtree(place)
+    return shutil.copytree(copy, place)
 
 
 def again(place: Path, **changes: Any) -> tuple[bool, str]:

@@ -203,7 +203,6 @@ def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
         patch.setenv(name, value)
     patch.syspath_prepend(str(ROOT / "examples"))
     patch.setattr("rs_aligner.cli.ranks.log_handler", lambda: notes.handler)
-    patch.setattr("os.fsync", lambda _: None)
     patch.setattr("rs_aligner.model.folder.Tokenizer", _read_tokenizer)
     clock = _Clock()
     for module in ("stopping", "trainers.pace"):

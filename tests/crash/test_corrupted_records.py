@@ -69,7 +69,7 @@ def damages(folder: Path, rng: random.Random) -> Iterator[tuple[str, Path]]:
     names += ["config/attempt_01.yaml", "config/attempt_02.yaml"]
     for path in (folder / name for name in names):
         for kind, damage in (("flip", flip), ("truncate", truncate), ("zeros", zero)):
-            for _ in range({"flip": 30, "truncate": 8, "zeros": 2}[kind]):
+            for _ in range({"flip": 12, "truncate": 4, "zeros": 1}[kind]):
                 damage(path, rng)
                 yield kind, path
                 restore(folder, before)
@@ -84,9 +84,8 @@ def damages(folder: Path, rng: random.Random) -> Iterator[tuple[str, Path]]:
 
 
 def test_each_damage_of_a_record_is_told_in_one_line_or_does_no_harm(
-    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)  # nothing is lost here but what we damage
     found: Counter[str] = Counter()
     for kind, path in damages(folder, random.Random(7)):
         caplog.clear()
@@ -102,15 +101,15 @@ def test_each_damage_of_a_record_is_told_in_one_line_or_does_no_harm(
             continue
         assert read_rows(folder / "metrics.jsonl") == FIGURES, kind  # it went on, with what there was
         found[f"{path.name} harmless"] += 1
-    assert sum(found.values()) >= 250
-    assert found["run.json told"] >= 40
-    assert found["config/attempt_02.yaml told"] + found["attempt_02.yaml told"] >= 40
-    assert found["metrics.jsonl told"] >= 30
+    assert sum(found.values()) >= 125
+    assert found["run.json told"] >= 20
+    assert found["config/attempt_02.yaml told"] + found["attempt_02.yaml told"] >= 20
+    assert found["metrics.jsonl told"] >= 15
     assert found["run.json harmless"] == 0
 
 
 def test_each_damage_of_a_claim_costs_its_owner_the_folder_or_makes_others_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody takes over at once from an owner who lives, whatever became of its claim."""
     waited: list[float] = []
@@ -125,10 +124,9 @@ def test_each_damage_of_a_claim_costs_its_owner_the_folder_or_makes_others_wait(
             self.now += seconds
             waited.append(seconds)
 
-    monkeypatch.setattr("os.fsync", lambda _: None)
     rng = random.Random(11)
     caplog.set_level(logging.ERROR)
-    for number in range(60):
+    for number in range(30):
         owner = Lease(tmp_path / "owner", "it", renew_every=None).take()
         [claim] = claims_in(tmp_path / "owner")
         (flip, truncate, zero)[number % 3](claim.path, rng)

@@ -19,7 +19,7 @@ from tests.generation.conftest import AnyDecoder, Load
 from tests.generation.test_decoding import NoText, prompts
 from tests.tiny import save_tiny
 
-CONTROLS = Controls(temperature=1.2, max_length=40)
+CONTROLS = Controls(temperature=1.2, max_length=24)
 NUM = 6
 
 
@@ -66,20 +66,25 @@ def draw(decoder: AnyDecoder, budget: int | None) -> list[Rollout]:
     return sorted(stream, key=lambda rollout: (rollout.group, rollout.index))
 
 
+@pytest.fixture(scope="module")
+def free(decoder: AnyDecoder) -> list[Rollout]:
+    """What is drawn where nothing has to wait."""
+    return draw(decoder, None)
+
+
 def tokens_of(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
     return [rollout.token_ids for rollout in rollouts]
 
 
 @pytest.mark.parametrize("places", [150, 400, 1500, 10**6])
 def test_a_budget_changes_no_rollout_and_is_kept(
-    decoder: AnyDecoder, monkeypatch: pytest.MonkeyPatch, places: int
+    decoder: AnyDecoder, free: list[Rollout], monkeypatch: pytest.MonkeyPatch, places: int
 ) -> None:
     budget = places * bytes_of_a_token(decoder)
     held = watch(monkeypatch, bytes_held)
     got = draw(decoder, budget)
     assert max(held) <= budget
-    monkeypatch.undo()
-    assert tokens_of(got) == tokens_of(draw(decoder, None))
+    assert tokens_of(got) == tokens_of(free)
 
 
 def test_a_tight_budget_still_decodes_several_rollouts_at_once(
@@ -127,9 +132,11 @@ def test_a_budget_too_small_for_one_rollout_is_refused_with_what_it_needs(decode
     assert len(draw(decoder, needed)) == NUM * len(prompts())
 
 
-def test_single_rollouts_may_have_limits_of_their_own(decoder: AnyDecoder) -> None:
+def test_single_rollouts_may_have_limits_of_their_own(decoder: AnyDecoder, free: list[Rollout]) -> None:
     limits = {(group, index): 1 + 3 * index for group in range(len(prompts())) for index in range(NUM)}
+    decoder.kv_cache_bytes = None
     stream = generate(decoder, NoText(), request_of(prompts(), NUM, CONTROLS), seed=3, limits=limits)
-    free = {(r.group, r.index): r.token_ids for r in draw(decoder, None)}
+    whole = {(r.group, r.index): r.token_ids for r in free}
     for rollout in stream:
-        assert rollout.token_ids == free[rollout.group, rollout.index][: limits[rollout.group, rollout.index]]
+        key = rollout.group, rollout.index
+        assert rollout.token_ids == whole[key][: limits[key]]

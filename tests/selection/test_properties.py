@@ -64,8 +64,8 @@ SELECTORS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 ANY = st.one_of(*SELECTORS.values())
 EACH = pytest.mark.parametrize("name", SELECTORS)
 PROGRESS = st.builds(Progress, st.integers(1, 3), st.just(3), st.integers(0, 2), st.just(3))
-slowly = settings(max_examples=60)
-each_slowly = settings(max_examples=25)  # of each of 15 selectors, so that a property sees hundreds
+slowly = settings(max_examples=40)
+each_slowly = settings(max_examples=15)  # of each of 15 selectors, so that a property sees hundreds
 
 
 def short(

@@ -140,10 +140,15 @@ UNTIL = {"accepted": 1, "at_least": 1, "max_rollouts": 40}
 @pytest.mark.parametrize(
     ("rates", "num", "rs"),
     [
-        ((0.1,) * 6, 1, {"until": UNTIL}),
+        pytest.param((0.1,) * 6, 1, {"until": UNTIL}, marks=pytest.mark.slow),
         ((0.1,) * 6, 3, {"until": {**UNTIL, "accepted": 3}}),
-        (MIXED, 4, {"until": {**UNTIL, "rollouts_a_round": 4}, "num_rollouts_per_prompt": 8}),
-        ((0.3,) * 6, 4, {"pool": {"max_staleness": 4}}),
+        pytest.param(
+            MIXED,
+            4,
+            {"until": {**UNTIL, "rollouts_a_round": 4}, "num_rollouts_per_prompt": 8},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param((0.3,) * 6, 4, {"pool": {"max_staleness": 4}}, marks=pytest.mark.slow),
         (MIXED, 4, {"pool": {"max_staleness": 4}}),
         (MIXED, 2, {"until": {**UNTIL, "rollouts_a_round": 2}, "pool": {"max_staleness": 2}}),
         (MIXED, 4, {}),
@@ -161,8 +166,8 @@ def test_the_mean_of_an_estimate_is_the_truth(rates: Sequence[float], num: int, 
 @pytest.mark.parametrize(
     "rs",
     [
-        {"until": {**UNTIL, "rollouts_a_round": 3}},
-        {"pool": {"max_staleness": 3}},
+        pytest.param({"until": {**UNTIL, "rollouts_a_round": 3}}, marks=pytest.mark.slow),
+        pytest.param({"pool": {"max_staleness": 3}}, marks=pytest.mark.slow),
         {"until": {**UNTIL, "rollouts_a_round": 3}, "pool": {"max_staleness": 3}},
     ],
 )

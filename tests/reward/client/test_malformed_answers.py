@@ -25,7 +25,7 @@ from rs_aligner.rollout import Score
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
 MODEL, REQUEST_ID, FINGERPRINT = "reward_model", "request-7", "f00d"
-EXAMPLES = 10_000
+EXAMPLES = 5_000  # as bytes, and as many as arrays
 many = settings(
     max_examples=EXAMPLES,
     deadline=None,
