@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rs_aligner.policy.reward_model import MegatronRewardModel
     from rs_aligner.policy.sampler import Sampler
     from rs_aligner.policy.trainable import Optimization
+    from rs_aligner.record.run import Logger, Run
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -63,6 +64,15 @@ def log_handler() -> logging.Handler:
 def say(what: str) -> None:
     """Tell what takes a while; only the first rank shows it."""
     _logger.info(what)
+
+
+def live_page(config: TrainConfig, run: Run) -> list[Logger]:
+    """What writes the run's page while it goes on and at its end, on the first rank; none where it is off."""
+    if not (run.is_first and config.exp_manager.report):
+        return []
+    from rs_aligner.report.live import LivePage
+
+    return [LivePage(run.folder, run.check_owner)]
 
 
 def stop_if_asked_alone(config: TrainConfig | GenerateConfig) -> None:

@@ -61,5 +61,5 @@ def _fit(
         found = {changes.TRAIN: attempt.of_pairs(pairs), changes.HELD_OUT: attempt.of_pairs(validation)}
         run.prepare(attempt.attempt(config, found, planned, given))
     with build.reward_model_of(config, tokenizer, num_epoch_steps(config, len(pairs))) as model:
-        run.loggers = loggers()
+        run.loggers = [*loggers(), *build.live_page(config, run)]
         PreferenceTrainer(config, model, pairs=pairs, validation=validation, run=run).fit()

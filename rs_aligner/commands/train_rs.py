@@ -82,7 +82,7 @@ def _fit(
         from rs_aligner.trainers.rs import RSTrainer
 
         with build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy:
-            run.loggers = loggers()
+            run.loggers = [*loggers(), *build.live_page(config, run)]
             mine = Judges(client, watched) if policy.runtime.is_source else Judges()
             RSTrainer(config, policy, mine, data, run, chain=chain).fit()
 

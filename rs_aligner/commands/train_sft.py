@@ -65,7 +65,7 @@ def _fit(
             found = attempt.of_sft(config, rows, validation, judge)
             run.prepare(attempt.attempt(config, found, planned, given))
         policy = stack.enter_context(build.policy_of(config, tokenizer, num_epoch_steps(config, len(rows))))
-        run.loggers = loggers()
+        run.loggers = [*loggers(), *build.live_page(config, run)]
         mine = judge if policy.runtime.is_source else None
         SFTTrainer(config, policy, mine, rows=rows, validation=validation, run=run).fit()
 

@@ -50,7 +50,7 @@ _KINDS: dict[Kind, list[str]] = {
         "trainer.sft.stop_at_validation",
         *_under(("exp_manager",), "explicit_log_dir name create_tensorboard_logger create_wandb_logger"),
         *_under(("exp_manager",), "wandb_logger_kwargs resume_if_exists max_time_per_run allow_changes"),
-        "exp_manager.stop_within",
+        *_under(("exp_manager",), "report stop_within"),
         "exp_manager.checkpoint_callback_params.save_top_k",
         *_under(("model",), "tensor_model_parallel_size pipeline_model_parallel_size sequence_parallel"),
         "model.micro_batch_size",

@@ -62,6 +62,11 @@ class ExpManagerBase(Section):
     """Sends them to Weights & Biases, too (WANDB_MODE=offline keeps them on this machine)."""
     wandb_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Handed to the Weights & Biases logger: project, name, tags, ..."""
+    report: bool = True
+    """Writes report.html into the run's folder: after validations, and at the end of the run.
+
+    See docs/report.md.
+    """
     resume_if_exists: bool = True
     """Goes on from the last checkpoint in the folder; false refuses a folder that has one."""
     allow_changes: Texts = ()
