@@ -39,10 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rs-aligner report",
         description="Write report.html into a run's folder: did it work, what it cost, what to worry about, "
-        "curves, distributions and every rollout, as one page that needs no server and no network. A training "
-        "does so itself at its end and after validations, unless exp_manager.report=false.",
-        epilog="Example: rs-aligner report runs/mine, then open runs/mine/report.html. A run that goes on may "
-        "be looked at, too. docs/report.md says what is on the page.",
+        "curves, distributions and every rollout, as one page that needs no server and no network. A "
+        "training does so itself at its end and after validations, unless exp_manager.report=false.",
+        epilog="Example: rs-aligner report runs/mine, then open runs/mine/report.html. A run that goes on "
+        "may be looked at, too. docs/report.md says what is on the page.",
     )
     parser.add_argument("run", nargs="+", help="the folder of a run: what exp_manager.explicit_log_dir was")
     return parser

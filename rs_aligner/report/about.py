@@ -91,7 +91,9 @@ def settings_set(kind: RunKind, settings: Mapping[str, Any]) -> tuple[Setting, .
             found += [Setting(key, _shown(settings[key]), "no such section") for key in sorted(keys)]
         else:
             found.append(
-                Setting(one.key, _shown(one.new), "must be set" if one.old in ("?", ["?"]) else _shown(one.old))
+                Setting(
+                    one.key, _shown(one.new), "must be set" if one.old in ("?", ["?"]) else _shown(one.old)
+                )
             )
     return tuple(found)
 

@@ -97,7 +97,7 @@ EXP_MANAGER: Rows = {
     **shown_by("signals", {"stop_within": 90}),
     **shown_by("loggers", {"wandb_logger_kwargs": {"project": "mine"}}),
     **shown_by("error", {"resume_if_exists": False, "allow_changes": ["model.optim.rl"]}, again=True),
-    **shown_by("files", {"checkpoint_callback_params.save_top_k": 3}),
+    **shown_by("files", {"checkpoint_callback_params.save_top_k": 3, "report": False}),
 }
 OPTIM: Rows = {
     **shown_by(

@@ -1,4 +1,4 @@
-"""A run that was never trained: its folder, written by the project's own writers, with figures as one likes."""
+"""A run that was never trained: its folder, by the project's own writers, with figures as one likes."""
 
 from __future__ import annotations
 

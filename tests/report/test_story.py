@@ -25,7 +25,8 @@ def test_a_rise_by_more_than_two_errors_of_the_difference_is_a_yes() -> None:
     found = verdict(Facts([held_out(0, 0.30), held_out(4, 0.42, 0.04)]), "train_rs")
     assert (found.answer, found.headline) == ("yes", "Yes: the held-out score rose by 0.12.")
     assert found.sentences[0].startswith(
-        "The mean score of held-out answers was 0.300 ± 0.030 before the first step and is 0.420 ± 0.040 after step 4;"
+        "The mean score of held-out answers was 0.300 ± 0.030 before the first step and is 0.420 ± 0.040 "
+        "after step 4;"
     )
     assert found.sentences[1].startswith("The difference is 0.120 ± 0.050 (as of two independent samples);")
 
@@ -108,8 +109,8 @@ def test_selection_is_weighed_by_what_each_step_kept() -> None:
     rows = [step(1, 2, 1.0, 0.5, 0.3), step(2, 6, 0.9, 0.6, 0.15, **{"reward/headroom": 0.1})]
     said = selection_against_chance(Facts(rows))
     assert said[0] == (
-        "Over 2 steps the 8 kept answers score 0.35 higher than as many answers to the same prompts, drawn at random "
-        "(2.59 standard deviations of such a draw)."
+        "Over 2 steps the 8 kept answers score 0.35 higher than as many answers to the same prompts, drawn "
+        "at random (2.59 standard deviations of such a draw)."
     )
     assert "whether the policy learns from it" in said[1]
     assert said[2] == "The best answer of each prompt is another 0.1 above the kept ones now."

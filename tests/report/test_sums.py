@@ -1,4 +1,4 @@
-"""What is summed up of the ledger: the same whether a run is read at once or as it goes on, and never what is gone."""
+"""What is summed up of the ledger: the same whether read at once or bit by bit, and never what is gone."""
 
 from __future__ import annotations
 
