@@ -7,6 +7,7 @@
     rollouts/        the ledger, by step; the answers to held-out prompts; the step that is open
     checkpoints/     what the run continues from
     final/           the trained policy as a Hugging Face folder
+    report.html      the run as a page; report/ has its rollouts (the room `report`)
     logs/            TensorBoard's and W&B's files
     owner/           who has the folder, while a run is at work there
     status.json      what the run is doing
