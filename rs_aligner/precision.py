@@ -8,14 +8,11 @@ which are of their kind anyway.
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 Precision = Literal["float16", "float32", "float64"]
 PRECISIONS: tuple[Precision, ...] = ("float16", "float32", "float64")
 
-_TYPES: dict[Precision, Any] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 # Decimal digits that survive in each: FLT_DIG and its like.
 _DIGITS: dict[str, int] = {"float16": 3, "float32": 6}
 
@@ -24,8 +21,10 @@ def rounded(value: float, precision: Precision) -> float:
     """The number of that type which is nearest to a value; infinite where the value is too large for it."""
     if precision == "float64":
         return value
+    import numpy as np  # not by the config, which needs the names only
+
     with np.errstate(over="ignore"):
-        return float(_TYPES[precision](value))
+        return float(np.float16(value) if precision == "float16" else np.float32(value))
 
 
 def as_meant(value: float, precision: str) -> float:

@@ -26,7 +26,7 @@ from rs_aligner.config import (
     TrainSFTConfig,
 )
 from rs_aligner.config.base import Section
-from rs_aligner.config.keys import below_key, kinds
+from rs_aligner.config.keys import below_key, kinds, meaning
 from rs_aligner.config.tree import read_tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,13 +93,13 @@ def parts(schema: type[Section], default: Section | None, place: str = "", about
         value = _default(field, default, name)
         sections = below_key(field)
         if not sections or kinds(field):
-            meaning = field.description or _text(schema.__doc__)
+            told = meaning(schema, name) or _text(schema.__doc__)
             values = field.title or takes(field.annotation, field.metadata)
-            rows.append(Row(prefix + name, _shown(value, field), values, meaning))
+            rows.append(Row(prefix + name, _shown(value, field), values, told))
         for step, section in sections:
             at_once = value if isinstance(value, Section) else made(section)
             null = " Not set: `null`." if value is None else ""
-            of_key = "" if step else _text(field.description)
+            of_key = "" if step else _text(meaning(schema, name))
             said = " ".join(filter(None, (_text(section.__doc__), of_key))) + null
             below += parts(section, at_once, f"{prefix}{name}{step}", said)
     yield Part(place, about or _text(schema.__doc__), rows)

@@ -13,9 +13,6 @@ from contextlib import contextmanager
 from rs_aligner import stopping
 from rs_aligner.cli.ranks import rank
 from rs_aligner.exit_status import FAILED, TO_BE_CONTINUED, TO_BE_MENDED
-from rs_aligner.record.lease import LeaseLost
-from rs_aligner.reward.protocol import JudgeFailed
-from rs_aligner.trainers.failures import RanksDiffer
 
 _OF_THE_MACHINE = {
     errno.ENOSPC: "",
@@ -35,6 +32,12 @@ _OUT_OF_MEMORY = (
     "cannot allocate memory",
     "failed to map segment",
 )
+# What every rank comes to, so that one of them says it.
+_OF_ALL_RANKS = (
+    "rs_aligner.reward.protocol.JudgeFailed",
+    "rs_aligner.trainers.failures.RanksDiffer",
+    "builtins.FloatingPointError",
+)
 # What gloo and NCCL say of a peer that is gone, or silent for longer than `trainer.timeout_minutes`.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
 
@@ -48,7 +51,6 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
     Args:
         others: what else means that this command cannot go on.
     """
-    hopeless: tuple[type[Exception], ...] = (LeaseLost, *others)
     try:
         yield
     except (ValueError, ConnectionError) as error:
@@ -59,9 +61,9 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
         if rank() == 0:
             print(f"stopped ({stop.reason}); the same command goes on", file=sys.stderr, flush=True)
         sys.exit(TO_BE_CONTINUED)
-    except (JudgeFailed, RanksDiffer, FloatingPointError) as error:
+    except _imported(*_OF_ALL_RANKS) as error:
         sys.exit(_complain(error, FAILED) if rank() == 0 else FAILED)
-    except hopeless as error:
+    except _imported("rs_aligner.record.lease.LeaseLost") + others as error:
         sys.exit(_complain(error, FAILED))
     except Exception as error:
         if (lacking := _lacking(error)) is not None:
@@ -70,6 +72,15 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
             raise
         where = f"rank {rank()} on {socket.gethostname()}"
         sys.exit(_complain(f"{where}: another rank has ended, or does not answer: {error}", FAILED))
+
+
+def _imported(*names: str) -> tuple[type[Exception], ...]:
+    """Of these classes, those whose modules are imported: no other can have been raised.
+
+    So that an error in the config is told without importing what asks judges and trains.
+    """
+    split = [name.rpartition(".") for name in names]
+    return tuple(getattr(sys.modules[module], name) for module, _, name in split if module in sys.modules)
 
 
 def _lacking(error: Exception) -> str | None:

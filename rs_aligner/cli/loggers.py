@@ -1,23 +1,69 @@
-"""Sinks of a run's figures besides `metrics.jsonl`: TensorBoard's and W&B's, as NeMo makes them."""
+"""Sinks of a run's figures besides `metrics.jsonl`: TensorBoard by torch's writer, W&B as NeMo makes it.
+
+NeMo's experiment manager and Lightning cost seconds to import, so they are imported only where a user asks
+for what only they do. Left out on purpose: texts of rollouts, which stay in the run's folder.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rs_aligner.cli.ranks import rank
 from rs_aligner.config import ExpManagerBase
 
+if TYPE_CHECKING:
+    from rs_aligner.record.run import Logger
 
-def loggers(config: ExpManagerBase) -> list[Any]:
-    """TensorBoard's and W&B's loggers, set up by NeMo's experiment manager, on the first rank.
 
-    Its checkpoint, resume and time features stay off, and it has `logs/` to itself: whatever files lie
+def loggers(config: ExpManagerBase) -> list[Logger]:
+    """TensorBoard's and W&B's loggers, on the first rank."""
+    if rank() != 0:
+        return []
+    logs = Path(config.explicit_log_dir) / "logs"
+    found: list[Logger] = []
+    if config.create_tensorboard_logger:
+        found.append(TensorBoard(logs))
+    if config.create_wandb_logger:
+        found += _wandb(config, logs / "wandb")
+    return found
+
+
+class TensorBoard:
+    """Writes event files into a folder; the first is opened with the first figures.
+
+    Args:
+        folder: of the files; a start adds one of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: Any = None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write a step's figures, so that they can be seen at once."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # not before the first tokens are sampled
+
+            self._writer = SummaryWriter(log_dir=str(self.folder))
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, step)
+        self._writer.flush()
+
+    def finalize(self, status: str) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _wandb(config: ExpManagerBase, folder: Path) -> list[Logger]:
+    """W&B's logger, set up by NeMo's experiment manager.
+
+    Its checkpoint, resume and time features stay off, and it has the folder to itself: whatever files lie
     where it works, it moves away at the next start.
     """
-    if rank() != 0 or not (config.create_tensorboard_logger or config.create_wandb_logger):
-        return []
     logging.disable(logging.WARNING)  # both tell at length what they are not going to do
     try:
         from lightning.pytorch import Trainer
@@ -35,10 +81,10 @@ def loggers(config: ExpManagerBase) -> list[Any]:
         exp_manager(
             trainer,
             {
-                "explicit_log_dir": str(Path(config.explicit_log_dir) / "logs"),
+                "explicit_log_dir": str(folder),
                 "name": config.name,
-                "create_tensorboard_logger": config.create_tensorboard_logger,
-                "create_wandb_logger": config.create_wandb_logger,
+                "create_tensorboard_logger": False,
+                "create_wandb_logger": True,
                 "wandb_logger_kwargs": wandb,
                 "resume_if_exists": False,
                 "create_checkpoint_callback": False,

@@ -65,14 +65,15 @@ def json_lines_problems(key: str, files: Sequence[str]) -> Iterator[str]:
 
 
 class Section(BaseModel):
-    """A part of the config tree. The docstrings under its fields are their documentation."""
+    """A part of the config tree. The docstrings under its fields are their documentation (`keys.meaning`)."""
 
+    # A tree is built when it is read: all five cost more to build than an error takes to tell.
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
         coerce_numbers_to_str=True,
-        use_attribute_docstrings=True,
+        defer_build=True,
     )
 
     def problems(self, key: str) -> Iterator[str]:

@@ -5,8 +5,13 @@ Left out on purpose: values, and keys from elsewhere (`upstream.py`, `aliases.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+import functools
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, TypeGuard, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -33,6 +38,40 @@ class Leaf:
     def field(self) -> FieldInfo:
         """What is known of it."""
         return self.section.model_fields[self.name]
+
+    @property
+    def meaning(self) -> str:
+        """The docstring under it; empty if it has none."""
+        return meaning(self.section, self.name)
+
+
+def meaning(section: type[Section], key: str) -> str:
+    """The docstring under a key of a section or, with a dotted key, of one below it; empty if it has none.
+
+    Sources are read for it, which pydantic would do for every section at its definition.
+    """
+    name, _, rest = key.partition(".")
+    if rest:
+        below = sections(section.model_fields[name])
+        return next((meaning(one, rest) for one in below if rest.partition(".")[0] in one.model_fields), "")
+    owner = next((one for one in section.__mro__ if name in inspect.get_annotations(one)), section)
+    return _docstrings(owner.__module__).get((owner.__name__, name), "")
+
+
+@functools.cache
+def _docstrings(module: str) -> Mapping[tuple[str, str], str]:
+    """What is written under the fields of a module's classes, by class and field."""
+    found = {}
+    for node in ast.parse(inspect.getsource(sys.modules[module])).body:
+        for field, below in pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
+            match field, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    assert isinstance(node, ast.ClassDef)
+                    found[node.name, name] = inspect.cleandoc(text)
+    return found
 
 
 def leaves(schema: type[Section], prefix: str = "") -> Iterator[Leaf]:

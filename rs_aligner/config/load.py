@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rs_aligner.config.aliases import meant
-from rs_aligner.config.base import ConfigError, check, problem
+from rs_aligner.config.base import ConfigError, Section, check, problem
 from rs_aligner.config.generate import GenerateConfig
-from rs_aligner.config.keys import kinds, sections, walk
+from rs_aligner.config.keys import kinds, meaning, sections, walk
 from rs_aligner.config.serve_reward import ServeRewardConfig
 from rs_aligner.config.train_reward_model import TrainRewardModelConfig
 from rs_aligner.config.train_rs import TrainRSConfig
@@ -49,11 +49,11 @@ def load_config(config: DictConfig | dict[str, Any], schema: type[Config]) -> Co
     """
     register_resolvers()
     node = config if isinstance(config, DictConfig) else OmegaConf.create(config)
-    fields = dict(walk(schema))
+    known = _Known(schema, "", dict(walk(schema)))
     problems: list[str] = []
     try:
         unset = sorted(OmegaConf.missing_keys(node))
-        problems += [line for key in unset for line in _must_be_set(key, fields)]
+        problems += [line for key in unset for line in _must_be_set(key, known)]
         tree: Any = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         # What refers to an unset key says nothing that the line of that key does not.
@@ -66,7 +66,7 @@ def load_config(config: DictConfig | dict[str, Any], schema: type[Config]) -> Co
     try:
         typed = schema.model_validate(tree)
     except ValidationError as error:
-        lines = [line for item in error.errors() for line in _explain(item, fields)]
+        lines = [line for item in error.errors() for line in _explain(item, known)]
         raise ConfigError(list(dict.fromkeys(problems + lines))) from None
     problems += check(typed)
     if problems:
@@ -92,13 +92,25 @@ def open_overrides(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _must_be_set(key: str, fields: dict[str, FieldInfo]) -> list[str]:
+class _Known(NamedTuple):
+    """The keys that there could be below a section, each with the prefix, and their meanings."""
+
+    schema: type[Section]
+    prefix: str
+    fields: dict[str, FieldInfo]
+
+    def meaning(self, key: str) -> str:
+        return meaning(self.schema, key.removeprefix(self.prefix))
+
+
+def _must_be_set(key: str, known: _Known) -> list[str]:
     """A line for the key, or for each key below it that has no default."""
+    fields = known.fields
     below = [name for name in fields if name.startswith(f"{key}.") and _is_needed(name, key, fields)]
     leaves = [name for name in below if not sections(fields[name])]
-    return [
-        f"{name} must be set: {fields[name].description}" for name in leaves or [key] if name in fields
-    ] or [f"{key} must be set, or left out"]
+    return [f"{name} must be set: {known.meaning(name)}" for name in leaves or [key] if name in fields] or [
+        f"{key} must be set, or left out"
+    ]
 
 
 def _is_needed(name: str, above: str, fields: dict[str, FieldInfo]) -> bool:
@@ -117,9 +129,9 @@ def _drop(tree: Any, path: list[str]) -> None:
         tree.pop(path[-1], None)
 
 
-def _explain(item: Any, fields: dict[str, FieldInfo]) -> list[str]:
+def _explain(item: Any, known: _Known) -> list[str]:
     """A pydantic error in the words of the config."""
-    key, fields = _place(item["loc"], fields)
+    key, known = _place(item["loc"], known)
     match item["type"]:
         case "union_tag_invalid":
             return [_unknown_name(f"{key}.name", item)]
@@ -128,18 +140,18 @@ def _explain(item: Any, fields: dict[str, FieldInfo]) -> list[str]:
         case "union_tag_not_found":
             if not isinstance(item["input"], dict):
                 return [problem(key, item["input"], "should be a section, such as {name: ..., ...}")]
-            return [f"{key}.name must be set: {', '.join(map(str, kinds(fields[key])))}"]
+            return [f"{key}.name must be set: {', '.join(map(str, kinds(known.fields[key])))}"]
         case "missing":
-            return _must_be_set(key, fields)
+            return _must_be_set(key, known)
         case "extra_forbidden":
-            return [_unknown_key(key, item["input"], fields)]
+            return [_unknown_key(key, item["input"], known.fields)]
         case "model_type" | "model_attributes_type" | "dict_type":
             return [problem(key, item["input"], "this is a section, it holds keys of its own")]
     what = re.sub(r"^(Value error, |Input )", "", item["msg"])
     return [problem(key, item["input"], what)]
 
 
-def _place(loc: tuple[Any, ...], fields: dict[str, FieldInfo]) -> tuple[str, dict[str, FieldInfo]]:
+def _place(loc: tuple[Any, ...], known: _Known) -> tuple[str, _Known]:
     """The dotted key of an error, and the keys that there could be in its place.
 
     Those of an element of a list are its own kind's only. Where the elements are of several kinds, pydantic
@@ -147,18 +159,18 @@ def _place(loc: tuple[Any, ...], fields: dict[str, FieldInfo]) -> tuple[str, dic
     """
     for end, part in enumerate(loc):
         listed = ".".join(str(part) for part in loc[:end])
-        if not isinstance(part, int) or listed not in fields:
+        if not isinstance(part, int) or listed not in known.fields:
             continue
-        known = kinds(fields[listed])
+        of_list = kinds(known.fields[listed])
         element, below = f"{listed}.{part}", loc[end + 1 :]
-        if not known:
+        if not of_list:
             break
-        if not below or (None not in known and below[0] not in known):
-            return element, {element: fields[listed]}
-        kind = known[None] if None in known else known[below[0]]
-        key = ".".join(map(str, (element, *(below if None in known else below[1:]))))
-        return key, dict(walk(kind, f"{element}."))
-    return ".".join(str(part) for part in loc), fields
+        if not below or (None not in of_list and below[0] not in of_list):
+            return element, known._replace(fields={element: known.fields[listed]})
+        kind = of_list[None] if None in of_list else of_list[below[0]]
+        key = ".".join(map(str, (element, *(below if None in of_list else below[1:]))))
+        return key, _Known(kind, f"{element}.", dict(walk(kind, f"{element}.")))
+    return ".".join(str(part) for part in loc), known
 
 
 def _unknown_name(key: str, item: Any) -> str:

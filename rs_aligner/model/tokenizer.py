@@ -45,7 +45,7 @@ class Tokenizer:
         if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
             raise ValueError(f"{folder} has no tokenizer (tokenizer.json); copy the model's there")
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = _read(folder)
         except Exception as error:  # transformers raises whatever its parsers raise
             if isinstance(error, MemoryError) or "failed to map segment" in str(error):
                 raise  # too little memory, perhaps for a library that is imported now
@@ -259,6 +259,29 @@ class Tokenizer:
         if number in self._special or number in self.eos_ids:
             return True
         return bool(text.strip()) and any(text in source for source in self.template.sources)
+
+
+def _read(folder: Path) -> Any:
+    """The tokenizer as `transformers` reads it.
+
+    Where the folder says which class it is, transformers gets as much of the config as that choice takes: to
+    read it into its own class, it imports its models' machinery and torch's compiler.
+    """
+    auto = transformers.AutoTokenizer
+    named = _json(folder / "tokenizer_config.json")
+    config = _json(folder / "config.json")
+    if not named.get("tokenizer_class") or "auto_map" in named or not config.get("model_type"):
+        return auto.from_pretrained(folder, local_files_only=True)
+    given = transformers.PretrainedConfig()
+    given.model_type, given._name_or_path = str(config["model_type"]), str(folder)
+    if "model_name" in config:
+        given.model_name = config["model_name"]
+    return auto.from_pretrained(folder, local_files_only=True, config=given)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _named_end_tokens(folder: Path) -> tuple[int, ...]:

@@ -2,3 +2,7 @@
 
 This room knows Megatron and torch and nothing of rewards.
 """
+
+from rs_aligner.model import lean_megatron
+
+lean_megatron.install()

@@ -31,6 +31,7 @@ from megatron.core.transformer import TransformerConfig
 from rs_aligner.config import OptimConfig
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.loss import Normalization
+from rs_aligner.model.lean_megatron import build_optimizers_plainly
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import Inputs, terms_of
 from rs_aligner.policy.batches import MicroBatch, denominator, micro_batches
@@ -87,6 +88,7 @@ class BaseTrainer:
         config.finalize_model_grads_func = _finalize
         self.ddp = DistributedDataParallel(config, ddp, model)
         self._weight_decay, self._decays_all = optimizer_config.weight_decay, decay_norms_and_biases
+        build_optimizers_plainly()
         with runtime.cuda_stand_in():
             self.optimizer: MegatronOptimizer = get_megatron_optimizer(optimizer_config, [self.ddp])
 

@@ -93,9 +93,13 @@ LOOP: Rows = {
 }
 EXP_MANAGER: Rows = {
     **shown_by("files", {"explicit_log_dir": "@/out/elsewhere", "max_time_per_run": "00:00:00:05"}),
-    **shown_by("loggers", {"name": "mine", "create_tensorboard_logger": False, "create_wandb_logger": True}),
+    **shown_by("loggers", {"create_tensorboard_logger": False, "create_wandb_logger": True}),
     **shown_by("signals", {"stop_within": 90}),
-    **shown_by("loggers", {"wandb_logger_kwargs": {"project": "mine"}}),
+    **shown_by(
+        "loggers",
+        {"name": "mine", "wandb_logger_kwargs": {"project": "mine"}},
+        given={"create_wandb_logger": True},
+    ),
     **shown_by("error", {"resume_if_exists": False, "allow_changes": ["model.optim.rl"]}, again=True),
     **shown_by("files", {"checkpoint_callback_params.save_top_k": 3, "report": False}),
 }

@@ -381,13 +381,18 @@ def _score_sequences(notes: Notes, sequences: Sequence[Any]) -> list[float]:
 
 
 def _set_up_loggers(patch: pytest.MonkeyPatch, notes: Notes) -> None:
-    """Lightning's trainer and NeMo's experiment manager, which cost seconds to import."""
+    """TensorBoard's writer, Lightning's trainer and NeMo's experiment manager."""
 
     def module(name: str, **members: Any) -> None:
         found = ModuleType(name)
         vars(found).update(members)
         patch.setitem(sys.modules, name, found)
 
+    def writer(log_dir: str) -> SimpleNamespace:
+        notes.add("loggers", Path(log_dir).name)
+        return SimpleNamespace(add_scalar=lambda *_: None, flush=lambda: None, close=lambda: None)
+
+    module("torch.utils.tensorboard", SummaryWriter=writer)
     module("lightning")
     module("lightning.pytorch", Trainer=lambda **_: SimpleNamespace(loggers=[]))
     module("lightning.pytorch.plugins")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rs_aligner.config import ConfigError, GenerateConfig, load_config
+from rs_aligner.config.keys import meaning
 from tests.config.conftest import compose
 
 pytestmark = pytest.mark.timeout(60)
@@ -38,7 +39,7 @@ def test_the_yaml_file_and_the_schema_have_the_same_defaults(workplace: Path) ->
     def keys(model: type[Any], node: Any, prefix: str = "") -> None:
         assert set(node) == set(model.model_fields), prefix
         for name, field in model.model_fields.items():
-            assert field.description or hasattr(field.annotation, "model_fields"), name
+            assert meaning(model, name) or hasattr(field.annotation, "model_fields"), name
             if hasattr(field.annotation, "model_fields") and node._get_node(name) is not None:
                 keys(field.annotation, node[name], f"{prefix}{name}.")
 

@@ -36,7 +36,7 @@ def test_the_page_is_what_its_script_writes(script: ModuleType) -> None:
 def test_each_key_of_each_command_has_a_row_with_its_meaning(script: ModuleType) -> None:
     for schema in script.COMMANDS.values():
         for leaf in leaves(schema):
-            meaning = leaf.field.description or leaf.section.__doc__ or ""
+            meaning = leaf.meaning or leaf.section.__doc__ or ""
             start = " ".join(meaning.split()).partition("docs/")[0].replace("|", "&#124;")
             assert start, f"{leaf.key} has no docstring"
             assert any(start in told for _, _, told in of(leaf.key)), f"{leaf.key}: not on the page"
