@@ -1,7 +1,8 @@
 """The plain core stays plain: what importing a module brings along, and how long it takes.
 
 import-linter reads the sources (its contracts stand in pyproject.toml). These tests import for real, so
-they also see a package's `__init__` and what third parties bring.
+they also see a package's `__init__` and what third parties bring. The last run the command, as
+`benchmarks/startup.py` does, which records the CPU seconds; here only what is loaded counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks import startup
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -117,3 +120,42 @@ def test_a_script_needs_nothing_that_an_installed_wheel_lacks_but_its_config(scr
     names |= {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in names} <= {"__future__", "hydra", "omegaconf", "rs_aligner", "sys"}
     assert len(text.splitlines()) <= 30
+
+
+CONFIG = {"hydra", "numpy", "omegaconf", "pydantic", "yaml"}
+FRAMEWORKS = {"megatron", "nemo", "pytriton", "torch", "transformers", "tritonclient"}
+# What costs seconds, and nothing that comes before the first token uses.
+OTHERS = {
+    *("lightning", "matplotlib", "networkx", "onnx", "pandas", "pyarrow", "pytorch_lightning", "scipy"),
+    *("sklearn", "torchmetrics", "torchvision", "wandb"),
+}
+COMPILERS = {"torch._dynamo", "torch._inductor"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "none_of", "most"),
+    [
+        (("--help",), 0, CONFIG | FRAMEWORKS | OTHERS, 150),
+        (("train",), 2, (FRAMEWORKS | OTHERS | {"numpy"}), 620),
+    ],
+    ids=["help", "a config error"],
+)
+def test_the_command_answers_before_anything_slow_is_loaded(
+    arguments: tuple[str, ...], status: int, none_of: set[str], most: int
+) -> None:
+    found = startup.look(arguments)
+    assert found["status"] == status
+    assert not {name.split(".")[0] for name in found["modules"]} & none_of
+    assert len(found["modules"]) <= most
+
+
+@pytest.mark.slow
+def test_the_first_token_is_sampled_without_what_samples_nothing(test_data: Path) -> None:
+    found = startup.look(("train", *startup.STORIES), stops=True)
+    assert found["status"] == 0
+    loaded = set(found["modules"])
+    assert {"torch", "rs_aligner.generation.choosing"} <= loaded
+    assert not loaded & COMPILERS
+    packages = {name.split(".")[0] for name in loaded}
+    assert not packages & (OTHERS | {"nemo", "pytriton", "tritonclient"})
+    assert len(loaded) <= 3300  # Megatron and torch have 2,500 of them

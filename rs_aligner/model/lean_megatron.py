@@ -60,16 +60,19 @@ def install() -> None:
 
 
 def build_optimizers_plainly() -> None:
-    """Torch loads Dynamo to add parameters to an optimizer, so that no compiler follows it there. None does.
+    """Torch loads Dynamo when an optimizer is made, so that no compiler looks into that. None would.
 
-    What is set is torch's own note of the function to call then (`torch/_compile.py`); without Dynamo in the
-    process that is the function itself.
+    What is set is torch's own note of which function to call instead (`torch/_compile.py`): without Dynamo in
+    the process it is the function itself.
     """
     import torch
 
-    add = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", None)
-    if add is not None and "torch._dynamo" not in sys.modules:
-        add.__dynamo_disable = add
+    if "torch._dynamo" in sys.modules:
+        return
+    for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
+        function = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if function is not None:
+            function.__dynamo_disable = function
 
 
 @contextmanager

@@ -136,3 +136,36 @@ def test_the_real_tokenizer_reads_back_what_it_wrote(test_data: Path) -> None:
     assert tokenizer.decode(ids) == text
     for cut in range(1, len(ids)):
         assert tokenizer.decode(ids[:cut]) + tokenizer.continuation(ids[:cut], ids[cut:]) == text
+
+
+@pytest.mark.parametrize(
+    ("named", "model_type"),
+    [
+        ("TokenizersBackend", "llama"),
+        ("PreTrainedTokenizerFast", "qwen2"),
+        ("LlamaTokenizer", "llama"),
+        ("LlamaTokenizerFast", "mistral"),
+        ("Qwen2Tokenizer", "qwen3"),
+        (None, "llama"),
+        ("LlamaTokenizer", None),
+    ],
+)
+def test_it_is_the_tokenizer_that_transformers_takes_for_the_folder(
+    named: str | None, model_type: str | None, test_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((test_data / "stories260k" / "tokenizer.json").read_bytes())
+    settings = json.loads((test_data / "stories260k" / "tokenizer_config.json").read_text())
+    config = json.loads((test_data / "stories260k" / "config.json").read_text())
+    config.pop("model_type")
+    settings.pop("tokenizer_class")
+    settings |= {"tokenizer_class": named} if named else {}
+    config |= {"model_type": model_type} if model_type else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": 1}))
+    expected = transformers.AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    found = Tokenizer(tmp_path)._tokenizer
+    assert type(found) is type(expected)
+    assert found.backend_tokenizer.to_str() == expected.backend_tokenizer.to_str()
+    assert (found.bos_token, found.eos_token, found.pad_token, found.init_kwargs) == (
+        *(expected.bos_token, expected.eos_token, expected.pad_token, expected.init_kwargs),
+    )
