@@ -79,6 +79,12 @@ def quickstart(folder: Path, *arguments: str) -> Iterator[Quickstart]:
         process.wait(timeout=20)
 
 
+def children_cpu() -> float:
+    """Seconds that processes which this one has started, and which have ended, have computed."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 def read(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -86,6 +92,7 @@ def read(path: Path) -> list[dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_quickstart_improves_the_policy_in_minutes_and_leaves_nothing_running(tmp_path):
+    used_before = children_cpu()
     with quickstart(tmp_path, "--seed", "0") as started:
         assert started.process.wait(timeout=560) == 0, started.output
         assert started.family() == []
@@ -107,8 +114,8 @@ def test_the_quickstart_improves_the_policy_in_minutes_and_leaves_nothing_runnin
     assert all(row["reward/kept_mean"] >= row["reward/mean"] for row in rows if row["step"] > 0)
     assert f"{rows[-1]['reward/mean']:.3f}" in table
 
-    minutes, seconds = map(int, re.findall(r"(\d+) min (\d+) s", table)[0])
-    assert minutes * 60 + seconds < 360
+    assert re.search(r"\d+ min \d+ s", table)
+    assert children_cpu() - used_before < 360  # seconds of one core, so that a busy machine fails nothing
     for name in re.findall(r"^  (\S+)  ", table.partition("the run's folder:")[2], re.MULTILINE):
         assert (started.out / "rs" / name).exists()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,14 @@ POLICY = {
 
 def compose(name: str, overrides: list[str], *, opened: bool = True) -> DictConfig:
     """What `hydra.main` hands to a script that is started with these overrides."""
+    return copy.deepcopy(_composed(name, tuple(overrides), opened))
+
+
+@cache
+def _composed(name: str, overrides: tuple[str, ...], opened: bool) -> DictConfig:
+    """Once: Hydra takes some tenths of a second."""
     with hydra.initialize_config_dir(str(CONF), version_base=None):
-        return hydra.compose(name, open_overrides(overrides) if opened else overrides)
+        return hydra.compose(name, open_overrides(overrides) if opened else list(overrides))
 
 
 def problems(tree: dict[str, Any], schema: Any = TrainRSConfig) -> list[str]:

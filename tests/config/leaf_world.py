@@ -20,9 +20,10 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -204,6 +205,7 @@ def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
     patch.syspath_prepend(str(ROOT / "examples"))
     patch.setattr("rs_aligner.cli.ranks.log_handler", lambda: notes.handler)
     patch.setattr("rs_aligner.model.folder.Tokenizer", _read_tokenizer)
+    patch.setattr(metadata, "version", _version)
     clock = _Clock()
     for module in ("stopping", "trainers.pace"):
         patch.setattr(f"rs_aligner.{module}.time", clock)
@@ -214,6 +216,22 @@ def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
     set_up_judges(patch, notes)
     set_up_server(patch, notes)
     _set_up_loggers(patch, notes)
+
+
+def _version(package: str, look_up: Callable[[str], str] = metadata.version) -> str:
+    """Looked up once: each time it reads a file of hundreds of lines."""
+    if package not in _VERSIONS:
+        try:
+            _VERSIONS[package] = look_up(package)
+        except metadata.PackageNotFoundError as error:
+            _VERSIONS[package] = error
+    found = _VERSIONS[package]
+    if isinstance(found, metadata.PackageNotFoundError):
+        raise found
+    return found
+
+
+_VERSIONS: dict[str, str | metadata.PackageNotFoundError] = {}
 
 
 @cache

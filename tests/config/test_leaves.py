@@ -41,8 +41,16 @@ ONLY_CHECKED = {
     "watched_rm.max_failed_fraction",  # of all judges, but without effect for this one
 }
 """Leaves that only the checks of the config read."""
+
+
+def marks(command: str, key: str) -> list[pytest.MarkDecorator]:
+    """What several judges or several commands have is shown by one of each in the fast part."""
+    is_again = command != "train_rs" and key in TABLE["train_rs"][1]
+    return [pytest.mark.slow] if is_again or key.startswith("watched_rm.") else []
+
+
 ROWS = [
-    pytest.param(command, key, row, id=f"{command}-{key}")
+    pytest.param(command, key, row, id=f"{command}-{key}", marks=marks(command, key))
     for command, (_, rows) in TABLE.items()
     for key, row in rows.items()
 ]

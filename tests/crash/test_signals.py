@@ -25,6 +25,14 @@ PHASES = ["sampling", "scoring", "training", "saving", "validating", "exporting"
 STEPS = 3
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """Ctrl-C interrupts; where pytest is a shell's job in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def heeded() -> Iterator[None]:
     with stopping.signals(stop_within=60, second_interrupt=signal.SIG_DFL):

@@ -251,6 +251,7 @@ def test_a_damaged_library_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.
         assert build(SOURCE, 8, 2)[2] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_a_cache_that_cannot_be_written_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

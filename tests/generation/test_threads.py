@@ -97,6 +97,7 @@ def test_a_product_is_split_where_each_part_is_worth_a_thread(
     assert kernels.regions(1) == before
 
 
+@pytest.mark.slow
 def test_no_bit_of_a_rollout_depends_on_the_number_of_threads(
     one_rank: Runtime, tmp_path: Path, eager: Kernels
 ) -> None:

@@ -174,9 +174,12 @@ class Killed(BaseException):
     """As SIGKILL, in that nobody cleans up."""
 
 
+FAST_POINTS = ("begin", "manifest", "rename")
+POINTS = (*FAST_POINTS, "tensors", "metadata", "common", "sync", "first rename", "removal")
+
+
 @pytest.mark.parametrize(
-    "point",
-    ["begin", "tensors", "metadata", "common", "manifest", "sync", "first rename", "rename", "removal"],
+    "point", [pytest.param(one, marks=[pytest.mark.slow] * (one not in FAST_POINTS)) for one in POINTS]
 )
 def test_a_save_that_is_killed_leaves_the_old_or_the_new_one(
     saved: Path,

@@ -10,7 +10,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from rs_aligner.config import TrainRSConfig
 from rs_aligner.config.changes import PARTS, settings_of
@@ -53,6 +53,7 @@ def test_an_attempt_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert found.number == 12
 
 
+@settings(max_examples=30)
 @given(
     st.dictionaries(st.text(), st.text() | st.floats(allow_nan=False) | st.integers() | st.lists(st.text()))
 )

@@ -158,7 +158,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+FAST = ("plain", "pool until", "two replicas", "memory")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in SCENARIOS]
+)
 def test_a_run_that_is_killed_anywhere_ends_as_one_that_was_not(
     tmp_path: Path, clock: Clock, name: str
 ) -> None:

@@ -77,6 +77,7 @@ def score(judge: LimitedJudge, *responses: str) -> list[Score | ScoreFailure]:
     return score_rows(judge.score_texts, ([""] * n, list(responses), [{}] * n), max_rows=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time_limit", [None, 20.0])
 def test_a_judge_may_set_alarms_of_its_own_with_a_limit_and_without(
     tmp_path: Path, time_limit: float | None
@@ -138,6 +139,7 @@ def test_a_process_that_was_killed_while_it_waited_is_started_again_and_no_row_f
     assert score(judge, "a") == [Score(1.0, {"twice": 2.0})]
 
 
+@pytest.mark.slow
 def test_a_judge_whose_code_has_changed_is_not_started_again(make: Make, tmp_path: Path) -> None:
     judge = make()
     (tmp_path / "judge.py").write_text(JUDGE + "# other\n")

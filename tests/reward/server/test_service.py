@@ -28,7 +28,7 @@ from tests.bars import BARS, beaten
 from tests.reward.rows import free_port, row
 from tests.reward.service import JUDGE, Service, service
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 WORDS = ["<pad>", "a", "bb", "ccc"]
 
@@ -188,7 +188,6 @@ def test_a_port_in_use_is_one_clear_message(served: Service, tmp_path: Path) -> 
         assert "inference.port" in second.output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -206,7 +205,6 @@ def test_a_config_that_cannot_work_ends_in_seconds_with_one_message(
         assert "Traceback" not in running.output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_after_what_is_in_flight_and_nothing_stays(
     tmp_path: Path, number: signal.Signals
@@ -232,7 +230,6 @@ def test_a_signal_ends_the_server_after_what_is_in_flight_and_nothing_stays(
         assert shared_memory(running.process.pid) == []
 
 
-@pytest.mark.slow
 def test_a_judge_that_hangs_does_not_keep_the_server_from_ending(tmp_path: Path) -> None:
     (tmp_path / "length.py").write_text(JUDGE)
     with service(tmp_path, free_port(), "judge.function=length.py:judge") as running:
@@ -249,7 +246,6 @@ def test_a_judge_that_hangs_does_not_keep_the_server_from_ending(tmp_path: Path)
         assert list(running.scratch.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_a_killed_server_fails_what_was_asked_and_takes_its_processes_along(tmp_path: Path) -> None:
     (tmp_path / "length.py").write_text(JUDGE)
     with service(tmp_path, free_port(), "judge.function=length.py:judge") as running:
@@ -267,7 +263,6 @@ def test_a_killed_server_fails_what_was_asked_and_takes_its_processes_along(tmp_
         assert "refused" in afterwards.reason
 
 
-@pytest.mark.slow
 def test_tokens_are_refused_where_no_tokenizer_is_set(tmp_path: Path) -> None:
     with service(tmp_path, free_port(), "judge.name=exact_answer") as running:
         running.wait_until_ready()
