@@ -18,19 +18,14 @@ from pydantic.fields import FieldInfo
 
 from rs_aligner.config.aliases import meant
 from rs_aligner.config.base import ConfigError, Section, check, problem
-from rs_aligner.config.generate import GenerateConfig
 from rs_aligner.config.keys import kinds, meaning, sections, walk
 from rs_aligner.config.serve_reward import ServeRewardConfig
-from rs_aligner.config.train_reward_model import TrainRewardModelConfig
 from rs_aligner.config.train_rs import TrainRSConfig
-from rs_aligner.config.train_sft import TrainSFTConfig
-from rs_aligner.config.upstream import SERVE_REWARD, TRAIN_RS
+from rs_aligner.config.upstream import SERVE_REWARD, TRAIN_RS, Upstream
 
-Config = TypeVar(
-    "Config", TrainRSConfig, ServeRewardConfig, TrainSFTConfig, TrainRewardModelConfig, GenerateConfig
-)
+Config = TypeVar("Config", bound=Section)
 
-_UPSTREAM = {TrainRSConfig: TRAIN_RS, ServeRewardConfig: SERVE_REWARD}
+_UPSTREAM: dict[type[Section], Upstream] = {TrainRSConfig: TRAIN_RS, ServeRewardConfig: SERVE_REWARD}
 _PLAIN_OVERRIDE = re.compile(r"^(?!hydra\.)\+?[A-Za-z_][\w.]*=")
 
 

@@ -156,3 +156,33 @@ def top_k_divergence(num: int, num_kept: int) -> float:
     # 0 ln 0 is 0.
     integrand = density * np.log(np.maximum(density, np.finfo(np.float64).tiny))
     return float(weights @ integrand) / 2
+
+
+@functools.lru_cache(maxsize=65536)
+def kept_probability(num: int, num_better: int, num_drawn: int, num_kept: int) -> float:
+    """Probability that a sample is drawn, and is among the best of what is drawn.
+
+    Of n samples N are drawn without replacement. The sample is one of them with probability N / n; how many
+    of the b better ones are among the other N - 1 is hypergeometric, and fewer than k may be. The sum of
+    probability times score over all samples is the expected sum of what keeping the best k of N keeps; for
+    k = 1 it is `best_of_k`.
+
+    Args:
+        num: samples n.
+        num_better: how many of the others would be kept before it, b.
+        num_drawn: N, from 1 to n.
+        num_kept: k, at least 1.
+
+    Raises:
+        ValueError: the numbers do not fit together.
+    """
+    if not (0 <= num_better < num and 1 <= num_drawn <= num and num_kept >= 1):
+        raise ValueError(
+            f"{num_better} better ones of {num}, of which {num_drawn} are drawn, {num_kept} kept"
+        )
+    others, drawn = num - 1, num_drawn - 1
+    ways = sum(
+        math.comb(num_better, better) * math.comb(others - num_better, drawn - better)
+        for better in range(min(num_kept, num_better + 1, drawn + 1))
+    )
+    return num_drawn / num * (ways / math.comb(others, drawn))
