@@ -40,6 +40,9 @@ COMMANDS = (
     Command("serve", "rs_aligner.cli.configured:serve", "Serve a judge, or examine one (check=true)."),
     Command("generate", "rs_aligner.cli.configured:generate", "Write a model's answers into a file."),
     Command("report", "rs_aligner.commands.report:main", "Write the page of a run, to be looked at."),
+    Command(
+        "compare", "rs_aligner.commands.compare:main", "Compare runs: settings, curves, scores, answers."
+    ),
     Command("replay", "rs_aligner.commands.replay:main", "What other settings would have kept of a run."),
     Command("dataset", "rs_aligner.commands.dataset:main", "Write a run's answers as a data set."),
 )
