@@ -1,6 +1,7 @@
 """The signal table: each signal in each phase of a real run, on one and two ranks, and what became of it.
 
     python benchmarks/signals.py [--out signals.jsonl] [--ranks 1 2] [--only training,SIGTERM]
+    python benchmarks/signals.py --ranks 2 --override model.tensor_model_parallel_size=2
 
 A small run on a CPU (a tiny policy made here, a judge that takes its time) is started as users start it. When
 its `status.json` says that it is in the phase, it gets the signal. Then: its exit status, the step of its
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def make_place(place: Path) -> None:
     (place / "site" / "sitecustomize.py").write_text(SITE)
 
 
-def command(place: Path, folder: Path, ranks: int) -> list[str]:
+def command(place: Path, folder: Path, ranks: int, overrides: Sequence[str]) -> list[str]:
     """The run: three steps, each validated and saved."""
     return [
         *(sys.executable, str(ROOT / "examples/train_rs.py")),
@@ -99,7 +100,7 @@ def command(place: Path, folder: Path, ranks: int) -> list[str]:
         *("model.rs.num_rollout_samples=16", "model.rs.length_params.max_length=24"),
         *("model.rs.length_params.min_length=20", "model.global_batch_size=8"),
         *("trainer.rs.val_check_interval=1", "trainer.rs.save_interval=1"),
-        *(f"trainer.devices={ranks}", "trainer.accelerator=cpu"),
+        *(f"trainer.devices={ranks}", "trainer.accelerator=cpu", *overrides),
     ]
 
 
@@ -118,7 +119,14 @@ def wait_for(phase: str, folder: Path, process: subprocess.Popen[str]) -> bool:
     return False
 
 
-def run(place: Path, folder: Path, ranks: int, phase: str | None, name: str | None) -> dict[str, Any]:
+def run(
+    place: Path,
+    folder: Path,
+    ranks: int,
+    phase: str | None,
+    name: str | None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
     """Start the run and send it the signal in the phase; what became of it."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     counts = folder.with_name(folder.name + "-counts")
@@ -126,7 +134,7 @@ def run(place: Path, folder: Path, ranks: int, phase: str | None, name: str | No
         path = os.pathsep.join([str(place / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
         env |= {"SIGNALS_PHASE": phase, "SIGNALS_COUNTS": str(counts), "PYTHONPATH": path}
     process = subprocess.Popen(
-        command(place, folder, ranks),
+        command(place, folder, ranks, overrides),
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,
@@ -134,6 +142,7 @@ def run(place: Path, folder: Path, ranks: int, phase: str | None, name: str | No
         text=True,
     )
     found: dict[str, Any] = {"ranks": ranks, "phase": phase, "signal": name}
+    found |= {"overrides": list(overrides)} if overrides else {}
     sent = time.monotonic()
     if phase is not None and name is not None:
         found["reached"] = wait_for(phase, folder, process)
@@ -175,6 +184,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the rows, as JSON lines")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", default="", help="a phase and a signal: training,SIGTERM")
+    parser.add_argument("--override", nargs="*", default=[], help="further overrides of the run")
     arguments = parser.parse_args()
     phases, names = PHASES, SIGNALS
     if arguments.only:
@@ -184,13 +194,15 @@ def main() -> None:
         make_place(place)
         for ranks in arguments.ranks:
             through = place / f"through_{ranks}"
-            whole = run(place, through, ranks, None, None)
+            whole = run(place, through, ranks, None, None, arguments.override)
             assert whole["status"] == 0, whole
             for phase in phases:
                 for name in names:
                     folder = place / f"{phase}_{name}_{ranks}"
-                    row = run(place, folder, ranks, phase, name)
-                    again = run(place, folder, ranks, None, None) if row["status"] == 75 else row
+                    row = run(place, folder, ranks, phase, name, arguments.override)
+                    again = row
+                    if row["status"] == 75:
+                        again = run(place, folder, ranks, None, None, arguments.override)
                     row["again"] = again["status"]
                     row["same"] = digest(folder) == digest(through) if (folder / "final").is_dir() else False
                     print(json.dumps(row), flush=True)
