@@ -7,10 +7,12 @@ checkpoints, of which every rank writes its own.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -109,6 +111,22 @@ def put(path: Path, content: bytes) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is something else; the file is named.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} should be a JSON object, not {type(found).__name__}")
+    return found
 
 
 def hugging_face_part(folder: Path) -> Path:

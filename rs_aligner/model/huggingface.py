@@ -24,7 +24,7 @@ from megatron.core.models.gpt import GPTModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rs_aligner.files import sync_folder, sync_tree
+from rs_aligner.files import read_json_object, sync_folder, sync_tree
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import family_of
@@ -103,7 +103,7 @@ def export_dtype(source: Path) -> torch.dtype:
 
     Where it names none that weights are trained from, it is that of its files, else float32.
     """
-    config = json.loads((source / "config.json").read_text())
+    config = read_json_object(source / "config.json")
     for key in _DTYPE_KEYS:
         if (named := str(config.get(key)).removeprefix("torch.")) in _EXPORTED:
             return _EXPORTED[named]
@@ -203,7 +203,7 @@ def copy_all_but_weights(
     for path in source.iterdir():
         if belongs_to_a_model(path) and path.suffix != ".safetensors" and path.name != INDEX:
             shutil.copyfile(path, folder / path.name)
-    config = json.loads((source / "config.json").read_text())
+    config = read_json_object(source / "config.json")
     keys = [key for key in _DTYPE_KEYS if key in config] or _DTYPE_KEYS[:1]
     changed = {**config, **dict.fromkeys(keys, _name(dtype)), **(changes or {})}
     if changed != config:
@@ -216,7 +216,7 @@ def _name_end_tokens(folder: Path, config: Mapping[str, Any]) -> None:
     """Give the end tokens of a config.json to generation_config.json, which is what engines stop by."""
     path = folder / "generation_config.json"
     known = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
-    made = json.loads(path.read_text()) if path.is_file() else known
+    made = read_json_object(path) if path.is_file() else known
     path.write_text(json.dumps({**made, "eos_token_id": config["eos_token_id"]}, indent=2) + "\n")
 
 

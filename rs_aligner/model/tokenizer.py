@@ -7,7 +7,6 @@ of a list. Left out on purpose: which texts become tokens, and how rows with ans
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import transformers
 
+from rs_aligner.files import read_json_object
 from rs_aligner.model.chat_template import ChatTemplate, Message, TurnMarks
 from rs_aligner.model.encoding import Encoder
 
@@ -280,15 +280,13 @@ def _read(folder: Path) -> Any:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _named_end_tokens(folder: Path) -> tuple[int, ...]:
     """The end tokens of `generation_config.json`, else of `config.json`."""
     for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        value = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        value = _json(folder / name).get("eos_token_id")
         if value is not None:
             return tuple(dict.fromkeys(value if isinstance(value, list) else [value]))
     return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,16 @@ def test_a_damaged_tokenizer_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="the tokenizer cannot be read") as error:
         Tokenizer(folder)
     assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize(
+    "content", ["", "\0" * 40, '{"eos_token_id": [3', "[]"], ids=["cut", "zeros", "half", "a list"]
+)
+def test_a_damaged_file_beside_the_tokenizer_is_named(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        Tokenizer(folder)
 
 
 def test_too_little_memory_is_no_fault_of_the_tokenizer(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+from rs_aligner.files import read_json_object
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import Family
 from rs_aligner.model.families.llama import LLAMA
@@ -31,7 +30,7 @@ def read_architecture(folder: Path) -> Architecture:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-    config = _config(path)
+    config = read_json_object(path)
     named = config.get("model_type")
     for family in FAMILIES:
         if family.name == named:
@@ -43,13 +42,3 @@ def read_architecture(folder: Path) -> Architecture:
 def family_of(arch: Architecture) -> Family:
     """The family of an architecture."""
     return next(family for family in FAMILIES if family.name == arch.family)
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} should be a JSON object, not {type(config).__name__}")
-    return config

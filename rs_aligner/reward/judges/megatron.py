@@ -9,7 +9,6 @@ others (`ranks`).
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner.data.reading import RowReader
-from rs_aligner.files import SETTINGS, hugging_face_part
+from rs_aligner.files import SETTINGS, hugging_face_part, read_json_object
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.policy.score_ranks import RankSettings
 from rs_aligner.reward.judges.base import Metadata, Tokens, Value, content_hash
@@ -70,7 +69,7 @@ class MegatronJudge:
         self._tokenizer, self._arch = read_model_folder(self.folder, "judge.kwargs.folder", use="score")
         path = Path(self.folder).resolve()
         source = hugging_face_part(path)
-        trained = json.loads((source / "config.json").read_text()).get(SETTINGS, {})
+        trained = read_json_object(source / "config.json").get(SETTINGS, {})
         self._tokenizer.configure(trained.get("chat_template_kwargs"))
         self._reader = RowReader(self._tokenizer, add_bos=trained.get("add_bos"))
         self.tokenizer_folder = str(source)
