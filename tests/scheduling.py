@@ -35,7 +35,6 @@ LONGEST = (
     "tests/reward/server/test_service.py",
     "tests/e2e/test_judge_dies.py",
     "tests/crash/test_power.py",
-    "tests/e2e/test_killed.py",
     "tests/e2e/test_stories.py",
     "tests/reward/client/test_malformed_answers.py",
     "tests/crash/test_corruptions.py",

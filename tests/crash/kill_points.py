@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.crash.points import Point
 
 _STEP3, _HELD_OUT3 = r"rollouts/step_000003\.jsonl", r"rollouts/held_out_000003\.jsonl"
-_OPEN, _HELD_OUT_OPEN = r"rollouts/step_\d+\.open/", r"rollouts/held_out_\d+\.open/"
+OPEN_STEPS, _HELD_OUT_OPEN = r"rollouts/step_\d+\.open/", r"rollouts/held_out_\d+\.open/"
 _PARTIAL = r"checkpoints/step_000004\.[0-9a-f]+\.partial"
 
 POINTS = [
@@ -20,11 +20,11 @@ POINTS = [
     Point("the first rollout is sampled", "rs_aligner.trainers.round:_Mine.hand_in", count=7),
     Point("some rollouts are handed in", "rs_aligner.trainers.round:_Mine.hand_in", "after", 20),
     Point("all rollouts of a step are handed in", "rs_aligner.trainers.round:_Mine.results", count=2),
-    Point("before a line of an open step", "os:write", "before", 5, _OPEN),
-    Point("half a line of an open step", "os:write", "half", 30, _OPEN),
-    Point("behind a line of an open step", "os:write", "after", 40, _OPEN),
-    Point("an open step is not synced", "os:fsync", "before", 2, _OPEN),
-    Point("an open step is synced", "os:fsync", "after", 2, _OPEN),
+    Point("before a line of an open step", "os:write", "before", 5, OPEN_STEPS),
+    Point("half a line of an open step", "os:write", "half", 30, OPEN_STEPS),
+    Point("behind a line of an open step", "os:write", "after", 40, OPEN_STEPS),
+    Point("an open step is not synced", "os:fsync", "before", 2, OPEN_STEPS),
+    Point("an open step is synced", "os:fsync", "after", 2, OPEN_STEPS),
     # Selecting
     Point("all is scored", "rs_aligner.trainers.rs:RSTrainer._agreed", count=3),
     Point("the selection is made", "rs_aligner.trainers.rs:RSTrainer._agreed", "after", 3),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.kill_points import IN_CI, POINTS
+from tests.crash.kill_points import IN_CI, OPEN_STEPS, POINTS
 from tests.crash.points import Point
 from tests.crash.scene import Scene, scene
 
@@ -34,6 +34,8 @@ def test_a_run_that_is_killed_ends_with_the_same_bits_and_nothing_is_judged_twic
     run = tmp_path / "run"
     assert pool.attempt(run, point=point) == -9, pool.said(run)
     pool.goes_on(run)
+    if point.about == OPEN_STEPS and point.when == "half":  # in the middle of sampling: there is something
+        assert "scored by an earlier start are taken back" in run.with_suffix(".log").read_text()
 
 
 def test_a_run_that_has_ended_is_left_as_it_is(pool: Scene, tmp_path: Path) -> None:

@@ -44,9 +44,20 @@ def generate(place: Path, name: str, *overrides: str) -> tuple[str, list[dict[st
     return done.stdout, [json.loads(line) for line in (place / name).read_text().splitlines()]
 
 
-def test_the_best_of_n_by_a_judge_is_the_same_on_two_ranks(place: Path) -> None:
-    judge = ("remote_rm.in_process=true", f"remote_rm.judge.function={place / 'mine.py'}:judge")
-    said, rows = generate(place, "best.jsonl", *judge)
+def judged_by(place: Path) -> tuple[str, str]:
+    return "remote_rm.in_process=true", f"remote_rm.judge.function={place / 'mine.py'}:judge"
+
+
+@pytest.fixture(scope="module")
+def best(place: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The best of four answers by the judge, in `best.jsonl`."""
+    return generate(place, "best.jsonl", *judged_by(place))
+
+
+def test_the_best_of_n_by_a_judge_is_the_same_on_two_ranks(
+    place: Path, best: tuple[str, list[dict[str, Any]]]
+) -> None:
+    said, rows = best
     assert [row["id"] for row in rows] == [f"sum{n}" for n in range(7)]
     for row in rows:
         assert row["rewards"] == [float(len(set(response))) for response in row["responses"]]
@@ -57,18 +68,17 @@ def test_the_best_of_n_by_a_judge_is_the_same_on_two_ranks(place: Path) -> None:
     assert "(28 of 28 answers scored)" in said
     assert "best of k  1: " in said
     assert "right      one answer" in said
-    _, on_two = generate(place, "two.jsonl", *judge, "trainer.devices=2")
+    _, on_two = generate(place, "two.jsonl", *judged_by(place), "trainer.devices=2")
     assert on_two == rows
 
 
-def test_the_file_can_be_trained_on(place: Path) -> None:
-    judge = ("remote_rm.in_process=true", f"remote_rm.judge.function={place / 'mine.py'}:judge")
-    _, rows = generate(place, "scored.jsonl", *judge)
+def test_the_file_can_be_trained_on(place: Path, best: tuple[str, list[dict[str, Any]]]) -> None:
+    _, rows = best
     run = rs_aligner.train(
         config={
             "trainer": {"accelerator": "cpu", "threads": 1, "rs.val_check_interval": None},
             "model": {"global_batch_size": 7, "rs.length_params.max_length": 6},
-            "model.rs.offline": str(place / "scored.jsonl"),
+            "model.rs.offline": str(place / "best.jsonl"),
             "model.data.data_prefix.train": [],
         },
         model_path=place / "policy",

@@ -20,10 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(560)]
 STEPS = 6
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_whose_judge_is_killed_saves_and_stops_with_one_message_and_continues(
-    tmp_path: Path, devices: int
-) -> None:
+def test_a_run_whose_judge_is_killed_saves_and_stops_with_one_message_and_continues(tmp_path: Path) -> None:
+    """On two ranks; on one, `tests/reward/client/test_faults.py`."""
     save_tiny_with_tokenizer(tmp_path / "policy")
     prompts = "".join(json.dumps({"text": f"{number}", "id": f"p{number}"}) + "\n" for number in range(24))
     (tmp_path / "prompts.jsonl").write_text(prompts)
@@ -35,7 +33,7 @@ def test_a_run_whose_judge_is_killed_saves_and_stops_with_one_message_and_contin
         f"model.data.data_prefix.train={tmp_path / 'prompts.jsonl'}",
         *("model.rs.num_rollout_samples=4", "model.rs.num_rollouts_per_prompt=4"),
         *("model.rs.length_params.max_length=8", "model.global_batch_size=4"),
-        *(f"trainer.rs.max_steps={STEPS}", "trainer.rs.save_interval=100", f"trainer.devices={devices}"),
+        *(f"trainer.rs.max_steps={STEPS}", "trainer.rs.save_interval=100", "trainer.devices=2"),
         *("trainer.accelerator=cpu", f"remote_rm.endpoints=[127.0.0.1:{port}]", "remote_rm.give_up_after=3"),
         "remote_rm.max_failed_fraction=0",
     ]

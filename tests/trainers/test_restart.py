@@ -2,7 +2,7 @@
 
 In one process, with a policy that is a digest. A kill is an exception that nothing catches, at any of the
 moments at which something happens: a rollout, an answer, a write, a sync, a rename. What a real SIGKILL does
-is in `tests/e2e/test_killed.py`.
+is in `tests/crash/test_kills.py`.
 """
 
 from __future__ import annotations
