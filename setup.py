@@ -76,6 +76,9 @@ setup(
     extras_require={
         "sentiment": ["vaderSentiment>=3.3"],
         "wandb": ["wandb>=0.16"],
-        "dev": ["hypothesis", "import-linter", "mypy", "pytest", "pytest-timeout", "ruff"],
+        "dev": [
+            *("axe-playwright-python", "hypothesis", "import-linter", "mypy", "playwright", "pytest"),
+            *("pytest-timeout", "ruff"),
+        ],
     },
 )

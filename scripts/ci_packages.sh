@@ -15,6 +15,7 @@ need slurmctld slurmctld  # the scripts of scripts/slurm under a Slurm of two no
 need slurmd slurmd
 need srun slurm-client
 need munged munge
+need chromium chromium  # the report in a browser
 
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -25,17 +25,21 @@ def run(folder: Path, **commands: str) -> tuple[str, list[str]]:
 
 APT = 'echo "$@" >>"$LOG"; exit ${STATUS:-0}'
 SLURM = dict.fromkeys(("slurmctld", "slurmd", "srun", "munged"), "")
-ALL = "gcc libc6-dev slurmctld slurmd slurm-client munge"
+ALL = "gcc libc6-dev slurmctld slurmd slurm-client munge chromium"
 
 
 def test_nothing_is_done_where_all_is_there(tmp_path: Path) -> None:
-    commands = {"cc": "", **SLURM, "id": "echo 0", "apt-get": APT}
+    commands = {"cc": "", **SLURM, "chromium": "", "id": "echo 0", "apt-get": APT}
     assert run(tmp_path, **commands) == ("", [])
 
 
 @pytest.mark.parametrize(
     ("there", "missing"),
-    [({}, ALL), (SLURM, "gcc libc6-dev"), ({"cc": "", "srun": ""}, "slurmctld slurmd munge")],
+    [
+        ({}, ALL),
+        ({**SLURM, "chromium": ""}, "gcc libc6-dev"),
+        ({"cc": "", "srun": ""}, "slurmctld slurmd munge chromium"),
+    ],
 )
 def test_what_is_missing_is_installed_by_root(there: dict[str, str], missing: str, tmp_path: Path) -> None:
     said, asked = run(tmp_path, **there, **{"id": "echo 0", "apt-get": APT})

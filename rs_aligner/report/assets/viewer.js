@@ -142,8 +142,9 @@ const rsViewer = (() => {
     const answers = chosen.reduce((sum, group) => sum + group.shown.length, 0);
     const all = groups.reduce((sum, group) => sum + group.answers.length, 0);
     const prompts = new Set(chosen.map((group) => `${group.entry.name} ${group.prompt.group}`)).size;
-    const where = value("prompt") ? count(new Set(chosen.map((g) => g.entry.name)).size, "look", "places in the run") : count(prompts, "prompt");
-    $("count").textContent = `${count(answers, "answer")} of ${number(all)}, ${where}`;
+    const where = value("prompt") ? count(new Set(chosen.map((g) => g.entry.name)).size, "place in the run", "places in the run") : count(prompts, "prompt");
+    const whose = value("prompt") ? `Prompt ${value("prompt")}: ` : "";
+    $("count").textContent = `${whose}${count(answers, "answer")} of ${number(all)}, ${where}`;
     $("groups").setAttribute("aria-busy", "false");
   };
 

@@ -97,6 +97,7 @@ const rsParts = (() => {
       answer.by_design ? "" : "sampled because others were not good enough",
     ].filter(Boolean);
     const parts = answer.components.filter(([, value]) => value !== null);
+    const reason = answer.score === null ? `${answer.reason}: ${answer.failure || "no reason recorded"}` : answer.reason;
     const isBlind = (look.colour || look.show === "raw") && look.words && pieces === null;
     return make(
       "article",
@@ -110,12 +111,7 @@ const rsParts = (() => {
         make("strong", "rv-score", {}, answer.score === null ? "" : number(answer.score)),
         make("span", "rv-index", {}, `#${answer.index}`),
       ),
-      make(
-        "p",
-        "rv-reason",
-        {},
-        answer.score === null ? `${answer.reason}: ${answer.failure || "no reason recorded"}` : answer.reason,
-      ),
+      reason === said ? null : make("p", "rv-reason", {}, reason),
       parts.length ? make("p", "rv-parts", {}, parts.map(([part, value]) => `${part} ${number(value)}`).join(" \u00b7 ")) : null,
       group.entry.watched ? make("p", "rv-parts", {}, watched(answer)) : null,
       ...clamped("rv-text", length, found > CLAMP - look.q.length, fill, name),
@@ -191,7 +187,7 @@ const rsParts = (() => {
 
   /** At most how many elements a prompt takes, and an answer. */
   const costOf = (group) => 16 + 5 * Math.min(TURNS, (group.prompt.chat || []).length);
-  const CARD_COST = 16;
+  const CARD_COST = 13;
 
   /** A prompt with the answers of it that are shown. */
   const groupBox = (group, answers, look) => {
