@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import grimp
+import pytest
 
 PACKAGE = "rs_aligner"
 Imports = Mapping[str, set[str]]
@@ -52,25 +53,28 @@ def circle(imports: Imports) -> list[str]:
     return []
 
 
-GRAPH = modules(grimp.build_graph(PACKAGE, cache_dir=None))
-PACKAGES = sorted({name.rpartition(".")[0] for name in GRAPH} - {""})
+@pytest.fixture(scope="module")
+def graph() -> Imports:
+    """Of the whole package."""
+    return modules(grimp.build_graph(PACKAGE, cache_dir=None))
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert len(GRAPH) > 150
-    assert " -> ".join(circle(GRAPH)) == ""
+def test_no_modules_import_each_other_in_a_circle(graph: Imports) -> None:
+    assert len(graph) > 150
+    assert " -> ".join(circle(graph)) == ""
 
 
-def test_no_rooms_import_each_other_in_a_circle() -> None:
-    assert f"{PACKAGE}.reward" in PACKAGES
-    found = [circle(rooms(GRAPH, package)) for package in PACKAGES]
+def test_no_rooms_import_each_other_in_a_circle(graph: Imports) -> None:
+    packages = sorted({name.rpartition(".")[0] for name in graph} - {""})
+    assert f"{PACKAGE}.reward" in packages
+    found = [circle(rooms(graph, package)) for package in packages]
     assert [" -> ".join(names) for names in found if names] == []
 
 
-def test_imports_for_types_and_in_functions_are_seen() -> None:
+def test_imports_for_types_and_in_functions_are_seen(graph: Imports) -> None:
     lazy = "rs_aligner.commands.serve_reward", "rs_aligner.reward.server.serve"
     for_types = "rs_aligner.commands.train_sft", "rs_aligner.record.run"
-    assert all(imported in GRAPH[module] for module, imported in (lazy, for_types))
+    assert all(imported in graph[module] for module, imported in (lazy, for_types))
 
 
 def test_a_circle_is_found_and_named() -> None:
