@@ -114,6 +114,9 @@ def test_the_quickstart_improves_the_policy_in_minutes_and_leaves_nothing_runnin
     assert all(row["reward/kept_mean"] >= row["reward/mean"] for row in rows if row["step"] > 0)
     assert f"{rows[-1]['reward/mean']:.3f}" in table
 
+    page = started.out / "rs" / "report.html"
+    assert f"report: {page}" in started.output
+    assert f"Yes: the held-out score rose by {after - before:.3g}." in page.read_text()
     assert re.search(r"\d+ min \d+ s", table)
     assert children_cpu() - used_before < 360  # seconds of one core, so that a busy machine fails nothing
     for name in re.findall(r"^  (\S+)  ", table.partition("the run's folder:")[2], re.MULTILINE):

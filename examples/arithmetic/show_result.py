@@ -42,6 +42,7 @@ def main() -> None:
     print(f"time after the installation       {args.seconds // 60} min {args.seconds % 60:02} s")
     print(f"""
 the run's folder: {args.out / "rs"}
+  report.html    all of it to look at, in a browser
   metrics.jsonl  the figures of every step
   rollouts/      every rollout: its text, its score, kept or not and why
   final/         the trained policy, for AutoModelForCausalLM.from_pretrained

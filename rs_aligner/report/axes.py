@@ -140,5 +140,6 @@ def label(value: float, digits: int) -> str:
     if abs(value) >= 1e4:
         return f"{value / 1e3:g}k"
     if digits > 4:
-        return f"{value:.1e}" if value else "0"
+        power = math.floor(math.log10(abs(value))) if value else 0
+        return f"{value / 10.0**power:.3g}e{power}" if value else "0"
     return f"{value:.{digits}f}"

@@ -24,10 +24,17 @@ LAST = 3
 
 @dataclass(frozen=True)
 class Facts:
-    """What checks look at: the rows of `metrics.jsonl`, and the sums over the ledger where there is one."""
+    """What checks look at.
+
+    Attributes:
+        rows: of `metrics.jsonl`.
+        sums: over the ledger; None where there is none.
+        is_offline: whether steps train on scored answers of a file or of another run.
+    """
 
     rows: Rows
     sums: Sums | None = None
+    is_offline: bool = False
 
     @property
     def steps(self) -> Rows:
@@ -231,9 +238,8 @@ CHECKS = (
     Check(
         "Answers cut off at the length limit",
         "amber above 10 %, red above 50 %",
-        "Raise model.rs.length_params.max_length, or end strings; a policy that learns from cut "
-        "answers never "
-        "learns to end.",
+        "Raise model.rs.length_params.max_length, or end strings; a policy that learns from cut answers "
+        "never learns to end.",
         "rollouts/truncated",
         _truncated,
     ),

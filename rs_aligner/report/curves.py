@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from rs_aligner.report.pictures import Curve, Frame, Picture, lines, stacked
+from rs_aligner.report.pictures import Curve, Frame, Picture, lines, number, stacked
 from rs_aligner.report.run_data import RunKind
 
 Rows = Sequence[Mapping[str, float]]
@@ -55,7 +55,8 @@ def best_of_k(rows: Rows) -> Picture | None:
     ]
     note = "The expected score of the best of k answers to a prompt: at k = 1 the mean of all."
     if (headroom := steps[-1].get("reward/headroom")) is not None:
-        note += f" The kept of the last step are {headroom:.4g} below the best of their prompts on average."
+        below = f"{number(headroom)} below the best of their prompts on average"
+        note += f" The kept of the last step are {below if headroom else 'the best of their prompts'}."
     keys = ("best_of/<k>", "reward/headroom")
     return lines(Frame("best-of-k", "Best of k answers", "score", "k", note, keys), curves)
 

@@ -127,9 +127,8 @@ def _pass_rates(rates: Sequence[int]) -> Picture:
         "How many of a prompt's answers pass",
         "prompts",
         "% of its answers",
-        "The bars at the ends are prompts of which no answer passes, and all; the others take in a "
-        "tenth each. "
-        "Prompts in between are those that teach.",
+        "The bars at the ends are prompts of which no answer passes, and all; the others take in a tenth "
+        "each. Prompts in between are those that teach.",
     )
     names = ["none", *(f"up to {10 * k} %" for k in range(1, 10)), "above 90 %, not all", "all"]
     named = [

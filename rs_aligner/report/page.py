@@ -27,8 +27,9 @@ from rs_aligner.report.curves import curves
 from rs_aligner.report.distributions import distributions
 from rs_aligner.report.pictures import Picture, number
 from rs_aligner.report.run_data import RunData, open_run
-from rs_aligner.report.story import Cost, Verdict, costs, selection_against_chance, verdict
+from rs_aligner.report.story import Verdict, verdict
 from rs_aligner.report.sums import Sums, summed
+from rs_aligner.report.worth import Cost, costs, selection_against_chance
 
 PAGE = "report.html"
 _HERE = Path(__file__).parent
@@ -109,14 +110,15 @@ def write_report(run: Path, check: Callable[[], None] = lambda: None) -> Path:
 
 def _page(data: RunData) -> Page:
     found, rows, sums, rollouts = about(data), data.metrics(), None, None
+    is_offline = bool(found.setting("model.rs.offline"))
     if data.kind == "train_rs":
         sums = summed(
             data,
             passed_above=float(found.setting("model.rs.passed_above") or 0.0),
-            is_offline=bool(found.setting("model.rs.offline")),
+            offline_steps=int(found.setting("model.rs.pool.improve_steps") or 1) if is_offline else 0,
         )
         rollouts = write_chunks(data.folder)
-    facts = Facts(rows, sums)
+    facts = Facts(rows, sums, is_offline)
     problems = [*filter(None, [found.problem]), *(sums.damaged if sums is not None else ())]
     shown = list(curves(rows, data.kind))
     return Page(

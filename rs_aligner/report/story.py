@@ -1,8 +1,8 @@
-"""What a page says in words: whether the run worked, whether selection beat chance, what it cost.
+"""What a page says in words: whether the run worked.
 
 Sentences are made of figures here, so that tests can hold each against figures worked out by hand. Where
-there is not enough to tell, that is what is said. Left out on purpose: what to worry about (`checks`), and
-layout.
+there is not enough to tell, that is what is said. Left out on purpose: what it cost
+(`worth`), what to worry about (`checks`), and layout.
 """
 
 from __future__ import annotations
@@ -128,9 +128,8 @@ def verdict(facts: Facts, kind: RunKind) -> Verdict:
             "unknown",
             "Nobody can tell: no held-out answers were scored.",
             (
-                "The scores of training answers are of other prompts in every step, and of prompts "
-                "that are learnt "
-                "from. Held-out prompts (model.data.data_prefix.validation) would tell.",
+                "The scores of training answers are of other prompts in every step, and of prompts that "
+                "are learnt from. Held-out prompts (model.data.data_prefix.validation) would tell.",
             ),
         )
     change = change_of(facts.rows, "validation/reward", looks)
@@ -161,30 +160,27 @@ def _sentences(facts: Facts, change: Change, looks: Sequence[Look | None]) -> li
     before, after = change.before, change.after
     said = [
         f"The mean score of held-out answers was {before} {_when(before.step)} and is {after} "
-        f"{_when(after.step)}; "
-        "behind ± is the standard error over prompts."
+        f"{_when(after.step)}; behind ± is the standard error over prompts."
     ]
     if change.error is not None:
         how = "from the differences of each prompt" if change.is_paired else "as of two independent samples"
         said.append(
-            f"The difference is {with_error(change.difference, change.error)} ({how}); more than two "
-            "of these errors "
-            "count as a change."
+            f"The difference is {with_error(change.difference, change.error)} ({how}); more than two of "
+            "these errors count as a change."
         )
     scores = {int(row["step"]): row["validation/reward"] for row in facts.rows if "validation/reward" in row}
     best = max(scores, key=lambda step: (scores[step], step))
     if best != after.step and len(scores) > 2:
         said.append(
-            f"The highest of the {len(scores)} validations was {number(scores[best])} {_when(best)}; "
-            "the highest of many "
-            "is a little too high by chance."
+            f"The highest of the {len(scores)} validations was {number(scores[best])} {_when(best)}; the "
+            "highest of many is a little too high by chance."
         )
     watched = change_of(facts.rows, "validation/watched", looks)
     if watched is not None:
         moved = {"yes": "rose", "no": "fell"}.get(watched.answer, "changed by no more than chance explains")
         said.append(
-            f"The judge that is only watched, which nothing is selected by: its held-out score {moved}, from "
-            f"{watched.before} to {watched.after}."
+            f"The judge that is only watched, which nothing is selected by: its held-out score {moved}, "
+            f"from {watched.before} to {watched.after}."
         )
     return said
 
@@ -212,105 +208,5 @@ def _of_reward_model(facts: Facts) -> Verdict:
     )
 
 
-def selection_against_chance(facts: Facts) -> list[str]:
-    """What choosing gained over a choice at random, and what more it could have gained."""
-    steps = [row for row in facts.steps if "control/random_mean" in row and "reward/kept_mean" in row]
-    if not steps:
-        return ["No step has kept anything yet, so there is nothing to compare with chance."]
-    weights = [row["rollouts/kept"] for row in steps]
-    gains = [row["reward/kept_mean"] - row["control/random_mean"] for row in steps]
-    total = sum(weights)
-    gain = sum(weight * one for weight, one in zip(weights, gains, strict=True)) / total
-    error = math.sqrt(
-        sum((weight * row["control/random_std"]) ** 2 for weight, row in zip(weights, steps, strict=True))
-    )
-    error /= total
-    many = "the one step" if len(steps) == 1 else f"{len(steps)} steps"
-    said = [
-        f"Over {many} the {total:,.0f} kept answers score {_than(gain)} as many answers to the same "
-        "prompts, drawn at "
-        f"random"
-        + (f" ({number(gain / error)} standard deviations of such a draw)." if error > 1e-12 else ".")
-    ]
-    if error <= 1e-12:
-        said.append("There was no choice: all answers of a prompt were kept, or all had the same score.")
-    elif gain <= NUM_ERRORS * error:
-        said.append(
-            "That is no more than chance: the selection does not follow the score, or the judge does "
-            "not tell answers "
-            "apart."
-        )
-    else:
-        said.append(
-            "That is what the judge and the selection do to the answers; whether the policy learns "
-            "from it is what the "
-            "held-out score tells."
-        )
-    if (headroom := facts.now("reward/headroom")) is not None and headroom > 0:
-        said.append(f"The best answer of each prompt is another {number(headroom)} above the kept ones now.")
-    return said
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One line of what a run cost: a name, a number, what is in it."""
-
-    name: str
-    value: str
-    note: str = ""
-
-
-def costs(facts: Facts) -> list[Cost]:
-    """What the run cost so far."""
-    sums, found = facts.sums, []
-    if sums is not None:
-        found.append(
-            Cost("answers sampled", f"{sums.rollouts:,}", f"and {sums.held_out:,} to held-out prompts")
-        )
-    if tokens := facts.total("tokens/generated"):
-        found.append(Cost("tokens sampled", f"{tokens:,.0f}", "for training; held-out answers come on top"))
-    if sums is not None:
-        scored = sums.rollouts + sums.held_out
-        found.append(Cost("answers judged", f"{scored:,}", "each once; what was asked again is not counted"))
-        if sums.watched:
-            found.append(Cost("answers judged by the watched judge", f"{sums.watched:,}"))
-    steps = facts.steps
-    whole = facts.total("time/step")
-    if steps and whole:
-        found.append(
-            Cost(
-                "time of all steps",
-                duration(whole),
-                f"{number(whole / len(steps))} s a step; validations and checkpoints come on top",
-            )
-        )
-        for name, key in (
-            ("sampling", "time/generate"),
-            ("waiting for the judge", "time/score_wait"),
-            ("training", "time/train"),
-        ):
-            if any(key in row for row in steps):
-                part = facts.total(key)
-                found.append(Cost(f"of it {name}", duration(part), f"{part / whole:.0%}"))
-    return found
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, the two largest that count."""
-    whole = round(seconds)
-    if whole >= 86400:
-        return f"{whole // 86400} d {whole % 86400 // 3600} h"
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.1f} s"
-
-
 def _when(step: float) -> str:
     return f"after step {step:g}" if step else "before the first step"
-
-
-def _than(gain: float) -> str:
-    """A difference in words, to be followed by what it is to."""
-    if not gain:
-        return "no higher than"
-    return f"{number(abs(gain))} {'higher' if gain > 0 else 'lower'} than"

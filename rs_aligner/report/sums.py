@@ -125,11 +125,11 @@ class Summing:
     Args:
         sums: so far; they are changed.
         passed_above: a rollout has passed if its score is above this.
-        is_offline: whether steps train on rollouts that were not sampled by the run.
+        offline_steps: where steps train on rollouts that the run did not sample, how many take the same.
     """
 
-    def __init__(self, sums: Sums, *, passed_above: float = 0.0, is_offline: bool = False) -> None:
-        self.sums, self._passed_above, self._is_offline = sums, passed_above, is_offline
+    def __init__(self, sums: Sums, *, passed_above: float = 0.0, offline_steps: int = 0) -> None:
+        self.sums, self._passed_above, self._offline_steps = sums, passed_above, offline_steps
         self._hardest = {one.id: one for one in sums.hardest}
         self._easiest = {one.id: one for one in sums.easiest}
         self._points = [(-point.rank, point) for point in sums.points]
@@ -167,7 +167,7 @@ class Summing:
         for row in group:
             if row.kept and row.reward is not None:
                 sums.kept_scores.add(row.reward)
-        sampled = [row for row in group if self._is_offline or row.policy_version >= step - 1]
+        sampled = [row for row in group if self._is_new(step, row)]
         if not sampled:
             return  # an earlier step sampled these
         sums.tries[len(sampled)] = sums.tries.get(len(sampled), 0) + 1
@@ -177,6 +177,12 @@ class Summing:
         if scored:
             self._add_prompt(step, scored)
         sums.disagreements.look(step, sampled)
+
+    def _is_new(self, step: int, row: SummedRow) -> bool:
+        """Whether no earlier step had this rollout."""
+        if self._offline_steps:
+            return (step - 1) % self._offline_steps == 0
+        return row.policy_version >= step - 1
 
     def _add_rollout(self, step: int, row: SummedRow) -> None:
         sums, length = self.sums, len(row.token_ids)
@@ -219,14 +225,14 @@ def pass_class(passed: int, number: int) -> int:
     return -(-10 * passed // number)  # rounded up
 
 
-def summed(run: RunData, *, passed_above: float = 0.0, is_offline: bool = False) -> Sums:
+def summed(run: RunData, *, passed_above: float = 0.0, offline_steps: int = 0) -> Sums:
     """The sums of a run as it is now; `sums.json` has them afterwards.
 
     Args:
         run: of rejection sampling.
-        passed_above, is_offline: as of `Summing`.
+        passed_above, offline_steps: as of `Summing`.
     """
-    made_for = f"{FORMAT} {passed_above} {is_offline}"
+    made_for = f"{FORMAT} {passed_above} {offline_steps}"
     known = _known(run.folder / "report" / SUMS_FILE)
     unreadable: dict[str, str] = {}
     while True:
@@ -235,7 +241,7 @@ def summed(run: RunData, *, passed_above: float = 0.0, is_offline: bool = False)
         if files[: len(sums.files)] != sums.files:
             sums = Sums(made_for)
         added = files[len(sums.files) :]
-        problem = _add(run, Summing(sums, passed_above=passed_above, is_offline=is_offline), added)
+        problem = _add(run, Summing(sums, passed_above=passed_above, offline_steps=offline_steps), added)
         if problem is None:
             break
         unreadable.update(problem)

@@ -43,3 +43,7 @@ def test_a_run_needs_no_server(tmp_path: Path) -> None:
         assert line.reward == len(set(line.response))
         assert line.components == {"length": float(len(line.response))}
         assert line.judge
+    page = (run / "report.html").read_text()
+    assert f"report: {run / 'report.html'}" in done.stdout
+    assert "It finished, with 2 steps." in page
+    assert "Nobody can tell: no held-out answers were scored." in page

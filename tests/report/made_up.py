@@ -85,8 +85,15 @@ def write_run(
     return folder
 
 
-def add_step(folder: Path, step: int, groups: Sequence[Group], kept: Sequence[Sequence[int]]) -> None:
-    Ledger(folder / "rollouts").append(step, groups, keeping(groups, kept))
+def add_step(
+    folder: Path,
+    step: int,
+    groups: Sequence[Group],
+    kept: Sequence[Sequence[int]],
+    *,
+    everything: bool = False,
+) -> None:
+    Ledger(folder / "rollouts").append(step, groups, keeping(groups, kept), everything=everything)
 
 
 def add_look(folder: Path, step: int, groups: Sequence[Group]) -> None:
