@@ -1,18 +1,19 @@
 """RS Aligner: a language model learns from the best of its own answers.
 
 Rejection sampling (best-of-N) fine-tuning with a remote judge, on Megatron. Importing this
-package loads nothing heavy; each room imports what it needs. `rs_aligner.train` is the way in from Python.
+package loads nothing heavy; each room imports what it needs. The ways in from Python are in
+`rs_aligner.api`.
 """
 
 import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["train"]
+__all__ = ["Run", "generate", "reward_model", "serve", "sft", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `train` when it is first asked for."""
+    """Loads what is asked for, with what it needs."""
     if name in __all__:
         # By name: an import statement here would make every module of the package depend on the trainer.
         return getattr(importlib.import_module("rs_aligner.api"), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -310,7 +311,7 @@ def refused(tmp_path: Path, **arguments: Any) -> str:
         ({"reward_fn": 3}, "reward_fn is a int: it should be a function"),
         (
             {"reward_fn": lambda texts: [0.0]},
-            "reward_fn(texts) should be f(prompts, responses, metadata), or",
+            "reward_fn(texts) should be f(prompts, responses, metadata), TRL",
         ),
         ({"reward_fn": lambda prompts, responses, metadata: [0.0]}, "1 results for 2 rows"),
         ({"reward_fn": lambda prompts, responses, metadata: 0.5}, "returned a float, not a list"),
@@ -394,6 +395,32 @@ def test_the_form_is_told_by_the_names_of_the_parameters() -> None:
         "prompts",
         "samples",
     ]
+
+
+def test_a_function_for_trl_is_called_as_trl_does() -> None:
+    assert scores(lambda completions, **rows: completions) == ["c", "d"]
+    assert scores(lambda prompts, completions, n: list(zip(prompts, n, strict=True)), ("text", "n")) == [
+        ("a", 1),
+        ("b", None),
+    ]
+    judge = judge_of(lambda prompts, completions, **_: [None, len(completions[1][0]["content"])])
+    chat = {"messages": [{"role": "user", "content": "b"}], "prefilled": "<think>"}
+    first, second = judge.score_texts(["a", "b"], ["c", "d"], [{}, chat])
+    assert (math.isnan(first), second) == (True, len("<think>d"))  # type: ignore[arg-type]
+
+
+def test_a_function_may_say_which_form_it_has() -> None:
+    def odd(prompts: Any, samples: Any, outputs: Any) -> Any:
+        return list(zip(prompts, samples, strict=True))
+
+    assert scores(odd) == [("a", "ac"), ("b", "bd")]
+    odd.reward_form = "ours"  # type: ignore[attr-defined]
+    assert scores(odd) == [("a", "c"), ("b", "d")]
+    odd.reward_form = "mine"  # type: ignore[attr-defined]
+    with pytest.raises(
+        ValueError, match=r"reward_fn\.reward_form is 'mine': it should be one of ours, trl, trlx"
+    ):
+        scores(odd)
 
 
 def test_the_fingerprint_is_the_codes() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rs_aligner.record.run import Logger, Run
     from rs_aligner.reward.client import RemoteGPTRMClient
     from rs_aligner.reward.judges import ServedJudge
+    from rs_aligner.trainers.held_out import MetricsOf
 
 
 def fit(
@@ -27,6 +28,7 @@ def fit(
     is_first: bool = True,
     loggers: Callable[[], Sequence[Logger]] = tuple,
     given: Mapping[str, Any] | None = None,
+    metrics_of: MetricsOf | None = None,
 ) -> Run:
     """Take the folder, read the data, reach the judges, load the policy and train it, on every rank.
 
@@ -36,6 +38,7 @@ def fit(
         is_first: whether this rank writes the run's folder and shows the plan.
         loggers: makes further sinks of the figures; called when everything else is there.
         given: the config as it was given, to be kept in the run's folder.
+        metrics_of: further figures of the answers to held-out prompts, where there is one rank.
 
     Returns:
         The run's folder, closed.
@@ -44,7 +47,7 @@ def fit(
 
     build.check_machine(config, is_first)
     with Run(config.exp_manager, is_first=is_first, command="train_rs") as run:
-        _fit(config, judge, run, loggers, given)
+        _fit(config, judge, run, loggers, given, metrics_of)
     return run
 
 
@@ -54,6 +57,7 @@ def _fit(
     run: Run,
     loggers: Callable[[], Sequence[Logger]],
     given: Mapping[str, Any] | None,
+    metrics_of: MetricsOf | None,
 ) -> None:
     from rs_aligner.commands.run_data import read_rs_data
     from rs_aligner.selection import build_chain
@@ -63,7 +67,7 @@ def _fit(
     chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
     tokenizer, positions = build.read_tokenizer(config)
     with _judges(config, judge) as (client, watched):
-        data = read_rs_data(config, tokenizer, positions)
+        data = read_rs_data(config, tokenizer, positions)._replace(metrics_of=metrics_of)
         number = len(data.scored) or len(data.prompts)
         largest = max((len(group.rollouts) for group in data.scored), default=None)
         if run.is_first:

@@ -7,7 +7,7 @@ far are part of the checkpoint, so that a run that continues stops where one tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +20,8 @@ from rs_aligner.trainers.journal import Journal
 from rs_aligner.trainers.round import VALIDATION
 
 _logger = logging.getLogger("rs_aligner")
+MetricsOf = Callable[[Sequence[Group]], Mapping[str, float]]
+"""Figures of held-out answers, by their names."""
 
 
 class HeldOut:
@@ -30,11 +32,18 @@ class HeldOut:
         collector: samples and scores.
         prompts: the validation prompts.
         journal: where the answers are written down.
+        metrics_of: further figures of the answers, which are recorded as `validation/metrics/<name>`.
     """
 
     def __init__(
-        self, config: TrainRSConfig, collector: Collector, prompts: Sequence[Prompt], journal: Journal
+        self,
+        config: TrainRSConfig,
+        collector: Collector,
+        prompts: Sequence[Prompt],
+        journal: Journal,
+        metrics_of: MetricsOf | None = None,
     ) -> None:
+        self._metrics_of = metrics_of
         self.rs, self.collector, self.journal = config.model.rs, collector, journal
         self.prompts = prompts[: self.rs.num_val_samples]
         self.patience = config.trainer.rs.patience
@@ -65,6 +74,9 @@ class HeldOut:
             **_figures("validation/watched", [group.watched for group in found.groups]),
             "validation/response_length/mean": fmean(lengths),
         }
+        if self._metrics_of is not None:
+            found_by_user = self._metrics_of(found.groups)
+            metrics |= {f"validation/metrics/{name}": value for name, value in found_by_user.items()}
         self._tell(step, metrics, found.groups)
         self._compare(step, metrics)
         if self.monitor.figure in metrics:

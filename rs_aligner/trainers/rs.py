@@ -33,7 +33,7 @@ from rs_aligner.trainers.agreement import (
 from rs_aligner.trainers.bad_steps import BadSteps, told_by_groups
 from rs_aligner.trainers.collect import Collector
 from rs_aligner.trainers.failures import RanksDiffer
-from rs_aligner.trainers.held_out import HeldOut
+from rs_aligner.trainers.held_out import HeldOut, MetricsOf
 from rs_aligner.trainers.journal import Journal
 from rs_aligner.trainers.learner import Learner
 from rs_aligner.trainers.measure import Teller, measure
@@ -53,12 +53,14 @@ class RSData(NamedTuple):
         validation: held-out prompts, never trained on.
         scored: groups to train on instead of sampling; there are no prompts then.
         anchors: supervised rows to mix in, in the order in which they are taken.
+        metrics_of: further figures of held-out answers; no data, but brought by the same hands.
     """
 
     prompts: Sequence[Prompt]
     validation: Sequence[Prompt] = ()
     scored: Sequence[Group] = ()
     anchors: Sequence[TrainingRow] = ()
+    metrics_of: MetricsOf | None = None
 
 
 class RSTrainer:
@@ -95,7 +97,7 @@ class RSTrainer:
             source = ScoredRollouts(data.scored, self.order)
         self.pool = Pool(self.rs.pool, source)
         self.learner = Learner(self.rs, policy, data.anchors)
-        self.held_out = HeldOut(config, collector, data.validation, self.journal)
+        self.held_out = HeldOut(config, collector, data.validation, self.journal, data.metrics_of)
         self.num_steps = num_steps(config, number)
         self.pace = Pace(policy)
         self.bad = BadSteps(run.folder, self.loop.max_bad_steps, writes=run.is_first)

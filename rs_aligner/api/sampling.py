@@ -1,0 +1,64 @@
+"""Answers from Python: `rs_aligner.generate(prompts=..., model_path=...)`.
+
+Left out on purpose: several ranks, and going on with a file that was cut short.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rs_aligner.api import inputs
+from rs_aligner.api.inputs import FOLDER, Row
+from rs_aligner.config import load_config
+from rs_aligner.config.generate import GenerateConfig
+
+_FILES, _OUTPUT = "model.data.files", "output"
+
+
+def generate(
+    *,
+    prompts: Sequence[str | Row] | None = None,
+    config: Mapping[str, Any] | str | Path | None = None,
+    model_path: str | Path | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    output: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Sample answers in this process, and have them judged if the config names a judge.
+
+    Args:
+        prompts: texts, or rows as in a prompt file; None: the config's files.
+        config: overrides of the tree of `generate.yaml`.
+        model_path: the policy, where the config does not name it.
+        model, tokenizer: the policy in memory, in its place, as of `train`.
+        output: the file of the answers, where the config does not name it; None: they are only returned.
+
+    Returns:
+        A row for each prompt, as in the file: its keys, `responses`, and with a judge `rewards`.
+
+    Raises:
+        ValueError: config or prompts cannot be used; with the key, or the argument and the row.
+        JudgeFailed: the judge scored too little.
+    """
+    rows = inputs.rows_of("prompts", prompts)
+    with tempfile.TemporaryDirectory(prefix="rs_aligner_") as scratch:
+        tree = inputs.tree_from(config, model_path=model_path, output_dir=scratch)
+        inputs.set_key(tree, _OUTPUT, output, "output")
+        if OmegaConf.is_missing(tree, _OUTPUT) or OmegaConf.select(tree, _OUTPUT) is None:
+            OmegaConf.update(tree, _OUTPUT, str(Path(scratch) / "answers.jsonl"))
+        with inputs.given_in_folder(tree, [(_FILES, "prompts", rows)], model, tokenizer):
+            del tree[FOLDER.partition(".")[0]]  # there is no run's folder
+            typed = load_config(tree, GenerateConfig)
+            inputs.refuse_ranks(typed, "generate")
+
+        from rs_aligner.commands.generate import write_answers
+
+        with inputs.shown_log():
+            write_answers(typed)
+        return [json.loads(line) for line in Path(typed.output).read_text(encoding="utf-8").splitlines()]
