@@ -1,6 +1,6 @@
 """Does `rs-aligner replay` say what a run would keep: its predictions against real runs.
 
-    python benchmarks/replay.py                        both tasks, about 10 minutes
+    python benchmarks/replay.py                        both tasks, about half an hour
     python benchmarks/replay.py --tasks additions --prompts 64 --out runs/look      a look
 
 Of each task one real run of a step at N = 8 with the plain recipe is the ledger. From that the mean kept
@@ -42,10 +42,10 @@ OTHERS: dict[str, list[list[dict[str, Any]]]] = {
         [{"name": "topk", "k": 3}],
         [{"name": "distinct_answers"}],
         [{"name": "pass_rate", "max": 0.6}, {"name": "topk", "k": 2}],
-        [{"name": "duplicates"}],
+        [{"name": "diverse", "k": 2}],
     ],
 }
-PROMPTS = {"stories": 512, "additions": 1024}
+PROMPTS = {"stories": 512, "additions": 4096}
 
 
 def settings_of(task: str) -> list[Settings]:

@@ -13,10 +13,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 
 
 def explained() -> list[re.Pattern[str]]:
-    """What the first columns of the page's tables name; `<k>` stands for any number, `<reason>` for words."""
+    """What the first columns of the page's tables name; `<k>` stands for any number, others for words."""
     cells = re.findall(r"^\| (`[^|]+`) \|", PAGE.read_text(), re.MULTILINE)
     keys = [key for cell in cells for key in re.findall(r"`([^`]+)`", cell)]
-    some = {"<k>": r"\d+", "<reason>": r"\w+"}
+    some = {"<k>": r"\d+", "<reason>": r"\w+", "<name>": ".+"}
     return [re.compile(re.sub("<\\w+>", lambda found: some[found[0]], re.escape(key))) for key in keys]
 
 

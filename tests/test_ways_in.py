@@ -46,7 +46,7 @@ def test_one_model_in_memory_goes_every_way(
     given = save_tiny_with_tokenizer(tmp_path / "given")
     model = transformers.AutoModelForCausalLM.from_pretrained(given)
     tokenizer = transformers.AutoTokenizer.from_pretrained(given)
-    mine, logger = {"model": model, "tokenizer": tokenizer}, FakeLogger()
+    mine, logger = {"model_path": (model, tokenizer)}, FakeLogger()
 
     def train(**rs: Any) -> rs_aligner.api.TrainResult:
         tree = settings("rs")
@@ -92,10 +92,10 @@ def test_one_model_in_memory_goes_every_way(
         output=tmp_path / "answers.jsonl",
     )
     assert [len(row["responses"]) for row in answers] == [2, 2]
-    assert answers[0]["number"] == 1
+    assert answers[0]["metadata"]["number"] == 1
     assert (tmp_path / "answers.jsonl").is_file()
-    with pytest.raises(ValueError, match=r"tokenizer is NoneType: it should have save_pretrained"):
-        rs_aligner.sft(rows=[ROW], model=model, config=settings("sft"))
+    with pytest.raises(ValueError, match=r"model_path is \(\w+, str\): it should be a folder, or"):
+        rs_aligner.sft(rows=[ROW], model_path=(model, "tokenizer"), config=settings("sft"))
     with pytest.raises(ValueError, match="pairs is empty"):
         rs_aligner.reward_model(pairs=[], config=settings("rm"), model_path=given)
     assert not Path("runs/sft_002").exists()

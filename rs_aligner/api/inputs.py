@@ -30,6 +30,8 @@ from rs_aligner.threads import wait_briefly
 _logger = logging.getLogger("rs_aligner")
 
 Row = Mapping[str, Any]
+ModelSource = str | Path | tuple[Any, Any]
+"""A model folder, or a model with its tokenizer."""
 Given = tuple[str, str, list[dict[str, Any]]]
 """Rows for a file: the key that names it, the argument that they came by, the rows."""
 TRAIN, VALIDATION = "model.data.data_prefix.train", "model.data.data_prefix.validation"
@@ -50,14 +52,12 @@ def tree_from(
     config: Mapping[str, Any] | str | Path | None,
     *,
     what: str = "train",
-    model_path: str | Path | None = None,
     output_dir: str | Path | None = None,
 ) -> DictConfig:
     """The config's tree, with the arguments in it, and a folder for the run."""
     if "torch" not in sys.modules:  # which reads it when it is imported
         wait_briefly()
     tree = tree_of(config) if config is None or isinstance(config, Mapping) else read_tree(config)
-    set_key(tree, MODEL, model_path, "model_path")
     set_key(tree, FOLDER, output_dir, "output_dir")
     if OmegaConf.select(tree, FOLDER) is None:
         OmegaConf.update(tree, FOLDER, str(_free_folder(what)))
@@ -125,7 +125,7 @@ def keys_of(rows: Sequence[Row]) -> list[str]:
 
 @contextlib.contextmanager
 def given_in_folder(
-    tree: DictConfig, rows: Sequence[Given], model: Any = None, tokenizer: Any = None
+    tree: DictConfig, rows: Sequence[Given], model: ModelSource | None = None
 ) -> Iterator[list[Path]]:
     """Write what was given as objects into the run's folder, and name it in the config.
 
@@ -135,18 +135,17 @@ def given_in_folder(
     Args:
         tree: the config, which is changed.
         rows: of files.
-        model: in memory, with `save_pretrained`; None for none.
-        tokenizer: of the model, with `save_pretrained`.
+        model: a folder, or a model with its tokenizer, both with `save_pretrained`; None for the config's.
     """
     folder = Path(OmegaConf.select(tree, FOLDER))
     is_new = not folder.exists()
     written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if model is not None:
-            path, made = _save(folder, model, tokenizer)
-            written += [path] * made
-            set_key(tree, MODEL, path, "model")
+        if isinstance(model, tuple):
+            model, made = _save(folder, model)
+            written += [model] * made
+        set_key(tree, MODEL, model, "model_path")
         for key, argument, some in rows:
             if some:
                 path, made = _write(folder, argument, some)
@@ -169,20 +168,21 @@ def remove(made: Sequence[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _save(folder: Path, model: Any, tokenizer: Any) -> tuple[Path, bool]:
+def _save(folder: Path, pair: tuple[Any, ...]) -> tuple[Path, bool]:
     """Save a model to `policy_given`, or to the next name that is free or holds this very model.
 
     Returns:
         The folder, and whether it was made.
     """
-    for argument, one in (("model", model), ("tokenizer", tokenizer)):
-        if not callable(getattr(one, "save_pretrained", None)):
-            lacks = f"{argument} is {type(one).__name__}: it should have save_pretrained(folder)"
-            raise ConfigError([f"{lacks}, as those of transformers have"])
+    if len(pair) != 2 or not all(callable(getattr(one, "save_pretrained", None)) for one in pair):
+        given = ", ".join(type(one).__name__ for one in pair)
+        raise ConfigError(
+            [f"model_path is ({given}): it should be a folder, or a model and its tokenizer of transformers"]
+        )
     unfinished = Path(tempfile.mkdtemp(prefix=".policy_given_", dir=folder))
     try:
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
+        for one in pair:
+            one.save_pretrained(unfinished)
         for number in itertools.count(1):
             path = folder / ("policy_given" if number == 1 else f"policy_given_{number}")
             if not path.exists():

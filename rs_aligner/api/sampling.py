@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rs_aligner.api import inputs
-from rs_aligner.api.inputs import FOLDER, Row
+from rs_aligner.api.inputs import FOLDER, ModelSource, Row
 from rs_aligner.config import load_config
 from rs_aligner.config.generate import GenerateConfig
 
@@ -25,9 +25,7 @@ def generate(
     *,
     prompts: Sequence[str | Row] | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
-    model_path: str | Path | None = None,
-    model: Any = None,
-    tokenizer: Any = None,
+    model_path: ModelSource | None = None,
     output: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Sample answers in this process, and have them judged if the config names a judge.
@@ -35,12 +33,11 @@ def generate(
     Args:
         prompts: texts, or rows as in a prompt file; None: the config's files.
         config: overrides of the tree of `generate.yaml`.
-        model_path: the policy, where the config does not name it.
-        model, tokenizer: the policy in memory, in its place, as of `train`.
+        model_path: the policy, where the config does not name it: a folder, or a pair (model, tokenizer).
         output: the file of the answers, where the config does not name it; None: they are only returned.
 
     Returns:
-        A row for each prompt, as in the file: its keys, `responses`, and with a judge `rewards`.
+        A row for each prompt, as in the file: `responses`, `rewards`, its data row as `metadata`, ...
 
     Raises:
         ValueError: config or prompts cannot be used; with the key, or the argument and the row.
@@ -48,11 +45,11 @@ def generate(
     """
     rows = inputs.rows_of("prompts", prompts)
     with tempfile.TemporaryDirectory(prefix="rs_aligner_") as scratch:
-        tree = inputs.tree_from(config, model_path=model_path, output_dir=scratch)
+        tree = inputs.tree_from(config, output_dir=scratch)
         inputs.set_key(tree, _OUTPUT, output, "output")
         if OmegaConf.is_missing(tree, _OUTPUT) or OmegaConf.select(tree, _OUTPUT) is None:
             OmegaConf.update(tree, _OUTPUT, str(Path(scratch) / "answers.jsonl"))
-        with inputs.given_in_folder(tree, [(_FILES, "prompts", rows)], model, tokenizer):
+        with inputs.given_in_folder(tree, [(_FILES, "prompts", rows)], model_path):
             del tree[FOLDER.partition(".")[0]]  # there is no run's folder
             typed = load_config(tree, GenerateConfig)
             inputs.refuse_ranks(typed, "generate")

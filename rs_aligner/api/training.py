@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rs_aligner import stopping
 from rs_aligner.api import inputs
-from rs_aligner.api.inputs import TRAIN, VALIDATION, Row
+from rs_aligner.api.inputs import TRAIN, VALIDATION, ModelSource, Row
 from rs_aligner.config import (
     ConfigError,
     TrainConfig,
@@ -59,9 +59,7 @@ def train(
     prompts: Sequence[str | Row] | None = None,
     eval_prompts: Sequence[str | Row] | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
-    model_path: str | Path | None = None,
-    model: Any = None,
-    tokenizer: Any = None,
+    model_path: ModelSource | None = None,
     output_dir: str | Path | None = None,
     metric_fn: Callable[..., Any] | None = None,
     loggers: Sequence[Logger] = (),
@@ -81,10 +79,8 @@ def train(
             `model.data.prompt_template` puts together), whose keys the judge gets. None: the config's files.
         eval_prompts: held-out prompts, never trained on.
         config: overrides of the tree of `train_rs.yaml`, nested or with dotted keys, or a YAML file of it.
-        model_path: the policy, where the config does not name it.
-        model: the policy in memory, in its place: an object of transformers, which is saved into the run's
-            folder first and is itself not changed.
-        tokenizer: of `model`.
+        model_path: the policy, where the config does not name it: a folder, or a pair (model, tokenizer) of
+            transformers' objects in memory, which is saved into the run's folder first and not changed.
         output_dir: the run's folder, where the config does not name it; the next free `runs/train_001`
             otherwise. A folder that has a run is gone on with: with the same judge, prompts and settings, or
             with what `exp_manager.allow_changes` lets change (docs/continuation.md).
@@ -107,7 +103,7 @@ def train(
         Stopped: the same for SIGTERM and SIGUSR1, where the program handles neither itself, and for
             `exp_manager.max_time_per_run`, which counts from this call. It is a SystemExit of status 75.
     """
-    tree = inputs.tree_from(config, model_path=model_path, output_dir=output_dir)
+    tree = inputs.tree_from(config, output_dir=output_dir)
     train_rows = inputs.rows_of("prompts", prompts)
     held_out_rows = inputs.rows_of("eval_prompts", eval_prompts)
     keys = inputs.keys_of([*train_rows, *held_out_rows])
@@ -125,7 +121,7 @@ def train(
 
         metrics_of = metrics_by(metric_fn, keys)
     files = [(TRAIN, "prompts", train_rows), (VALIDATION, "eval_prompts", held_out_rows)]
-    with inputs.given_in_folder(tree, files, model, tokenizer) as written:
+    with inputs.given_in_folder(tree, files, model_path) as written:
         typed = load_config(tree, TrainRSConfig)
         inputs.refuse_ranks(typed, "train")
 
@@ -142,9 +138,7 @@ def sft(
     rows: Sequence[Row] | None = None,
     eval_prompts: Sequence[str | Row] | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
-    model_path: str | Path | None = None,
-    model: Any = None,
-    tokenizer: Any = None,
+    model_path: ModelSource | None = None,
     output_dir: str | Path | None = None,
     loggers: Sequence[Logger] = (),
 ) -> TrainResult:
@@ -154,7 +148,7 @@ def sft(
         rows: prompts with their answers, as in the files of `train_sft.yaml`; None: the config's files.
         eval_prompts: held-out prompts, whose answers the config's `judge` scores.
         config: overrides of the tree of `train_sft.yaml`.
-        model_path, model, tokenizer, output_dir, loggers: as of `train`.
+        model_path, output_dir, loggers: as of `train`.
 
     Returns:
         The run's folder, the trained policy and the figures.
@@ -163,12 +157,12 @@ def sft(
         ValueError: config or rows cannot be used; with the key, or the argument and the row.
         KeyboardInterrupt, Stopped: as of `train`.
     """
-    tree = inputs.tree_from(config, what="sft", model_path=model_path, output_dir=output_dir)
+    tree = inputs.tree_from(config, what="sft", output_dir=output_dir)
     files = [
         (TRAIN, "rows", inputs.rows_of("rows", rows, are_prompts=False)),
         (VALIDATION, "eval_prompts", inputs.rows_of("eval_prompts", eval_prompts)),
     ]
-    with inputs.given_in_folder(tree, files, model, tokenizer) as written:
+    with inputs.given_in_folder(tree, files, model_path) as written:
         typed = load_config(tree, TrainSFTConfig)
         inputs.refuse_ranks(typed, "sft")
 
@@ -182,9 +176,7 @@ def reward_model(
     pairs: Sequence[Row] | None = None,
     eval_pairs: Sequence[Row] | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
-    model_path: str | Path | None = None,
-    model: Any = None,
-    tokenizer: Any = None,
+    model_path: ModelSource | None = None,
     output_dir: str | Path | None = None,
     loggers: Sequence[Logger] = (),
 ) -> TrainResult:
@@ -195,7 +187,7 @@ def reward_model(
             None: the config's files.
         eval_pairs: held-out ones.
         config: overrides of the tree of `train_reward_model.yaml`.
-        model_path, model, tokenizer, output_dir, loggers: as of `train`.
+        model_path, output_dir, loggers: as of `train`.
 
     Returns:
         The run's folder, the trained reward model and the figures.
@@ -204,12 +196,12 @@ def reward_model(
         ValueError: config or pairs cannot be used; with the key, or the argument and the row.
         KeyboardInterrupt, Stopped: as of `train`.
     """
-    tree = inputs.tree_from(config, what="reward_model", model_path=model_path, output_dir=output_dir)
+    tree = inputs.tree_from(config, what="reward_model", output_dir=output_dir)
     files = [
         (TRAIN, "pairs", inputs.rows_of("pairs", pairs, are_prompts=False)),
         (VALIDATION, "eval_pairs", inputs.rows_of("eval_pairs", eval_pairs, are_prompts=False)),
     ]
-    with inputs.given_in_folder(tree, files, model, tokenizer) as written:
+    with inputs.given_in_folder(tree, files, model_path) as written:
         typed = load_config(tree, TrainRewardModelConfig)
         inputs.refuse_ranks(typed, "reward_model")
 
