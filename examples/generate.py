@@ -8,19 +8,9 @@ writes a row for each prompt. Exits with status 2 and one message where somethin
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from rs_aligner.cli import scripts
-from rs_aligner.config import open_overrides
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="generate")
-def main(raw: DictConfig) -> None:
-    scripts.generate(raw)
-
+from rs_aligner.cli.configured import generate
 
 if __name__ == "__main__":
-    sys.argv[1:] = open_overrides(sys.argv[1:])
-    main()
+    sys.exit(generate(sys.argv[1:], beside=Path(__file__).parent))

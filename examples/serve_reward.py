@@ -8,19 +8,9 @@ With check=true it examines the judge instead and ends, with status 1 if the jud
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from rs_aligner.cli import scripts
-from rs_aligner.config import open_overrides
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="serve_reward")
-def main(raw: DictConfig) -> None:
-    scripts.serve_reward(raw)
-
+from rs_aligner.cli.configured import serve
 
 if __name__ == "__main__":
-    sys.argv[1:] = open_overrides(sys.argv[1:])
-    main()
+    sys.exit(serve(sys.argv[1:], beside=Path(__file__).parent))

@@ -9,19 +9,9 @@ one message where something has to be mended first.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from rs_aligner.cli import scripts
-from rs_aligner.config import open_overrides
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="train_reward_model")
-def main(raw: DictConfig) -> None:
-    scripts.train_reward_model(raw)
-
+from rs_aligner.cli.configured import reward_model
 
 if __name__ == "__main__":
-    sys.argv[1:] = open_overrides(sys.argv[1:])
-    main()
+    sys.exit(reward_model(sys.argv[1:], beside=Path(__file__).parent))

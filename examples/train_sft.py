@@ -9,19 +9,9 @@ to be mended first.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from rs_aligner.cli import scripts
-from rs_aligner.config import open_overrides
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="train_sft")
-def main(raw: DictConfig) -> None:
-    scripts.train_sft(raw)
-
+from rs_aligner.cli.configured import sft
 
 if __name__ == "__main__":
-    sys.argv[1:] = open_overrides(sys.argv[1:])
-    main()
+    sys.exit(sft(sys.argv[1:], beside=Path(__file__).parent))

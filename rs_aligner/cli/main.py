@@ -45,11 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FINISHED
     for command in COMMANDS:
         if command.name == name:
-            try:
+            from rs_aligner.cli.errors import one_line_errors
+
+            with one_line_errors():  # of what a user can get wrong, in any command
                 return command.load()(rest) or FINISHED
-            except ValueError as error:  # of what a user can get wrong, in any command
-                print(f"error: {error}", file=sys.stderr)
-                return TO_BE_MENDED
     near = difflib.get_close_matches(name, [command.name for command in COMMANDS], 1, 0.4)
     meant = f"; did you mean {near[0]}?" if near else ""
     print(f"error: rs-aligner has no command {name!r}{meant} (rs-aligner --help lists them)", file=sys.stderr)

@@ -58,6 +58,11 @@ def _set_up(config: TrainConfig | GenerateConfig) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads(config).most)
     wait_briefly()
     show_stacks_on_quit()
+    show_log()
+
+
+def show_log() -> None:
+    """Show the package's log lines on the first rank, and no other package's warnings."""
     warnings.filterwarnings("ignore", module=r"(megatron|nemo|lightning|torch|pydantic)\.")
     logger = logging.getLogger("rs_aligner")
     logger.handlers, logger.propagate = [log_handler()], False

@@ -1,8 +1,8 @@
-"""What each script of `examples/` does with the config that Hydra has read: check it, see to the ranks, run.
+"""What each command does with the config that Hydra has read: check it, see to the ranks, run.
 
-A function a command, all put together alike: the typed config, the ranks, the function of `commands`, and
-where to look for what came of it. Each ends the process with one line where something has to be mended. Left
-out on purpose: where the config comes from.
+A function a command, which is a script of `examples/`, too. All are put together alike: the typed config, the
+ranks, the function of `commands`, and where to look for what came of it. Each ends the process with one line
+where something has to be mended. Left out on purpose: where the config comes from.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from omegaconf import DictConfig
 
 from rs_aligner import stopping
 from rs_aligner.cli.errors import one_line_errors
 from rs_aligner.cli.loggers import loggers
-from rs_aligner.cli.ranks import rank, start_ranks
+from rs_aligner.cli.ranks import rank, show_log, start_ranks
 from rs_aligner.config import (
     GenerateConfig,
     ServeRewardConfig,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 WATCHED_SHARE = 0.9  # of the time that ranks wait for each other: stacks are shown before they give up
 
+AnyConfig = TrainRSConfig | TrainSFTConfig | TrainRewardModelConfig | ServeRewardConfig | GenerateConfig
 Config = TypeVar("Config", TrainRSConfig, TrainSFTConfig, TrainRewardModelConfig)
 Config_contra = TypeVar("Config_contra", bound=TrainConfig, contravariant=True)
 
@@ -102,6 +103,56 @@ def serve_reward(raw: DictConfig) -> None:
         wait_briefly()
         show_stacks_on_quit()
         sys.exit(serve(config))
+
+
+class Script(NamedTuple):
+    """A command that reads a config: what runs it, and the config's root."""
+
+    run: Callable[[DictConfig], None]
+    schema: type[AnyConfig]
+
+
+SCRIPTS = {
+    "train": Script(train_rs, TrainRSConfig),
+    "sft": Script(train_sft, TrainSFTConfig),
+    "reward-model": Script(train_reward_model, TrainRewardModelConfig),
+    "serve": Script(serve_reward, ServeRewardConfig),
+    "generate": Script(generate, GenerateConfig),
+}
+"""By the names of `rs-aligner`'s commands."""
+
+
+def show_plan(schema: Any) -> Callable[[DictConfig], None]:
+    """What prints the plan of a command: `rs-aligner plan`."""
+
+    def show(raw: DictConfig) -> None:
+        from rs_aligner.commands.ahead import plan_of
+
+        with one_line_errors():
+            config = load_config(raw, schema)
+            show_log()
+            print(plan_of(config).text)
+
+    return show
+
+
+def check_all(schema: Any) -> Callable[[DictConfig], None]:
+    """What checks all that a command needs: `rs-aligner check`."""
+
+    def check(raw: DictConfig) -> None:
+        with one_line_errors():
+            config = load_config(raw, schema)
+            from rs_aligner.commands import ahead
+
+            show_log()
+            for line in ahead.check(config):
+                print(f"ok  {line}", flush=True)
+            print("all is right that can be checked before a model is loaded")
+
+    return check
+
+
+AHEAD = {"plan": show_plan, "check": check_all}
 
 
 def _train(raw: DictConfig, schema: type[Config], fit: Fit[Config], told: str) -> None:

@@ -34,10 +34,13 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
+    Command("init", "rs_aligner.cli.init:main", "Write a config for your model, prompts and judge."),
     Command("train", "rs_aligner.cli.configured:train", "Rejection sampling: learn from the best answers."),
     Command("sft", "rs_aligner.cli.configured:sft", "Train on prompts with given answers, as a warm-up."),
     Command("reward-model", "rs_aligner.cli.configured:reward_model", "Train a judge from pairs of answers."),
     Command("serve", "rs_aligner.cli.configured:serve", "Serve a judge, or examine one (check=true)."),
+    Command("plan", "rs_aligner.cli.configured:plan", "Before another command: print what it would do."),
+    Command("check", "rs_aligner.cli.configured:check", "Before another command: see whether it can work."),
     Command("generate", "rs_aligner.cli.configured:generate", "Write a model's answers into a file."),
     Command("report", "rs_aligner.commands.report:main", "Write the page of a run, to be looked at."),
     Command(

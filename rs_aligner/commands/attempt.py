@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rs_aligner.config import TrainConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.config import RemoteRMConfig, TrainConfig, TrainRSConfig, TrainSFTConfig
 from rs_aligner.config import changes as parts
 from rs_aligner.config.changes import Part, settings_of
 from rs_aligner.files import checksum, checksum_of_file, running_checksum
@@ -71,18 +71,23 @@ def of_rs(
     config: TrainRSConfig, data: RSData, judge: RemoteGPTRMClient, watched: RemoteGPTRMClient | None
 ) -> dict[Part, str]:
     """Fingerprints of what rejection sampling reads and asks."""
-    found = {
+    found = of_rs_data(config, data)
+    if config.samples:
+        found[parts.JUDGE] = of_judge(judge, config.remote_rm)
+    if watched is not None and config.watched_rm is not None:
+        found[parts.WATCHED] = of_judge(watched, config.watched_rm)
+    return found
+
+
+def of_rs_data(config: TrainRSConfig, data: RSData) -> dict[Part, str]:
+    """Fingerprints of what rejection sampling reads."""
+    return {
         parts.TRAIN: of_prompts(data.prompts),
         parts.HELD_OUT: of_prompts(data.validation),
         parts.OFFLINE: of_groups(data.scored),
         parts.ANCHORS: of_rows(data.anchors),
         parts.SELECTORS: _of_code([getattr(one, "function", None) for one in config.model.rs.selection]),
     }
-    if config.samples:
-        found[parts.JUDGE] = _of_judge(judge, [server.name for server in config.remote_rm.servers])
-    if watched is not None and config.watched_rm is not None:
-        found[parts.WATCHED] = _of_judge(watched, [server.name for server in config.watched_rm.servers])
-    return found
 
 
 def of_sft(
@@ -94,7 +99,7 @@ def of_sft(
     """Fingerprints of what supervised training reads and asks."""
     found = {parts.TRAIN: of_rows(rows), parts.HELD_OUT: of_prompts(validation)}
     if judge is not None:
-        found[parts.SFT_JUDGE] = _of_judge(judge, [])
+        found[parts.SFT_JUDGE] = of_judge(judge, None)
     return found
 
 
@@ -128,9 +133,10 @@ def of_groups(groups: Sequence[Group]) -> str:
     )
 
 
-def _of_judge(judge: RemoteGPTRMClient, names: Sequence[str]) -> str:
+def of_judge(judge: RemoteGPTRMClient, asked: RemoteRMConfig | None) -> str:
     """The judge's own fingerprint; the name under which it is served, where it has none."""
-    return judge.fingerprint or f"served as {', '.join(sorted(set(names)))}"
+    names = {server.name for server in asked.servers} if asked is not None else set()
+    return judge.fingerprint or f"served as {', '.join(sorted(names))}"
 
 
 def _of_code(functions: Sequence[str | None]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rs_aligner import stopping
 from rs_aligner.commands import attempt, build
-from rs_aligner.config import TrainRSConfig, num_steps, plan, schedule_steps
+from rs_aligner.config import TrainRSConfig, schedule_steps
 
 if TYPE_CHECKING:
     from rs_aligner.record.run import Logger, Run
@@ -59,6 +59,7 @@ def _fit(
     given: Mapping[str, Any] | None,
     metrics_of: MetricsOf | None,
 ) -> None:
+    from rs_aligner.commands.ahead import plan_of_rs
     from rs_aligner.commands.run_data import read_rs_data
     from rs_aligner.selection import build_chain
 
@@ -71,14 +72,9 @@ def _fit(
         number = len(data.scored) or len(data.prompts)
         largest = max((len(group.rollouts) for group in data.scored), default=None)
         if run.is_first:
-            print(plan(config, number, len(data.validation), largest))
-            asked = [*data.prompts, *data.validation, *(group.prompt for group in data.scored)]
-            print(build.memory(config, number, max(len(p.token_ids) for p in asked)), flush=True)
+            text, planned = plan_of_rs(config, data)
+            print(text, flush=True)
             _wait_for(config, client, watched)
-            planned = {
-                "steps": num_steps(config, number),
-                "optimizer_steps": schedule_steps(config, number, largest),
-            }
             found = attempt.of_rs(config, data, client, watched)
             run.prepare(attempt.attempt(config, found, planned, given))
 

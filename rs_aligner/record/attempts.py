@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ class Attempt:
     versions: dict[str, str] = field(default_factory=_versions)
     number: int = 0
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
-    command: str = field(default_factory=lambda: " ".join(sys.argv))
+    command: str = field(default_factory=lambda: shlex.join(sys.orig_argv))
     allowed: list[str] = field(default_factory=list)
     given: dict[str, Any] = field(default_factory=dict)
 

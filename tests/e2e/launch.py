@@ -18,8 +18,15 @@ def run_script(
     script: str, *arguments: str, timeout: float, cwd: Path = ROOT, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python examples/<script>`; both streams are its `stdout`, its failure is the caller's matter."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     command = [sys.executable, str(ROOT / "examples" / script), *arguments]
+    return run_command(*command, timeout=timeout, cwd=cwd, **env)
+
+
+def run_command(
+    *command: str, timeout: float, cwd: Path = ROOT, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run any command in the same way."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     return subprocess.run(
         command,
         check=False,

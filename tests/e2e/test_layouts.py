@@ -6,6 +6,7 @@ Also what a second start in the same folder does, and that all loggers hold the 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 import transformers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.e2e.launch import ROOT, read_metrics, run_script
+from tests.e2e.launch import ROOT, read_metrics, run_command
 from tests.reward.rows import free_port
 from tests.reward.service import service
 
@@ -26,6 +27,11 @@ LAYOUTS = {
     "dp2": ["trainer.devices=2"],
     "tp2": ["trainer.devices=2", "model.tensor_model_parallel_size=2"],
     "pp2": ["trainer.devices=2", "model.pipeline_model_parallel_size=2"],
+}
+# Ranks are started by whatever way in their first process came: a script, a module, an installed command.
+WAYS_IN = {
+    "dp2": [sys.executable, "-m", "rs_aligner", "train"],
+    "tp2": [str(Path(sys.executable).with_name("rs-aligner")), "train"],
 }
 JUDGE = """
 def even_share(prompts, responses, metadata):
@@ -42,8 +48,8 @@ class Runs:
     def train(self, name: str, *overrides: str, status: int = 0) -> str:
         """Train into the folder `name`, to end with this status; returns what was printed."""
         prefix = f"{{train: {self.folder}/train.jsonl, validation: {self.folder}/dev.jsonl}}"
-        done = run_script(
-            "train_rs.py",
+        done = run_command(
+            *WAYS_IN.get(name, [sys.executable, str(ROOT / "examples" / "train_rs.py")]),
             f"exp_manager.explicit_log_dir={self.folder / name}",
             f"remote_rm.reward_model.port={self.port}",
             f"pretrained_checkpoint.restore_from_path={self.folder / 'policy'}",

@@ -60,14 +60,7 @@ def serve(cfg: ServeRewardConfig) -> None:
     # Who sent a bad request is told why; its traceback here would help nobody.
     logging.getLogger("pytriton").setLevel(logging.CRITICAL)
     use_our_libpython()
-    host, port = cfg.inference.host, cfg.inference.port
-    address = _free_address(host, port)
-    token = read_token("inference.token_file", cfg.inference.token_file)
-    if token is None and not ipaddress.ip_address(address).is_loopback:
-        raise ValueError(
-            f"inference.host is {host}: other machines can reach it, so set inference.token_file, or the "
-            f"variable {TOKEN_VARIABLE}, to a secret that clients have, too; or keep 127.0.0.1"
-        )
+    address, token = address_of(cfg)
     with contextlib.ExitStack() as stack:
         judge = load(cfg)
         stack.callback(judge.close)
@@ -84,6 +77,23 @@ def serve(cfg: ServeRewardConfig) -> None:
         scratch = stack.enter_context(scratch_folder())
         _end_on_signals(judge, scratch)
         _run(cfg, address, scorer, judge.fingerprint, scratch, stack)
+
+
+def address_of(cfg: ServeRewardConfig) -> tuple[str, str | None]:
+    """Where the judge is to be served, with the token that clients need there, if any.
+
+    Raises:
+        ValueError: the address is taken, or other machines could reach it without a token.
+    """
+    host = cfg.inference.host
+    address = _free_address(host, cfg.inference.port)
+    token = read_token("inference.token_file", cfg.inference.token_file)
+    if token is None and not ipaddress.ip_address(address).is_loopback:
+        raise ValueError(
+            f"inference.host is {host}: other machines can reach it, so set inference.token_file, or the "
+            f"variable {TOKEN_VARIABLE}, to a secret that clients have, too; or keep 127.0.0.1"
+        )
+    return address, token
 
 
 def examine(cfg: ServeRewardConfig) -> bool:

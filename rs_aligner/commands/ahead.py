@@ -1,0 +1,241 @@
+"""What a command would do, and whether it could, before any model is loaded: `rs-aligner plan` and `check`.
+
+Everything is read as the command itself reads it: the config, the model's folder without its weights, the
+data, users' code. A check also asks the judge and looks at the run's folder. Neither writes anything. Left
+out on purpose: whether the memory suffices and the weights load, which shows when they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rs_aligner.commands import attempt, build
+from rs_aligner.commands.run_data import read_pair_data, read_prompts, read_rs_data, read_sft_data
+from rs_aligner.config import (
+    GenerateConfig,
+    JudgeConfig,
+    RemoteRMConfig,
+    ServeRewardConfig,
+    TrainConfig,
+    TrainRewardModelConfig,
+    TrainRSConfig,
+    TrainSFTConfig,
+    changes,
+    epoch_plan,
+    num_epoch_steps,
+    num_steps,
+    plan,
+    schedule_steps,
+)
+from rs_aligner.record.attempts import attempt_files, compare, latest
+from rs_aligner.record.format import work_in
+from rs_aligner.record.room import check_open_files, check_writable
+
+if TYPE_CHECKING:
+    from rs_aligner.trainers.rs import RSData
+
+Config = TrainRSConfig | TrainSFTConfig | TrainRewardModelConfig | GenerateConfig
+MODELS = ("huggingface", "megatron_reward_model")
+"""Judges that are models, which a check does not load."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command would do.
+
+    Attributes:
+        text: for people.
+        data: what was read, in a line.
+        found: fingerprints of the data.
+        planned: how long a training would be.
+    """
+
+    text: str
+    data: str
+    found: Mapping[changes.Part, str]
+    planned: Mapping[str, int]
+
+
+def plan_of(config: Config) -> Plan:
+    """Read everything but weights, and work out what would be done.
+
+    Raises:
+        ValueError: something of it cannot be used; with the key or the file.
+    """
+    tokenizer, positions = build.read_tokenizer(config)
+    match config:
+        case TrainRSConfig():
+            data = read_rs_data(config, tokenizer, positions)
+            text, planned = plan_of_rs(config, data)
+            told = f"{len(data.scored) or len(data.prompts):,} prompts, {len(data.validation):,} held out"
+            return Plan(text, told, attempt.of_rs_data(config, data), planned)
+        case TrainSFTConfig():
+            rows, held_out = read_sft_data(config, tokenizer, positions)
+            found = attempt.of_sft(config, rows, held_out, None)
+            return _plan_of_epochs(config, found, len(rows), len(held_out), "rows")
+        case TrainRewardModelConfig():
+            pairs, kept_apart = read_pair_data(config, tokenizer, positions)
+            found = {
+                changes.TRAIN: attempt.of_pairs(pairs),
+                changes.HELD_OUT: attempt.of_pairs(kept_apart),
+            }
+            return _plan_of_epochs(config, found, len(pairs), len(kept_apart), "pairs")
+        case GenerateConfig():
+            return _plan_of_answers(config, tokenizer, positions)
+
+
+def check(config: Config | ServeRewardConfig) -> Iterator[str]:
+    """Check all that a command needs, as far as it shows before a model is loaded.
+
+    Yields:
+        A line for each part that is right, as soon as that is known.
+
+    Raises:
+        ValueError: something cannot be used; with the key or the file, and what would work.
+        ConnectionError: no judge answers.
+    """
+    yield "the config"
+    if isinstance(config, ServeRewardConfig):
+        yield from _check_server(config)
+        return
+    if isinstance(config, TrainConfig):
+        yield from _check_folder(Path(config.exp_manager.explicit_log_dir))
+    if isinstance(config, TrainRSConfig):
+        rs = config.model.rs
+        from rs_aligner.selection import build_chain
+
+        build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
+    made = plan_of(config)
+    yield f"the model: {config.pretrained_checkpoint.restore_from_path}"
+    yield f"the data: {made.data}"
+    found = dict(made.found)
+    for part, said, fingerprint in _check_judges(config):
+        yield said
+        if part is not None and fingerprint is not None:
+            found[part] = fingerprint
+    if isinstance(config, TrainConfig):
+        yield from _check_run(config, found, made.planned)
+
+
+def plan_of_rs(config: TrainRSConfig, data: RSData) -> tuple[str, dict[str, int]]:
+    """What rejection sampling would do with its data: for people, and how long it would be."""
+    number = len(data.scored) or len(data.prompts)
+    largest = max((len(group.rollouts) for group in data.scored), default=None)
+    asked = [*data.prompts, *data.validation, *(group.prompt for group in data.scored)]
+    text = plan(config, number, len(data.validation), largest)
+    memory = build.memory(config, number, max(len(prompt.token_ids) for prompt in asked))
+    steps, optimizer_steps = num_steps(config, number), schedule_steps(config, number, largest)
+    return f"{text}\n{memory}", {"steps": steps, "optimizer_steps": optimizer_steps}
+
+
+def _plan_of_epochs(
+    config: TrainSFTConfig | TrainRewardModelConfig,
+    found: Mapping[changes.Part, str],
+    number: int,
+    held_out: int,
+    what: str,
+) -> Plan:
+    steps = num_epoch_steps(config, number)
+    told = f"{number:,} {what}, {held_out:,} held out"
+    planned = {"steps": steps, "optimizer_steps": steps}
+    return Plan(epoch_plan(config, number, held_out), told, found, planned)
+
+
+def _plan_of_answers(config: GenerateConfig, tokenizer: Any, positions: int) -> Plan:
+    data, answers = config.model.data, config.model.answers
+    prompts = read_prompts(data.files, config, tokenizer, positions).prompts[: data.num_prompts]
+    each = answers.num_rollouts_per_prompt
+    at_most = len(prompts) * each * answers.length_params.max_length
+    lines = (
+        f"prompts  {len(prompts):,}, decoded {answers.rollout_micro_batch_size:,} at a time on each rank",
+        f"answers  {len(prompts) * each:,} ({each:,} a prompt), of {at_most:,} tokens at most",
+        f"chosen   {config.choice}, of each prompt's answers",
+        f"file     {config.output}",
+    )
+    return Plan("\n".join(lines), f"{len(prompts):,} prompts", {}, {})
+
+
+def _check_folder(folder: Path) -> Iterator[str]:
+    check_open_files()
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    check_writable(there, "exp_manager.explicit_log_dir")
+    yield f"the run's folder can be written: {folder}"
+
+
+def _check_judges(config: Config) -> Iterator[tuple[changes.Part | None, str, str | None]]:
+    """What there is to say of each judge, with its part of a start's fingerprints."""
+    from rs_aligner.reward.client import RemoteGPTRMClient
+
+    if isinstance(config, TrainSFTConfig):
+        if config.judge is not None:
+            yield None, _check_source(config.judge), None
+        return
+    if isinstance(config, TrainRewardModelConfig) or not getattr(config, "samples", True):
+        return
+    watched = config.watched_rm if isinstance(config, TrainRSConfig) else None
+    judges = (("judge", changes.JUDGE, config.remote_rm), ("watched judge", changes.WATCHED, watched))
+    for what, part, asked in judges:
+        if asked is None:
+            continue
+        if asked.in_process and asked.judge is not None and _models(asked.judge):
+            yield None, f"the {what}: {_check_source(asked.judge)}", None
+            continue
+        with RemoteGPTRMClient(asked) as client:
+            client.wait_until_ready()
+            yield part, f"the {what} answers{_at(asked)}", attempt.of_judge(client, asked)
+
+
+def _at(asked: RemoteRMConfig) -> str:
+    if asked.in_process:
+        return " in this process"
+    return ": " + ", ".join(f"{server.ip}:{server.port}" for server in asked.servers)
+
+
+def _models(judge: JudgeConfig) -> bool:
+    return any(source.name in MODELS for source in (judge, *judge.parts.values()))
+
+
+def _check_source(judge: JudgeConfig) -> str:
+    """A judge of this process, loaded unless it is a model."""
+    from rs_aligner.reward.judges import load_judge
+
+    if _models(judge):
+        return "a model, which is not loaded here"
+    with contextlib.closing(load_judge(judge)):
+        return f"the judge: {judge.function or judge.name or ', '.join(judge.parts)}"
+
+
+def _check_server(config: ServeRewardConfig) -> Iterator[str]:
+    from rs_aligner.reward.server.serve import address_of
+
+    address, token = address_of(config)
+    secret = "with a token" if token else "without a token, from this machine only"
+    yield f"the address is free: {address}:{config.inference.port}, {secret}"
+    yield _check_source(config.judge)
+
+
+def _check_run(
+    config: TrainConfig, found: Mapping[changes.Part, str], planned: Mapping[str, int]
+) -> Iterator[str]:
+    """Whether a run that is in the folder may go on with these settings."""
+    manager = config.exp_manager
+    folder = Path(manager.explicit_log_dir)
+    checkpoints = sorted((folder / "checkpoints").glob("step_*"))
+    if not checkpoints and not work_in(folder):
+        yield "the run would be a new one"
+        return
+    if not manager.resume_if_exists:
+        raise ValueError(
+            f"exp_manager.explicit_log_dir={folder} has work of an earlier start, and "
+            "exp_manager.resume_if_exists is false: choose another folder, or set it to true"
+        )
+    files = attempt_files(folder / "config")
+    before = latest(folder / "config", manager.allow_changes)
+    if before is not None:
+        compare(before, attempt.attempt(config, found, planned, None), folder, manager.allow_changes)
+    behind = f"behind {checkpoints[-1].name}" if checkpoints else "from the beginning"
+    yield f"the run goes on {behind}, with its attempt {len(files) + 1}"
