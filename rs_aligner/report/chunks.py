@@ -140,7 +140,7 @@ class Chunks:
 
 
 def write_chunks(run: Path) -> Chunks:
-    """Write the rollouts of a run where its page finds them, as far as they are not there yet.
+    """Write the rollouts of a run where its page finds them, as far as they are missing there.
 
     Args:
         run: the folder of the run; nothing but its `report/` is written.
@@ -165,7 +165,7 @@ def write_chunks(run: Path) -> Chunks:
 
 
 def _entries(data: RunData, folder: Path, before: _Written) -> Iterator[Entry]:
-    """Each of the ledger's files, written as far as it is not here yet."""
+    """Each of the ledger's files, written as far as it is missing."""
     known = {(entry.name, entry.key): entry for entry in before.entries}
     there = {path.name for path in folder.iterdir()}
     looks = [(step, True) for step in data.held_out_steps()]
