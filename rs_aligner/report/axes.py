@@ -75,12 +75,16 @@ class Field:
         return "".join(found)
 
     def outline(self, boxes: Sequence[tuple[float, float, float]]) -> str:
-        """The line around bars that stand side by side on 0: (left, right, high)."""
+        """The line around bars on 0, also where there is a gap between two: (left, right, high)."""
         if not boxes:
             return ""
         zero = self.y.at(0)
         path = [f"M{self.x.at(boxes[0][0]):.1f} {zero:.1f}"]
+        before = boxes[0][0]
         for left, right, high in boxes:
+            if left > before + 1e-9 * (right - left):
+                path.append(f"V{zero:.1f}")
+            before = right
             path.append(f"H{self.x.at(left):.1f}V{self.y.at(high):.1f}H{self.x.at(right):.1f}")
         return "".join(path) + f"V{zero:.1f}"
 

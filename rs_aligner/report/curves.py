@@ -130,7 +130,7 @@ def _figures(frame: Frame, *wanted: Line) -> Maker:
 _HELD_OUT = Line("held-out", "validation/reward", "validation/reward_error")
 _BARS = "Bars are two standard errors on either side."
 _OPTIMIZER: list[Maker] = [
-    _figures(Frame("loss", "Loss", "nats"), Line("loss", "loss")),
+    _figures(Frame("loss", "Loss", "loss"), Line("loss", "loss")),
     _figures(Frame("rate", "Learning rate", "rate"), Line("learning rate", "lr")),
     _figures(Frame("gradient", "Norm of the gradient", "norm"), Line("gradient", "grad_norm")),
 ]

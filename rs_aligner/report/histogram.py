@@ -16,6 +16,7 @@ import msgspec
 
 MOST_VALUES = 24  # different ones that are counted each by itself
 MOST_BINS = 64
+_FEW_VALUES = 12  # that are shown each by itself; more only where all are whole numbers
 
 
 class Bar(msgspec.Struct, frozen=True):
@@ -107,6 +108,6 @@ def common_exponent(*histograms: Histogram) -> int | None:
     if exponents:
         return max(exponents)
     everything = {value for one in histograms for value in one.values}
-    if len(everything) <= MOST_VALUES:
+    if len(everything) <= (MOST_VALUES if all(value == int(value) for value in everything) else _FEW_VALUES):
         return None
     return math.ceil(math.log2((max(everything) - min(everything)) / (MOST_BINS / 2)))

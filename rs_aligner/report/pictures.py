@@ -7,7 +7,6 @@ which figures a run has at what step (`curves`), and what the rollouts look like
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -120,7 +119,7 @@ def lines(frame: Frame, curves: Sequence[Curve]) -> Picture | None:
     note = frame.note
     longest = max(len(curve.points) for curve in curves)
     if longest > MOST_POINTS:
-        note = f"{note} Each point is the mean of about {round(longest / MOST_POINTS)} steps.".strip()
+        note = f"{note} Each point is the mean of {_joined(longest, MOST_POINTS)} steps.".strip()
     said = "; ".join(_said(curve) for curve in curves)
     return _picture(frame, said, at, shapes, _table(frame.x_label, curves), note)
 
@@ -152,7 +151,7 @@ def stacked(frame: Frame, curves: Sequence[Curve]) -> Picture | None:
     ]
     note = frame.note
     if len(groups) < len(steps):
-        note = f"{note} Each bar is the mean of some steps.".strip()
+        note = f"{note} Each bar is the mean of {len(groups[0])} steps.".strip()
     sums = ", ".join(f"{curve.name} {number(sum(y for _, y in curve.points))}" for curve in curves)
     return _picture(frame, f"Over all steps: {sums}", at, shapes, _table(frame.x_label, curves), note)
 
@@ -181,10 +180,14 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
 
 
 def _grouped(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
-    """Neighbours together, so that there are at most so many groups of about the same size."""
-    number = min(len(items), most)
-    cuts = [len(items) * place // number for place in range(number + 1)]
-    return [items[start:end] for start, end in itertools.pairwise(cuts)]
+    """Neighbours together, equally many in each group but the last, in at most so many groups."""
+    size = _joined(len(items), most)
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _joined(number: int, most: int) -> int:
+    """How many neighbours are one, so that so many items are at most `most`."""
+    return max(1, math.ceil(number / most))
 
 
 def _said(curve: Curve) -> str:

@@ -14,11 +14,12 @@ from rs_aligner.report.pictures import NUM_ERRORS, number
 
 def selection_against_chance(facts: Facts) -> list[str]:
     """What choosing gained over a choice at random, and what more it could have gained."""
-    steps = [row for row in facts.steps if "control/random_mean" in row and "reward/kept_mean" in row]
+    steps = [row for row in facts.steps if "control/random_std" in row and row.get("rollouts/kept")]
     if not steps:
         return ["No step has kept anything yet, so there is nothing to compare with chance."]
     weights = [row["rollouts/kept"] for row in steps]
-    gains = [row["reward/kept_mean"] - row["control/random_mean"] for row in steps]
+    # z is of the kept among those that were sampled by design, as the control is; kept_mean is of all.
+    gains = [row.get("control/z", 0.0) * row["control/random_std"] for row in steps]
     total = sum(weights)
     gain = sum(weight * one for weight, one in zip(weights, gains, strict=True)) / total
     error = math.sqrt(
@@ -27,7 +28,7 @@ def selection_against_chance(facts: Facts) -> list[str]:
     error /= total
     many = "the one step" if len(steps) == 1 else f"{len(steps)} steps"
     said = [
-        f"Over {many} the {total:,.0f} kept answers score {_than(gain)} as many answers to the same "
+        f"Over {many} the kept answers score {_than(gain)} as many answers to the same "
         "prompts, drawn at random"
         + (f" ({number(gain / error)} standard deviations of such a draw)." if error > 1e-12 else ".")
     ]

@@ -66,6 +66,7 @@ def rows(number: int = 4) -> list[dict[str, float]]:
             "reward/kept_mean": 1.0,
             "control/random_mean": 0.5,
             "control/random_std": 0.25,
+            "control/z": 2.0,
             "rollouts/total": 4,
             "rollouts/kept": 2,
             "rollouts/truncated": 3,
@@ -145,7 +146,7 @@ def test_the_verdict_and_what_to_worry_about_are_in_words(tmp_path: Path) -> Non
     page = read(folder)
     assert "Yes: the held-out score rose by 0.5." in page.words
     assert "was 0.250 ± 0.030 before the first step and is 0.750 ± 0.040 after step 4;" in page.words
-    assert "Over 4 steps the 8 kept answers score 0.5 higher than as many answers" in page.words
+    assert "Over 4 steps the kept answers score 0.5 higher than as many answers" in page.words
     assert "75% of the answers of the last 3 steps" in page.words
     assert "It finished, with 4 steps." in page.words
     assert {"class": "verdict good"} in page.named("div")

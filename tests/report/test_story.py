@@ -101,6 +101,7 @@ def step(
         "reward/kept_mean": mean,
         "control/random_mean": at_random,
         "control/random_std": deviation,
+        **({"control/z": (mean - at_random) / deviation} if deviation else {}),
         **more,
     }
 
@@ -110,7 +111,7 @@ def test_selection_is_weighed_by_what_each_step_kept() -> None:
     rows = [step(1, 2, 1.0, 0.5, 0.3), step(2, 6, 0.9, 0.6, 0.15, **{"reward/headroom": 0.1})]
     said = selection_against_chance(Facts(rows))
     assert said[0] == (
-        "Over 2 steps the 8 kept answers score 0.35 higher than as many answers to the same prompts, drawn "
+        "Over 2 steps the kept answers score 0.35 higher than as many answers to the same prompts, drawn "
         "at random (2.59 standard deviations of such a draw)."
     )
     assert "whether the policy learns from it" in said[1]
@@ -119,10 +120,10 @@ def test_selection_is_weighed_by_what_each_step_kept() -> None:
 
 def test_selection_that_does_no_better_than_chance_is_told() -> None:
     weak = selection_against_chance(Facts([step(1, 4, 0.55, 0.5, 0.05)]))
-    assert weak[0].startswith("Over the one step the 4 kept answers score 0.05 higher than")
+    assert weak[0].startswith("Over the one step the kept answers score 0.05 higher than")
     assert weak[1].startswith("That is no more than chance:")
     no_choice = selection_against_chance(Facts([step(1, 4, 0.5, 0.5, 0.0)]))
-    assert "the 4 kept answers score no higher than as many" in no_choice[0]
+    assert "the kept answers score no higher than as many" in no_choice[0]
     assert no_choice[1].startswith("There was no choice:")
     assert "nothing to compare" in selection_against_chance(Facts([{"step": 1}]))[0]
 
