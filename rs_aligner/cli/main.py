@@ -20,6 +20,7 @@ A language model learns from the best of its own answers: rejection sampling wit
 
 {commands}
 
+NeMo-Aligner's command lines, rs-aligner train_gpt_rs_actor.py ..., are answered with ours.
 rs-aligner COMMAND --help says more of each. rs-aligner --version says which version this is.
 """
 
@@ -49,6 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             with one_line_errors():  # of what a user can get wrong, in any command
                 return command.load()(rest) or FINISHED
+    if name.endswith(".py"):
+        from rs_aligner.config.nemo_scripts import SCRIPTS, translate
+
+        if (script := name.rpartition("/")[2]) in SCRIPTS:
+            translation = translate(script, rest)
+            print(translation)
+            return TO_BE_MENDED if translation.refused else FINISHED
     near = difflib.get_close_matches(name, [command.name for command in COMMANDS], 1, 0.4)
     meant = f"; did you mean {near[0]}?" if near else ""
     print(f"error: rs-aligner has no command {name!r}{meant} (rs-aligner --help lists them)", file=sys.stderr)
