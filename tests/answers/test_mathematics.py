@@ -183,6 +183,7 @@ def test_only_what_is_left_goes_to_the_library() -> None:
         asked.close()
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_undecided_and_the_next_is_not() -> None:
     asked = library.Library(time_limit=0.001)
     try:

@@ -43,10 +43,13 @@ ONLY_CHECKED = {
 """Leaves that only the checks of the config read."""
 
 
+QUICKEST = ("serve_reward", "generate", "train_sft", "train_reward_model", "train_rs")
+
+
 def marks(command: str, key: str) -> list[pytest.MarkDecorator]:
-    """What several judges or several commands have is shown by one of each in the fast part."""
-    is_again = command != "train_rs" and key in TABLE["train_rs"][1]
-    return [pytest.mark.slow] if is_again or key.startswith("watched_rm.") else []
+    """What several judges or commands have is shown by one and the quickest command, in the fast part."""
+    first = next(one for one in QUICKEST if key in TABLE[one][1])
+    return [pytest.mark.slow] if command != first or key.startswith("watched_rm.") else []
 
 
 ROWS = [

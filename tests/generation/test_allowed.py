@@ -172,7 +172,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.1])
+@pytest.mark.parametrize("temperature", [0.01, pytest.param(0.1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("path", "filters"), CASES)
 def test_tokens_come_as_a_softmax_over_those_that_may_come_says(
     path: str, temperature: float, filters: dict[str, Any]
