@@ -178,8 +178,10 @@ def recorded(run: RunData, steps: Sequence[int]) -> Outcome:
 
 
 def _sampled(run: RunData, step: int) -> Iterator[LedgerRow]:
-    """What a step sampled; rollouts of earlier steps that it trained on again are left out."""
-    return (row for row in run.rows(step) if row.policy_version == step - 1)
+    """What a step sampled, or read; rollouts of earlier steps that it trained on again are left out."""
+    attempts = run.attempts()
+    is_offline = bool(attempts and attempts[-1].settings.get(f"{_PREFIX}offline"))
+    return (row for row in run.rows(step) if is_offline or row.policy_version == step - 1)
 
 
 def judged_by(group: Group, component: str | None) -> Group:

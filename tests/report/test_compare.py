@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.cli.main import main
 from rs_aligner.report.compare import compare, write_page
+from tests.command import status_of
 from tests.report.made_up import add_look, group, write_run
 from tests.report.test_page import NASTY, Elements
 
@@ -113,14 +113,14 @@ def test_the_command_prints_a_table_and_the_page(tmp_path: Path, capsys: pytest.
         made(tmp_path / "b", AFTER, selection=[{"name": "positive"}]),
     )
     out = tmp_path / "page.html"
-    assert main(["compare", str(a), str(b), "--out", str(out)]) == 0
+    assert status_of(["compare", str(a), str(b), "--out", str(out)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[2].startswith("b      2  1.0000 ± 0.0000  5.1875 ± ")
     assert "+0.8125 ± 0.2772 (paired, 4 prompts)" in said[2]
     assert said[3].startswith("model.rs.selection: [] | [{")
     assert said[-1] == str(out)
     assert out.is_file()
-    assert main(["compare", str(a)]) == 2
+    assert status_of(["compare", str(a)]) == 2
     assert "two different runs at least" in capsys.readouterr().err
-    assert main(["compare", str(a), str(tmp_path)]) == 2
+    assert status_of(["compare", str(a), str(tmp_path)]) == 2
     assert "There are runs inside" in capsys.readouterr().err

@@ -11,7 +11,6 @@ import datasets
 import pytest
 
 import rs_aligner
-from rs_aligner.cli.main import main
 from rs_aligner.commands import train_reward_model, train_sft
 from rs_aligner.config import TrainRewardModelConfig, TrainSFTConfig, load_config
 from rs_aligner.data import load_pairs, load_scored, load_sft_rows
@@ -22,6 +21,7 @@ from rs_aligner.report.dataset import Wanted, write_dataset
 from rs_aligner.report.run_data import RunData, open_run
 from rs_aligner.rollout import PREFILLED, Prompt, Rollout, Score, ScoreFailure
 from tests.chat_models import CHATML, SPECIAL, THINK, save_tokenizer
+from tests.command import status_of
 from tests.fake_run import FakeRun, Result
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How are you?"}]
@@ -122,10 +122,10 @@ def test_what_cannot_be_written_is_told(
         ([str(tmp_path), "--kept", "--out", "a.jsonl"], "is not the folder of a run: it has no run.json"),
     ):
         folder = [] if str(tmp_path) in arguments else [str(repeated.folder)]
-        assert main(["dataset", *folder, *arguments]) == 2
+        assert status_of(["dataset", *folder, *arguments]) == 2
         assert told in capsys.readouterr().err
     path = tmp_path / "pairs.jsonl"
-    assert main(["dataset", str(repeated.folder), "--pairs", "--out", str(path)]) == 0
+    assert status_of(["dataset", str(repeated.folder), "--pairs", "--out", str(path)]) == 0
     assert f"{path}: {len(rows_of(path))} pairs; " in capsys.readouterr().out
 
 

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.cli.main import main
 from rs_aligner.config import TrainRSConfig
 from rs_aligner.config.changes import settings_of
 from rs_aligner.record.attempts import Attempt
+from rs_aligner.record.ledger_row import groups_of
 from rs_aligner.report.replay import alternative, recorded, replay
 from rs_aligner.report.run_data import RunData, open_run
 from rs_aligner.report.tally import Ratio, expected
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.selection import Progress, build_chain
 from tests import fake_run
+from tests.command import status_of
 from tests.fake_run import FakeRun, Result, digest
 
 CHAINS: dict[str, list[dict[str, Any]]] = {
@@ -49,6 +50,7 @@ def made(folder: Path, *, steps: int = 3, prompts: int = 6, seed: str = "", **rs
         run = FakeRun(folder)
         run.prompts = [Prompt(f"p{i}", f"text {i}", (100 + i,), row=i) for i in range(prompts)]
         run.start(score, steps=steps, interval=None, epochs=50, text_length=3, watched=score, **rs)
+    rs.pop("scored", None)
     config = TrainRSConfig.model_validate(
         {
             "exp_manager": {"explicit_log_dir": str(folder)},
@@ -132,6 +134,15 @@ def test_a_chain_that_looks_at_others_is_shown_parts_by_index(tmp_path: Path) ->
     assert found.reward.value == pytest.approx(2 * fmean(kept))
 
 
+def test_rollouts_that_were_read_are_chosen_from_too(tmp_path: Path) -> None:
+    scored = groups_of(list(made(tmp_path / "sampled", steps=1).rows(1)))
+    run = made(tmp_path / "read", steps=2, scored=scored, offline=["sampled"])
+    assert run.steps() == [1, 2]
+    (found,) = replay(run, [2], [alternative(run)])
+    assert found.seen == recorded(run, [2]).seen == 16
+    assert found.reward.value == pytest.approx(run.metrics()[-1]["reward/kept_mean"])
+
+
 def test_a_part_of_the_score_selects_in_place_of_the_score(tmp_path: Path) -> None:
     run = made(tmp_path, steps=1)
     rows = [row for row in run.rows(1) if row.reward is not None]
@@ -182,13 +193,13 @@ def test_what_runs_with_another_seed_keep_is_predicted_within_a_tenth(tmp_path: 
 def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made(tmp_path, steps=2)
     command = ["replay", str(tmp_path), "--rollouts", "2", "--selection", "[{name: positive}, {name: topk}]"]
-    assert main([*command, "--selection", "[{name: median}]"]) == 0
+    assert status_of([*command, "--selection", "[{name: median}]"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(", steps 1 to 2: 6 prompts, 24 rollouts")
     starts = ["as it was", "scored above 0, then the best 1", "above the prompt's median"]
     assert [line.partition("  ")[0] for line in lines[2:5]] == starts
     assert lines[5] == "Behind step 1 the policy is the one that the run's own selection has trained."
-    assert main([*command, "--json", "--step", "1"]) == 0
+    assert status_of([*command, "--json", "--step", "1"]) == 0
     as_it_was, other = json.loads(capsys.readouterr().out)
     assert as_it_was["reward"] == pytest.approx(run.metrics()[0]["reward/kept_mean"])
     assert other["from"] == "all choices of 2 of 4"
@@ -200,5 +211,5 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.Captu
         (["--step", "7"], "--step 7: the ledger has steps 1 to 2"),
         (["--top-n", "0"], "model.rs.top_n_rollouts is 0"),
     ):
-        assert main(["replay", str(tmp_path), *wrong]) == 2
+        assert status_of(["replay", str(tmp_path), *wrong]) == 2
         assert told in capsys.readouterr().err
