@@ -10,7 +10,6 @@ which of them shows the effect of which key.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import itertools
 import json
@@ -33,6 +32,7 @@ import torch
 from omegaconf import OmegaConf
 
 from rs_aligner import stopping
+from rs_aligner.cli import scripts
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.model import runtime
 from rs_aligner.model.families.registry import read_architecture
@@ -45,7 +45,6 @@ from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.bad_steps import BadSteps
 from tests.config.leaf_judges import Notes, chance_of, set_up_judges, set_up_server
 from tests.config.leaf_reads import READS, note_reads
-from tests.conftest import ROOT
 from tests.tiny import save_tiny_with_tokenizer
 
 WORDS = ("red", "Red", "dog", "runs")
@@ -116,7 +115,7 @@ def at_place(value: Any, place: Path) -> Any:
 def look(
     command: str, tree: Mapping[str, Any], place: Path, *, again: bool = False, ranks: int = 1
 ) -> dict[str, Any]:
-    """Run `examples/<command>.py` and return what was written down.
+    """Run what is behind `examples/<command>.py` and its composed config, and return what was written down.
 
     Args:
         command: the script's name.
@@ -134,11 +133,10 @@ def look(
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(place):
         _set_up(patch, notes, ranks)
         reads = note_reads(patch)
-        script = importlib.import_module(command)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 logger.handlers, logger.propagate = [notes.handler], False
-                script.main.__wrapped__(OmegaConf.create(at_place(tree, place)))
+                getattr(scripts, command)(OmegaConf.create(at_place(tree, place)))
         except SystemExit as error:
             notes.add("status", error.code)
         finally:
@@ -202,7 +200,6 @@ def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
         patch.delenv(name, raising=False)
     for name, value in {"RANK": "0", "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}.items():
         patch.setenv(name, value)
-    patch.syspath_prepend(str(ROOT / "examples"))
     patch.setattr("rs_aligner.cli.ranks.log_handler", lambda: notes.handler)
     patch.setattr("rs_aligner.model.folder.Tokenizer", _read_tokenizer)
     patch.setattr(metadata, "version", _version)
