@@ -102,7 +102,7 @@ def _bars(frame: Frame, named: Sequence[tuple[str, float, int]], said: str) -> P
     places = [place for _, place, _ in named]
     at = field_of([min(places) - 0.5, max(places) + 0.5], [count for *_, count in named], zero=True)
     shape = Shape(
-        f"all ({total:,})",
+        f"prompts ({total:,})",
         "boxes",
         1,
         at.boxes((place - 0.4, place + 0.4, 0, count) for _, place, count in named),
@@ -137,7 +137,7 @@ def _pass_rates(rates: Sequence[int]) -> Picture:
     ]
     at = field_of([-12, 112], list(rates), zero=True)
     shape = Shape(
-        f"all ({total:,})",
+        f"prompts ({total:,})",
         "boxes",
         1,
         at.boxes((place - 4, place + 4, 0, count) for _, place, count in named),

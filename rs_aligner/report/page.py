@@ -28,10 +28,11 @@ from rs_aligner.report.distributions import distributions
 from rs_aligner.report.pictures import Picture, number
 from rs_aligner.report.run_data import RunData, open_run
 from rs_aligner.report.story import Verdict, verdict
-from rs_aligner.report.sums import Sums, summed
+from rs_aligner.report.sums import SeenPrompt, Sums, summed
 from rs_aligner.report.worth import Cost, costs, selection_against_chance
 
 PAGE = "report.html"
+MOST_PROMPTS = 8  # of the hardest, and of the easiest
 _HERE = Path(__file__).parent
 _STATES = {"good": "fine", "amber": "look at it", "red": "worry", "unknown": "not known"}
 
@@ -78,6 +79,15 @@ class Page:
     problems: list[str]
     written: str
     version: str = __version__
+
+    @property
+    def ends(self) -> tuple[list[SeenPrompt], list[SeenPrompt]]:
+        """The hardest and the easiest prompts; of few, none is in both."""
+        if self.sums is None:
+            return [], []
+        hardest, easiest = self.sums.hardest, self.sums.easiest
+        known = len({one.id for one in (*hardest, *easiest)})
+        return hardest[: min(MOST_PROMPTS, (known + 1) // 2)], easiest[: min(MOST_PROMPTS, known // 2)]
 
     @property
     def sums(self) -> Sums | None:

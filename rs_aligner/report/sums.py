@@ -30,7 +30,7 @@ from rs_aligner.report.summed_row import SUMMED_ROWS, SummedRow, shown
 
 FORMAT = 1  # raise it when the sums become others
 MOST_POINTS = 2000
-_PROMPTS_SHOWN, _PROMPTS_KEPT = 8, 64
+_PROMPTS_KEPT = 64
 
 
 class File(msgspec.Struct, array_like=True, frozen=True):

@@ -194,6 +194,17 @@ def test_a_run_that_has_not_finished_a_step_has_a_page(tmp_path: Path) -> None:
     assert titles(page) == []
 
 
+@pytest.mark.parametrize(("number", "hard", "easy"), [(1, "0", ""), (4, "01", "32"), (5, "012", "43")])
+def test_of_few_prompts_none_is_hard_and_easy(tmp_path: Path, number: int, hard: str, easy: str) -> None:
+    folder = write_run(tmp_path / "run", rows())
+    add_step(folder, 1, [group(place, [place / 10, 0.9]) for place in range(number)], [[1]] * number)
+    prompts = read(folder).text.partition("The hardest")[2].partition("How it")[0]
+    hardest, _, easiest = prompts.partition("The easiest")
+    easiest = easiest.partition("Rollouts")[0]
+    assert "".join(re.findall(r"prompt (\d)", hardest.partition("Rollouts")[0])) == hard
+    assert "".join(re.findall(r"prompt (\d)", easiest)) == easy
+
+
 def test_one_step_without_validation(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", [{"step": 1, "reward/mean": 0.5, "loss": 1.0, "rollouts/total": 2}])
     add_step(folder, 1, [group(0, [0.5])], [[0]])
