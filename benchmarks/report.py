@@ -17,7 +17,8 @@ rollouts. For each:
     again_cpu_seconds         mean of reports behind each fifth of the run, while it grows; again_written, how
                               many of the files of earlier steps these have written again
 
-The last two lines make a second run of the size. Chromium is Debian's, driven by Playwright, from a file.
+With `--keep` a run that is there is measured without the last two. Chromium is Debian's, driven by
+Playwright, from a file.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from made_up_run import Size, grow_run, make_run
+from made_up_run import Size, grow_run
 
 _MAKE = """
 import json, resource, sys, time
@@ -54,36 +55,43 @@ print(json.dumps({"cpu_seconds": round(used.ru_utime + used.ru_stime, 2), "of_ro
 """
 
 
-def measure(folder: Path, size: Size) -> dict[str, Any]:
-    """All figures of a size, of runs that are made in a folder."""
-    run = folder / f"of_{size.steps}"
-    make_run(run, size)
-    made = json.loads(_run([sys.executable, "-c", _MAKE, str(run)]))
-    files, ledger = _bytes(run / "report"), _bytes(run / "rollouts")
+def measure(run: Path, size: Size) -> dict[str, Any]:
+    """All figures of a size, of a run that is made where it is not there yet."""
+    grown = {} if run.exists() else grow(run, size)
+    shutil.rmtree(run / "report", ignore_errors=True)
+    made = make_report(run)
     return {
         "rollouts": size.steps * size.prompts * size.answers,
         **made,
         "page_bytes": (run / "report.html").stat().st_size,
-        "files_bytes": files,
-        "ledger_bytes": ledger,
+        "files_bytes": _bytes(run / "report"),
+        "ledger_bytes": _bytes(run / "rollouts"),
         **look(run / "report.html"),
-        **again(folder / f"growing_{size.steps}", size),
+        **grown,
     }
 
 
-def again(run: Path, size: Size) -> dict[str, Any]:
-    """Reports while a run goes on, each in a process of its own, as all of them are measured alike."""
+def grow(run: Path, size: Size) -> dict[str, Any]:
+    """Make a run, with a report behind each fifth of it, as while it goes on."""
     spent, written = [], 0
     before: dict[str, int] = {}
     for step in grow_run(run, size):
         if step == 0 or step % (size.steps // 5):
             continue
-        spent.append(json.loads(_run([sys.executable, "-c", _MAKE, str(run)]))["cpu_seconds"])
+        spent.append(make_report(run)["cpu_seconds"])
         now = {path.name: path.stat().st_mtime_ns for path in (run / "report").glob("*_0*.js")}
         written += sum(now[name] != then for name, then in before.items())
         before = now
-    shutil.rmtree(run)
     return {"again_cpu_seconds": round(statistics.fmean(spent), 2), "again_written": written}
+
+
+def make_report(run: Path) -> dict[str, Any]:
+    """Write a report in a process of its own; returns what that took."""
+    command = [sys.executable, "-c", _MAKE, str(run)]
+    found: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
+    return found
 
 
 def look(page_file: Path) -> dict[str, Any]:
@@ -93,7 +101,9 @@ def look(page_file: Path) -> dict[str, Any]:
     most = 0
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        # The page's policy lets no text be run as a script, which is how Playwright waits for a function.
+        page = browser.new_page(viewport={"width": 1400, "height": 900}, bypass_csp=True)
+        page.set_default_timeout(120_000)
 
         def count() -> None:
             nonlocal most
@@ -143,10 +153,6 @@ def look(page_file: Path) -> dict[str, Any]:
     }
 
 
-def _run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
@@ -163,7 +169,7 @@ def main() -> None:
     for steps in map(int, args.sizes.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             place = args.keep or Path(folder)
-            print(json.dumps(measure(place, Size(steps=steps))), flush=True)
+            print(json.dumps(measure(place / f"steps_{steps}", Size(steps=steps))), flush=True)
 
 
 if __name__ == "__main__":

@@ -312,8 +312,7 @@ const rsViewer = (() => {
     $("kind-field").hidden = kinds.size < 2;
     listen();
     if (window.location.hash.startsWith(`${HEAD}?`)) {
-      show(fromAddress());
-      document.getElementById("rv").scrollIntoView();
+      show(fromAddress()).then(() => document.getElementById("rv").scrollIntoView());
       return;
     }
     const begin = new IntersectionObserver((seen) => {
