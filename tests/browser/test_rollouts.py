@@ -35,8 +35,24 @@ def rows_of(run: Path, name: str) -> list[LedgerRow]:
     return Ledger(run / "rollouts").read_named(name)
 
 
+SETTLED = """() => {
+  const asked = new URLSearchParams(location.hash.split("?")[1]);
+  const told = (control) => (control.type === "checkbox" ? (control.checked ? "1" : "") : control.value);
+  const controls = [...document.querySelectorAll("#rv-controls [name]")];
+  return document.getElementById("rv-groups").dataset.shown === location.hash
+    && controls.every((control) => told(control) === (asked.get(control.name) ?? ""));
+}"""
+
+
+def settle(page: Page) -> None:
+    """Wait until what the controls say is in the address and shown; the page lets no function be polled."""
+    while not page.evaluate(SETTLED):  # the test's own timeout ends this
+        page.wait_for_timeout(20)
+
+
 def cards(page: Page) -> Shown:
     """The answers on the page that is shown, by prompt and index, in order."""
+    settle(page)
     labels = page.locator("#rv-groups article").evaluate_all("all => all.map(one => one.ariaLabel)")
     found = [CARD.fullmatch(label) for label in labels]
     return [(one[2], int(one[1])) for one in found if one]
@@ -154,7 +170,7 @@ def set_controls(page: Page, values: dict[str, str]) -> None:
             control.select_option(value)
         else:
             control.fill(value)
-            page.wait_for_timeout(200)  # it waits for the next letter
+    settle(page)
 
 
 @pytest.mark.slow

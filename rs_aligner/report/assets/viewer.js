@@ -146,6 +146,7 @@ const rsViewer = (() => {
     const whose = value("prompt") ? `Prompt ${value("prompt")}: ` : "";
     $("count").textContent = `${whose}${count(answers, "answer")} of ${number(all)}, ${where}`;
     $("groups").setAttribute("aria-busy", "false");
+    $("groups").dataset.shown = window.location.hash; // what is asked for is here
   };
 
   const drawPages = (page, pages) => {
