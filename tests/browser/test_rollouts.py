@@ -113,7 +113,7 @@ def test_a_large_run_is_read_step_by_step_from_files_beside_the_page(large: Path
     page.locator("#rv").scroll_into_view_if_needed()
     ready(page, "768 answers of 768, 32 prompts")
     assert elements(page) <= MOST_ELEMENTS
-    page.get_by_label("Step after").click()
+    page.locator("#rv-controls").get_by_label("Step after").click()
     expect(page.locator("#rv-step")).to_have_value("rollouts_000002")
     ready(page, "768 answers of 768")
     names = [url.partition("#")[0].rpartition("/")[2] for url in seen.requests]
@@ -121,7 +121,7 @@ def test_a_large_run_is_read_step_by_step_from_files_beside_the_page(large: Path
     assert set(names[1:]) == {path.name for path in (large / "report").glob("rollouts_00000[12]*.js")}
     assert all(url.startswith("file:") for url in seen.requests)
     assert seen.complaints == []
-    page.get_by_label("Of", exact=True).select_option("held-out prompts")
+    page.locator("#rv-controls").get_by_label("Of", exact=True).select_option("held-out prompts")
     ready(page, "64 answers of 64, 32 prompts")
     assert shown(page) == in_data_order(rows_of(large, "held_out_000000"))
 
@@ -165,7 +165,7 @@ FILTERS: list[tuple[dict[str, str], Callable[[LedgerRow], bool]]] = [
 
 def set_controls(page: Page, values: dict[str, str]) -> None:
     for label, value in values.items():
-        control = page.get_by_label(label, exact=True)
+        control = page.locator("#rv-controls").get_by_label(label, exact=True)
         if control.evaluate("one => one.tagName") == "SELECT":
             control.select_option(value)
         else:
@@ -222,22 +222,22 @@ def test_answers_are_sorted_within_prompts_or_as_one_list(large: Path, opened: O
     page = look_at(opened, large / "report.html")
     rows = rows_of(large, "step_000001")
     for name, by in SORTS.items():
-        page.get_by_label("Answers", exact=True).select_option(name)
+        page.locator("#rv-controls").get_by_label("Answers", exact=True).select_option(name)
         expected = sorted(rows, key=lambda row: (row.group, by(row)))
         assert (name, cards(page)) == (name, in_data_order(expected)[: len(cards(page))])
-        page.get_by_label("Arranged").select_option("as one list")
+        page.locator("#rv-controls").get_by_label("Arranged").select_option("as one list")
         listed = in_data_order(sorted(rows, key=by))
         assert (name, cards(page)) == (name, listed[: len(cards(page))])
-        page.get_by_label("Arranged").select_option("by prompt")
+        page.locator("#rv-controls").get_by_label("Arranged").select_option("by prompt")
     page.get_by_role("button", name="Reset").click()
     means = {}
     for group in {row.group for row in rows}:
         scores = [row.reward for row in rows if row.group == group and row.reward is not None]
         means[group] = sum(scores) / len(scores)
-    page.get_by_label("Prompts", exact=True).select_option("hardest first")
+    page.locator("#rv-controls").get_by_label("Prompts", exact=True).select_option("hardest first")
     order = in_data_order(sorted(rows, key=lambda row: means[row.group]))
     assert shown(page) == order
-    page.get_by_label("Prompts", exact=True).select_option("easiest first")
+    page.locator("#rv-controls").get_by_label("Prompts", exact=True).select_option("easiest first")
     assert cards(page)[0][0] == order[-1][0]
 
 
@@ -265,10 +265,10 @@ def test_a_prompt_is_shown_over_all_steps_and_the_address_leads_there(large: Pat
     page.go_back()
     expect(page.get_by_role("button", name="Back to the step")).to_be_hidden()
     ready(page, f"{len(rows)} answers of 768")
-    page.get_by_label("Step", exact=True).select_option("rollouts_000004")
+    page.locator("#rv-controls").get_by_label("Step", exact=True).select_option("rollouts_000004")
     ready(page, f"{sum(row.kept for row in rows_of(large, 'step_000004'))} answers of 768")
     page.go_back()
-    expect(page.get_by_label("Step", exact=True)).to_have_value("rollouts_000003")
+    expect(page.locator("#rv-controls").get_by_label("Step", exact=True)).to_have_value("rollouts_000003")
 
 
 # What models write
