@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.first_run.readme import blocks
 
 JUDGE = "def score(prompts, responses, metadata):\n    return [float(len(r)) for r in responses]\n"
 
@@ -104,13 +106,16 @@ def test_the_first_steps_are_taken_from_an_empty_folder(
     assert "No broken requirements" in run(python, "-m", "pip", "check", cwd=tmp_path)
     assert str(installed.parent) in run(program, "train", "--help", cwd=tmp_path)
 
-    rows = [{"text": f"There was a cat number {i}."} for i in range(4)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "judge.py").write_text(JUDGE)
-    model = ("--model", str(test_data / "stories260k"))
-    run(program, "init", *model, "--prompts", "prompts.jsonl", "--judge", "judge.py:score", cwd=tmp_path)
-    mine = ("train", "--config-dir", ".", "--config-name", "mine", "model.rs.length_params.max_length=4")
-    assert "rollouts a step         32" in run(program, "plan", *mine, cwd=tmp_path)
-    told = run(program, *mine, cwd=tmp_path)
-    assert "step 1/1" in told
+    [steps] = [block for block in blocks("bash") if block.startswith("rs-aligner init")]
+    init, train = [shlex.split(line)[1:] for line in steps.replace("\\\n", " ").splitlines()]
+    for name in ("my_prompts", "my_held_out_prompts"):
+        rows = [{"text": f"There was a cat number {i} in {name}."} for i in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my_judge.py").write_text(JUDGE)
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "model").symlink_to((test_data / "stories260k").resolve())
+    run(program, *init, cwd=tmp_path)
+    short = "model.rs.length_params.max_length=4"
+    assert "rollouts a step         32" in run(program, "plan", *train, short, cwd=tmp_path)
+    assert "step 1/1" in run(program, *train, short, cwd=tmp_path)
     assert (tmp_path / "runs" / "mine" / "final" / "config.json").is_file()

@@ -25,12 +25,12 @@ from tests.first_run.trained import SMALL_MODELS_RATE, check_rates, held_out, ra
 from tests.reward.rows import free_port
 from tests.reward.service import service
 
-ELSEWHERE = {"bash scripts/quickstart.sh"}
+ELSEWHERE = ("bash scripts/quickstart.sh", "rs-aligner init")  # test_quickstart.py, test_wheel.py
 READMES_RATE = 1e-5
 
 
 def test_no_command_is_left_unrun() -> None:
-    others = [block for block in blocks("bash") if block not in ELSEWHERE]
+    others = [block for block in blocks("bash") if not block.startswith(ELSEWHERE)]
     assert [shlex.split(block)[1] for block in others] == ["examples/serve_reward.py", "examples/train_rs.py"]
 
 
