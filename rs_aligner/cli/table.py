@@ -48,4 +48,5 @@ COMMANDS = (
     ),
     Command("replay", "rs_aligner.commands.replay:main", "What other settings would have kept of a run."),
     Command("dataset", "rs_aligner.commands.dataset:main", "Write a run's answers as a data set."),
+    Command("completion", "rs_aligner.cli.completion:main", "Print what completes commands in bash and zsh."),
 )
