@@ -67,7 +67,9 @@ def _turn(where: str, turn: Any) -> dict[str, Any]:
 
 
 def _answer(where: str, key: str, value: Any) -> Any:
-    """The text of an answer that is a turn, or a list of one."""
+    """The text of an answer that is a turn, or a list of one; what is neither is refused by who reads it."""
+    if not isinstance(value, list | Mapping):
+        return value
     turns = value if isinstance(value, list) else [value]
     if len(turns) != 1:
         raise ValueError(

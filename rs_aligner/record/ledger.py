@@ -5,7 +5,7 @@ line stands alone, prompt and metadata included: that repeats a prompt N times, 
 and pandas read a file as it is. A step is written whole or not at all, when it is selected; until then its
 scored rollouts lie in the folder `step_000001.open` (`open_step`). Answers to held-out prompts have such
 files, too, `held_out_000010.jsonl`, by the step behind which they were sampled. What is in a line, and how a
-wrong one is told, is in `ledger_row`.
+wrong one is told, is in `ledger_line`.
 
 A rollout of an earlier step is written again only where it is trained on again, so a pool that several steps
 train on is there once, in the step that sampled it. A step that trains on none of them has one as a witness,
@@ -24,23 +24,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rs_aligner.files import make_folder, write_whole
-from rs_aligner.record.ledger_row import (
-    HELD_OUT,
+from rs_aligner.record.ledger_line import (
     KEPT_MARK,
     KEPT_ROWS,
     ROWS,
     AnyRow,
-    KeptRow,
-    LedgerRow,
-    Stamp,
     check_line,
     decoded,
-    judged_of,
-    row_of,
-    rows_of,
     to_line,
     with_exact_log_probs,
 )
+from rs_aligner.record.ledger_row import HELD_OUT, KeptRow, LedgerRow, Stamp, judged_of, row_of, rows_of
 from rs_aligner.rollout import Group, Prompt, Rollout, Score
 
 if TYPE_CHECKING:

@@ -1,22 +1,16 @@
-"""A line of the ledger: one rollout, with what became of it, as one plain JSON object.
+"""A row of the ledger: one rollout, with what became of it.
 
-The last field is a checksum of all that stands before it, so a flipped bit is noticed wherever it is; every
-row also says how many its file has, so missing lines are. Left out on purpose: files and folders (`ledger`,
-`open_step`), and forgers, who can write a checksum as well.
+Left out on purpose: the line that it is in a file (`ledger_line`), files and folders (`ledger`, `open_step`).
 """
 
 from __future__ import annotations
 
-import json
-import re
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from rs_aligner.files import checksum
 from rs_aligner.precision import Precision
 from rs_aligner.rollout import FinishReason, Group, Prompt, Rollout, Score, ScoreFailure
 
@@ -24,20 +18,11 @@ if TYPE_CHECKING:
     from rs_aligner.selection import Selection  # brings torch, which reading a ledger does not need
 
 Answer = Score | ScoreFailure
-AnyRow = TypeVar("AnyRow")
 
 NOT_SELECTED = "not selected yet"
 NOT_TRAINED = "the step was not trained"
 HELD_OUT = "held out"
 """Reasons of rows that no selection has seen: of an open step, of a step whose judge failed, held out."""
-
-KEPT_MARK = b'"kept":true'
-"""In the line of every row that is kept, and in hardly any other: within a text, quotes are escaped."""
-
-_END = b'"}'  # of a line: the checksum's closing quote, and the object's end
-_STEP = re.compile(rb'\{"step":(\d+),')
-_LAST_FIELDS = re.compile(rb'"num_rows":(?P<num_rows>\d+),"checksum":"(?P<checksum>[0-9a-f]{16})"\}\n?\Z')
-_LAST_BYTES = 80  # of a line, in which the last two fields are
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +168,7 @@ def row_of(
 ) -> LedgerRow:
     """The row of a rollout; its group is that of the rollout.
 
-    Args:
-        prompt, judged, stamp, kept, reason: what it says.
-        is_short: log-probabilities have the nine digits that tell which float32 each was. To cut them takes
-            most of the time, which is not worth it for a line that is replaced within the step.
+    `is_short` cuts log-probabilities to the nine digits that tell a float32, which takes most of the time.
     """
     rollout, score, watched = judged
     scored = score if isinstance(score, Score) else None
@@ -200,9 +182,7 @@ def row_of(
         prompt_token_ids=prompt.token_ids,
         response=rollout.text,
         token_ids=rollout.token_ids,
-        log_probs=tuple(float(f"{value:.9g}") for value in rollout.log_probs)
-        if is_short
-        else rollout.log_probs,
+        log_probs=_nine_digits(rollout.log_probs) if is_short else rollout.log_probs,
         finish_reason=rollout.finish_reason,
         seed=rollout.seed,
         policy_version=rollout.policy_version,
@@ -220,6 +200,10 @@ def row_of(
         made_by=stamp.made_by,
         num_rows=stamp.num_rows,
     )
+
+
+def _nine_digits(numbers: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(f"{number:.9g}") for number in numbers)
 
 
 def judged_of(group: Group) -> Iterator[Judged]:
@@ -255,71 +239,3 @@ def groups_of(rows: Sequence[LedgerRow]) -> list[Group]:
         if any(answer is not None for answer in watched[key]):
             group.watched = [answer or ScoreFailure("not watched") for answer in watched[key]]
     return list(groups.values())
-
-
-def to_line(row: LedgerRow) -> bytes:
-    """A row as a line of a file, its checksum filled in."""
-    try:
-        line = msgspec.json.encode(row)
-    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold: escape this line
-        record = {name: getattr(row, name) for name in LedgerRow.__slots__}
-        line = json.dumps(record, separators=(",", ":")).encode()
-    begin = line[: -len(_END)]  # the checksum is the last field, and empty
-    return begin + checksum(begin).encode() + _END + b"\n"
-
-
-def from_line(line: bytes, place: str, decoder: msgspec.json.Decoder[AnyRow]) -> AnyRow:
-    """The row of a line, which is checked.
-
-    Args:
-        line: its newline included or not.
-        place: `file:line`, for messages.
-        decoder: `ROWS` or `KEPT_ROWS`.
-
-    Raises:
-        ValueError: it is no row of a ledger, or not as it was written.
-    """
-    check_line(line, place)
-    return decoded(line, place, decoder)
-
-
-def check_line(line: bytes, place: str) -> tuple[int, int]:
-    """See that a line is as it was written, without reading all of it.
-
-    Args:
-        line, place: as of `from_line`.
-
-    Returns:
-        The row's step, and how many rows its file has.
-
-    Raises:
-        ValueError: it is no row of a ledger, or not as it was written.
-    """
-    begin, end = _STEP.match(line), _LAST_FIELDS.search(line, max(0, len(line) - _LAST_BYTES))
-    if begin is None or end is None:
-        raise ValueError(f"{place}: not a row of a ledger")
-    if checksum(memoryview(line)[: end.start("checksum")]).encode() != end["checksum"]:
-        raise ValueError(
-            f"{place}: not a row of a ledger as it was written: its checksum is of another content"
-        )
-    return int(begin[1]), int(end["num_rows"])
-
-
-def decoded(line: bytes, place: str, decoder: msgspec.json.Decoder[AnyRow]) -> AnyRow:
-    """The row of a line that is checked already; arguments as of `from_line`."""
-    try:
-        try:
-            return decoder.decode(line)
-        except msgspec.DecodeError:  # half of a surrogate pair is more than it reads
-            return msgspec.convert(json.loads(line), decoder.type)
-    except ValueError as error:
-        raise ValueError(f"{place}: not a row of a ledger ({error})") from error
-
-
-def with_exact_log_probs(row: LedgerRow) -> LedgerRow:
-    """Nine digits tell which float32 it was, and a run that continues needs that number to the last bit."""
-    return replace(row, log_probs=tuple(array("f", row.log_probs)))
-
-
-ROWS = msgspec.json.Decoder(LedgerRow)
-KEPT_ROWS = msgspec.json.Decoder(KeptRow)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from rs_aligner.files import make_folder, sync_folder
 from rs_aligner.record.lease import LeaseLost
-from rs_aligner.record.ledger_row import ROWS, LedgerRow, from_line, to_line, with_exact_log_probs
+from rs_aligner.record.ledger_line import ROWS, from_line, to_line, with_exact_log_probs
+from rs_aligner.record.ledger_row import LedgerRow
 
 _logger = logging.getLogger("rs_aligner")
 SYNC_SECONDS = 1.0

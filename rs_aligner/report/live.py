@@ -16,11 +16,9 @@ from pathlib import Path
 
 from rs_aligner import stopping
 from rs_aligner.record.format import FILE as RUN_FILE
+from rs_aligner.report.summed_row import SUMS_FILE
 
 _logger = logging.getLogger("rs_aligner")
-
-SUMS_FILE = "sums.json"
-"""In `report/`: written with every page that has something new."""
 
 SHARE = 0.01
 """Of a run's CPU time, for pages while it goes on."""

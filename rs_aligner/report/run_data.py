@@ -20,7 +20,8 @@ import yaml
 from rs_aligner.record import format as run_format
 from rs_aligner.record.format import RunRecord
 from rs_aligner.record.ledger import held_out_name, names_in, number_of, rows_in, step_name
-from rs_aligner.record.ledger_row import ROWS, AnyRow, LedgerRow
+from rs_aligner.record.ledger_line import ROWS, AnyRow
+from rs_aligner.record.ledger_row import LedgerRow
 from rs_aligner.record.metrics import read_rows
 from rs_aligner.record.open_step import read_open
 from rs_aligner.record.status import read_status

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+SUMS_FILE = "sums.json"
+"""In `report/`: what the ledger came to, written with every page that has something new."""
+
 _TEXT = 400  # characters of a prompt or an answer
 
 

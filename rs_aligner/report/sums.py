@@ -24,9 +24,8 @@ from rs_aligner.files import make_folder, write_whole
 from rs_aligner.record.ledger import names_in, number_of, step_name
 from rs_aligner.report.disagreement import Disagreements
 from rs_aligner.report.histogram import Histogram
-from rs_aligner.report.live import SUMS_FILE
 from rs_aligner.report.run_data import RunData
-from rs_aligner.report.summed_row import SUMMED_ROWS, SummedRow, shown
+from rs_aligner.report.summed_row import SUMMED_ROWS, SUMS_FILE, SummedRow, shown
 
 FORMAT = 1  # raise it when the sums become others
 MOST_POINTS = 2000

@@ -38,7 +38,7 @@ def passes(prompt: Prompt, rollout: Rollout) -> Result:
         {"until": {"accepted": 1, "at_least": 1.0, "max_rollouts": 12}, "score": passes},
         {"watched": passes},
     ],
-    ids=str,
+    ids=["validated", "one step", "a bank", "improved twice", "until", "watched"],
 )
 def test_what_is_counted_is_what_the_judge_was_asked(tmp_path: Path, how: dict[str, Any]) -> None:
     run = FakeRun(tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.record.ledger_row import to_line
+from rs_aligner.record.ledger_line import to_line
 from rs_aligner.record.open_step import OpenStep
 from rs_aligner.record.run import Run
 from rs_aligner.rollout import Prompt, Rollout, ScoreFailure
