@@ -84,7 +84,8 @@ def config(task: str, seed: int, prompts: int, work: Path, settings: Settings) -
 def measure(task: str, prompts: int, work: Path) -> list[dict[str, Any]]:
     """Make the runs of a task; a row for each prediction."""
     import rs_aligner
-    from rs_aligner.report.replay import alternative, recorded, replay
+    from rs_aligner.report.alternative import alternative
+    from rs_aligner.report.replay import recorded, replay
     from rs_aligner.report.run_data import open_run
 
     if task == "additions" and not (work / "sft" / "final").is_dir():

@@ -56,7 +56,7 @@ print(json.dumps({"cpu_seconds": round(used.ru_utime + used.ru_stime, 2), "of_ro
 
 
 def measure(run: Path, size: Size) -> dict[str, Any]:
-    """All figures of a size, of a run that is made where it is not there yet."""
+    """All figures of a size, of a run that is made unless it is there."""
     grown = {} if run.exists() else grow(run, size)
     shutil.rmtree(run / "report", ignore_errors=True)
     made = make_report(run)

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from rs_aligner.report.replay import Alternative, alternative, recorded, replay
+from rs_aligner.report.alternative import Alternative, alternative
+from rs_aligner.report.replay import recorded, replay
 from rs_aligner.report.run_data import RunData, open_run
 from rs_aligner.report.tally import Outcome, Ratio
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rs_aligner.config import selection as conf
-from rs_aligner.report.replay import Alternative, judged_by
+from rs_aligner.report.alternative import Alternative, judged_by
 from rs_aligner.report.tally import Kept, Outcome, expected, kept_of, mean_of
 from rs_aligner.rollout import Group
 from rs_aligner.selection import KEPT, Chain, Progress, build_chain

@@ -142,6 +142,7 @@ def _script(arguments: Sequence[str]) -> int:
     import runpy
 
     sys.argv = [str(SCRIPT), *arguments]
+    sys.orig_argv = [sys.executable, *sys.argv]  # by which a launcher starts its ranks
     try:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     except SystemExit as ended:

@@ -14,7 +14,8 @@ from rs_aligner.config import TrainRSConfig
 from rs_aligner.config.changes import settings_of
 from rs_aligner.record.attempts import Attempt
 from rs_aligner.record.ledger_row import groups_of
-from rs_aligner.report.replay import alternative, recorded, replay
+from rs_aligner.report.alternative import alternative
+from rs_aligner.report.replay import recorded, replay
 from rs_aligner.report.run_data import RunData, open_run
 from rs_aligner.report.tally import Ratio, expected
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
