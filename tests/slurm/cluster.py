@@ -111,20 +111,29 @@ class Cluster:
         ]
         return "\n".join([self.run("scontrol", "show", "job", check=False), *tails])
 
-    def processes(self, *, with_variable: str = "SLURM_CONF") -> list[psutil.Process]:
+    def processes(
+        self, *, with_variable: str = "SLURM_CONF", of_value: str | None = None
+    ) -> list[psutil.Process]:
         """Processes of this cluster: its daemons, and all that they have started."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 environment = process.environ()
                 is_ours = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
-                if is_ours and with_variable in environment and process.status() != psutil.STATUS_ZOMBIE:
+                value = environment.get(with_variable)
+                is_meant = value is not None and of_value in (None, value)
+                if is_ours and is_meant and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
-    def left_behind(self) -> list[psutil.Process]:
-        """Processes of any job of this cluster."""
-        return self.processes(with_variable="SLURM_JOB_ID")
+    def left_behind(self, job: str | None = None) -> list[psutil.Process]:
+        """Processes of a job of this cluster, or of any."""
+        return self.processes(with_variable="SLURM_JOB_ID", of_value=job)
+
+    def cancel_all(self) -> None:
+        """End all jobs, those that wait to be started again included."""
+        for job in self.run("squeue", "--noheader", "--format=%A").split():
+            self.run("scancel", job, check=False)  # a part of a job has ended with its other parts
 
 
 @contextlib.contextmanager

@@ -5,8 +5,9 @@ What the scripts do besides is tested with a stand-in (`test_scripts`).
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ Submit = Callable[..., str]
 
 
 @pytest.fixture
-def submit(slurm: Cluster, tmp_path: Path) -> Submit:
-    """Submits a run into `tmp_path/name`, with its own judge; returns the number of the trainer's job."""
+def submit(slurm: Cluster, tmp_path: Path) -> Iterator[Submit]:
+    """Submits a run into `tmp_path/name`, with its own judge; returns the number of the trainer's job.
+
+    Where the test fails, its jobs would go on, and be started again, for as long as the cluster is there.
+    """
     save_tiny_with_tokenizer(tmp_path / "policy")
     prompts = [{"text": f"{number}", "id": f"p{number}"} for number in range(60)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
@@ -71,7 +75,8 @@ def submit(slurm: Cluster, tmp_path: Path) -> Submit:
         )
         return [line.removeprefix("job ") for line in said.splitlines() if line.startswith("job ")][-1]
 
-    return submit
+    yield submit
+    slurm.cancel_all()
 
 
 def num_steps(run: Path) -> int:
@@ -84,11 +89,12 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 
 def judges_server(slurm: Cluster, job: str) -> psutil.Process:
-    (server,) = (
-        process
-        for process in slurm.left_behind()
-        if process.environ()["SLURM_JOB_ID"] == job and process.cmdline()[1:2] == ["examples/serve_reward.py"]
-    )
+    servers = []
+    for process in slurm.left_behind(job):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if process.cmdline()[1:2] == ["examples/serve_reward.py"]:
+                servers.append(process)
+    (server,) = servers
     return server
 
 
