@@ -2,7 +2,7 @@
 # Set-up, lint, types, import rules, then the tests. Arguments go to pytest:
 #   bash scripts/test.sh                  everything
 #   bash scripts/test.sh -m "not slow"    the fast part
-#   TEST_WORKERS=0 bash scripts/test.sh   one test after the other; two processes otherwise (CI: three), a test file in one of them
+#   TEST_WORKERS=0 bash scripts/test.sh   one test after the other; two processes otherwise, a test file in one of them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -28,7 +28,7 @@ def layouts(layouts_folder: Path) -> dict[str, dict[str, Any]]:
     """By layout: what each case of `layout_program.py` gave, the stages' tensors put together."""
     found: dict[str, dict[str, Any]] = {}
     for ranks in (1, 2):
-        by_rank = run_ranks("tests.policy.layout_program", ranks, layouts_folder, FAMILY, timeout=560)
+        by_rank = run_ranks("tests.policy.layout_program", ranks, layouts_folder, FAMILY, timeout=1100)
         for family, layout in by_rank[0]:
             found[layout] = {
                 case: _merge([by_rank[rank][family, layout][case] for rank in range(ranks)])
