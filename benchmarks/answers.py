@@ -149,6 +149,7 @@ def costs(num_rollouts: int) -> dict[str, float]:
     for name, style in styles.items():
         texts = [text.rpartition("####")[0] + style.format(text.rpartition("#### ")[2]) for text in solutions]
         references = dict(zip(texts, solutions, strict=True))
+        # Mypy sees no type of the lambda.
         found[f"plain number, {name}"] = each(lambda text, by=references: is_right(text, by[text]), texts)  # type: ignore[misc]
     for size in (280, 1690, 2000):
         text = (WORDS * 40)[:size]

@@ -95,11 +95,11 @@ class Limit:
             self.calls.append((session, given, count, (batch, positions)))  # the last keep memory alive
             return found
 
-        Session.run = record  # type: ignore[method-assign]
+        Session.run = record  # type: ignore[method-assign]  # watched, and put back
         try:
             ours()
         finally:
-            Session.run = run  # type: ignore[method-assign]
+            Session.run = run  # type: ignore[method-assign]  # put back
 
     def __call__(self) -> int:
         long, pointer = ctypes.c_long, ctypes.c_void_p
@@ -136,11 +136,11 @@ class TorchCompiled:
             return side.after(mixed, hidden, second.weight, second.eps, *weights)
 
         usual = Network._layer
-        Network._layer = layer_pass  # type: ignore[method-assign]
+        Network._layer = layer_pass  # type: ignore[method-assign]  # timed, and put back
         try:
             return self.ours()
         finally:
-            Network._layer = usual  # type: ignore[method-assign]
+            Network._layer = usual  # type: ignore[method-assign]  # put back
 
 
 def _before_attention(
@@ -157,7 +157,7 @@ def _after_attention(mixed: Any, hidden: Any, norm: Any, eps: float, proj: Any, 
     return functional.linear(functional.silu(gate) * up, fc2) + hidden
 
 
-class _EndAtLength(transformers.StoppingCriteria):  # type: ignore[misc]
+class _EndAtLength(transformers.StoppingCriteria):  # type: ignore[misc]  # its base has no types
     def __init__(self, ends: torch.Tensor) -> None:
         self.ends = ends
 

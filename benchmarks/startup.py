@@ -141,7 +141,7 @@ class _WhenImported(importlib.abc.MetaPathFinder):
             choose = module.Chooser.choose
             module.Chooser.choose = lambda *args: (choose(*args), self.then())[0]
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # a loader that stops the clock
         return spec
 
 

@@ -406,6 +406,7 @@ def test_a_function_for_trl_is_called_as_trl_does() -> None:
     judge = judge_of(lambda prompts, completions, **_: [None, len(completions[1][0]["content"])])
     chat = {"messages": [{"role": "user", "content": "b"}], "prefilled": "<think>"}
     first, second = judge.score_texts(["a", "b"], ["c", "d"], [{}, chat])
+    # Columns are of any type.
     assert (math.isnan(first), second) == (True, len("<think>d"))  # type: ignore[arg-type]
 
 
@@ -414,9 +415,9 @@ def test_a_function_may_say_which_form_it_has() -> None:
         return list(zip(prompts, samples, strict=True))
 
     assert scores(odd) == [("a", "ac"), ("b", "bd")]
-    odd.reward_form = "ours"  # type: ignore[attr-defined]
+    odd.reward_form = "ours"  # type: ignore[attr-defined]  # what users set on their functions
     assert scores(odd) == [("a", "c"), ("b", "d")]
-    odd.reward_form = "mine"  # type: ignore[attr-defined]
+    odd.reward_form = "mine"  # type: ignore[attr-defined]  # what users set on their functions
     with pytest.raises(
         ValueError, match=r"reward_fn\.reward_form is 'mine': it should be one of ours, trl, trlx"
     ):

@@ -192,7 +192,7 @@ def test_a_completion_ends_before_the_next_story_begins(
             said = [*tokenizer.encode(" It slept.")[1:], 1, *tokenizer.encode("Once")[1:]]
             return torch.cat([input_ids, torch.tensor([said])], dim=1)
 
-    said = measuring.sample(Parrot(), tokenizer, [prompt], 0)  # type: ignore[arg-type]
+    said = measuring.sample(Parrot(), tokenizer, [prompt], 0)  # type: ignore[arg-type]  # a stand-in
     assert [text.strip() for text in said] == ["It slept."]
 
 

@@ -201,7 +201,7 @@ def test_loss_refuses_a_denominator_not_above_zero(denominator):
 def test_loss_refuses_what_it_does_not_know():
     ones = torch.ones(1, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match="normalization must be"):
-        masked_nll(torch.zeros(1, 2), ones, 1, "batch")  # type: ignore[arg-type]
+        masked_nll(torch.zeros(1, 2), ones, 1, "batch")  # type: ignore[arg-type]  # a wrong value on purpose
     with pytest.raises(ValueError, match="must both be"):
         masked_nll(torch.zeros(1, 3), ones, 1)
     with pytest.raises(ValueError, match="mask must be boolean"):

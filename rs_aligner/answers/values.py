@@ -105,7 +105,7 @@ def letter(name: str) -> Value:
 def _both(a: Value, b: Value, **known: object) -> Value:
     complete = a.complete and b.complete
     value = Value((), None, a.letters | b.letters, complete=complete, undone=a.undone | b.undone)
-    return replace(value, **known)  # type: ignore[arg-type]
+    return replace(value, **known)  # type: ignore[arg-type]  # fields of the dataclass, by name
 
 
 def _exact(a: Value, b: Value, how: str) -> tuple[Fraction, ...] | None:

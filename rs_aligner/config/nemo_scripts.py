@@ -176,6 +176,7 @@ def _is_open(key: str) -> bool:
 def _value(text: str) -> object:
     """A value as the config reads it."""
     try:
+        # OmegaConf says Any.
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
     except Exception:  # the YAML parser raises its own
         return text

@@ -256,7 +256,7 @@ class RowReader:
     def _tokenize(self, where: str, text: str, is_chat: bool, plain: Spans) -> tuple[int, ...]:
         ids, bos = self.tokenizer.encode(text, is_chat=is_chat, plain=plain), self.tokenizer.bos_id
         if self._add_bos and ids[:1] != [bos]:
-            ids = [bos, *ids]  # type: ignore[list-item]
+            ids = [bos, *ids]  # type: ignore[list-item]  # there is one where one is added
         if self._add_bos is False and bos is not None and ids[:1] == [bos]:
             ids = ids[1:]
         if not ids:

@@ -67,11 +67,11 @@ def install() -> None:
     )  # else imported at the first save
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
-            module.torch = _TORCH  # type: ignore[attr-defined]
+            module.torch = _TORCH  # type: ignore[attr-defined]  # what `install` is for
     rng = sys.modules.get("megatron.core.tensor_parallel.random")
     if rng is not None:
-        rng._set_cuda_rng_state = _set_rng_state  # type: ignore[attr-defined]
-        rng._get_cuda_rng_state = _get_rng_state  # type: ignore[attr-defined]
+        rng._set_cuda_rng_state = _set_rng_state  # type: ignore[attr-defined]  # what `install` is for
+        rng._get_cuda_rng_state = _get_rng_state  # type: ignore[attr-defined]  # what `install` is for
 
 
 @contextmanager
@@ -85,9 +85,10 @@ def pretend() -> Iterator[None]:
         return type_of(self).replace("torch.", "torch.cuda.", 1)
 
     install()
-    torch.Tensor.type = cuda_type  # type: ignore[method-assign,assignment]
+    torch.Tensor.type = cuda_type  # type: ignore[method-assign,assignment]  # what `pretend` is for
+    # What `pretend` is for.
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     try:
         yield
     finally:
-        torch.Tensor.type, torch.Tensor.cuda = type_of, to_cuda  # type: ignore[method-assign]
+        torch.Tensor.type, torch.Tensor.cuda = type_of, to_cuda  # type: ignore[method-assign]  # put back

@@ -72,7 +72,7 @@ class Selector(ABC):
         """
 
     # Not abstract although empty (B027): only selectors that compare with earlier steps have one.
-    def remember(self, group: Group, place: int) -> None:  # noqa: B027
+    def remember(self, group: Group, place: int) -> None:  # noqa: B027  # most selectors remember nothing
         """Take note of a rollout that was trained on. Most selectors look at one step only."""
 
 

@@ -36,6 +36,7 @@ class Notes:
     def __init__(self, place: Path) -> None:
         self.place, self._found = place, defaultdict[str, list[str]](list)
         self.handler = logging.Handler(logging.WARNING)
+        # A handler that only notes.
         self.handler.emit = lambda record: self.add("warnings", record.getMessage())  # type: ignore[method-assign]
 
     def add(self, name: str, *values: Any) -> None:
@@ -74,7 +75,7 @@ def set_up_judges(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     class Connection:
         def __init__(self, ip: str, port: int, name: str, token: str | None = None, **_: Any) -> None:
             notes.add("servers", ip, port, name, token)
-            self.judge = LocalJudge(_Judge(port), 64)  # type: ignore[arg-type]
+            self.judge = LocalJudge(_Judge(port), 64)  # type: ignore[arg-type]  # a stand-in
 
         def problem(self, timeout: float) -> None: ...
 

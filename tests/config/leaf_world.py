@@ -192,6 +192,7 @@ class _Runtime(Runtime):
         return contextlib.nullcontext()
 
 
+# A rank without groups.
 ALONE = _Runtime(torch.device("cpu"), 0, 1, 0, 1, 0, 1, 0, 1, None)  # type: ignore[arg-type]
 
 
@@ -275,6 +276,7 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     def load_model(folder: Path, _: Runtime, precision: str, **how: Any) -> sampler.Loaded:
         notes.add("model", folder.name, precision, how)
         arch = read_architecture(folder)
+        # A stand-in for the model.
         return sampler.Loaded(model, model.config, arch, torch.float32, folder)  # type: ignore[arg-type]
 
     def load_reward_model(folder: Path, _: Runtime, **how: Any) -> Any:

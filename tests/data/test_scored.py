@@ -71,7 +71,7 @@ def test_an_empty_answer_is_its_end_token(write: Write) -> None:
     (group,) = load(write(row("", "c")))
     assert [rollout.token_ids for rollout in group.rollouts] == [(EOS,), (*ids("c"), EOS)]
     without_end = Letters()
-    without_end.eos_ids = ()  # type: ignore[assignment]
+    without_end.eos_ids = ()  # type: ignore[assignment]  # a tokenizer without end tokens
     with pytest.raises(ValueError, match=r"scored\.jsonl:1: a response is empty, .* no end token"):
         load(write(row("", "c")), tokenizer=without_end)
 
@@ -146,7 +146,7 @@ def test_the_file_of_generate_is_read_back_as_it_was_sampled(write: Write) -> No
         [Score(0.0), ScoreFailure("timed out"), Score(1.0, {"right": 1.0})],
     )
     for how in ("best", "majority"):
-        (group,) = load(write(answer_row(made, how)))  # type: ignore[arg-type]
+        (group,) = load(write(answer_row(made, how)))  # type: ignore[arg-type]  # a parameter of the test
         assert group.prompt.token_ids == made.prompt.token_ids
         assert [r.token_ids for r in group.rollouts] == [r.token_ids for r in made.rollouts]
         assert [r.finish_reason for r in group.rollouts] == ["stop", "length", "stop"]

@@ -31,11 +31,11 @@ def rates_of() -> Iterator[list[float]]:
         rates.append(learning_rate)
         return update(trainer, learning_rate)
 
-    BaseTrainer.update = watched  # type: ignore[method-assign]
+    BaseTrainer.update = watched  # type: ignore[method-assign]  # looked at, and put back
     try:
         yield rates
     finally:
-        BaseTrainer.update = update  # type: ignore[method-assign]
+        BaseTrainer.update = update  # type: ignore[method-assign]  # put back
 
 
 def unmoved(before: Path, after: Path) -> list[str]:

@@ -62,7 +62,7 @@ def test_an_embedding_with_more_rows_than_tokens_is_read(folder: Path) -> None:
 @pytest.mark.parametrize("use", ["generate", "score", "train_scoring"])
 def test_each_use_looks_at_kind_and_tensors(folder: Path, use: str) -> None:
     with pytest.raises(ValueError, match=r"the\.key is '/no/such': is not there"):
-        read_model_folder("/no/such", KEY, use=use)  # type: ignore[arg-type]
+        read_model_folder("/no/such", KEY, use=use)  # type: ignore[arg-type]  # any of the uses, as a text
     if use == "score":
         config = json.loads((folder / "config.json").read_text())
         head = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "reward"}}
@@ -71,7 +71,7 @@ def test_each_use_looks_at_kind_and_tensors(folder: Path, use: str) -> None:
     bias = {"model.layers.0.self_attn.q_proj.bias": torch.ones(32), "score.weight": torch.ones(1, 32)}
     save_file({**weights, **bias}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"q_proj\.bias"):
-        read_model_folder(str(folder), KEY, use=use)  # type: ignore[arg-type]
+        read_model_folder(str(folder), KEY, use=use)  # type: ignore[arg-type]  # any of the uses, as a text
 
 
 def test_a_language_model_does_not_score_and_a_reward_model_does_not_generate(
@@ -85,6 +85,7 @@ def test_a_language_model_does_not_score_and_a_reward_model_does_not_generate(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "reward" / name).write_bytes((folder / name).read_bytes())
     for use in ("score", "train_scoring"):
+        # Any of the uses, as a text.
         read_model_folder(str(tmp_path / "reward"), KEY, use=use)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"the\.key: .* is a reward model.*cannot generate"):
         read_model_folder(str(tmp_path / "reward"), KEY)

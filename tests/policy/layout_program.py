@@ -103,7 +103,7 @@ def run_pairs(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) -> 
     sequence_parallel = work.name.endswith("sp")
     # The distributed optimizer leaves each rank its own part of the gradient only.
     trainer, arch = new_pair_trainer(folder, rt, sequence_parallel=sequence_parallel, distributed=False)
-    changes = config_changes(arch, NoText())  # type: ignore[arg-type]
+    changes = config_changes(arch, NoText())  # type: ignore[arg-type]  # a stand-in
     found: dict[str, Any] = {}
 
     def weights(trainer: PairTrainer) -> dict[str, torch.Tensor]:

@@ -121,7 +121,7 @@ def run_objectives(
             folder,
             config,
             rt,
-            NoText(),  # type: ignore[arg-type]
+            NoText(),  # type: ignore[arg-type]  # a stand-in
             optimization=Optimization(lambda step: 1e-2 / (step + 1), precision),
             objective=objective,
             keep_start=keep_start,

@@ -53,6 +53,7 @@ def test_transformers_gives_the_same_rewards_in_every_family(
     start = save_tiny(family, tmp_path / "policy")
     model, arch = load_reward_model(start, rt, seed=5)
     rewards = SequenceScorer(model, rt, 2)(sequences())
+    # All that is read of it.
     changes = config_changes(arch, SimpleNamespace(pad_id=None))  # type: ignore[arg-type]
     huggingface.save_weights(tmp_path / "reward", model, arch, rt, start, changes)
     assert rewards == pytest.approx(by_transformers(tmp_path / "reward"), rel=1e-3, abs=1e-4)
@@ -175,6 +176,7 @@ def test_a_reward_model_of_a_bfloat16_folder_is_written_in_bfloat16(rt: Runtime,
     start = save_tiny("qwen2", tmp_path / "policy")
     transformers.AutoModelForCausalLM.from_pretrained(start, dtype=torch.bfloat16).save_pretrained(start)
     model, arch = load_reward_model(start, rt)
+    # All that is read of it.
     changes = config_changes(arch, SimpleNamespace(pad_id=None))  # type: ignore[arg-type]
     huggingface.save_weights(tmp_path / "reward", model, arch, rt, start, changes)
     written = load_file(tmp_path / "reward" / "model.safetensors")

@@ -26,6 +26,7 @@ WHAT = "exp_manager.explicit_log_dir=runs/first"
 
 
 def lease(folder: Path, **settings: object) -> Lease:
+    # Settings of many types.
     return Lease(folder / "owner", WHAT, **{"renew_every": None, **settings})  # type: ignore[arg-type]
 
 

@@ -57,6 +57,7 @@ def test_each_text_is_there_once_and_kept_if_it_ever_was(
     content: str, repeated: RunData, tmp_path: Path
 ) -> None:
     path = tmp_path / "data.jsonl"
+    # A parameter of the test.
     written = write_dataset(repeated, path, Wanted(content))  # type: ignore[arg-type]
     ledger = [row for row in ledger_rows(repeated) if content == "all" or row.kept]
     kept = {(row.prompt, row.response) for row in ledger if row.kept}
@@ -106,6 +107,7 @@ def test_parquet_holds_the_same_and_bare_rows_are_of_the_shape_alone(
     ):
         lines, table, bare = (tmp_path / name for name in ("a.jsonl", "a.parquet", "bare.jsonl"))
         for path, is_bare in ((lines, False), (table, False), (bare, True)):
+            # A parameter of the test.
             write_dataset(repeated, path, Wanted("all", shape, is_bare))  # type: ignore[arg-type]
         loaded = datasets.load_dataset("parquet", data_files=str(table), cache_dir=str(tmp_path))["train"]
         assert loaded.to_list() == rows_of(lines)
@@ -160,7 +162,7 @@ def test_a_chat_stays_one_and_is_read_back_as_it_was(
     good, bad = ((*tokenizer.encode(row.response, is_chat=True), *closing) for row in (kept, rejected))
     paths = {content: tmp_path / f"{content}.jsonl" for content in ("kept", "pairs", "all")}
     for content, path in paths.items():
-        write_dataset(run, path, Wanted(content, shape))  # type: ignore[arg-type]
+        write_dataset(run, path, Wanted(content, shape))  # type: ignore[arg-type]  # a parameter of the test
     (row,) = load_sft_rows([str(paths["kept"])], tokenizer, max_length=500).rows
     assert (row.prompt, row.response) == (prompt, good)
     (pair,) = load_pairs([str(paths["pairs"])], tokenizer, max_length=500).pairs

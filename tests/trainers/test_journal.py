@@ -204,6 +204,7 @@ class Slow(FakeJudge):
 
 def test_a_slow_answer_holds_back_nothing_that_was_scored_before(run: FakeRun, other: FakeRun) -> None:
     with pytest.raises(RuntimeError, match="killed"):
+        # Stand-ins.
         run.start(judge=lambda _: Slow(by_tokens, run.events, 0.0), **HOW)  # type: ignore[arg-type,return-value]
     run.start(**HOW)
     other.start(**HOW)
