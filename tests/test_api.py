@@ -406,7 +406,7 @@ def test_a_function_for_trl_is_called_as_trl_does() -> None:
     judge = judge_of(lambda prompts, completions, **_: [None, len(completions[1][0]["content"])])
     chat = {"messages": [{"role": "user", "content": "b"}], "prefilled": "<think>"}
     first, second = judge.score_texts(["a", "b"], ["c", "d"], [{}, chat])
-    # Columns are of any type.
+    # A judge may give failures, and here gives numbers.
     assert (math.isnan(first), second) == (True, len("<think>d"))  # type: ignore[arg-type]
 
 

@@ -93,7 +93,7 @@ def test_a_chain_that_cannot_be_made_is_refused():
         build_chain((), top_n=1, min_reward=math.nan)
     configs = [type("", (), {})]
     with pytest.raises(ValueError, match="put a threshold selector into it"):
-        build_chain(configs, top_n=1, min_reward=0.5)  # type: ignore[arg-type]  # a parameter of the test
+        build_chain(configs, top_n=1, min_reward=0.5)  # type: ignore[arg-type]  # no config on purpose
 
 
 @pytest.mark.parametrize("wrong", [(0, 3), (4, 3), (1, 1, 1, 1), (1, 1, -1, 1)])

@@ -329,10 +329,10 @@ def value(row: dict[str, str]) -> int:
 def test_the_reference_answers_of_gsm8k_are_all_right(test_data: Path) -> None:
     rows = problems(test_data)
     answers = [row["answer"] for row in rows]
-    # Texts are a sequence, too.
+    # A list of rows whose values are all texts is another type to mypy.
     assert final_answer(answers, answers, rows) == [1.0] * 600  # type: ignore[arg-type]
     last_numbers = [answer.replace("####", "") for answer in answers]
-    # Texts are a sequence, too.
+    # A list of rows whose values are all texts is another type to mypy.
     assert final_answer(answers, last_numbers, rows) == [1.0] * 600  # type: ignore[arg-type]
 
 
