@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from rs_aligner.model import gloo
 from rs_aligner.threads import ONE_THREAD, Threads
 
 _logger = logging.getLogger("rs_aligner")
@@ -217,34 +218,35 @@ def start(
         }
     before = torch.get_num_threads()
     threads = threads or Threads(before)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, **where)
-    try:
-        if not on_gpu:
-            from rs_aligner.model import cpu
+    with gloo.one_device():
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, **where)
+        try:
+            if not on_gpu:
+                from rs_aligner.model import cpu
 
-            cpu.install()
-            torch.set_num_threads(threads.most)
-            if threads.reason and dist.get_rank() == 0:
-                _logger.info("threads: %s", threads)
-        parallel_state.initialize_model_parallel(
-            tensor_parallel_size, pipeline_parallel_size, distributed_timeout_minutes=timeout_minutes
-        )
-        tensor_parallel.model_parallel_cuda_manual_seed(seed)
-        torch.manual_seed(seed)
-        yield Runtime(
-            device=device,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-            tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-            tp_size=tensor_parallel_size,
-            pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
-            pp_size=pipeline_parallel_size,
-            dp_rank=parallel_state.get_data_parallel_rank(),
-            dp_size=parallel_state.get_data_parallel_world_size(),
-            objects=dist.new_group(backend="gloo", timeout=timeout),
-            threads=threads,
-        )
-    finally:
-        torch.set_num_threads(before)
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+                cpu.install()
+                torch.set_num_threads(threads.most)
+                if threads.reason and dist.get_rank() == 0:
+                    _logger.info("threads: %s", threads)
+            parallel_state.initialize_model_parallel(
+                tensor_parallel_size, pipeline_parallel_size, distributed_timeout_minutes=timeout_minutes
+            )
+            tensor_parallel.model_parallel_cuda_manual_seed(seed)
+            torch.manual_seed(seed)
+            yield Runtime(
+                device=device,
+                rank=dist.get_rank(),
+                world_size=dist.get_world_size(),
+                tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+                tp_size=tensor_parallel_size,
+                pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+                pp_size=pipeline_parallel_size,
+                dp_rank=parallel_state.get_data_parallel_rank(),
+                dp_size=parallel_state.get_data_parallel_world_size(),
+                objects=dist.new_group(backend="gloo", timeout=timeout),
+                threads=threads,
+            )
+        finally:
+            torch.set_num_threads(before)
+            parallel_state.destroy_model_parallel()
+            dist.destroy_process_group()

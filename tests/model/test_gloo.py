@@ -1,0 +1,49 @@
+"""A rank has one thread that waits for its groups' network, however many groups there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from rs_aligner.model import gloo, runtime
+
+LISTENS = "gloo_tcp_loop"
+
+
+def threads() -> list[str]:
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+
+@pytest.fixture(scope="module")
+def listening() -> Iterator[int]:
+    """How many threads listened before the run had its groups."""
+    before = threads().count(LISTENS)
+    with runtime.start(accelerator="cpu", timeout_minutes=1):
+        yield before
+
+
+def test_all_groups_of_a_rank_share_a_thread(listening: int) -> None:
+    assert len(distributed_c10d._world.pg_map) > 10  # Megatron's
+    assert threads().count(LISTENS) - listening == 1
+
+
+def test_groups_on_one_device_do_not_take_each_others_messages(listening: int) -> None:
+    groups = [dist.new_group([0], backend="gloo") for _ in range(3)]
+    for number, group in enumerate(groups):
+        tensor = torch.full((4,), float(number))
+        dist.all_reduce(tensor, group=group)
+        assert tensor.tolist() == [number] * 4
+        dist.destroy_process_group(group)
+
+
+def test_torch_is_as_it_was_behind_it() -> None:
+    """Others in this process get groups as torch makes them."""
+    before = distributed_c10d.ProcessGroupGloo
+    with gloo.one_device():
+        assert distributed_c10d.ProcessGroupGloo is not before
+    assert distributed_c10d.ProcessGroupGloo is before
