@@ -77,7 +77,7 @@ def pass_at_k(rows: Rows) -> Picture | None:
     wanted = [Line(f"k = {k}", f"pass_at/{k}") for k in shown]
     frame = Frame("pass-at-k", "Prompts of which one of k answers passes", "share")
     picture = of_figures(rows, frame, *wanted)
-    return picture and replace(picture, keys=("pass_at/<k>",))
+    return picture and replace(picture, frame=replace(picture.frame, keys=("pass_at/<k>",)))
 
 
 def time_by_phase(rows: Rows) -> Picture | None:

@@ -57,9 +57,7 @@ def _histograms(frame: Frame, histograms: dict[str, Histogram]) -> Picture:
         f"mean of {name} {number(one.mean)}" for name, one in histograms.items() if one.mean is not None
     )
     table = _table(frame.x_label, shares, {name: one.number for name, one in histograms.items()})
-    return Picture(
-        frame.id, frame.title, frame.x_label, frame.y_label, said, at, tuple(shapes), table, frame.note
-    )
+    return Picture(frame, said, at, tuple(shapes), table)
 
 
 def _wide(bars: dict[str, list[Bar]]) -> dict[str, list[Bar]]:
@@ -110,7 +108,7 @@ def _bars(frame: Frame, named: Sequence[tuple[str, float, int]], said: str) -> P
     rows = tuple((name, f"{count:,} ({count / total:.1%})") for name, _, count in named if count)
     shown, note = spread(rows, MOST_ROWS)
     table = Table((frame.x_label, frame.y_label), tuple(shown), "" if not note else f"{len(shown)} of them.")
-    return Picture(frame.id, frame.title, frame.x_label, frame.y_label, said, at, (shape,), table, frame.note)
+    return Picture(frame, said, at, (shape,), table)
 
 
 def _tries(tries: dict[int, int]) -> Picture:
@@ -129,6 +127,7 @@ def _pass_rates(rates: Sequence[int]) -> Picture:
         "% of its answers",
         "The bars at the ends are prompts of which no answer passes, and all; the others take in a tenth "
         "each. Prompts in between are those that teach.",
+        ("pass_at/<k>", "groups/none_passed"),
     )
     names = ["none", *(f"up to {10 * k} %" for k in range(1, 10)), "above 90 %, not all", "all"]
     named = [
@@ -144,18 +143,7 @@ def _pass_rates(rates: Sequence[int]) -> Picture:
     )
     rows = tuple((name, f"{count:,} ({count / total:.1%})") for name, _, count in named)
     said = f"of {rates[0] / total:.0%} of the prompts none, of {rates[-1] / total:.0%} all"
-    return Picture(
-        frame.id,
-        frame.title,
-        frame.x_label,
-        frame.y_label,
-        said,
-        at,
-        (shape,),
-        Table(("answers that pass", "prompts"), rows),
-        frame.note,
-        ("pass_at/<k>", "groups/none_passed"),
-    )
+    return Picture(frame, said, at, (shape,), Table(("answers that pass", "prompts"), rows))
 
 
 def _scatter(sums: Sums) -> Picture:
@@ -173,17 +161,8 @@ def _scatter(sums: Sums) -> Picture:
     note = ""
     if len(points) < total:
         note = f"{len(points):,} rollouts, drawn at random from all that have a score."
-    return Picture(
-        "scatter",
-        "Score and length",
-        "tokens",
-        "score",
-        f"{len(points):,} rollouts",
-        at,
-        tuple(shapes),
-        _by_length(sums),
-        note,
-    )
+    frame = Frame("scatter", "Score and length", "score", "tokens", note)
+    return Picture(frame, f"{len(points):,} rollouts", at, tuple(shapes), _by_length(sums))
 
 
 def _by_length(sums: Sums) -> Table:

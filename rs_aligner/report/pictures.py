@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal, TypeVar
 
@@ -43,27 +43,33 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the page.
+class Frame:
+    """What a picture says of itself besides what is drawn.
 
     Attributes:
         id: of its element.
         title: what is shown.
-        said: what is seen in it, for who does not see it.
         note: what has to be known to read it.
         keys: of metrics, whose meanings are linked.
     """
 
     id: str
     title: str
-    x_label: str
     y_label: str
+    x_label: str = "step"
+    note: str = ""
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the page; `said` is what is seen in it, for who does not see it."""
+
+    frame: Frame
     said: str
     field: Field
     shapes: tuple[Shape, ...]
     table: Table
-    note: str = ""
-    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,18 +85,6 @@ class Curve:
     points: Points
     errors: Sequence[float] = ()
     dots: bool = False
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a picture says of itself besides its curves."""
-
-    id: str
-    title: str
-    y_label: str
-    x_label: str = "step"
-    note: str = ""
-    keys: tuple[str, ...] = field(default=())
 
 
 def lines(frame: Frame, curves: Sequence[Curve]) -> Picture | None:
@@ -121,7 +115,7 @@ def lines(frame: Frame, curves: Sequence[Curve]) -> Picture | None:
     if longest > MOST_POINTS:
         note = f"{note} Each point is the mean of {_joined(longest, MOST_POINTS)} steps.".strip()
     said = "; ".join(_said(curve) for curve in curves)
-    return _picture(frame, said, at, shapes, _table(frame.x_label, curves), note)
+    return Picture(replace(frame, note=note), said, at, tuple(shapes), _table(frame.x_label, curves))
 
 
 NUM_ERRORS = 2.0
@@ -153,22 +147,8 @@ def stacked(frame: Frame, curves: Sequence[Curve]) -> Picture | None:
     if len(groups) < len(steps):
         note = f"{note} Each bar is the mean of {len(groups[0])} steps.".strip()
     sums = ", ".join(f"{curve.name} {number(sum(y for _, y in curve.points))}" for curve in curves)
-    return _picture(frame, f"Over all steps: {sums}", at, shapes, _table(frame.x_label, curves), note)
-
-
-def _picture(frame: Frame, said: str, at: Field, shapes: Sequence[Shape], table: Table, note: str) -> Picture:
-    return Picture(
-        frame.id,
-        frame.title,
-        frame.x_label,
-        frame.y_label,
-        said,
-        at,
-        tuple(shapes),
-        table,
-        note,
-        frame.keys,
-    )
+    said = f"Over all steps: {sums}"
+    return Picture(replace(frame, note=note), said, at, tuple(shapes), _table(frame.x_label, curves))
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> Points:

@@ -51,7 +51,7 @@ def test_a_long_curve_is_thinned_to_means_and_says_so() -> None:
     assert [y for _, y in thinned(points)] == [0.5] * 300
     picture = lines(FRAME, [Curve("all", points)])
     assert picture is not None
-    assert picture.note == "Each point is the mean of 2 steps."
+    assert picture.frame.note == "Each point is the mean of 2 steps."
     assert len(picture.table.rows) == 12
     assert [picture.table.rows[0], picture.table.rows[-1]] == [("1", "1"), ("600", "0")]
     assert thinned(points[:300]) == points[:300]
