@@ -89,11 +89,15 @@ def write_whole(path: Path, lines: Iterable[bytes], check: Callable[[], None] = 
     """
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.unlink(missing_ok=True)  # a stopped process may have it open, and wake up
-    with unfinished.open("xb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    check()
+    try:
+        with unfinished.open("xb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # of the lines, of the disk: no half of a file stays
+        unfinished.unlink(missing_ok=True)
+        raise
+    check()  # behind it the folder may be another's, and so may the unfinished file
     unfinished.replace(path)
     sync_folder(path.parent)  # the new name, too, is on the disk
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from rs_aligner.files import checksum, checksums_of_files, running_checksum
+import pytest
+
+from rs_aligner.files import checksum, checksums_of_files, running_checksum, write_whole
 
 
 def test_a_checksum_is_xxh3_with_the_published_value_of_nothing():
@@ -28,3 +31,15 @@ def test_files_are_summed_as_their_bytes_are(tmp_path: Path):
     for start in range(0, len(contents[-1]), 12_345):
         growing.update(contents[-1][start : start + 12_345])
     assert growing.hexdigest() == checksum(contents[-1])
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was_and_no_half_of_it_is_left(tmp_path: Path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def lines() -> Iterator[bytes]:
+        yield b"half"
+        raise ValueError("no such template")
+
+    with pytest.raises(ValueError, match="no such template"):
+        write_whole(path, lines())
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("report.html", "old")]
