@@ -32,6 +32,7 @@ def test_files_are_summed_as_their_bytes_are(tmp_path: Path):
         growing.update(contents[-1][start : start + 12_345])
     assert growing.hexdigest() == checksum(contents[-1])
 
+
 def test_a_file_that_cannot_be_written_whole_stays_as_it_was_and_no_half_of_it_is_left(tmp_path: Path):
     path = tmp_path / "report.html"
     path.write_text("old")
