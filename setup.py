@@ -95,8 +95,8 @@ setup(
         "sentiment": ["vaderSentiment>=3.3"],
         "wandb": ["wandb>=0.16"],
         "dev": [
-            *("axe-playwright-python", "hypothesis", "import-linter", "mypy", "playwright", "pytest"),
-            *("pytest-timeout", "ruff"),
+            *("axe-playwright-python", "furo", "hypothesis", "import-linter", "mypy", "myst-parser"),
+            *("playwright", "pytest", "pytest-timeout", "ruff", "sphinx"),
         ],
     },
 )

@@ -18,14 +18,14 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks" / "results" / "README.md",
     ROOT / "scripts" / "slurm" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 LINK = re.compile(r"\]\(\s*<?([^()\s<>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 NAMES_OTHERS = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which is a list of short lines
 PAGE_IN_CODE = re.compile(r"[\w./-]+\.md")
-PAGE_IN_SOURCE = re.compile(r"\bdocs/[\w-]+\.md\b")
+PAGE_IN_SOURCE = re.compile(r"\bdocs/[\w/-]+\.md\b")
 
 
 def prose(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The recipes that ship: each composes with the README's overrides, and each command of their page."""
+"""The recipes that ship: each composes with the guide's overrides, and each command of their page."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_the_commands_of_the_page_pass_the_check(command, elsewhere, caplog):
 
 
 @pytest.mark.parametrize("name", ONLINE)
-def test_each_recipe_composes_with_the_overrides_of_the_readme(name, elsewhere):
-    [command] = commands((ROOT / "README.md").read_text())
+def test_each_recipe_composes_with_the_overrides_of_the_guide(name, elsewhere):
+    [command] = commands((ROOT / "docs" / "guides" / "one_machine.md").read_text())
     config = load_config(compose(f"recipes/{name}", overrides_of(command)), TrainRSConfig)
     rs = config.model.rs
     assert (rs.num_rollout_samples, rs.num_rollouts_per_prompt, rs.top_n_rollouts) == (64, 8, 1)

@@ -127,7 +127,7 @@ ADVICE = re.compile(
 
 def advised() -> list[str]:
     """Each `key=value` that a message of the package or a page of the docs tells a user to set."""
-    pages = [*(ROOT / "rs_aligner").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    pages = [*(ROOT / "rs_aligner").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     found = {match for path in pages for match in ADVICE.findall(path.read_text())}
     # Those with braces are filled in when they are said.
     return sorted(text.rstrip(".:\\") for text in found if not re.search(r"[{}%]|\.\.\.", text))

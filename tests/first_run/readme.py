@@ -1,4 +1,4 @@
-"""The README's commands and programs, as they stand there."""
+"""The commands and programs of the README and of the guide to one machine, as they stand there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import shlex
 
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", ROOT / "docs" / "guides" / "one_machine.md")
+README = "\n".join(page.read_text() for page in PAGES)  # the guide goes on where the README ends
 
 
 def blocks(language: str) -> list[str]:
@@ -16,7 +17,7 @@ def blocks(language: str) -> list[str]:
 
 
 def script_arguments(script: str) -> list[str]:
-    """The arguments of the README's one command that runs this script."""
+    """The arguments of the one command there that runs this script."""
     [command] = [block for block in blocks("bash") if script in block]
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:2] == [".venv/bin/python", f"examples/{script}"]

@@ -1,8 +1,8 @@
-"""The README's commands and its program, run as they stand there: they work, and they train.
+"""The commands and the program of the README and its guide, run as they stand there: they work and train.
 
-Every command in the README is run: here, by `test_quickstart.py`, or by CI (`bash scripts/test.sh`). What is
-changed is the data, which the README leaves to its reader, and the learning rate, which for these models of a
-quarter of a million parameters is 3e-4; one test of each kind leaves that, too. A server for all of them.
+Every command in them is run: here, or where `ELSEWHERE` says. What is changed is the data, which the pages
+leave to their reader, and the learning rate, which for these models of a quarter of a million parameters is
+3e-4; one test of each kind leaves that, too. A server for all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from tests.first_run.trained import SMALL_MODELS_RATE, check_rates, held_out, ra
 from tests.reward.rows import free_port
 from tests.reward.service import service
 
-ELSEWHERE = ("bash scripts/quickstart.sh", "rs-aligner init")  # test_quickstart.py, test_wheel.py
+ELSEWHERE = (
+    "bash scripts/quickstart.sh",
+    "rs-aligner ",
+)  # test_quickstart.py, test_wheel.py, docs/test_guides.py
 READMES_RATE = 1e-5
 
 
