@@ -89,9 +89,14 @@ class Scene:
         self.whole = self.ended(folder / "whole", self.judged(before))
 
     def judged(self, since: int) -> Judged:
-        """What the judge was asked behind so many bytes of its log."""
+        """What the judge was asked behind so many bytes of its log, but for the clients' trial of it.
+
+        The trials of two ranks have one id, so that the server answers two at a time with one judgement.
+        """
         lines = self.log.read_bytes()[since:].splitlines() if self.log.exists() else []
-        return Counter(tuple(json.loads(line)) for line in lines)
+        judged = Counter(tuple(json.loads(line)) for line in lines)
+        del judged["", ""]
+        return judged
 
     @property
     def asked(self) -> int:
