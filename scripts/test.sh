@@ -10,6 +10,8 @@ bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # tests start several processes each
 
+unset PYTHONDONTWRITEBYTECODE  # some machines set it; then each of a few hundred processes compiles all it imports
+
 step() { echo "== $*"; "$@"; }
 step ruff check .
 step ruff format --check .

@@ -101,7 +101,7 @@ EXP_MANAGER: Rows = {
         given={"create_wandb_logger": True},
     ),
     **shown_by("error", {"resume_if_exists": False, "allow_changes": ["model.optim.rl"]}, again=True),
-    **shown_by("files", {"checkpoint_callback_params.save_top_k": 3, "report": False}),
+    **shown_by("files", {"checkpoint_callback_params.save_top_k": 3, "report": True}),
 }
 OPTIM: Rows = {
     **shown_by(

@@ -30,7 +30,11 @@ from tests.config.leaf_rows import (
     with_given,
 )
 
-_RUN = {"exp_manager.explicit_log_dir": "@/out/run", "pretrained_checkpoint.restore_from_path": "@/policy"}
+_RUN = {
+    "exp_manager.explicit_log_dir": "@/out/run",
+    "exp_manager.report": False,  # it is a fifth of what such a run costs
+    "pretrained_checkpoint.restore_from_path": "@/policy",
+}
 _TRAINING = {**_RUN, "model.global_batch_size": 2}
 _SHORT = {"max_epochs": 2, "val_check_interval": 1}
 _PREFIX = "model.data.data_prefix"

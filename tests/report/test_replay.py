@@ -170,6 +170,7 @@ def test_the_error_of_a_ratio_is_that_of_a_mean_where_all_count_alike() -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_what_runs_with_another_seed_keep_is_predicted_within_a_tenth(tmp_path: Path) -> None:
     """The small form of benchmarks/replay.py, whose runs are real."""
     size = {"prompts": 300, "steps": 1, "num_rollout_samples": 300}
