@@ -35,10 +35,12 @@ class Arguments:
     Attributes:
         options: values of Hydra's options, by their long names; the last one counts.
         overrides: the rest, as it was given.
+        switches: Hydra's options that have no value.
     """
 
     options: dict[str, str]
     overrides: tuple[str, ...]
+    switches: tuple[str, ...] = ()
 
 
 def read(arguments: Sequence[str], schema: type[Section]) -> Arguments:
@@ -49,6 +51,7 @@ def read(arguments: Sequence[str], schema: type[Section]) -> Arguments:
     """
     options: dict[str, str] = {}
     overrides: list[str] = []
+    switches: list[str] = []
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -61,11 +64,13 @@ def read(arguments: Sequence[str], schema: type[Section]) -> Arguments:
             if not equals and not rest:
                 raise ConfigError([f"{name} needs a value"])
             options[WITH_VALUE[name]] = value if equals else rest.pop(0)
-        elif name not in ALONE:
+        elif name in ALONE:
+            switches.append(name)
+        else:
             raise ConfigError([_unknown(argument, schema)])
     for override in overrides:
         _check(override, schema)
-    return Arguments(options, tuple(overrides))
+    return Arguments(options, tuple(overrides), tuple(switches))
 
 
 def check_config(given: Arguments, name: str, folders: Sequence[Path]) -> None:

@@ -6,16 +6,26 @@ config means (`config`), and what is done with it (`scripts`, `commands`).
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rs_aligner.cli import help as helps
 from rs_aligner.exit_status import FINISHED, TO_BE_MENDED
 
+if TYPE_CHECKING:
+    from rs_aligner.cli.arguments import Arguments
+
 PACKAGE = Path(__file__).resolve().parents[1]
+COLLECTED_AFTER = (50_000, 10, 10)
+"""How many new objects the collector of cycles waits for (Python's own number is 700).
+
+Imports make a million objects, hardly any of them garbage, and looking for it is a tenth of the time to the
+first token.
+"""
 
 
 def conf_folder() -> Path:
@@ -92,58 +102,78 @@ def run(
         print(helps.of_config(command, list(config_names(conf)), str(conf)), end="")
         return FINISHED
 
-    import hydra
+    gc.set_threshold(*COLLECTED_AFTER)
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from rs_aligner.cli import scripts
-    from rs_aligner.config import open_overrides
+    from rs_aligner.cli import compose, scripts
+    from rs_aligner.config import ConfigError
 
-    script = scripts.SCRIPTS[command]
+    script, config = scripts.SCRIPTS[command], helps.OF[command].config
     then: Callable[[Any], None] = script.run if ahead is None else scripts.AHEAD[ahead](script.schema)
     try:
-        checked = _checked(arguments, script.schema, helps.OF[command].config, beside)
-    except ValueError as error:
+        given, folders = _checked(arguments, script.schema, config, beside)
+        tree = compose.compose_once(given, config, folders)
+        if tree is None:
+            _by_hydra(arguments, given, folders, config, then)
+        else:
+            then(tree)
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return TO_BE_MENDED
-    sys.argv[1:] = open_overrides(checked)  # Hydra reads no other
-    # Hydra raises what it has to say, instead of printing it at length, and cuts no stack trace short.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    where: dict[str, Any] = {"config_path": str(conf_folder()), "config_name": helps.OF[command].config}
-    try:
-        hydra.main(version_base=None, **where)(then)()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return TO_BE_MENDED
     return FINISHED
 
 
-def _checked(arguments: Sequence[str], schema: Any, config: str, beside: Path | None) -> list[str]:
-    """The arguments as Hydra is to get them.
+def _checked(
+    arguments: Sequence[str], schema: Any, config: str, beside: Path | None
+) -> tuple[Arguments, list[Path]]:
+    """The arguments, and the folders in which Hydra is to look for configs, in its order.
 
-    A folder that replaces ours is looked in first, and ours behind it, so that its configs may name ours.
+    A folder that replaces ours is looked in first, and ours at last, so that its configs may name ours. There
+    are none where the arguments name a place that is no folder, such as a package.
 
     Raises:
         ConfigError: Hydra would not understand them.
     """
     from rs_aligner.cli.arguments import check_config, read
 
-    given = read(arguments, schema)
-    ours, options, found = conf_folder(), given.options, list(arguments)
-    folders = [ours]
-    if "--config-path" in options:
-        replaced = options["--config-path"]
+    given, ours = read(arguments, schema), conf_folder()
+    added = [Path(given.options["--config-dir"])] if "--config-dir" in given.options else []
+    folders = [ours, *added]
+    if "--config-path" in given.options:
+        replaced = given.options["--config-path"]
         if "://" in replaced:
-            return found
-        first = (beside or Path.cwd()) / replaced
-        folders = [first, ours]
-        found += ["--config-path", str(first)]
+            return given, []
+        folders = [(beside or Path.cwd()) / replaced, *added, ours]
+    check_config(given, given.options.get("--config-name", config), folders)
+    return given, folders
+
+
+def _by_hydra(
+    arguments: Sequence[str],
+    given: Arguments,
+    folders: Sequence[Path],
+    config: str,
+    then: Callable[[Any], None],
+) -> None:
+    """Have `hydra.main` compose the config, and do whatever else is asked of it."""
+    import hydra
+
+    from rs_aligner.config import open_overrides
+
+    found = list(arguments)
+    if "--config-path" in given.options and folders:
+        found += ["--config-path", str(folders[0])]
         if not any(one.lstrip("+").startswith("hydra.searchpath") for one in given.overrides):
-            found.append(f"hydra.searchpath=[file://{ours}]")
-    if "--config-dir" in options:
-        folders.append(Path(options["--config-dir"]))
-    check_config(given, options.get("--config-name", config), folders)
-    return found
+            found.append(f"hydra.searchpath=[file://{folders[-1]}]")
+    sys.argv[1:] = open_overrides(found)  # Hydra reads no other
+    # Hydra raises what it has to say, instead of printing it at length, and cuts no stack trace short.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    where: dict[str, Any] = {"config_path": str(conf_folder()), "config_name": config}
+    hydra.main(version_base=None, **where)(then)()
 
 
 def _ahead(name: str, arguments: Sequence[str]) -> int:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import transformers
 
-from rs_aligner.files import read_json_object
 from rs_aligner.model.chat_template import ChatTemplate, Message, TurnMarks
 from rs_aligner.model.encoding import Encoder
+from rs_aligner.model.tokenizer_files import named_end_tokens, read_files
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -45,14 +44,14 @@ class Tokenizer:
         if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
             raise ValueError(f"{folder} has no tokenizer (tokenizer.json); copy the model's there")
         try:
-            self._tokenizer = _read(folder)
+            self._tokenizer = read_files(folder)
         except Exception as error:  # transformers raises whatever its parsers raise
             if isinstance(error, MemoryError) or "failed to map segment" in str(error):
                 raise  # too little memory, perhaps for a library that is imported now
             raise ValueError(f"{folder}: the tokenizer cannot be read ({error!r})") from error
         self.bos_id: int | None = self._tokenizer.bos_token_id
         self._own_eos: int | None = self._tokenizer.eos_token_id
-        self.named_eos_ids = _named_end_tokens(folder)
+        self.named_eos_ids = named_end_tokens(folder)
         self._ids: dict[str, int] = self._tokenizer.get_vocab()
         added = self._tokenizer.added_tokens_decoder
         self._added = {token.content: number for number, token in added.items()}
@@ -259,34 +258,3 @@ class Tokenizer:
         if number in self._special or number in self.eos_ids:
             return True
         return bool(text.strip()) and any(text in source for source in self.template.sources)
-
-
-def _read(folder: Path) -> Any:
-    """The tokenizer as `transformers` reads it.
-
-    Where the folder says which class it is, transformers gets as much of the config as that choice takes: to
-    read it into its own class, it imports its models' machinery and torch's compiler.
-    """
-    auto = transformers.AutoTokenizer
-    named = _json(folder / "tokenizer_config.json")
-    config = _json(folder / "config.json")
-    if not named.get("tokenizer_class") or "auto_map" in named or not config.get("model_type"):
-        return auto.from_pretrained(folder, local_files_only=True)
-    given = transformers.PretrainedConfig()
-    given.model_type, given._name_or_path = str(config["model_type"]), str(folder)
-    if "model_name" in config:
-        given.model_name = config["model_name"]
-    return auto.from_pretrained(folder, local_files_only=True, config=given)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.is_file() else {}
-
-
-def _named_end_tokens(folder: Path) -> tuple[int, ...]:
-    """The end tokens of `generation_config.json`, else of `config.json`."""
-    for name in ("generation_config.json", "config.json"):
-        value = _json(folder / name).get("eos_token_id")
-        if value is not None:
-            return tuple(dict.fromkeys(value if isinstance(value, list) else [value]))
-    return ()

@@ -34,7 +34,7 @@ def test_what_hydra_would_not_understand_is_one_line(arguments: list[str], said:
 def test_options_are_taken_apart_as_hydra_does() -> None:
     given = ["-cn", "a", "model.seed=1", "--config-dir=x", "--config-na", "b", "-m", "~model.rs", "+new=2"]
     options = {"--config-name": "b", "--config-dir": "x"}
-    assert read(given, TrainRSConfig) == Arguments(options, ("model.seed=1", "~model.rs", "+new=2"))
+    assert read(given, TrainRSConfig) == Arguments(options, ("model.seed=1", "~model.rs", "+new=2"), ("-m",))
 
 
 def test_a_config_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:

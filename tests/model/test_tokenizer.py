@@ -124,7 +124,7 @@ def test_too_little_memory_is_no_fault_of_the_tokenizer(
         def lack(*args: Any, error: Exception = error, **kwargs: Any) -> None:
             raise error
 
-        monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lack)
+        monkeypatch.setattr("rs_aligner.model.tokenizer.read_files", lack)
         with pytest.raises(type(error)):
             Tokenizer(folder)
 
@@ -153,6 +153,7 @@ def test_the_real_tokenizer_reads_back_what_it_wrote(test_data: Path) -> None:
     ("named", "model_type"),
     [
         ("TokenizersBackend", "llama"),
+        ("PreTrainedTokenizerFast", "llama"),
         ("PreTrainedTokenizerFast", "qwen2"),
         ("LlamaTokenizer", "llama"),
         ("LlamaTokenizerFast", "mistral"),
