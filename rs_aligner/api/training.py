@@ -5,7 +5,7 @@ does: the same config, checks, trainer, run's folder and continuation. The promp
 folder first, so that a folder tells all about its run. A process may call it again and again.
 
 Left out on purpose: several ranks, and a time limit for the judge; those are the scripts' and the served
-judges'. W&B's logger of NeMo: hand a logger over.
+judges'.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from rs_aligner.config import (
 from rs_aligner.config.tree import plain
 
 if TYPE_CHECKING:
-    from rs_aligner.record.run import Logger, Run
+    from rs_aligner.record.run import Run
+    from rs_aligner.record.sinks import Logger
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -226,7 +227,7 @@ def _carried_out(
         stopping.limit(manager.max_time_per_run, key=key, since=began)
         stopping.watch(Path(manager.explicit_log_dir), is_first=True, tells_others=False)
         try:
-            run = fit(lambda: _sinks(config, loggers))
+            run = fit(lambda: loggers)
         except ChangedSettings:
             inputs.remove(written)
             raise
@@ -235,18 +236,6 @@ def _carried_out(
                 raise KeyboardInterrupt from None
             raise
     return TrainResult(run.folder, run.final, read_rows(run.folder / "metrics.jsonl"))
-
-
-def _sinks(config: TrainConfig, loggers: Sequence[Logger]) -> list[Logger]:
-    """What the figures go to besides `metrics.jsonl`."""
-    manager, found = config.exp_manager, list(loggers)
-    if manager.create_tensorboard_logger:
-        from rs_aligner.record.tensorboard import TensorBoard
-
-        found.append(TensorBoard(Path(manager.explicit_log_dir) / "logs"))
-    if manager.create_wandb_logger:
-        _logger.warning("exp_manager.create_wandb_logger has no effect here: give the argument loggers one")
-    return found
 
 
 def _refuse_other_judge(tree: DictConfig) -> None:

@@ -11,9 +11,8 @@ import math
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -21,7 +20,6 @@ from omegaconf import DictConfig
 
 from rs_aligner import stopping
 from rs_aligner.cli.errors import one_line_errors
-from rs_aligner.cli.loggers import loggers
 from rs_aligner.cli.ranks import rank, show_log, start_ranks
 from rs_aligner.config import (
     GenerateConfig,
@@ -37,7 +35,7 @@ from rs_aligner.threads import wait_briefly
 from rs_aligner.watchdog import show_stacks_on_quit, watching
 
 if TYPE_CHECKING:
-    from rs_aligner.record.run import Logger, Run
+    from rs_aligner.record.run import Run
 
 WATCHED_SHARE = 0.9  # of the time that ranks wait for each other: stacks are shown before they give up
 
@@ -55,7 +53,6 @@ class Fit(Protocol[Config_contra]):
         /,
         *,
         is_first: bool,
-        loggers: Callable[[], Sequence[Logger]],
         given: Mapping[str, Any],
     ) -> Run: ...
 
@@ -166,7 +163,7 @@ def _train(raw: DictConfig, schema: type[Config], fit: Fit[Config], told: str) -
             stopping.limit(manager.max_time_per_run, key=key, since=began)
             folder, several = Path(manager.explicit_log_dir), config.world_size > 1
             stopping.watch(folder, is_first=is_first, tells_others=several)
-            run = fit(config, is_first=is_first, loggers=partial(loggers, manager), given=given)
+            run = fit(config, is_first=is_first, given=given)
         if is_first:
             print(told.format(run=run))
 

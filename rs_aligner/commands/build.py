@@ -2,14 +2,14 @@
 
 Each function imports what it needs, so that what can be wrong comes to light before anything slow is loaded.
 Left out on purpose: reading the config (`config`), the loops, and starting ranks and making loggers
-(`cli`, which knows Hydra, NeMo and Lightning).
+(`cli`, which knows Hydra).
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from rs_aligner.policy.reward_model import MegatronRewardModel
     from rs_aligner.policy.sampler import Sampler
     from rs_aligner.policy.trainable import Optimization
-    from rs_aligner.record.run import Logger, Run
+    from rs_aligner.record.run import Run
+    from rs_aligner.record.sinks import Logger
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -66,13 +67,32 @@ def say(what: str) -> None:
     _logger.info(what)
 
 
-def live_page(config: TrainConfig, run: Run) -> list[Logger]:
-    """What writes the run's page while it goes on and at its end, on the first rank; none where it is off."""
-    if not (run.is_first and config.exp_manager.report):
-        return []
-    from rs_aligner.report.live import LivePage
+def open_loggers(config: TrainConfig, run: Run, further: Callable[[], Sequence[Logger]] = tuple) -> None:
+    """Give the run its sinks, on the first rank: of the config, further ones, its page, its model's card.
 
-    return [LivePage(run.folder, run.check_owner)]
+    Args:
+        config: a checked config.
+        run: is told of them.
+        further: makes those of the caller.
+
+    Raises:
+        ValueError: one cannot be opened.
+    """
+    if not run.is_first:
+        return
+    from rs_aligner.config.changes import settings_of
+    from rs_aligner.loggers.chosen import chosen, hyperparameters
+    from rs_aligner.record.sinks import TakesSettings
+    from rs_aligner.report.live import CardWriter, LivePage
+
+    run.loggers = [*chosen(config.exp_manager), *further()]
+    if config.exp_manager.report:
+        run.loggers.append(LivePage(run.folder, run.check_owner))
+    run.loggers.append(CardWriter(run.folder))
+    settings = hyperparameters(settings_of(config))
+    for logger in run.loggers:
+        if isinstance(logger, TakesSettings):
+            logger.log_hyperparams(settings)
 
 
 def stop_if_asked_alone(config: TrainConfig | GenerateConfig) -> None:

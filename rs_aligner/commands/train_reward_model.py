@@ -13,7 +13,8 @@ from rs_aligner.commands import attempt, build
 from rs_aligner.config import TrainRewardModelConfig, changes, epoch_plan, num_epoch_steps
 
 if TYPE_CHECKING:
-    from rs_aligner.record.run import Logger, Run
+    from rs_aligner.record.run import Run
+    from rs_aligner.record.sinks import Logger
 
 
 def fit(
@@ -28,7 +29,7 @@ def fit(
     Args:
         config: a checked config.
         is_first: whether this rank writes the run's folder and shows the plan.
-        loggers: makes further sinks of the figures; called when everything else is there.
+        loggers: makes further sinks of the figures; called on the first rank when all else is there.
         given: the config as it was given, to be kept in the run's folder.
 
     Returns:
@@ -61,5 +62,5 @@ def _fit(
         found = {changes.TRAIN: attempt.of_pairs(pairs), changes.HELD_OUT: attempt.of_pairs(validation)}
         run.prepare(attempt.attempt(config, found, planned, given))
     with build.reward_model_of(config, tokenizer, num_epoch_steps(config, len(pairs))) as model:
-        run.loggers = [*loggers(), *build.live_page(config, run)]
+        build.open_loggers(config, run, loggers)
         PreferenceTrainer(config, model, pairs=pairs, validation=validation, run=run).fit()

@@ -15,7 +15,8 @@ from rs_aligner.commands import attempt, build
 from rs_aligner.config import TrainRSConfig, schedule_steps
 
 if TYPE_CHECKING:
-    from rs_aligner.record.run import Logger, Run
+    from rs_aligner.record.run import Run
+    from rs_aligner.record.sinks import Logger
     from rs_aligner.reward.client import RemoteGPTRMClient
     from rs_aligner.reward.judges import ServedJudge
     from rs_aligner.trainers.held_out import MetricsOf
@@ -36,7 +37,7 @@ def fit(
         config: a checked config.
         judge: scores in this process, instead of what `remote_rm` names.
         is_first: whether this rank writes the run's folder and shows the plan.
-        loggers: makes further sinks of the figures; called when everything else is there.
+        loggers: makes further sinks of the figures; called on the first rank when all else is there.
         given: the config as it was given, to be kept in the run's folder.
         metrics_of: further figures of the answers to held-out prompts, where there is one rank.
 
@@ -82,7 +83,7 @@ def _fit(
         from rs_aligner.trainers.rs import RSTrainer
 
         with build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy:
-            run.loggers = [*loggers(), *build.live_page(config, run)]
+            build.open_loggers(config, run, loggers)
             mine = Judges(client, watched) if policy.runtime.is_source else Judges()
             RSTrainer(config, policy, mine, data, run, chain=chain).fit()
 

@@ -14,7 +14,8 @@ from rs_aligner.commands import attempt, build
 from rs_aligner.config import JudgeConfig, RemoteRMConfig, TrainSFTConfig, epoch_plan, num_epoch_steps
 
 if TYPE_CHECKING:
-    from rs_aligner.record.run import Logger, Run
+    from rs_aligner.record.run import Run
+    from rs_aligner.record.sinks import Logger
     from rs_aligner.reward.client import RemoteGPTRMClient
 
 
@@ -30,7 +31,7 @@ def fit(
     Args:
         config: a checked config.
         is_first: whether this rank writes the run's folder and shows the plan.
-        loggers: makes further sinks of the figures; called when everything else is there.
+        loggers: makes further sinks of the figures; called on the first rank when all else is there.
         given: the config as it was given, to be kept in the run's folder.
 
     Returns:
@@ -65,7 +66,7 @@ def _fit(
             found = attempt.of_sft(config, rows, validation, judge)
             run.prepare(attempt.attempt(config, found, planned, given))
         policy = stack.enter_context(build.policy_of(config, tokenizer, num_epoch_steps(config, len(rows))))
-        run.loggers = [*loggers(), *build.live_page(config, run)]
+        build.open_loggers(config, run, loggers)
         mine = judge if policy.runtime.is_source else None
         SFTTrainer(config, policy, mine, rows=rows, validation=validation, run=run).fit()
 

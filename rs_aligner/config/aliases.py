@@ -104,6 +104,7 @@ _MEANT: dict[tuple[str, ...], str] = {
     ("model.pipeline_model_parallel_size",): "pipeline_parallel_size pp_size pp pipeline_parallel",
     ("model.seed",): "random_seed data_seed",
     ("exp_manager.create_wandb_logger",): "report_to use_wandb wandb log_with",
+    ("exp_manager.send_rollout_texts",): "log_completions log_val_generations log_samples",
     ("exp_manager.name",): "run_name experiment_name exp_name",
     ("exp_manager.wandb_logger_kwargs",): "project_name wandb_project",
 }

@@ -5,6 +5,8 @@ Left out on purpose: the figure that ranks a reward model's checkpoints (`train_
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rs_aligner.config.base import Positive, Seconds, Section, Text, Texts, Whole, problem
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not."""
+    return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
 class CheckpointParamsBase(Section):
@@ -57,11 +64,19 @@ class ExpManagerBase(Section):
     name: Text = "rs_aligner"
     """The run's name in the loggers."""
     create_tensorboard_logger: bool = True
-    """Writes the figures of `metrics.jsonl` for TensorBoard, too."""
+    """Writes figures, histograms, settings and a few rollouts for TensorBoard, into `logs/`."""
     create_wandb_logger: bool = False
-    """Sends them to Weights & Biases, too (WANDB_MODE=offline keeps them on this machine)."""
+    """Sends figures, histograms and settings to Weights & Biases (WANDB_MODE=offline keeps them here)."""
     wandb_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Handed to the Weights & Biases logger: project, name, tags, ..."""
+    create_mlflow_logger: bool = False
+    """The same for MLflow; without a `tracking_uri`, in `logs/mlflow/`."""
+    mlflow_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the MLflow logger: tracking_uri, experiment_name, run_name, tags, ..."""
+    create_trackio_logger: bool = False
+    """The same for trackio."""
+    trackio_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Handed to trackio's `init`: project, name, space_id, ..."""
     report: bool = True
     """Writes report.html into the run's folder: after validations, and at the end of the run.
 
@@ -88,13 +103,23 @@ class ExpManagerBase(Section):
     checkpoint_callback_params: CheckpointParamsBase
 
     def problems(self, key: str) -> Iterator[str]:
-        """The folder is not a file."""
+        """The folder is not a file, and the packages of the loggers are there."""
         folder = Path(self.explicit_log_dir)
         if folder.exists() and not folder.is_dir():
             yield problem(f"{key}.explicit_log_dir", self.explicit_log_dir, "is a file; name a folder")
+        for package in ("wandb", "mlflow", "trackio"):
+            asked = f"create_{package}_logger"
+            if getattr(self, asked) and not is_installed(package):
+                missing = f"the package {package} is not installed: pip install {package}"
+                yield problem(f"{key}.{asked}", True, missing)
 
 
 class ExpManagerConfig(ExpManagerBase):
-    """The run's folder, its loggers and its time limit."""
+    """The run's folder, its loggers and its time limit, of a policy, which samples."""
 
+    send_rollout_texts: bool = False
+    """W&B, MLflow and trackio also get the texts of a few rollouts of each step.
+
+    TensorBoard's files are in the run's folder, as the rollouts are, and have them in any case.
+    """
     checkpoint_callback_params: CheckpointCallbackParams = CheckpointCallbackParams()

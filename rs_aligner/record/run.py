@@ -37,20 +37,13 @@ from rs_aligner.record.leftovers import Leftovers
 from rs_aligner.record.manifest import BROKEN, PARTIAL, REPLACED, CannotSave
 from rs_aligner.record.metrics import MetricsFile, read_rows
 from rs_aligner.record.room import check_room
+from rs_aligner.record.sinks import Logger, Sampled, ShowsRollouts
 from rs_aligner.record.start import Start
 from rs_aligner.record.status import Status
 from rs_aligner.stopping import Stopped
 
 _logger = logging.getLogger("rs_aligner")
 NEWEST_KEPT = 2  # so that there is one to go back to when the newest turns out to be broken
-
-
-class Logger(Protocol):
-    """A sink of figures besides `metrics.jsonl`, such as TensorBoard's or W&B's of Lightning."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
-
-    def finalize(self, status: str) -> None: ...
 
 
 class Saveable(Protocol):
@@ -93,6 +86,7 @@ class Run:
         self.start = Start(config, command, is_first=is_first)
         self._status: Status | None = None
         self._metrics: MetricsFile | None = None
+        self._sampled: list[tuple[int, Sampled]] = []  # of steps without figures
         self.last_checkpoint = next(iter(self.newest_first()), None)
         if self.last_checkpoint is not None and not config.resume_if_exists:
             raise ValueError(
@@ -157,15 +151,24 @@ class Run:
             self.check_owner()
             self._metrics.forget_from(step)
 
+    def sampled(self, step: int, sampled: Sampled) -> None:
+        """Hand over what a step sampled, or a look behind it; sinks see it with the figures of the step."""
+        if self._metrics is not None:
+            self._sampled.append((step, sampled))
+
     def record(self, metrics: dict[str, float]) -> None:
         """Write the figures of a step, everywhere; those that an earlier start wrote stay."""
-        if self._metrics is None or metrics["step"] <= self._metrics.last_step:
+        step, seen, self._sampled = int(metrics["step"]), self._sampled, []
+        if self._metrics is None or step <= self._metrics.last_step:
             return
         self.start.check_owner()
         self._metrics.append(metrics)
         figures = {key: value for key, value in metrics.items() if key != "step" and math.isfinite(value)}
         for logger in self.loggers:
-            logger.log_metrics(figures, step=int(metrics["step"]))
+            if isinstance(logger, ShowsRollouts):
+                for sampled in [sampled for number, sampled in seen if number == step]:
+                    logger.log_rollouts(sampled, step)
+            logger.log_metrics(figures, step=step)
 
     def prepare_checkpoints(self, wanted: int) -> None:
         """Clear up behind a start that was killed, and see to it that there is room; every rank calls this.
@@ -247,11 +250,12 @@ class Run:
 
     def close(self, status: str = "success") -> None:
         """Close files and loggers, and give the folder back."""
-        if self._metrics is not None:
-            self._metrics.close()
-        for logger in self.loggers:
-            logger.finalize(status)
-        self.start.give_back()
+        with contextlib.ExitStack() as stack:  # one that fails keeps no other from it
+            stack.callback(self.start.give_back)
+            for logger in reversed(self.loggers):
+                stack.callback(logger.finalize, status)
+            if self._metrics is not None:
+                self._metrics.close()
 
     def _finished(self) -> list[Path]:
         """Checkpoints under their names; one that is being written still has another."""

@@ -1,4 +1,4 @@
-"""The page of a run while it goes on, and at its end: a sink of figures, as loggers are.
+"""The page of a run while it goes on, and at its end, and its model's card: sinks of figures, as loggers are.
 
 It writes the page after a validation, as long as all that it has cost stays below `SHARE` of the CPU time
 that this process has used, and at the end in any case, if time is left. Nothing that goes wrong with a page
@@ -29,7 +29,7 @@ _LEAST = 5.0  # seconds that have to be left for a page of a run that was asked 
 
 
 class LivePage:
-    """Writes the page of a run; a `record.run.Logger`.
+    """Writes the page of a run; a `record.sinks.Logger`.
 
     Args:
         folder: of the run.
@@ -92,6 +92,31 @@ class LivePage:
             since = sums.stat().st_mtime_ns if sums.exists() else -1
             return sum(one.st_size for one in there if one.st_mtime_ns > since)
         return 0
+
+
+class CardWriter:
+    """Writes the model card at the end of a run that finished; a `record.sinks.Logger`.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Nothing: there is no model yet."""
+
+    def finalize(self, status: str) -> None:
+        """Write it; what goes wrong is told, and ends nothing."""
+        if not (self.folder / "final").is_dir():
+            return
+        try:
+            from rs_aligner.report.card import write_card
+
+            write_card(self.folder)
+        except Exception as error:  # whatever it is: the model is there, and good without
+            _logger.warning("final/ has no model card: %s", _one_line(error))
 
 
 def _one_line(error: Exception) -> str:

@@ -24,6 +24,7 @@ from rs_aligner.record.ledger_row import Judged, LedgerRow, Stamp, row_of
 from rs_aligner.record.leftovers import Leftovers
 from rs_aligner.record.open_step import OpenStep
 from rs_aligner.record.run import Run
+from rs_aligner.record.sinks import Sampled
 from rs_aligner.rollout import Group, Prompt, Score
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.selection import Selection
@@ -153,6 +154,7 @@ class Journal:
 
     def measured(self, step: int, groups: Sequence[Group], *, anew: bool) -> None:
         """Write down the answers to held-out prompts behind a step, unless all of them were there."""
+        self._run.sampled(step, Sampled(groups))
         if self.ledger is not None and (anew or held_out_name(step) not in self._whole):
             self._run.check_owner()
             self.ledger.append_held_out(step, groups)

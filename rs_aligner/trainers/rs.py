@@ -19,6 +19,7 @@ from rs_aligner.data import DataOrder
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.ledger_row import NOT_TRAINED
 from rs_aligner.record.run import Run
+from rs_aligner.record.sinks import Sampled
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Group, Prompt, TrainingRow
 from rs_aligner.selection import Chain, Progress, Selection, build_chain, nothing_kept
@@ -149,7 +150,7 @@ class RSTrainer:
             generated = time.monotonic()
             progress.enter("training")
             selection = self._agreed(step, before, candidates)
-            self._write(step, candidates.groups, selection)
+            self._write(step, candidates, selection)
             distance = self.learner.distance(candidates, version=done)
             learnt = self.learner.learn(candidates, selection)
             self.bad.look(step, self.learner.stats, told_by_groups(candidates.groups))
@@ -239,7 +240,7 @@ class RSTrainer:
 
     def _stop_before(self, step: int, before: dict[str, Any], candidates: Candidates) -> NoReturn:
         """End a run whose judge failed in this step: write it down, untrained, and save what was done."""
-        self._write(step, candidates.groups, nothing_kept(candidates.groups, NOT_TRAINED))
+        self._write(step, candidates, nothing_kept(candidates.groups, NOT_TRAINED))
         self._save_before(step, before)
         raise JudgeFailed(f"{candidates.failure}; nothing of it was trained, start the run again to go on")
 
@@ -266,8 +267,9 @@ class RSTrainer:
             self._save_before(step, before)
             raise
 
-    def _write(self, step: int, groups: list[Group], selection: Selection) -> None:
-        self.journal.selected(step, groups, selection, everything=bool(self.rs.offline))
+    def _write(self, step: int, candidates: Candidates, selection: Selection) -> None:
+        self.journal.selected(step, candidates.groups, selection, everything=bool(self.rs.offline))
+        self.run.sampled(step, Sampled(candidates.groups, selection, candidates.by_design()))
 
     def _look_and_save(self, step: int, metrics: dict[str, Any], *, stops: bool) -> None:
         """Look at held-out prompts and save where it is due; write the step's figures down.

@@ -14,6 +14,7 @@ from statistics import fmean
 
 from rs_aligner.config import TrainSFTConfig
 from rs_aligner.record.run import Run
+from rs_aligner.record.sinks import Sampled
 from rs_aligner.reward.protocol import Judge, JudgeFailed
 from rs_aligner.rollout import Prompt, Score, ScoreFailure, TrainingRow
 from rs_aligner.sample_request import SampleRequest
@@ -88,6 +89,7 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
         )
         if found.failure is not None:
             raise JudgeFailed(found.failure)
+        self.run.sampled(step, Sampled(found.groups))
         scores = [score for group in found.groups for score in group.scores]
         rewards = [score.reward for score in scores if isinstance(score, Score)]
         reasons = count_reasons([score.reason for score in scores if isinstance(score, ScoreFailure)])

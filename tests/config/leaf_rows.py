@@ -94,6 +94,9 @@ LOOP: Rows = {
 EXP_MANAGER: Rows = {
     **shown_by("files", {"explicit_log_dir": "@/out/elsewhere", "max_time_per_run": "00:00:00:05"}),
     **shown_by("loggers", {"create_tensorboard_logger": False, "create_wandb_logger": True}),
+    **shown_by("loggers", {"create_mlflow_logger": True, "create_trackio_logger": True}),
+    "mlflow_logger_kwargs": Row({"tracking_uri": "http://mine"}, "loggers", {"create_mlflow_logger": True}),
+    "trackio_logger_kwargs": Row({"space_id": "my/space"}, "loggers", {"create_trackio_logger": True}),
     **shown_by("signals", {"stop_within": 90}),
     **shown_by(
         "loggers",
@@ -103,6 +106,7 @@ EXP_MANAGER: Rows = {
     **shown_by("error", {"resume_if_exists": False, "allow_changes": ["model.optim.rl"]}, again=True),
     **shown_by("files", {"checkpoint_callback_params.save_top_k": 3, "report": True}),
 }
+SENDS_TEXTS: Rows = {"send_rollout_texts": Row(True, "loggers", {"create_wandb_logger": True})}
 OPTIM: Rows = {
     **shown_by(
         "optimizer", {"name": "adam", "lr": 1e-3, "weight_decay": 0.5, "betas": [0.8, 0.9], "eps": 1e-6}

@@ -18,6 +18,7 @@ from tests.config.leaf_rows import (
     LENGTHS,
     LOOP,
     SAMPLING,
+    SENDS_TEXTS,
     TRAINED,
     TRAINER,
     Row,
@@ -73,7 +74,7 @@ TRAIN_RS_BASE = {
 }
 TRAIN_RS: Rows = {
     **under("trainer", TRAINER, under("rs", LOOP, {"patience": Row(1, "metrics")})),
-    **under("exp_manager", EXP_MANAGER),
+    **under("exp_manager", EXP_MANAGER, SENDS_TEXTS),
     "exp_manager.checkpoint_callback_params.mode": Row("min", "files"),
     "exp_manager.checkpoint_callback_params.monitor": Row(
         "validation/watched", "files", {"watched_rm.reward_model.port": 5556}
@@ -197,7 +198,7 @@ TRAIN_SFT_BASE = {
 }
 TRAIN_SFT: Rows = {
     **under("trainer", TRAINER, under("sft", LOOP, {"stop_at_validation": Row(0.0, "metrics")})),
-    **under("exp_manager", EXP_MANAGER),
+    **under("exp_manager", EXP_MANAGER, SENDS_TEXTS),
     "exp_manager.checkpoint_callback_params.mode": Row("min", "files"),
     "exp_manager.checkpoint_callback_params.monitor": Row("validation/watched", "error"),
     "pretrained_checkpoint.restore_from_path": Row("@/other_policy", "model"),

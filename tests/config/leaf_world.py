@@ -2,8 +2,8 @@
 
 The scripts, the config, the data, the loops, the judge's client and the server's scorer are the real ones.
 What costs time or needs a network is not there: the model, its optimizer, the decoder, connections to
-judges, Triton, and the loggers of NeMo. In their places stand fakes that note what they receive. `look` runs
-a command and returns the notes by name: "rates", "optimizer", "requests" and so on; `leaf_table.py` says
+judges, Triton, and the packages of loggers. In their places stand fakes that note what they receive. `look`
+runs a command and returns the notes by name: "rates", "optimizer", "requests" and so on; `leaf_table.py` says
 which of them shows the effect of which key.
 """
 
@@ -398,7 +398,7 @@ def _score_sequences(notes: Notes, sequences: Sequence[Any]) -> list[float]:
 
 
 def _set_up_loggers(patch: pytest.MonkeyPatch, notes: Notes) -> None:
-    """TensorBoard's writer, Lightning's trainer and NeMo's experiment manager."""
+    """TensorBoard's writer, W&B, trackio and MLflow."""
 
     def module(name: str, **members: Any) -> None:
         found = ModuleType(name)
@@ -407,13 +407,39 @@ def _set_up_loggers(patch: pytest.MonkeyPatch, notes: Notes) -> None:
 
     def writer(log_dir: str) -> SimpleNamespace:
         notes.add("loggers", Path(log_dir).name)
-        return SimpleNamespace(add_scalar=lambda *_: None, flush=lambda: None, close=lambda: None)
+        adds = dict.fromkeys(("add_scalar", "add_histogram", "add_text"), lambda *_: None)
+        return SimpleNamespace(**adds, flush=lambda: None, close=lambda: None)
+
+    def begin(package: str, **how: Any) -> SimpleNamespace:
+        told = {
+            key: value for key, value in how.items() if key not in ("id", "name", "dir")
+        }  # each run its own
+        notes.add("loggers", package, told, how["name"].partition("-")[0])
+        config = SimpleNamespace(update=lambda *_, **__: None)
+        log = lambda values, step: notes.add("loggers", package, sorted(values), step)  # noqa: E731
+        return SimpleNamespace(
+            config=config, log=log, define_metric=lambda *_, **__: None, finish=lambda **_: None
+        )
+
+    class MlflowClient:
+        def __init__(self, tracking_uri: str) -> None:
+            notes.add("loggers", Path(tracking_uri).name)
+
+        get_experiment_by_name = create_experiment = log_batch = set_terminated = staticmethod(
+            lambda *_, **__: None
+        )
+        search_runs = staticmethod(lambda *_, **__: [])
+
+        def get_run(self, run_id: str) -> SimpleNamespace:
+            return SimpleNamespace(data=SimpleNamespace(params={}))
+
+        def create_run(self, *_: Any, **__: Any) -> SimpleNamespace:
+            return SimpleNamespace(info=SimpleNamespace(run_id="one"))
 
     module("torch.utils.tensorboard", SummaryWriter=writer)
-    module("lightning")
-    module("lightning.pytorch", Trainer=lambda **_: SimpleNamespace(loggers=[]))
-    module("lightning.pytorch.plugins")
-    module("lightning.pytorch.plugins.environments", LightningEnvironment=object)
-    module("nemo")
-    module("nemo.utils")
-    module("nemo.utils.exp_manager", exp_manager=lambda _, how: notes.add("loggers", how))
+    module("torch.utils.tensorboard.summary", hparams=lambda *_: ())
+    for package in ("wandb", "trackio"):
+        given = {"Histogram": list, "Table": lambda **table: table}
+        module(package, init=partial(begin, package), **given)
+    module("mlflow", MlflowClient=MlflowClient)
+    module("mlflow.entities", Metric=lambda *_: None, Param=lambda key, _: SimpleNamespace(key=key))

@@ -18,6 +18,7 @@ import transformers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.e2e.launch import ROOT, read_metrics, run_command
+from tests.loggers.wandb_files import wandb_history
 from tests.reward.rows import free_port
 from tests.reward.service import service
 
@@ -220,40 +221,8 @@ def _assert_tensorboard_holds(rows: list[dict[str, Any]], folder: Path) -> None:
 
 
 def _assert_wandb_holds(rows: list[dict[str, Any]], folder: Path) -> None:
-    from wandb.proto import wandb_internal_pb2
-
-    found: dict[tuple[str, int], float] = {}
-    for file in sorted(folder.rglob("*.wandb")):
-        for data in _wandb_records(file.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            items = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                for item in record.history.item
-            }
-            step = items.get("trainer/global_step")
-            found.update({(key, step): value for key, value in items.items()})
+    found = wandb_history(folder)
     for row in rows:
         for key, value in row.items():
             if key != "step":
                 assert found[key, row["step"]] == pytest.approx(value, rel=1e-5), (key, row["step"])
-
-
-def _wandb_records(content: bytes) -> Iterator[bytes]:
-    """The records of an offline W&B file: LevelDB's log format, behind a head of 7 bytes.
-
-    Blocks of 32 KiB hold chunks of checksum (4 bytes), length (2), type (1) and data; a record is one chunk
-    (type 1), or a first (2), middle ones (3) and a last (4).
-    """
-    block, place, parts = 32768, 7, []
-    while place + 7 <= len(content):
-        if block - place % block < 7:  # too little room for another head: padding
-            place += block - place % block
-            continue
-        length = int.from_bytes(content[place + 4 : place + 6], "little")
-        kind = content[place + 6]
-        parts.append(content[place + 7 : place + 7 + length])
-        place += 7 + length
-        if kind in (1, 4):
-            yield b"".join(parts)
-            parts = []

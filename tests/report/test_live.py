@@ -118,7 +118,11 @@ def test_a_folder_that_a_run_never_began_in_is_left_alone(
 def config_of(folder: Path, *, report: bool) -> TrainRSConfig:
     return TrainRSConfig.model_validate(
         {
-            "exp_manager": {"explicit_log_dir": str(folder), "report": report},
+            "exp_manager": {
+                "explicit_log_dir": str(folder),
+                "report": report,
+                "create_tensorboard_logger": False,
+            },
             "pretrained_checkpoint": {"restore_from_path": "unused"},
             "model": {"data": {"data_prefix": {"train": "unused"}}},
         }
@@ -133,7 +137,8 @@ def test_only_the_first_rank_writes_it_and_only_where_it_is_wanted(
 ) -> None:
     config = config_of(tmp_path, report=report)
     run = Run(config.exp_manager, is_first=is_first, command="train_rs")
-    assert len(build.live_page(config, run)) == number
+    build.open_loggers(config, run)
+    assert sum(isinstance(one, LivePage) for one in run.loggers) == number
 
 
 def test_the_page_of_a_run_that_ends_says_how_it_ended(
@@ -145,7 +150,7 @@ def test_the_page_of_a_run_that_ends_says_how_it_ended(
 
     def fail() -> None:
         with Run(config.exp_manager, is_first=True, command="train_rs") as run:
-            run.loggers = build.live_page(config, run)
+            build.open_loggers(config, run)
             raise RuntimeError("the power is gone")
 
     with pytest.raises(RuntimeError):
