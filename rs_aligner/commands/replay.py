@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from rs_aligner.report.alternative import Alternative, alternative
+from rs_aligner.report.alternative import Alternative, alternative, settings
 from rs_aligner.report.replay import recorded, replay
 from rs_aligner.report.run_data import RunData, open_run
 from rs_aligner.report.tally import Outcome, Ratio
@@ -32,6 +33,13 @@ def main(arguments: Sequence[str]) -> None:
     run = open_run(args.run)
     steps = _steps(run, args.step)
     outcomes = [recorded(run, steps), *replay(run, steps, _alternatives(run, args))]
+    if bank := settings(run).pool.max_staleness:
+        print(
+            f"note: the run chose from what it had kept in the {bank} steps before, too "
+            "(model.rs.pool.max_staleness); here each step chooses from what it sampled itself, so what was "
+            "kept of that may be less than the same selection keeps here.",
+            file=sys.stderr,
+        )
     if args.json:
         print(json.dumps([as_json(outcome) for outcome in outcomes]))
         return

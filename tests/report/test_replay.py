@@ -84,6 +84,45 @@ def test_the_run_s_own_settings_keep_what_it_kept(chain: str, tmp_path: Path) ->
     assert last.best.value == pytest.approx(metrics["reward/best_of_n"])
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"pool": {"improve_steps": 2}},
+        {"pool": {"restart": True, "improve_steps": 2}},
+        {"until": {"accepted": 1, "at_least": 9.0, "max_rollouts": 12}},
+    ],
+    ids=["improved twice", "restarted", "until"],
+)
+def test_however_a_run_samples_its_own_settings_keep_what_it_kept(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
+    run = made(tmp_path, steps=4, **more)
+    for steps in ([1, 2, 3, 4], [3]):
+        (found,) = replay(run, steps, [alternative(run)])
+        there = recorded(run, steps)
+        assert 0 < found.kept == there.kept
+        assert (found.seen, found.num_rollouts) == (there.seen, there.num_rollouts)
+        assert found.reward.value == pytest.approx(there.reward.value, rel=1e-12)
+
+
+def test_of_a_run_with_a_bank_each_step_is_seen_by_itself_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path, steps=4, pool={"max_staleness": 2})
+    (found,) = replay(run, [1, 2, 3, 4], [alternative(run)])
+    assert found.kept == len(
+        {
+            (row.step, row.group)
+            for step in run.steps()
+            for row in run.rows(step)
+            if row.policy_version == step - 1
+        }
+    )
+    assert recorded(run, [1, 2, 3, 4]).kept < found.kept  # older ones were better
+    assert status_of(["replay", str(tmp_path), "--top-n", "2"]) == 0
+    assert "in the 2 steps before" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("chain", ["plain", "bar and best"])
 def test_fewer_rollouts_are_the_mean_over_all_choices_of_them(chain: str) -> None:
     scores: list[Score | ScoreFailure] = [Score(value) for value in (7.0, 3.0, 9.0, 9.0, 6.5, 1.0)]
