@@ -1,7 +1,8 @@
 """Takes the picture of a run's page that the README shows: `python scripts/report_picture.py runs/mine`.
 
-The top of `report.html` in Chromium, with few colours, so that it stays small. Left out on purpose: pictures
-of the rest, which says more in a browser.
+Of `report.html` in Chromium: what it says at the top, and below it the first curves; with few colours, so
+that the picture stays small. Left out on purpose: the table between the two, and the rest, which says more in
+a browser.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "images" / "report.png"
-WIDTH, HEIGHT = 1200, 900
-COLOURS = 64
+WIDTH, HEIGHT = 1200, 1200
+COLOURS = 256
 
 
 def main() -> None:
@@ -30,6 +31,7 @@ def main() -> None:
         size = {"width": WIDTH, "height": HEIGHT}
         page = browser.new_page(viewport=size, color_scheme=args.scheme)
         page.goto((args.run / "report.html").resolve().as_uri())
+        page.add_style_tag(content="#worries { display: none; }")
         taken = page.screenshot()
         browser.close()
     Image.open(io.BytesIO(taken)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(

@@ -106,7 +106,8 @@ def how_it_ended(status: Mapping[str, Any]) -> tuple[str, bool]:
     if state is None:
         return "Nothing says what the run is doing: it has no status.json.", False
     if state == "finished":
-        return f"It finished{f', with {steps} steps' if steps else ''}.", True
+        made = f", with {steps} {'step' if steps == 1 else 'steps'}" if steps else ""
+        return f"It finished{made}.", True
     if state == "stopped":
         return f"It was stopped{where} and can be gone on with: {reason or 'nobody said why'}.", True
     if state == "failed":

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 440, 240  # of a picture; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 58, 428, 10, 196  # of the field in it
+LEFT, RIGHT, TOP, BOTTOM = 70, 428, 10, 196  # of the field in it
 Points = Sequence[tuple[float, float]]
 
 

@@ -127,7 +127,7 @@ def _length(facts: Facts) -> Finding:
     if now is None or not then or facts.number(key) < 2:
         return unknown("One step only, or none: nothing to compare.")
     change = now / then
-    shown = f"{then:.0f} to {now:.0f} tokens ({change - 1:+.0%})"
+    shown = f"{then:.0f} to {now:.0f} tokens ({change - 1:+z.0%})"
     shift = facts.now("shift/response_length")
     more = ""
     if shift is not None and abs(shift) > 0.1 * now:
@@ -140,7 +140,8 @@ def _truncated(facts: Facts) -> Finding:
     if not steps:
         return unknown("No step has rollouts yet.")
     share = sum(row["rollouts/truncated"] for row in steps) / sum(row["rollouts/total"] for row in steps)
-    return graded(share, f"{share:.0%} of the answers of the last {_steps(len(steps))}", 0.1, 0.5)
+    last = "step" if len(steps) == 1 else f"{len(steps)} steps"
+    return graded(share, f"{share:.0%} of the answers of the last {last}", 0.1, 0.5)
 
 
 def _duplicates(facts: Facts) -> Finding:
@@ -155,7 +156,7 @@ def _entropy(facts: Facts) -> Finding:
     if now is None or not then or facts.number("entropy") < 2:
         return unknown("One step only, or the answers came without log-probabilities: nothing to compare.")
     left = max(now / then, 0.0)
-    return graded(1 - left, f"{number(then)} to {number(now)} nats a token ({left - 1:+.0%})", 0.5, 0.8)
+    return graded(1 - left, f"{number(then)} to {number(now)} nats a token ({left - 1:+z.0%})", 0.5, 0.8)
 
 
 def _failed(facts: Facts) -> Finding:

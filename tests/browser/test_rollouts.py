@@ -126,6 +126,32 @@ def test_a_large_run_is_read_step_by_step_from_files_beside_the_page(large: Path
     assert shown(page) == in_data_order(rows_of(large, "held_out_000000"))
 
 
+CUT = """() => [...document.querySelectorAll(".checks, .settings")].filter(
+  (one) => one.parentElement.scrollWidth > one.parentElement.clientWidth).map((one) => one.className)"""
+INK = """() => [...document.querySelectorAll(".state")].map((one) => getComputedStyle(one).backgroundColor)"""
+
+
+def test_no_table_is_cut_off_on_a_narrow_screen(small: Path, opened: Opener) -> None:
+    page, _ = opened(small, width=400)
+    expect(page.locator(".checks")).to_be_visible()
+    assert page.evaluate(CUT) == []
+
+
+def test_a_printed_page_needs_no_backgrounds_and_leaves_out_a_viewer_that_shows_nothing(
+    small: Path, opened: Opener
+) -> None:
+    page, _ = opened(small, scheme="dark")
+    page.emulate_media(media="print")
+    assert set(page.evaluate(INK)) == {"rgba(0, 0, 0, 0)"}
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
+    expect(page.locator("#rollouts")).to_be_hidden()
+    page.emulate_media(media="screen")
+    page.locator("#rollouts").scroll_into_view_if_needed()
+    ready(page, "24 answers of 24")
+    page.emulate_media(media="print")
+    expect(page.locator("#rollouts")).to_be_visible()
+
+
 # Filters, search and sorting
 
 

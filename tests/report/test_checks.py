@@ -47,9 +47,9 @@ def failed(number: int) -> list[Row]:
             "red",
             "100 to 60 tokens (-40%)",
         ),
-        ("rollouts/truncated", truncated(10), "good", "10% of the answers of the last 1 step"),
-        ("rollouts/truncated", truncated(11), "amber", "11% of the answers of the last 1 step"),
-        ("rollouts/truncated", truncated(51), "red", "51% of the answers of the last 1 step"),
+        ("rollouts/truncated", truncated(10), "good", "10% of the answers of the last step"),
+        ("rollouts/truncated", truncated(11), "amber", "11% of the answers of the last step"),
+        ("rollouts/truncated", truncated(51), "red", "51% of the answers of the last step"),
         ("duplicates/share", steps("duplicates/share", 0.2), "good", "20% (at the start 20%)"),
         (
             "duplicates/share",
