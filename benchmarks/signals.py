@@ -181,7 +181,9 @@ def digest(folder: Path) -> str:
 def main() -> None:
     how = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=how)
-    parser.add_argument("--out", type=Path, help="a file for the rows, as JSON lines")
+    parser.add_argument(
+        "--out", type=Path, help="a file for the rows, as JSON lines; what it has is not run again"
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", default="", help="a phase and a signal: training,SIGTERM")
     parser.add_argument("--override", nargs="*", default=[], help="further overrides of the run")
@@ -189,6 +191,10 @@ def main() -> None:
     phases, names = PHASES, SIGNALS
     if arguments.only:
         phases, names = ([one] for one in arguments.only.split(","))
+    found = set()
+    if arguments.out is not None and arguments.out.exists():
+        rows = map(json.loads, arguments.out.read_text().splitlines())
+        found = {(row["ranks"], row["phase"], row["signal"]) for row in rows}
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         make_place(place)
@@ -198,6 +204,8 @@ def main() -> None:
             assert whole["status"] == 0, whole
             for phase in phases:
                 for name in names:
+                    if (ranks, phase, name) in found:
+                        continue
                     folder = place / f"{phase}_{name}_{ranks}"
                     row = run(place, folder, ranks, phase, name, arguments.override)
                     again = row
