@@ -95,8 +95,9 @@ setup(
         "sentiment": ["vaderSentiment>=3.3"],
         "wandb": ["wandb>=0.16"],
         "dev": [
-            *("axe-playwright-python", "furo", "hypothesis", "import-linter", "mypy", "myst-parser"),
-            *("playwright", "pytest", "pytest-timeout", "ruff", "sphinx"),
+            *("axe-playwright-python", "furo", "hypothesis", "import-linter", "ipykernel", "matplotlib"),
+            *("mypy", "myst-parser", "nbclient", "nbformat", "playwright", "pytest", "pytest-timeout"),
+            *("ruff", "sphinx"),
         ],
     },
 )

@@ -1,29 +1,33 @@
 """NeMo-Aligner's scripts by name: which command does it here, and what becomes of their overrides.
 
-The keys of rejection sampling and of its server are those of `upstream`; the two other trainings have a few
-names of their own, below. Left out on purpose: NeMo-Aligner's config files, whose defaults are not ours
+The keys of rejection sampling and of its server are those of `upstream`, those of the two other trainings are
+in `nemo_trainings`. Left out on purpose: NeMo-Aligner's config files, whose defaults are not ours
 (docs/defaults.md).
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import OmegaConf
 
+from rs_aligner.config import nemo_trainings
 from rs_aligner.config.base import Section
 from rs_aligner.config.keys import walk
 from rs_aligner.config.serve_reward import ServeRewardConfig
 from rs_aligner.config.train_reward_model import TrainRewardModelConfig
 from rs_aligner.config.train_rs import TrainRSConfig
 from rs_aligner.config.train_sft import TrainSFTConfig
-from rs_aligner.config.upstream import SERVE_REWARD, TRAIN_RS, Refusal, Upstream
+from rs_aligner.config.upstream import SERVE_REWARD, TRAIN_RS, Upstream
 
 T = TypeVar("T")
+_PLAIN = re.compile(r"[\w./:+~@%-]+|\$\{[^{}]*\}")
+"""Texts that Hydra takes without quotes."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,16 @@ class Script:
         schema: the root of its config.
         upstream: what has no effect and what is refused.
         renamed: keys that have another name here.
+        values: values that have another name here, by key: the overrides that say the same.
+        notes: what else has to change besides the command line.
     """
 
     command: str
     schema: type[Section]
     upstream: Upstream
     renamed: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,73 +59,33 @@ class Translation:
         command: the words of ours.
         left_out: what has no effect here, each with why.
         refused: what cannot be done, each with why and what to use instead.
+        notes: what else has to change.
     """
 
     command: tuple[str, ...]
     left_out: tuple[str, ...]
     refused: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """What is left out as comments, and the command, for a shell."""
         lines = [f"# no effect here, left out: {line}" for line in self.left_out]
         lines += [f"# refused, left out: {line}" for line in self.refused]
+        lines += [f"# {line}" for line in self.notes]
         program, command, *overrides = map(shlex.quote, self.command)
         return "\n".join([*lines, " \\\n    ".join([f"{program} {command}", *overrides])])
-
-
-_SHARED = ("trainer.rs", "model.rs", "remote_rm")
-_VALIDATION = "held-out rows are looked at whole, in batches of model.micro_batch_size"
-
-
-def _others(no_effect: Mapping[str, str], refused: Mapping[str, Refusal]) -> Upstream:
-    """What rejection sampling has in common with the other trainings, and more."""
-    same = {key: why for key, why in TRAIN_RS.no_effect.items() if not key.startswith(_SHARED)}
-    never = {key: why for key, why in TRAIN_RS.refused.items() if not key.startswith(_SHARED)}
-    return Upstream(frozenset(), {**same, **no_effect}, {**never, **refused})
 
 
 SCRIPTS = {
     "train_gpt_rs_actor.py": Script("train", TrainRSConfig, TRAIN_RS),
     "serve_reward_model.py": Script("serve", ServeRewardConfig, SERVE_REWARD),
-    "train_gpt_sft.py": Script(
-        "sft",
-        TrainSFTConfig,
-        _others(
-            {
-                "model.data.validation_ds.global_batch_size": _VALIDATION,
-                "model.data.validation_ds.micro_batch_size": _VALIDATION,
-                "model.data.train_ds.shuffle": "rows are always shuffled, by model.seed",
-                "model.data.train_ds.num_workers": "rows are read once, by the process itself",
-                "trainer.sft.limit_val_batches": _VALIDATION,
-            },
-            {"model.answer_only_loss": Refusal("only answers are learnt here", (True,))},
-        ),
-        {
-            "model.restore_from_path": "pretrained_checkpoint.restore_from_path",
-            "model.data.train_ds.file_path": "model.data.data_prefix.train",
-            "model.data.validation_ds.file_path": "model.data.data_prefix.validation",
-            "model.data.train_ds.global_batch_size": "model.global_batch_size",
-            "model.data.train_ds.micro_batch_size": "model.micro_batch_size",
-            "model.data.train_ds.max_seq_length": "model.encoder_seq_length",
-        },
-    ),
+    "train_gpt_sft.py": Script("sft", TrainSFTConfig, nemo_trainings.SFT, nemo_trainings.SFT_RENAMED),
     "train_reward_model.py": Script(
         "reward-model",
         TrainRewardModelConfig,
-        _others(
-            {
-                "trainer.rm.limit_val_batches": _VALIDATION,
-                "model.output_sequence": "one score is read behind the last token",
-                "model.use_avg_pool": "one score is read behind the last token",
-                "model.force_head_dtype": "the head has the precision of the model",
-            },
-            {
-                "model.reward_model_type": Refusal(
-                    "only pairs are learnt from ({prompt, chosen, rejected} a row)", ("binary_ranking",)
-                ),
-                "model.regression": Refusal("only pairs are learnt from ({prompt, chosen, rejected} a row)"),
-            },
-        ),
+        nemo_trainings.REWARD_MODEL,
+        values=nemo_trainings.REWARD_MODEL_VALUES,
+        notes=(nemo_trainings.PAIRS,),
     ),
 }
 
@@ -130,36 +98,60 @@ def translate(script: str, arguments: Sequence[str]) -> Translation:
         arguments: its command line.
     """
     one = SCRIPTS[script]
-    known = [key for key, _ in walk(one.schema)]
-    kept: list[str] = []
-    left_out: list[str] = []
-    refused: list[str] = []
+    found = _Found([], [], [])
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if argument.startswith("-"):
             value = "" if "=" in argument or not rest or "=" in rest[0] else f" {rest.pop(0)}"
-            left_out.append(f"{argument}{value}: configs of NeMo-Aligner are not read, only overrides")
+            found.left_out.append(f"{argument}{value}: configs of NeMo-Aligner are not read, only overrides")
             continue
         key, equals, value = argument.lstrip("+").partition("=")
         if not equals or key.startswith("~"):
-            left_out.append(f"{argument}: only KEY=VALUE can be translated")
-            continue
-        key = one.renamed.get(key, key)
-        if (why := _found(key, one.upstream.refused)) is not None:
-            if _value(value) not in (None, *why.harmless):
-                refused.append(f"{key}={value}: {why.reason}")
-        elif (reason := _found(key, one.upstream.no_effect)) is not None:
-            left_out.append(f"{key}={value}: {reason}")
-        elif key in known or any(key.startswith(f"{name}.") and _is_open(name) for name in known):
-            kept.append(f"{key}={value}")
+            found.left_out.append(f"{argument}: only KEY=VALUE can be translated")
         else:
-            nearest = difflib.get_close_matches(key, known, 1, 0.0)[0]
-            refused.append(f"{key}={value}: is not a key here; the nearest one is {nearest}")
-    return Translation(("rs-aligner", one.command, *kept), tuple(left_out), tuple(refused))
+            _sort(one, key, value, found)
+    lists = (tuple(lines) for lines in found)
+    kept, left_out, refused = lists
+    return Translation(("rs-aligner", one.command, *kept), left_out, refused, one.notes)
 
 
-def _found(key: str, table: Mapping[str, T]) -> T | None:
+class _Found(NamedTuple):
+    """What was found of the overrides so far."""
+
+    kept: list[str]
+    left_out: list[str]
+    refused: list[str]
+
+
+def _sort(one: Script, key: str, value: str, found: _Found) -> None:
+    """Put an override where it belongs; a section's keys one by one, unless all of them carry over."""
+    below = _value(value)
+    if isinstance(below, dict) and below and not _is_open(key):
+        apart = _Found([], [], [])
+        for name, inner in below.items():
+            _sort(one, f"{key}.{name}", _text(inner), apart)
+        if [override.partition("=")[0] for override in apart.kept] == [f"{key}.{name}" for name in below]:
+            apart = _Found([f"{key}={value}"], [], [])
+        for lines, more in zip(found, apart, strict=True):
+            lines.extend(more)
+        return
+    known = [name for name, _ in walk(one.schema)]
+    if key in one.renamed:
+        found.kept.append(f"{one.renamed[key]}={value}")
+    elif (why := _listed(key, one.upstream.refused)) is not None:
+        if below not in (None, *why.harmless):
+            found.refused.append(f"{key}={value}: {why.reason}")
+    elif (reason := _listed(key, one.upstream.no_effect)) is not None:
+        found.left_out.append(f"{key}={value}: {reason}")
+    elif key in known or any(key.startswith(f"{name}.") and _is_open(name) for name in known):
+        found.kept.extend(one.values.get(key, {}).get(value, (f"{key}={value}",)))
+    else:
+        nearest = difflib.get_close_matches(key, known, 1, 0.0)[0]
+        found.refused.append(f"{key}={value}: is not a key here; the nearest one is {nearest}")
+
+
+def _listed(key: str, table: Mapping[str, T]) -> T | None:
     """What a table says of a key, or of a section that it is in."""
     while key:
         if key in table:
@@ -180,3 +172,17 @@ def _value(text: str) -> object:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
     except Exception:  # the YAML parser raises its own
         return text
+
+
+def _text(value: Any) -> str:
+    """A value as Hydra reads it in an override."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_text(inner)}' for key, inner in value.items())}}}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if not isinstance(value, str) or _PLAIN.fullmatch(value):
+        return str(value)
+    escaped = value.replace("'", r"\'")
+    return f"'{escaped}'"

@@ -1,10 +1,11 @@
-"""Rows as other programs write them, as ours: TRL's, OpenAI's and ShareGPT's.
+"""Rows as other programs write them, as ours: TRL's, OpenAI's, ShareGPT's and NeMo-Aligner's.
 
 | theirs | ours |
 |---|---|
 | TRL: `completion`; messages as `prompt`, `completion`, `chosen` | `response`; `messages`, and texts |
 | OpenAI: `input`, `preferred_output`, `non_preferred_output` | `messages`, `chosen`, `rejected` |
 | ShareGPT: `conversations` of `from` and `value`; `chosen`, `rejected` of such | `messages`, and texts |
+| NeMo-Aligner: `input` and `output`, both texts | `prompt`, `response` (theirs stay, for a template) |
 
 A row that has none of these is left as it is. Such rows are written by `rs-aligner dataset`
 (`report/shapes.py`). Left out on purpose: TRL's pairs whose prompt stands in both answers, and images.
@@ -50,6 +51,12 @@ def in_our_shape(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
             ours["response"] = completion
         else:
             ours["messages"] = [*ours.get("messages", []), *_list(where, completion)]
+    if isinstance(ours.get("input"), str) and isinstance(ours.get("output"), str) and "response" not in ours:
+        # Their template is "{input} {output}": an answer's first token has the space in it, as in a text.
+        is_apart = ours["input"][-1:].isspace() or ours["output"][:1].isspace()
+        ours["response"] = ours["output"] if is_apart else f" {ours['output']}"
+        if not {"prompt", "messages"} & set(ours):
+            ours["prompt"] = ours["input"]
     for key, theirs in _BY_THEIR_NAME.items():
         if key not in ours and theirs in ours:
             ours[key] = ours.pop(theirs)

@@ -2,9 +2,9 @@
 
 `torch.compile` decorates some of its functions while it is imported, for which torch loads Dynamo and
 Inductor; here a decorated function is compiled when it is first called, and none of them is. Of Weights &
-Biases it takes a name for an inference engine that is not used. Nothing else of the process is touched, and
-nothing once Megatron is imported. Left out on purpose: what else it imports, which optimizer and checkpoints
-need.
+Biases and TensorBoard it takes names, where they are there, for figures that nobody asks it for. Nothing else
+of the process is touched, and nothing once Megatron is imported. Left out on purpose: what else it imports,
+which optimizer and checkpoints need.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 MEGATRON = "megatron.core"
-NOT_NEEDED = "wandb"
+NOT_NEEDED = ("wandb", "torch.utils.tensorboard")
 
 
 class _Finder(MetaPathFinder):
@@ -79,16 +79,16 @@ def build_optimizers_plainly() -> None:
 def _lean() -> Iterator[None]:
     import torch
 
-    compile_now, hides = torch.compile, NOT_NEEDED not in sys.modules
+    compile_now, hidden = torch.compile, [name for name in NOT_NEEDED if name not in sys.modules]
     torch.compile = functools.partial(_compile_when_called, compile_now)
-    if hides:
-        sys.modules[NOT_NEEDED] = None  # type: ignore[assignment]  # an ImportError for whoever imports it
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # an ImportError for whoever imports it
     try:
         yield
     finally:
         torch.compile = compile_now
-        if hides:
-            del sys.modules[NOT_NEEDED]
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _compile_when_called(

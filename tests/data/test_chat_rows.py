@@ -93,6 +93,16 @@ def test_plain_rows_are_closed_by_the_tokenizers_own_end_token(tmp_path, write):
     assert row.response[-1] == 0
 
 
+def test_rows_of_nemo_aligner_are_read_as_its_template_puts_them_together(tmp_path, write):
+    tokenizer = Tokenizer(chatml_on_a_base(tmp_path / "model"))
+    prompt, response = answer_of(tokenizer, write({"input": "1+1?", "output": "2"}))
+    assert prompt + response.removesuffix(tokenizer.decode([0], raw=True)) == "1+1? 2"
+    prompt, response = answer_of(tokenizer, write({"input": "1+1?\n", "output": "2"}))
+    assert (prompt + response).startswith("1+1?\n2")
+    prompt, response = answer_of(tokenizer, write({"input": "1+1", "output": "2"}), template="Q: {input}\nA:")
+    assert (prompt, response.startswith(" 2")) == ("Q: 1+1\nA:", True)
+
+
 # Twice, or too many (C4)
 
 
