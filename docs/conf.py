@@ -68,7 +68,8 @@ html_theme = "furo"
 html_title = f"RS Aligner {version}"
 templates_path = [str(ROOT / "docs" / "_templates")]
 html_additional_pages = {"index": "to_start.html"}
-html_show_sourcelink = html_copy_source = False
+html_show_sourcelink = html_copy_source = html_show_copyright = False
+smartquotes = False  # keys and values are quoted as they are typed
 html_show_search_summary = False  # it is fetched, which a page that was opened from a file may not do
 html_use_index = False
 
@@ -87,7 +88,7 @@ def _add_navigation(app: Sphinx, page: str, text: list[str]) -> None:
     """The menu stands here and not on the first page, where readers of plain Markdown would see it."""
     if page == root_doc:
         for caption, pages in NAVIGATION.items():
-            listed = "\n".join(f"/{one}" for one in pages)
+            listed = "\n".join(f"First steps </{one}>" if one == "README" else f"/{one}" for one in pages)
             text[0] += f"\n```{{toctree}}\n:hidden:\n:titlesonly:\n:caption: {caption}\n\n{listed}\n```\n"
 
 
@@ -127,9 +128,17 @@ def _source_pages(app: Sphinx) -> Iterator[Read]:
             files = sorted(
                 one.name for one in path.iterdir() if one.suffix in {".py", ".yaml", ".sh", ".sbatch"}
             )
-            shown = "<ul>" + "".join(f"<li><code>{html.escape(one)}</code></li>" for one in files) + "</ul>"
+            items = (_item(f"{name}/{one}", one, f"{name}/{one}" in named) for one in files)
+            shown = f"<ul>{''.join(items)}</ul>"
         else:
             language = {".py": "python", ".yaml": "yaml", ".sh": "bash"}.get(path.suffix, "none")
             shown = app.builder.highlighter.highlight_block(path.read_text(encoding="utf-8"), language)
         body = f"<h1><code>{html.escape(name)}</code></h1>{shown}"
         yield f"source/{name}", {"title": name, "body": body}, "page.html"
+
+
+def _item(path: str, name: str, has_page: bool) -> str:
+    """A file in the list of a folder; with its link, where a page links it."""
+    shown = f"<code>{html.escape(name)}</code>"
+    address = f"{path.split('/')[-2]}/{name}.html"
+    return f'<li><a href="{address}">{shown}</a></li>' if has_page else f"<li>{shown}</li>"

@@ -11,7 +11,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from playwright.sync_api import expect
 
+from tests.browser.conftest import Opener, browser, opened  # noqa: F401 (fixtures)
 from tests.conftest import ROOT
 from tests.docs.conftest import Site
 from tests.test_links import PAGES
@@ -100,3 +102,15 @@ def test_it_names_no_folder_of_this_machine(site: Site) -> None:
         if re.search(rf"{re.escape(one)}(?![\w-])", path.read_text(encoding="utf-8"))
     ]
     assert named == []
+
+
+def test_it_is_looked_at_and_searched_from_files_alone(site: Site, opened: Opener) -> None:  # noqa: F811 (a fixture)
+    page, seen = opened(site.folder / "index.html", width=400)
+    page.wait_for_url("**/docs/index.html")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.goto((site.folder / "search.html").as_uri() + "?q=percentile")
+    expect(page.locator("ul.search li").first).to_be_visible()
+    found = page.locator("ul.search li a").evaluate_all("all => all.map(one => one.textContent)")
+    assert "Who is kept" in found
+    assert [url for url in seen.requests if not url.startswith(("file:", "data:"))] == []
+    assert seen.complaints == []
