@@ -83,6 +83,7 @@ setup(
         "pydantic>=2.7",
         "PyYAML>=6",
         "rapidfuzz>=3",
+        "rich>=13",
         "safetensors>=0.4",
         "sentencepiece>=0.2",
         "tensorboard>=2.14",
@@ -94,6 +95,8 @@ setup(
     extras_require={
         "sentiment": ["vaderSentiment>=3.3"],
         "wandb": ["wandb>=0.16"],
+        "mlflow": ["mlflow>=2.8"],
+        "trackio": ["trackio>=0.5"],
         "dev": [
             *("axe-playwright-python", "furo", "hypothesis", "import-linter", "ipykernel", "matplotlib"),
             *("mypy", "myst-parser", "nbclient", "nbformat", "playwright", "pytest", "pytest-timeout"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rs_aligner import progress
 from rs_aligner.api import inputs
 from rs_aligner.api.inputs import FOLDER, ModelSource, Row
 from rs_aligner.config import load_config
@@ -56,6 +57,6 @@ def generate(
 
         from rs_aligner.commands.generate import write_answers
 
-        with inputs.shown_log():
+        with inputs.shown_log(), progress.bars(typed.trainer.enable_progress_bar):
             write_answers(typed)
         return [json.loads(line) for line in Path(typed.output).read_text(encoding="utf-8").splitlines()]

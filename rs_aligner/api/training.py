@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rs_aligner import stopping
+from rs_aligner import progress, stopping
 from rs_aligner.api import inputs
 from rs_aligner.api.inputs import TRAIN, VALIDATION, ModelSource, Row
 from rs_aligner.config import (
@@ -222,7 +222,11 @@ def _carried_out(
     from rs_aligner.record.metrics import read_rows
 
     manager = config.exp_manager
-    with inputs.shown_log(), stopping.signals(stop_within=manager.stop_within):
+    with (
+        inputs.shown_log(),
+        stopping.signals(stop_within=manager.stop_within),
+        progress.bars(config.trainer.enable_progress_bar),
+    ):
         began, key = time.monotonic(), "exp_manager.max_time_per_run"
         stopping.limit(manager.max_time_per_run, key=key, since=began)
         stopping.watch(Path(manager.explicit_log_dir), is_first=True, tells_others=False)

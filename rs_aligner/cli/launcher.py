@@ -26,6 +26,7 @@ from rs_aligner.exit_status import FAILED, FINISHED, TO_BE_CONTINUED, TO_BE_MEND
 
 LAUNCHER = "RS_ALIGNER_LAUNCHER"  # the process id of the launcher
 STORE = "RS_ALIGNER_STORE"  # the descriptor of the socket at which the first rank lets the others meet
+SHOWN = "RS_ALIGNER_SHOWN"  # set for the first rank where all that it prints comes to a terminal
 SPARE_SECONDS = 2.0  # that the others get to end by themselves, and to say why, once a rank has failed
 GRACE_SECONDS = 10.0  # between the SIGTERM and the SIGKILL that they get then
 LOOK_SECONDS = 0.1
@@ -103,7 +104,9 @@ class _Rank:
             LAUNCHER: str(os.getpid()),
             stopping.STARTED: str(began),
         }
-        keeps_stderr = number == 0 and sys.stderr.isatty()  # a bar of progress is for a terminal
+        keeps_stderr = number == 0 and sys.stderr.isatty()  # what is drawn is for a terminal
+        if keeps_stderr and sys.stdout.isatty():
+            env[SHOWN] = "1"
         self.process = start_process(
             command,
             env=env,

@@ -11,14 +11,15 @@ import math
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from omegaconf import DictConfig
 
-from rs_aligner import stopping
+from rs_aligner import progress, stopping
 from rs_aligner.cli.errors import one_line_errors
 from rs_aligner.cli.ranks import rank, show_log, start_ranks
 from rs_aligner.config import (
@@ -31,11 +32,13 @@ from rs_aligner.config import (
     load_config,
 )
 from rs_aligner.config.tree import plain
+from rs_aligner.loggers import terminal
 from rs_aligner.threads import wait_briefly
 from rs_aligner.watchdog import show_stacks_on_quit, watching
 
 if TYPE_CHECKING:
     from rs_aligner.record.run import Run
+    from rs_aligner.record.sinks import Logger
 
 WATCHED_SHARE = 0.9  # of the time that ranks wait for each other: stacks are shown before they give up
 
@@ -53,6 +56,7 @@ class Fit(Protocol[Config_contra]):
         /,
         *,
         is_first: bool,
+        loggers: Callable[[], Sequence[Logger]],
         given: Mapping[str, Any],
     ) -> Run: ...
 
@@ -163,18 +167,29 @@ def _train(raw: DictConfig, schema: type[Config], fit: Fit[Config], told: str) -
             stopping.limit(manager.max_time_per_run, key=key, since=began)
             folder, several = Path(manager.explicit_log_dir), config.world_size > 1
             stopping.watch(folder, is_first=is_first, tells_others=several)
-            run = fit(config, is_first=is_first, given=given)
+            run = fit(config, is_first=is_first, loggers=partial(_view, config), given=given)
         if is_first:
             print(told.format(run=run))
 
 
+def _view(config: TrainConfig) -> list[Logger]:
+    """What draws the run on a terminal, if there is one that it may be drawn on."""
+    if not (config.trainer.enable_progress_bar and terminal.can_draw()):
+        return []
+    loop = config.loop
+    ends_early = any(getattr(loop, name, None) is not None for name in ("patience", "stop_at_validation"))
+    folder, replicas = Path(config.exp_manager.explicit_log_dir), config.data_parallel_size
+    return [terminal.View(folder, ends_early=ends_early, replicas=replicas).start()]
+
+
 @contextmanager
 def _heeding(config: TrainConfig | GenerateConfig, stop_within: float = math.inf) -> Iterator[None]:
-    """Heed signals, and watch for hangs; a second Ctrl-C ends the process wherever it is."""
+    """Heed signals, watch for hangs, show bars or none; a second Ctrl-C ends the process wherever it is."""
     who = f"rank {rank()} on {socket.gethostname()}"
     limit = WATCHED_SHARE * 60 * config.trainer.timeout_minutes
     with (
         stopping.signals(stop_within=stop_within, second_interrupt=signal.SIG_DFL),
         watching(limit, who),
+        progress.bars(config.trainer.enable_progress_bar),
     ):
         yield

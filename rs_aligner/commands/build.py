@@ -26,6 +26,7 @@ from rs_aligner.config import (
     TrainRSConfig,
     TrainSFTConfig,
 )
+from rs_aligner.harmless import one_line
 from rs_aligner.record.room import check_open_files, check_writable
 from rs_aligner.schedule import learning_rate
 from rs_aligner.threads import Threads, threads_of
@@ -58,8 +59,17 @@ def threads(config: TrainConfig | GenerateConfig) -> Threads:
 def log_handler() -> logging.Handler:
     """Shows the package's log lines on the standard output, with the time of day."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Lines("%(asctime)s  %(message)s", "%H:%M:%S"))
     return handler
+
+
+class _Lines(logging.Formatter):
+    """Log lines in which nothing acts on a terminal: what a judge or a model has said may be in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record, with controls as pictures of them."""
+        lines = super().format(record).split("\n")
+        return "\n".join(one_line(line, len(line)) for line in lines)
 
 
 def say(what: str) -> None:

@@ -97,6 +97,7 @@ _MEANT: dict[tuple[str, ...], str] = {
     (
         "trainer.devices",
     ): "num_gpus n_gpus gpus ngpus n_gpus_per_node nproc_per_node num_processes world_size",
+    ("trainer.enable_progress_bar",): "disable_tqdm progress_bar show_progress",
     ("trainer.num_nodes",): "nnodes num_machines nodes",
     ("trainer.precision",): "bf16 fp16 dtype torch_dtype mixed_precision",
     ("trainer.accelerator",): "device use_cpu no_cuda",
@@ -120,6 +121,7 @@ NOTES: Mapping[str, str] = {
     **dict.fromkeys(("batch_size", "train_batch_size"), _ROWS),
     **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches"), _ROWS),
     "do_sample": "the opposite",
+    "disable_tqdm": "the opposite",
 }
 """What is different here, by the name elsewhere."""
 

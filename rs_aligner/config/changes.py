@@ -44,7 +44,7 @@ def _under(sections: tuple[str, ...], names: str) -> list[str]:
 _KINDS: dict[Kind, list[str]] = {
     Kind.FREE: [
         # A layout and a wave change the last bits at most; so do threads.
-        *_under(("trainer",), "num_nodes devices accelerator threads timeout_minutes"),
+        *_under(("trainer",), "num_nodes devices accelerator threads timeout_minutes enable_progress_bar"),
         *_under(_LOOPS, "val_check_interval save_interval max_bad_steps"),
         "trainer.rs.patience",
         "trainer.sft.stop_at_validation",

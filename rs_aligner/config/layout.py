@@ -32,6 +32,8 @@ class TrainerBase(Section):
     threads: Count | None = None
     """Threads of each rank on a CPU. Torch uses a number as it is, the decoder's kernels at most so many;
     null is a rank's share of the cores that the process may use, and fewer where the work is small."""
+    enable_progress_bar: bool = True
+    """Shows on a terminal how far it is: trainings a live view, `generate` a bar. false: log lines only."""
     timeout_minutes: Positive = 30
     """How long a rank waits for the others before it gives up.
 

@@ -115,9 +115,11 @@ def sample_and_score(
     seeds = {key: (one.rollout.seed, one.rollout.policy_version) for key, one in known.items()}
     request = replace(request, known=seeds)
     mine = _Mine(judges, request, notes)
-    hidden = None if is_first else True  # None: shown on a terminal only
+    hidden = None if is_first and progress.shows_bars() else True  # None: shown on a terminal only
     total = len(request.prompts) * request.num_rollouts - len(known)
+    progress.begin_round(total)
     for rollout in tqdm(policy.generate(request), what, total, leave=False, disable=hidden, unit=" rollouts"):
+        progress.sampled()
         mine.hand_in(rollout)
     if request.step != VALIDATION:
         progress.enter("scoring")
@@ -181,6 +183,8 @@ class _Mine:
         """Write a rollout down if all its answers are there, once; from any thread."""
         with self._writing:
             if asked.is_answered and not asked.is_written:
+                if asked.score is not NOT_JUDGED:
+                    progress.judged(failed=isinstance(asked.judged().score, ScoreFailure))
                 place = asked.rollout.group
                 number = self._request.number(place)
                 self._notes.write(self._request.prompts[place], number, asked.judged())

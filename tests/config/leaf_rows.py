@@ -84,6 +84,7 @@ TRAINER: Rows = {
     **shown_by("ranks", {"accelerator": "cpu", "timeout_minutes": 5}),
     **shown_by("model", {"precision": "bf16"}),
     **shown_by("threads", {"threads": 3}),
+    **shown_by("bars", {"enable_progress_bar": False}),
 }
 LOOP: Rows = {
     **shown_by("metrics", {"max_epochs": 3, "max_steps": 1, "val_check_interval": 2}),

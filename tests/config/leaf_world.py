@@ -31,7 +31,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rs_aligner import stopping
+from rs_aligner import progress, stopping
 from rs_aligner.cli import scripts
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.model import runtime
@@ -436,6 +436,8 @@ def _set_up_loggers(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         def create_run(self, *_: Any, **__: Any) -> SimpleNamespace:
             return SimpleNamespace(info=SimpleNamespace(run_id="one"))
 
+    bars = progress.bars
+    patch.setattr(progress, "bars", lambda wanted: notes.add("bars", wanted) or bars(wanted))
     module("torch.utils.tensorboard", SummaryWriter=writer)
     module("torch.utils.tensorboard.summary", hparams=lambda *_: ())
     for package in ("wandb", "trackio"):
