@@ -131,7 +131,9 @@ def _source_pages(app: Sphinx) -> Iterator[Read]:
             items = (_item(f"{name}/{one}", one, f"{name}/{one}" in named) for one in files)
             shown = f"<ul>{''.join(items)}</ul>"
         else:
-            language = {".py": "python", ".yaml": "yaml", ".sh": "bash"}.get(path.suffix, "none")
+            language = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".ipynb": "json"}.get(
+                path.suffix, "none"
+            )
             shown = app.builder.highlighter.highlight_block(path.read_text(encoding="utf-8"), language)
         body = f"<h1><code>{html.escape(name)}</code></h1>{shown}"
         yield f"source/{name}", {"title": name, "body": body}, "page.html"
