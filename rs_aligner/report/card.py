@@ -204,6 +204,8 @@ def _recipe(kind: RunKind, found: About) -> Iterator[tuple[str, str]]:
     changed = [one.key for one in found.settings if kind_of(one.key) not in (Kind.FREE, Kind.ALIAS)]
     for key in dict.fromkeys([*main, *changed]):
         if key in found.latest.settings and not _HOSTS.search(key):
+            if found.latest.settings[key] in (None, "", [], {}):  # of a section that is not there by default
+                continue
             value = without_secrets(key.rpartition(".")[2], found.latest.settings[key])
             value = _by_name(value)
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -225,6 +227,8 @@ def _command(found: About) -> str:
     words = found.latest.command.split(" ")
     while len(words) > 1 and (words[0].rpartition("/")[2].startswith("python") or words[0] == "-u"):
         words = words[1:]
+    if words[:2] == ["-m", "rs_aligner"]:
+        words = ["rs-aligner", *words[2:]]
     return without_places(" ".join([words[0].rpartition("/")[2], *words[1:]]))
 
 

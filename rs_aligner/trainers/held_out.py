@@ -70,8 +70,8 @@ class HeldOut:
         self.journal.measured(step, found.groups, anew=found.num_sampled > 0)
         lengths = [len(rollout.token_ids) for group in found.groups for rollout in group.rollouts]
         metrics = {
-            **_figures("validation/reward", [group.scores for group in found.groups]),
-            **_figures("validation/watched", [group.watched for group in found.groups]),
+            **held_out_figures("validation/reward", [group.scores for group in found.groups]),
+            **held_out_figures("validation/watched", [group.watched for group in found.groups]),
             "validation/response_length/mean": fmean(lengths),
         }
         if self._metrics_of is not None:
@@ -125,7 +125,7 @@ class HeldOut:
         _logger.info("validation %s: reward %.4f%s over %d rollouts", when, reward, seen, number)
 
 
-def _figures(key: str, scores: Sequence[Sequence[Score | ScoreFailure]]) -> dict[str, float]:
+def held_out_figures(key: str, scores: Sequence[Sequence[Score | ScoreFailure]]) -> dict[str, float]:
     """The mean of all scores, and the standard error over prompts; nothing where there are none."""
     rewards = [score.reward for row in scores for score in row if isinstance(score, Score)]
     if not rewards:

@@ -20,6 +20,7 @@ from rs_aligner.rollout import Prompt, Score, ScoreFailure, TrainingRow
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.epochs import EpochTrainer
 from rs_aligner.trainers.failures import count_reasons
+from rs_aligner.trainers.held_out import held_out_figures
 from rs_aligner.trainers.protocols import Policy
 from rs_aligner.trainers.round import VALIDATION, Judges, sample_and_score
 
@@ -74,7 +75,7 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
         Each replica has its own answers scored, so that a judge need not say the same on every rank.
 
         Returns:
-            The mean over the answers that have a score.
+            The mean over the answers that have a score, and its standard error over prompts.
 
         Raises:
             JudgeFailed: no held-out answer has one.
@@ -100,4 +101,4 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
             _logger.warning("validation: %d of %d answers have no score: %s", missing, len(scores), reasons)
         when = f"after step {step}" if step else "before the first step"
         _logger.info("validation %s: reward %.4f over %d answers", when, fmean(rewards), len(rewards))
-        return {REWARD: fmean(rewards)}
+        return held_out_figures(REWARD, [group.scores for group in found.groups])

@@ -178,3 +178,17 @@ def test_a_card_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pyte
     (run / "metrics.jsonl").write_text("no row\n\n")
     CardWriter(run).finalize("success")
     assert "final/ has no model card: ValueError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("/v/bin/python -m rs_aligner sft a=1", "rs-aligner sft a=1"),
+        ("/v/bin/python3 -u examples/train_sft.py a=1", "train_sft.py a=1"),
+        ("/v/bin/python /v/bin/rs-aligner train a=1", "rs-aligner train a=1"),
+    ],
+)
+def test_the_command_is_that_of_a_person(tmp_path: Path, line: str, shown: str) -> None:
+    path = write_card(finished(tmp_path / "run", tmp_path / "base", command=line))
+    assert path is not None
+    assert f"```\n{shown}\n```" in path.read_text()

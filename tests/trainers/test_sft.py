@@ -196,7 +196,7 @@ def test_an_answer_without_a_score_does_not_count(tmp_path, caplog):
         return [math.nan if row["number"] < 2 else 0.5 for row in metadata]
 
     metrics = fit(tmp_path, FakePolicy(), half, max_steps=1)
-    assert metrics[0] == {"step": 0, "validation/reward": 0.5}
+    assert metrics[0] == {"step": 0, "validation/reward": 0.5, "validation/reward_error": 0.0}
     reason = "2 of 4 answers have no score: 2 x the judge's reward is nan, not a finite number"
     assert reason in caplog.text
 
