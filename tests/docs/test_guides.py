@@ -243,3 +243,21 @@ def test_what_a_program_hands_over_is_taken(page: Path, place: Path, monkeypatch
     [program] = blocks(page, "python")
     exec(compile(program, str(page), "exec"), {})
     assert len(calls) == 1
+
+
+def test_the_program_that_makes_pairs_of_nemo_aligners_comparisons_makes_them(place: Path) -> None:
+    page = ROOT / "docs" / "guides" / "from_nemo_aligner.md"
+    texts = ["User: 1 + 1? Assistant: 2", "User: 1 + 1? Assistant: 3"]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (place / "train_comparisons.jsonl").write_text(rows)
+    [program] = blocks(page, "python")
+    exec(compile(program, str(page), "exec"), {})
+    [pair] = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    assert pair == {"prompt": "User: 1 + 1? Assistant:", "chosen": " 2", "rejected": " 3"}
+
+
+def test_every_program_of_a_guide_is_tried() -> None:
+    programs = {page.stem: len(blocks(page, "python")) for page in GUIDES}
+    here = {"from_nemo_aligner": 1, "from_trl": 1, "from_trlx": 1}
+    in_first_run = {"one_machine": 1}  # tests/first_run/test_readme.py
+    assert {name: number for name, number in programs.items() if number} == here | in_first_run
