@@ -22,8 +22,8 @@ from typing import Any
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """See to it that this process is killed as soon as the one that started it has ended, however it ended.
+def die_with_parent(parent: int | None = None, number: signal.Signals = signal.SIGKILL) -> None:
+    """See to it that this process ends as soon as the one that started it has ended, however it ended.
 
     The kernel watches the thread that started this process, so start it with `start_process`. Processes
     that this one starts inherit nothing of it. Where there is no such call (not on Linux) nothing happens.
@@ -31,11 +31,12 @@ def die_with_parent(parent: int | None = None) -> None:
     Args:
         parent: the id of the process that started this one, as that said it; where it has ended before this
             call, this process ends here. None: whoever is its parent now.
+        number: the signal that ends it; SIGTERM for a process that is sure to end by it, and tidies up.
     """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel would have done, had the call come earlier
+        os.kill(os.getpid(), number)  # as the kernel would have done, had the call come earlier
 
 
 def start_process(command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +179,45 @@ def test_a_judge_is_served_as_long_as_the_block_lasts(tmp_path: Path) -> None:
         rs_aligner.serve(reward_fn=lambda prompts, responses, metadata: [0.0]),
     ):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_served_judge_ends_with_a_program_that_is_killed_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text(
+        "def score(prompts, responses, metadata):\n    return [len(one) for one in responses]\n"
+    )
+    program = (
+        "import rs_aligner, time\n"
+        "with rs_aligner.serve(config={'judge.function': 'judge.py:score'}) as served:\n"
+        "    print(served.address, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    processes: list[psutil.Process] = []
+    try:
+        assert parent.stdout is not None
+        port = int(parent.stdout.readline().rpartition(":")[2])
+        processes = psutil.Process(parent.pid).children(recursive=True)
+        server = processes[0].pid
+        assert list(Path("/dev/shm").glob(f"pytrtion{server}-*"))
+        names = [process.name() for process in processes]
+        assert any("tritonserver" in name for name in names)
+        assert any("stub" in name for name in names)
+        assert len(processes) >= 4  # the server and the judge's own process besides
+        parent.kill()
+        parent.wait()
+        _, left = psutil.wait_procs(processes, timeout=30)
+        assert left == []
+        assert not list(Path("/dev/shm").glob(f"pytrtion{server}-*"))
+        assert not list(Path(tempfile.gettempdir()).glob(f"rs_judge_{server}_*"))
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+    finally:
+        parent.kill()
+        parent.wait()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def run(parent: str, tree: str) -> int:
     Returns:
         The status to end with.
     """
-    die_with_parent(int(parent))
+    die_with_parent(int(parent), signal.SIGTERM)  # on which it leaves nothing behind, and is gone in seconds
     from rs_aligner.commands.serve_reward import serve as command
 
     try:
