@@ -24,7 +24,8 @@ Print what a command would do, and end: steps, rollouts, batches, the learning r
 loaded, and nothing is written.""",
     "check": """\
 Check all that a command needs, as far as it can be known before a model is loaded: the config, the run's
-folder and what an earlier start has left there, the model's files, the data, the judge.""",
+folder and what an earlier start has left there, the model's files, the data, room on the disk and in memory,
+the judge. Nothing is left behind.""",
 }
 
 _OF_CONFIG = """\

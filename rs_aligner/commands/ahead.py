@@ -1,19 +1,23 @@
 """What a command would do, and whether it could, before any model is loaded: `rs-aligner plan` and `check`.
 
 Everything is read as the command itself reads it: the config, the model's folder without its weights, the
-data, users' code. A check also asks the judge and looks at the run's folder. Neither writes anything. Left
-out on purpose: whether the memory suffices and the weights load, which shows when they are.
+data, users' code. A check also asks the judge and looks at the run's folder, the disk and the memory. Neither
+leaves anything behind. Left out on purpose: whether the weights load and the activations have room, which
+shows when they are there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.commands import attempt, build
+from rs_aligner.commands.machine import check_machine_has_room
 from rs_aligner.commands.run_data import read_pair_data, read_prompts, read_rs_data, read_sft_data
 from rs_aligner.config import (
     GenerateConfig,
@@ -33,12 +37,13 @@ from rs_aligner.config import (
 )
 from rs_aligner.record.attempts import attempt_files, compare, latest
 from rs_aligner.record.format import work_in
-from rs_aligner.record.room import check_open_files, check_writable
+from rs_aligner.record.room import check_open_files, check_writable_above
 
 if TYPE_CHECKING:
     from rs_aligner.trainers.rs import RSData
 
 Config = TrainRSConfig | TrainSFTConfig | TrainRewardModelConfig | GenerateConfig
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 MODELS = ("huggingface", "megatron_reward_model")
 """Judges that are models, which a check does not load."""
 
@@ -99,11 +104,32 @@ def check(config: Config | ServeRewardConfig) -> Iterator[str]:
         ConnectionError: no judge answers.
     """
     yield "the config"
-    if isinstance(config, ServeRewardConfig):
-        yield from _check_server(config)
-        return
+    with _nothing_compiled():
+        yield from _check_server(config) if isinstance(config, ServeRewardConfig) else _check_parts(config)
+
+
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Users' code is imported without leaving its bytecode beside it."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    told, os.environ[_NO_BYTECODE] = os.environ.get(_NO_BYTECODE), "1"  # for the judge's own process
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+        os.environ.pop(_NO_BYTECODE)
+        os.environ.update({_NO_BYTECODE: told} if told is not None else {})
+
+
+def _check_parts(config: Config) -> Iterator[str]:
     if isinstance(config, TrainConfig):
-        yield from _check_folder(Path(config.exp_manager.explicit_log_dir))
+        folder = Path(config.exp_manager.explicit_log_dir)
+        check_open_files()
+        check_writable_above(folder, "exp_manager.explicit_log_dir")
+        yield f"the run's folder can be written: {folder}"
+    if isinstance(config, GenerateConfig):
+        check_writable_above(Path(config.output).parent, "output")
+        yield f"the file can be written: {config.output}"
     if isinstance(config, TrainRSConfig):
         rs = config.model.rs
         from rs_aligner.selection import build_chain
@@ -112,6 +138,8 @@ def check(config: Config | ServeRewardConfig) -> Iterator[str]:
     made = plan_of(config)
     yield f"the model: {config.pretrained_checkpoint.restore_from_path}"
     yield f"the data: {made.data}"
+    if isinstance(config, TrainConfig):
+        yield from check_machine_has_room(config)
     found = dict(made.found)
     for part, said, fingerprint in _check_judges(config):
         yield said
@@ -157,13 +185,6 @@ def _plan_of_answers(config: GenerateConfig, tokenizer: Any, positions: int) -> 
         f"file     {config.output}",
     )
     return Plan("\n".join(lines), f"{len(prompts):,} prompts", {}, {})
-
-
-def _check_folder(folder: Path) -> Iterator[str]:
-    check_open_files()
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    check_writable(there, "exp_manager.explicit_log_dir")
-    yield f"the run's folder can be written: {folder}"
 
 
 def _check_judges(config: Config) -> Iterator[tuple[changes.Part | None, str, str | None]]:

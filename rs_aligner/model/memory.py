@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rs_aligner.config import TrainRSConfig
+from rs_aligner.config import TrainConfig, TrainRSConfig
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.tensors import num_parameters
 from rs_aligner.objective.terms import compares_logits
@@ -16,7 +16,12 @@ def uses_bf16(precision: str, on_gpu: bool) -> bool:
     return precision == "bf16" or (precision == "auto" and on_gpu)
 
 
-def training_bytes(arch: Architecture, config: TrainRSConfig, *, bf16: bool, on_gpu: bool) -> int:
+def checkpoint_bytes(arch: Architecture, *, bf16: bool) -> int:
+    """Weights and optimizer state of the whole model, as a checkpoint has them."""
+    return num_parameters(arch) * ((2 + 4 if bf16 else 4) + ADAM_BYTES)
+
+
+def training_bytes(arch: Architecture, config: TrainConfig, *, bf16: bool, on_gpu: bool) -> int:
     """Weights, gradients and optimizer state of one rank, on the device that trains.
 
     A copy of the starting weights is there too, unless it is not needed or waits in the memory beside a GPU.
@@ -25,10 +30,12 @@ def training_bytes(arch: Architecture, config: TrainRSConfig, *, bf16: bool, on_
     if config.model.optim.distributed:
         optimizer = -(-optimizer // config.data_parallel_size)
     weights = 2 if bf16 else 4
-    rs = config.model.rs
-    is_elsewhere = on_gpu and rs.objective.offload_reference
-    needs_start = rs.needs_start or compares_logits(rs.objective)
-    start = weights if needs_start and not is_elsewhere else 0
+    start = 0
+    if isinstance(config, TrainRSConfig):
+        rs = config.model.rs
+        is_elsewhere = on_gpu and rs.objective.offload_reference
+        needs_start = rs.needs_start or compares_logits(rs.objective)
+        start = weights if needs_start and not is_elsewhere else 0
     each = weights + start + GRADIENT_BYTES + optimizer
     return num_parameters(arch) * each // config.model_parallel_size
 

@@ -40,6 +40,22 @@ def check_writable(folder: Path, key: str) -> None:
         raise ValueError(f"{key}={folder} cannot be written: {reason}; name another folder") from None
 
 
+def check_writable_above(folder: Path, key: str) -> None:
+    """The same where nothing may be left: the folder is not made, the nearest one above that exists is tried.
+
+    The file that is tried has no name where the system can do that, and is gone at once in any case.
+
+    Raises:
+        ValueError: files cannot be made there; with the reason.
+    """
+    check_writable(nearest(folder), key)
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
 def check_room(folder: Path, wanted: int) -> None:
     """See to it that a disk has room for a checkpoint of about `wanted` bytes.
 
@@ -53,13 +69,12 @@ def check_room(folder: Path, wanted: int) -> None:
     wanted, free = int(_SPARE * wanted) + _SMALL, _free_bytes(folder)
     if free < wanted:
         raise OSError(
-            f"no space left on device: {_size(free)} are free, and about {_size(wanted)} are needed"
+            f"no space left on device: {size_text(free)} are free, and about {size_text(wanted)} are needed"
         )
 
 
 def _free_bytes(folder: Path) -> int:
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(nearest(folder)).free
 
 
 def check_open_files() -> None:
@@ -80,8 +95,8 @@ def check_open_files() -> None:
         )
 
 
-def _size(number: float) -> str:
-    """Three digits and a unit."""
+def size_text(number: float) -> str:
+    """Bytes in three digits and a unit."""
     units = ["bytes", "kB", "MB", "GB", "TB", "PB"]
     while number >= 1000 and len(units) > 1:
         number, units = number / 1000, units[1:]
