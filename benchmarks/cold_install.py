@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="cold_") as place:
         found = install_and_train(Path(place), how.model.resolve(), how.constraint.resolve(), how.cached)
         found["commands"] = [asdict(one) for one in found["commands"]]
-    if how.out:
-        how.out.write_text(json.dumps({"load": os.getloadavg(), **found}, indent=1) + "\n")
+        if how.out:  # before the folder is removed, which takes its time
+            how.out.write_text(json.dumps({"load": os.getloadavg(), **found}, indent=1) + "\n")
 
 
 def install_and_train(place: Path, model: Path, constraint: Path, cached: bool) -> dict:
