@@ -9,16 +9,19 @@ killed process would have to put right. It draws in a thread of its own, and so 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rs_aligner import progress
+from rs_aligner.harmless import one_line
 from rs_aligner.record.metrics import read_rows
 from rs_aligner.record.sinks import Sampled
 
@@ -74,13 +77,19 @@ class View:
         from rich.live import Live
 
         live = Live(
-            self._scene, console=console, auto_refresh=False, transient=False, vertical_overflow="crop"
+            self._scene,
+            console=console,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            vertical_overflow="crop",
         )
         self._undo.enter_context(progress.bars(False))
-        self._undo.enter_context(live)
+        self._undo.callback(_alone(console, live.stop))
+        self._draw = _alone(console, live.refresh)
+        _alone(console, partial(live.start, refresh=True))()
         self._undo.enter_context(_lines_above(console))
         self._undo.callback(self._end_thread)
-        self._draw = live.refresh
         self._thread.start()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -119,6 +128,18 @@ def _console() -> Iterator[Console]:
     from rich.console import Console
 
     class PlainConsole(Console):
+        """As rich's, but a line is drawn, with the picture below it, before another thread may draw.
+
+        Rich lets two threads ask both how high the picture is that each of them then draws anew.
+        """
+
+        drawing = threading.RLock()
+
+        def print(self, *what: Any, **how: Any) -> None:
+            """Draw, alone."""
+            with self.drawing:
+                super().print(*what, **how)
+
         def show_cursor(self, show: bool = True) -> bool:
             """Nothing: a process that is killed could not show it again."""
             return False
@@ -128,31 +149,62 @@ def _console() -> Iterator[Console]:
         yield PlainConsole(file=file, highlight=False, markup=False, emoji=False)
 
 
-class _Above(logging.Handler):
-    """Puts log lines above the picture."""
+def _alone(console: Any, call: Callable[[], None]) -> Callable[[], None]:
+    """A call of rich's that draws, while no other thread does."""
 
-    def __init__(self, console: Console, formatter: logging.Formatter | None) -> None:
-        super().__init__()
-        self._console = console
-        self.setFormatter(formatter)
+    def alone() -> None:
+        with console.drawing:
+            call()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Show a line, as the formatter makes it."""
+    return alone
+
+
+class _Above(io.TextIOBase):
+    """Stands in for a standard stream: whole lines go above the picture; controls in them do nothing."""
+
+    def __init__(self, console: Console, stream: TextIO) -> None:
+        self._console, self._stream, self._rest = console, stream, ""
+
+    def write(self, text: str) -> int:
+        """Show the lines that end; of one that was written over, as by a bar, what stood there last."""
         from rich.text import Text
 
-        try:
-            self._console.print(Text(self.format(record)), soft_wrap=True)
-        except Exception:  # as of every handler
-            self.handleError(record)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            shown = line.rstrip("\r").rpartition("\r")[2]
+            self._console.print(Text(one_line(shown, len(shown))), soft_wrap=True)
+        return len(text)
+
+    def end(self) -> None:
+        """Show what has no end of a line yet."""
+        if self._rest:
+            self.write("\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def fileno(self) -> int:
+        """Of the stream."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """As of the stream."""
+        return self._stream.isatty()
 
 
 @contextlib.contextmanager
 def _lines_above(console: Console) -> Iterator[None]:
-    """Let the package's log lines go above the picture, as long as the block lasts."""
-    before = _logger.handlers
-    formatter = before[0].formatter if before else None
-    _logger.handlers = [_Above(console, formatter)]
-    try:
-        yield
-    finally:
-        _logger.handlers = before
+    """Let what is printed and logged go above the picture, as long as the block lasts."""
+    out, err = sys.stdout, sys.stderr
+    above, errors = _Above(console, out), _Above(console, err)
+    handlers = [one for one in _logger.handlers if isinstance(one, logging.StreamHandler)]
+    streams = [one.setStream(above) for one in handlers]
+    with contextlib.redirect_stdout(above), contextlib.redirect_stderr(errors):
+        try:
+            yield
+        finally:
+            above.end()
+            errors.end()
+            for handler, stream in zip(handlers, streams, strict=True):
+                if stream is not None:
+                    handler.setStream(stream)
