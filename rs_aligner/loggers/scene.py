@@ -127,9 +127,11 @@ class Scene:
         what: str = doing.phase
         if what in ("sampling", "scoring", "validating") and counts.total:
             what += f" {counts.sampled:,} of {counts.total // self._replicas:,} answers"
+        if (
+            stopping.is_asked()
+        ):  # on the same line: a picture that grows under a log line leaves its top behind
+            where, what = f"stopping ({one_line(stopping.reason(), width)})", f"{where}  {what}"
         found: list[Line] = [("  ".join(one for one in (where, what, self._name) if one), "bold")]
-        if stopping.is_asked():
-            found.append((f"stopping at the next safe point: {one_line(stopping.reason(), width)}", "yellow"))
         if steps:
             is_over = what in ("exporting", "finished")
             full = min(40, max(width - 50, 4))
