@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,15 +39,27 @@ def die_with_parent(parent: int | None = None, number: signal.Signals = signal.S
         os.kill(os.getpid(), number)  # as the kernel would have done, had the call come earlier
 
 
-def start_process(command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
-    """Start a process that may `die_with_parent`; arguments as `subprocess.Popen`.
+def start_process(
+    command: Sequence[str], *, held: Collection[signal.Signals] = (), **settings: Any
+) -> subprocess.Popen[bytes]:
+    """Start a process that may `die_with_parent`.
 
     It is started by a thread that lives as long as this process, since such a process dies with the thread
     that started it.
+
+    Args:
+        command: as of `subprocess.Popen`, as are the settings.
+        held: signals that reach it only when it says so (`signal.pthread_sigmask`), and wait until then.
     """
-    started: Future[subprocess.Popen[bytes]] = _Starter.thread.submit(
-        lambda: subprocess.Popen(command, **settings)
-    )
+
+    def start() -> subprocess.Popen[bytes]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, held)  # a process has the mask of who starts it
+        try:
+            return subprocess.Popen(command, **settings)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    started: Future[subprocess.Popen[bytes]] = _Starter.thread.submit(start)
     return started.result()
 
 

@@ -227,6 +227,7 @@ def signals(*, stop_within: float = math.inf, second_interrupt: Any = None) -> I
                 old[heeded] = signal.signal(heeded, handle)
     if is_ours:
         atexit.register(_ignore_signals)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])  # which our launcher has held back
     try:
         yield
     finally:

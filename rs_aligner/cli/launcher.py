@@ -43,8 +43,8 @@ def launch(command: Sequence[str], num_ranks: int) -> int:
 
     Returns:
         0 where all finished, 75 where they stopped to be continued, and otherwise the status of the first
-        that
-        failed: 1 or 2, 128 and the number of the signal where that came from outside, 1 where one was killed.
+        that failed: 1 or 2, 128 and the number of the signal where that came from outside, 1 where one was
+        killed.
     """
     received: list[int] = []
     ranks: list[_Rank] = []
@@ -109,6 +109,7 @@ class _Rank:
             env[SHOWN] = "1"
         self.process = start_process(
             command,
+            held=(signal.SIGUSR1,),  # of a rank without a handler, it would be the end
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -84,6 +84,7 @@ def stop(number, frame):
     sys.exit(75) if sys.argv[-1] != "stubborn" else None
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     signal.signal(number, stop)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 ready()
 time.sleep(60)
 time.sleep(60)
@@ -98,6 +99,30 @@ def test_signals_are_handed_on_once_and_the_ranks_end_by_themselves(number: int,
     status, out, _ = launched.end()
     assert status == 75
     assert out.count(f"told {signal.Signals(number).name}") == 2
+
+
+def test_a_wish_to_stop_waits_for_a_rank_that_does_not_listen_yet(tmp_path: Path) -> None:
+    """SIGUSR1 comes from Slurm, and asks for no end; who has no handler would be killed by it."""
+    script = """
+from rs_aligner import stopping
+if rank == 0:  # listens already
+    with stopping.signals(second_interrupt=signal.SIG_DFL):
+        ready()
+        while not stopping.is_asked():
+            time.sleep(0.02)
+        open(f"{place}/told", "w").close()
+        sys.exit(75)
+ready()
+while not os.path.exists(f"{place}/told"):
+    time.sleep(0.02)
+with stopping.signals(second_interrupt=signal.SIG_DFL):
+    sys.exit(75 if stopping.is_asked() else 3)
+"""
+    launched = Launched(tmp_path, script)
+    launched.pids()
+    launched.process.send_signal(signal.SIGUSR1)
+    status, _, err = launched.end()
+    assert (status, "killed by" in err) == (75, False)
 
 
 def test_a_second_interrupt_ends_it_as_usual(tmp_path: Path) -> None:
