@@ -12,7 +12,10 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from rs_aligner.model.runtime import Runtime
+    from tests.browser.chromium import Opener
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,3 +81,22 @@ def rt() -> Iterator[Runtime]:
 
     with runtime.start(accelerator="cpu", timeout_minutes=1) as rt:
         yield rt
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium, one for all tests of a process."""
+    from tests.browser.chromium import chromium
+
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Opener]:
+    """Opens pages, which are closed at the end of the test."""
+    from tests.browser.chromium import Opener
+
+    opener = Opener(browser)
+    yield opener
+    opener.close()

@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from rs_aligner.report.compare import compare, write_page
-from tests.browser.conftest import Opener
+from tests.browser.chromium import Opener
 from tests.report.test_compare import AFTER, BEFORE, made
 
 

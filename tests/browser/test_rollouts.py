@@ -23,7 +23,8 @@ from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.ledger_row import LedgerRow
 from rs_aligner.report.page import write_report
 from rs_aligner.report.token_texts import read_token_texts
-from tests.browser.conftest import LARGE, Opener
+from tests.browser.chromium import Opener
+from tests.browser.conftest import LARGE
 
 CARD = re.compile(r"answer (\d+) to prompt (.+): (kept|rejected|no score|held out)")
 MOST_ELEMENTS = 5000
@@ -310,6 +311,7 @@ def test_what_models_write_stays_text_however_it_is_shown(large: Path, opened: O
     assert any("<img src=x onerror=\"document.title='harmed'\">" in text for text in texts)
     for address in ("&show=raw", "&colour=1", "&colour=1&show=raw"):
         page.goto(f"{(large / 'report.html').as_uri()}#rollouts?q=<script>{address}")
+        settle(page)  # the page stays, and so does what it says until the new address is shown
         ready(page, "answers of 768")
         assert "<script>" in page.locator("#rv-groups").inner_text()
     page.get_by_role("button", name=re.compile("Tokens of answer")).first.click()

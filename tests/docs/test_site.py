@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import Opener, browser, opened  # noqa: F401 (fixtures)
+from tests.browser.chromium import Opener
 from tests.conftest import ROOT
 from tests.docs.conftest import Site
 from tests.test_links import PAGES
@@ -111,7 +111,7 @@ def test_it_names_no_folder_of_this_machine(site: Site) -> None:
     assert named == []
 
 
-def test_it_is_looked_at_and_searched_from_files_alone(site: Site, opened: Opener) -> None:  # noqa: F811 (a fixture)
+def test_it_is_looked_at_and_searched_from_files_alone(site: Site, opened: Opener) -> None:
     page, seen = opened(site.folder / "index.html", width=400)
     page.wait_for_url("**/docs/index.html")
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
