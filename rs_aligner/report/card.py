@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from rs_aligner.config.changes import Kind, kind_of
 from rs_aligner.files import write_whole
 from rs_aligner.harmless import code_span, markdown_cell, without_places, without_secrets
 from rs_aligner.report.about import About, about
-from rs_aligner.report.checks import Facts, Told, checked
+from rs_aligner.report.checks import Told, checked
+from rs_aligner.report.facts import Facts, facts_of
 from rs_aligner.report.run_data import RunData, RunKind, open_run
 from rs_aligner.report.story import Verdict, verdict
-from rs_aligner.report.sums import summed
 from rs_aligner.report.worth import Cost, costs, selection_against_chance
 
 NAME = "README.md"
@@ -108,17 +108,11 @@ def write_card(folder: Path) -> Path | None:
 
 
 def _card(data: RunData) -> Card:
-    found, rows, sums = about(data), data.metrics(), None
-    offline = bool(found.setting("model.rs.offline"))
-    if data.kind == "train_rs":
-        sums = summed(
-            data,
-            passed_above=float(found.setting("model.rs.passed_above") or 0.0),
-            offline_steps=int(found.setting("model.rs.pool.improve_steps") or 1) if offline else 0,
-        )
+    found = about(data)
+    facts = facts_of(data, found)
+    rows = facts.rows
     step = exported_step(found, rows)
-    facts = Facts(rows, sums, offline)
-    until = Facts([row for row in rows if step is None or row["step"] <= step], sums, offline)
+    until = replace(facts, rows=[row for row in rows if step is None or row["step"] <= step])
     is_rs = data.kind == "train_rs"
     return Card(
         _head(data, found),

@@ -7,65 +7,15 @@ says where each comes from. Left out on purpose: ending a run for one (`trainer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Literal
 
 from rs_aligner.proof.watched import Parting, Validation
+from rs_aligner.report.facts import LAST, Facts, Rows
 from rs_aligner.report.pictures import number
-from rs_aligner.report.sums import Sums
 
-Rows = Sequence[Mapping[str, float]]
 State = Literal["good", "amber", "red", "unknown"]
-LAST = 3
-"""Steps that "now" is the mean of, and "at the start"; fewer where there are fewer than twice as many."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What checks look at.
-
-    Attributes:
-        rows: of `metrics.jsonl`.
-        sums: over the ledger; None where there is none.
-        is_offline: whether steps train on scored answers of a file or of another run.
-    """
-
-    rows: Rows
-    sums: Sums | None = None
-    is_offline: bool = False
-
-    @property
-    def steps(self) -> Rows:
-        """The rows of steps, without the look before the first."""
-        return [row for row in self.rows if row["step"] > 0]
-
-    def now(self, key: str) -> float | None:
-        """The mean of the last steps that have the figure; None where none has."""
-        found = self._of_steps(key)
-        return fmean(found[-_some(found) :]) if found else None
-
-    def then(self, key: str) -> float | None:
-        """The same of the first ones."""
-        found = self._of_steps(key)
-        return fmean(found[: _some(found)]) if found else None
-
-    def number(self, key: str) -> int:
-        """How many steps have the figure."""
-        return len(self._of_steps(key))
-
-    def total(self, key: str) -> float:
-        """The sum over all steps."""
-        return sum(row.get(key, 0) for row in self.steps)
-
-    def _of_steps(self, key: str) -> list[float]:
-        return [row[key] for row in self.steps if key in row]
-
-
-def _some(found: Sequence[float]) -> int:
-    """How many of these are "now", and "at the start", so that the two have none in common."""
-    return max(1, min(LAST, len(found) // 2))
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,15 @@ import jinja2
 from rs_aligner import __version__
 from rs_aligner.files import write_whole
 from rs_aligner.report.about import About, about
-from rs_aligner.report.checks import Facts, Told, checked
+from rs_aligner.report.checks import Told, checked
 from rs_aligner.report.chunks import Chunks, write_chunks
 from rs_aligner.report.curves import curves
 from rs_aligner.report.distributions import distributions
+from rs_aligner.report.facts import Facts, facts_of
 from rs_aligner.report.pictures import Picture, number
 from rs_aligner.report.run_data import RunData, open_run
 from rs_aligner.report.story import Verdict, verdict
-from rs_aligner.report.sums import SeenPrompt, Sums, summed
+from rs_aligner.report.sums import SeenPrompt, Sums
 from rs_aligner.report.worth import Cost, costs, selection_against_chance
 
 PAGE = "report.html"
@@ -119,16 +120,10 @@ def write_report(run: Path, check: Callable[[], None] = lambda: None) -> Path:
 
 
 def _page(data: RunData) -> Page:
-    found, rows, sums, rollouts = about(data), data.metrics(), None, None
-    is_offline = bool(found.setting("model.rs.offline"))
-    if data.kind == "train_rs":
-        sums = summed(
-            data,
-            passed_above=float(found.setting("model.rs.passed_above") or 0.0),
-            offline_steps=int(found.setting("model.rs.pool.improve_steps") or 1) if is_offline else 0,
-        )
-        rollouts = write_chunks(data.folder)
-    facts = Facts(rows, sums, is_offline)
+    found = about(data)
+    facts = facts_of(data, found)
+    rows, sums = facts.rows, facts.sums
+    rollouts = write_chunks(data.folder) if data.kind == "train_rs" else None
     problems = [*filter(None, [found.problem]), *(sums.damaged if sums is not None else ())]
     shown = list(curves(rows, data.kind))
     return Page(

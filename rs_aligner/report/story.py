@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import stdev
 from typing import Literal
 
-from rs_aligner.report.checks import Facts
+from rs_aligner.report.facts import Facts
 from rs_aligner.report.pictures import NUM_ERRORS, number, with_error
 from rs_aligner.report.run_data import RunKind
 from rs_aligner.report.sums import Look

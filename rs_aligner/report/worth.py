@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rs_aligner.report.checks import Facts
+from rs_aligner.report.facts import Facts
 from rs_aligner.report.pictures import NUM_ERRORS, number
 
 

@@ -416,7 +416,7 @@ def _set_up_loggers(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         }  # each run its own
         notes.add("loggers", package, told, how["name"].partition("-")[0])
         config = SimpleNamespace(update=lambda *_, **__: None)
-        log = lambda values, step: notes.add("loggers", package, sorted(values), step)  # noqa: E731
+        log = lambda values, step: notes.add("loggers", package, sorted(values), step)  # noqa: E731  # one line is enough
         return SimpleNamespace(
             config=config, log=log, define_metric=lambda *_, **__: None, finish=lambda **_: None
         )

@@ -39,7 +39,7 @@ def text_of(events: EventAccumulator, tag: str) -> str:
 
 def test_a_runs_histograms_in_tensorboard_are_of_its_ledger(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
-    run.logger = TensorBoard(tmp_path / "logs")  # type: ignore[assignment]
+    run.logger = TensorBoard(tmp_path / "logs")  # type: ignore[assignment]  # in the fake one's place
     run.start(steps=2, interval=2)
     events = tensorboard(tmp_path / "logs")
     assert {e.step for e in events.Histograms("distribution/reward")} == {1, 2}
@@ -64,7 +64,7 @@ def test_a_step_that_is_trained_again_is_not_shown_twice(tmp_path: Path) -> None
     run.start(steps=3, interval=None, save_interval=1)
     (tmp_path / "checkpoints" / "step_000003" / "state.json").unlink()
     (tmp_path / "checkpoints" / "step_000003").rmdir()
-    run.logger = TensorBoard(tmp_path / "logs")  # type: ignore[assignment]
+    run.logger = TensorBoard(tmp_path / "logs")  # type: ignore[assignment]  # in the fake one's place
     run.start(steps=4, interval=None, save_interval=1)
     steps = [e.step for e in tensorboard(tmp_path / "logs").Histograms("distribution/reward")]
     assert steps == [4]

@@ -36,7 +36,7 @@ def watch(folder: Path, *, fails: bool) -> None:
         view.start()
     run = FakeRun(folder)
     run.prompts = [Prompt(f"p{i}", f"{EVIL} prompt {i}", (100 + i,)) for i in range(6)]
-    run.logger = view  # type: ignore[assignment]
+    run.logger = view  # type: ignore[assignment]  # in the fake one's place
     try:
         run.start(
             score,

@@ -101,12 +101,18 @@ def test_the_card_is_one_that_the_hub_reads_and_says_what_the_model_is(
     assert "`torch`" in card.text
 
 
+def card_of(run: Path) -> str:
+    path = write_card(run)
+    assert path is not None
+    return path.read_text()
+
+
 def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", tmp_path / "base")
     add_step(run, 1, [group(0, [0.0, 1.0]), group(1, [0.0, 1.0])], [[1], [1]])
     for step, scores in ((0, (0.0, 0.5)), (2, (0.25, 0.75))):
         add_look(run, step, [group(place, [score]) for place, score in enumerate(scores)])
-    text = write_card(run).read_text()  # type: ignore[union-attr]
+    text = card_of(run)
     assert "was 0.25 ± 0.25 before the first step and is 0.50 ± 0.25 after step 2" in text
     assert "The difference is 0.25 ± 0" in text  # paired: both prompts gained as much
     assert "The weights are those behind step 2." in text
@@ -121,7 +127,7 @@ def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
 
 def test_with_patience_the_weights_and_the_figures_are_those_of_the_best_validation(tmp_path: Path) -> None:
     more = {"trainer": {"rs": {"patience": 2}}}
-    text = write_card(finished(tmp_path / "run", tmp_path / "base", more=more)).read_text()  # type: ignore[union-attr]
+    text = card_of(finished(tmp_path / "run", tmp_path / "base", more=more))
     assert "The weights are those behind step 1, the best of the validations." in text
     assert "is 0.75 ± 0.25 after step 1" in text
     assert "after step 2" not in text
@@ -135,7 +141,7 @@ def test_folders_of_the_machine_and_secrets_do_not_travel(tmp_path: Path) -> Non
             "judge": {"function": "/home/jane/x/judge.py:f", "kwargs": {"api_key": "sk-2", "n": 3}},
         }
     }
-    text = write_card(finished(tmp_path / "run", base, more=more)).read_text()  # type: ignore[union-attr]
+    text = card_of(finished(tmp_path / "run", base, more=more))
     for private in ("jane", str(tmp_path), "sk-1", "sk-2", "/venv"):
         assert private not in text
     assert "rs-aligner train a=.../train.jsonl k.api_key=(not told)" in text
@@ -155,7 +161,7 @@ def test_a_name_is_a_name(tmp_path: Path, name: str) -> None:
 
 def test_no_card_says_more_than_is_known(tmp_path: Path) -> None:
     rows = [{"step": 1, "loss": 0.5}]
-    text = write_card(finished(tmp_path / "run", tmp_path / "base", rows=rows)).read_text()  # type: ignore[union-attr]
+    text = card_of(finished(tmp_path / "run", tmp_path / "base", rows=rows))
     assert "Nobody can tell" in text
     assert "Nothing held out was looked at" in text
     assert "base_model" not in text

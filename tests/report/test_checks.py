@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.report.checks import CHECKS, Facts, checked
+from rs_aligner.report.checks import CHECKS, checked
+from rs_aligner.report.facts import Facts
 
 Row = dict[str, Any]
 

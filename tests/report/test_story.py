@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.report.checks import Facts
+from rs_aligner.report.facts import Facts
 from rs_aligner.report.story import verdict
 from rs_aligner.report.sums import HeldOutPrompt, Look, Sums
 from rs_aligner.report.worth import costs, duration, selection_against_chance
