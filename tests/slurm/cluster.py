@@ -60,7 +60,7 @@ class Cluster:
         words = self.run("scontrol", "--oneliner", "show", "job", number).splitlines()[0].split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, what: str, condition: Callable[[], object], timeout: float = 180) -> None:
+    def wait_for(self, what: str, condition: Callable[[], object], timeout: float = 150) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}:\n{self.state()}"
@@ -76,27 +76,30 @@ class Cluster:
         """How often a job was requeued; its parts more often, where one was not ready to start."""
         return int(self.job(number)["Restarts"])
 
-    def start_again(self, number: str, behind: int) -> None:
-        """Wait until a job has started again that was requeued `behind` times, and shorten its wait.
+    def start_again(
+        self, number: str, what: str, is_there: Callable[[], object], timeout: float = 150
+    ) -> None:
+        """Wait for what a requeued job brings about once it runs again, and shorten its waits until then.
 
         Slurm lets it wait for two minutes: what a start is allowed by has to be younger than what ended the
-        one before, and the job that starts at once fails.
+        one before. A start that comes too early fails, and the job waits once more: on a machine with much
+        to do that happens, so a start alone says nothing.
         """
         waiting_since: list[float] = []
 
-        def has_started() -> bool:
+        def shorten_until_it_is_there() -> object:
             parts = [number, str(int(number) + 1)] if "HetJobId" in self.job(number) else [number]
-            jobs = [self.job(part) for part in parts]
-            if any(int(job["Restarts"]) <= behind for job in jobs):
-                return False
-            if all(job["JobState"] == "PENDING" for job in jobs):
-                waiting_since.append(time.monotonic())
-                if waiting_since[-1] - waiting_since[0] > START_SECONDS:
-                    for part in parts:
-                        self.run("scontrol", "update", f"JobId={part}", "StartTime=now", check=False)
-            return all(job["JobState"] != "PENDING" for job in jobs)
+            if any(self.job(part)["JobState"] != "PENDING" for part in parts):
+                waiting_since.clear()
+                return is_there()
+            waiting_since.append(time.monotonic())
+            if waiting_since[-1] - waiting_since[0] > START_SECONDS:
+                waiting_since.clear()
+                for part in parts:
+                    self.run("scontrol", "update", f"JobId={part}", "StartTime=now", check=False)
+            return False
 
-        self.wait_for(f"another start of job {number}", has_started, 150)
+        self.wait_for(what, shorten_until_it_is_there, timeout)
 
     def end_soon(self, number: str) -> None:
         """Give a running job one to two minutes more; Slurm looks every 30 s whether that is over."""

@@ -129,7 +129,7 @@ def test_jobs_end_as_they_should_and_leave_nothing(slurm: Cluster, submit: Submi
     assert "the trainer ended with status 75" in out("cut")
     (tmp_path / "cut_judge" / "hold").unlink()
     slurm.run("scontrol", "update", f"JobId={cut}", "TimeLimit=60")
-    slurm.start_again(cut, 0)
+    slurm.start_again(cut, "its next steps", lambda: num_steps(tmp_path / "cut") > HELD_STEPS, 300)
     for job in (cut, whole):
         ended = slurm.end_of(job)
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0")

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 Submit = Callable[..., list[str]]
 
 
 @pytest.fixture
-def submit(slurm: Cluster, fake_python: str, tmp_path: Path) -> Submit:
-    """Submits a run of two ranks; returns the jobs' numbers."""
+def submit(slurm: Cluster, fake_python: str, tmp_path: Path) -> Iterator[Submit]:
+    """Submits a run of two ranks; returns the jobs' numbers. What a failed test leaves is ended."""
 
     def submit(
         run: Path, *overrides: str, two_jobs: bool = False, judge_args: str = "judge.name=some"
@@ -35,12 +35,17 @@ def submit(slurm: Cluster, fake_python: str, tmp_path: Path) -> Submit:
         )
         return [line.removeprefix("job ") for line in said.splitlines() if line.startswith("job ")]
 
-    return submit
+    yield submit
+    slurm.cancel_all()
 
 
 def steps(run: Path) -> list[int]:
     metrics = run / "metrics.jsonl"
     return [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+def log_of(run: Path, name: str, attempt: int) -> Path:
+    return run / "logs" / f"{name}_{attempt:02d}.log"
 
 
 def test_a_run_is_requeued_ahead_of_its_limit_until_it_is_finished(
@@ -49,12 +54,11 @@ def test_a_run_is_requeued_ahead_of_its_limit_until_it_is_finished(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     (uninterrupted,) = submit(whole, "steps=30")
     (job,) = submit(cut, "steps=30", "pace=0.2", "slow_save=2")
-    for _ in range(2):
-        requeued = slurm.restarts(job)
+    for attempt in (2, 3):
         before = len(steps(cut))
         slurm.wait_for("steps", lambda before=before: len(steps(cut)) > before + 1)
         slurm.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm does by --signal=B:USR1@...
-        slurm.start_again(job, requeued)
+        slurm.start_again(job, f"attempt {attempt}", log_of(cut, "trainer", attempt).exists)
     assert slurm.end_of(job)["JobState"] == "COMPLETED"
     assert slurm.end_of(uninterrupted)["JobState"] == "COMPLETED"
     for rank in (0, 1):
@@ -63,10 +67,10 @@ def test_a_run_is_requeued_ahead_of_its_limit_until_it_is_finished(
     logs = sorted(path.name for path in (cut / "logs").glob("*.log"))
     assert logs == [f"{name}_0{attempt}.log" for name in ("judge", "trainer") for attempt in (1, 2, 3)]
     for attempt in (1, 2):  # the first rank to end let the slower one save
-        said = (cut / "logs" / f"trainer_0{attempt}.log").read_text()
+        said = log_of(cut, "trainer", attempt).read_text()
         assert "rank 0 saved" in said
         assert "rank 1 saved" in said
-    assert "begins at step 0" not in (cut / "logs" / "trainer_03.log").read_text()
+    assert "begins at step 0" not in log_of(cut, "trainer", 3).read_text()
     assert stat.S_IMODE((cut / "judge" / "token").stat().st_mode) == 0o600
     out = (tmp_path / f"{job}.out").read_text()
     assert out.count("attempt of job") == 3  # appended, not written over
@@ -107,9 +111,7 @@ def test_two_jobs_find_each_other_and_a_judge_that_leaves_is_waited_for(
     slurm.wait_for("steps", lambda: len(steps(run)) > 1)
     assert address.read_text().split()[2:] == [judge, "0"]
     slurm.run("scancel", "--batch", "--signal=USR1", judge)  # its time limit is near
-    slurm.start_again(judge, 0)
-    saved = len(steps(run))
-    slurm.wait_for("the next judge", lambda: len(steps(run)) > saved)
+    slurm.start_again(judge, "the next judge's trainer", log_of(run, "trainer", 2).exists)
     assert address.read_text().split()[2:] == [judge, str(slurm.restarts(judge))]
     ended = slurm.end_of(trainer)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0")  # it waited, and kept its nodes
@@ -134,5 +136,5 @@ def test_a_job_that_is_cancelled_saves_is_not_requeued_and_leaves_nothing(
     slurm.run("scancel", job)
     assert slurm.end_of(job)["JobState"] == "CANCELLED"
     slurm.wait_for("the end of its processes", lambda: not slurm.left_behind(), 30)
-    assert "rank 1 saved" in (run / "logs" / "trainer_01.log").read_text()
+    assert "rank 1 saved" in log_of(run, "trainer", 1).read_text()
     assert slurm.job(job)["Restarts"] == "0"
