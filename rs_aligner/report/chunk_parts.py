@@ -9,6 +9,7 @@ purpose: which files are written, and when (`chunks`).
 
 from __future__ import annotations
 
+import itertools
 import json
 from array import array
 from collections import Counter
@@ -26,6 +27,7 @@ PART_BYTES = 1_000_000
 
 _NULL = msgspec.Raw(b"null")
 _MOST_SURPRISE = (1 << 16) - 1
+_AT_ONCE = 32  # rows
 
 _encode = msgspec.json.Encoder().encode
 
@@ -140,10 +142,10 @@ class PartWriter:
         Raises:
             ValueError: as whoever hands the rows in raises it.
         """
-        for row in rows:
+        for row, surprise in _with_surprise(rows):
             if row.group != self._group and self._size > self._limit:  # a prompt stays whole
                 yield self._part()
-            self._add(row)
+            self._add(row, surprise)
             if self._size > 2 * self._limit:  # unless its answers are a part by themselves
                 yield self._part()
         if self._prompts or not self.summary.sizes:
@@ -151,7 +153,7 @@ class PartWriter:
         self.summary.reasons = dict(sorted(self._reasons.items()))
         self.summary.components = sorted(self._names)
 
-    def _add(self, row: ViewedRow) -> None:
+    def _add(self, row: ViewedRow, surprise: bytes) -> None:
         summary, part = self.summary, len(self.summary.sizes)
         is_new = row.group != self._group
         if is_new or not self._prompts:
@@ -161,7 +163,7 @@ class PartWriter:
             summary.places.append(GroupPlace(row.prompt_id, part, row.group, 0))
         summary.prompts += is_new
         self._group = row.group
-        answer = _encode(self._answer(row))
+        answer = _encode(self._answer(row, surprise))
         self._prompts[-1][1].append(answer)
         self._size += len(answer)
         summary.places[-1].size += 1
@@ -180,7 +182,7 @@ class PartWriter:
         summary.low = row.reward if summary.low is None else min(summary.low, row.reward)
         summary.high = row.reward if summary.high is None else max(summary.high, row.reward)
 
-    def _answer(self, row: ViewedRow) -> Answer:
+    def _answer(self, row: ViewedRow, surprise: bytes) -> Answer:
         if row.components.keys() - set(self._names):
             self._names += [name for name in row.components if name not in self._names]
         return Answer(
@@ -200,7 +202,7 @@ class PartWriter:
             watched_failure=_or_none(row.watched_failure),
             judge=row.judge,
             by_design=row.by_design,
-            surprise=_surprise(row.log_probs),
+            surprise=surprise,
         )
 
     def _part(self) -> bytes:
@@ -235,11 +237,19 @@ def _or_none(value: msgspec.Raw) -> msgspec.Raw | None:
     return None if value == _NULL else value
 
 
-def _surprise(log_probs: list[float]) -> bytes:
-    if not log_probs:
-        return b""
-    hundredths = np.rint(np.frombuffer(array("d", log_probs)) * -100)
-    return np.minimum(np.maximum(hundredths, 0), _MOST_SURPRISE).astype("<u2").tobytes()
+def _with_surprise(rows: Iterable[ViewedRow]) -> Iterator[tuple[ViewedRow, bytes]]:
+    """Each row with its `Answer.surprise`; those of several are computed at once, since each is short."""
+    waiting = iter(rows)
+    while batch := list(itertools.islice(waiting, _AT_ONCE)):
+        log_probs = array("d")
+        for row in batch:
+            log_probs.extend(row.log_probs)
+        hundredths = np.rint(np.frombuffer(log_probs) * -100) if log_probs else np.zeros(0)
+        surprise = np.clip(hundredths, 0, _MOST_SURPRISE).astype("<u2").tobytes()
+        end = 0
+        for row in batch:
+            begin, end = end, end + 2 * len(row.log_probs)
+            yield row, surprise[begin:end]
 
 
 def _prompt_head(row: ViewedRow) -> PromptHead:
@@ -250,7 +260,7 @@ def _prompt_head(row: ViewedRow) -> PromptHead:
         id=row.prompt_id,
         text=row.prompt,
         ids=row.prompt_token_ids,
-        row=json.dumps(metadata, ensure_ascii=False, indent=1),
+        row=msgspec.json.format(bytes(row.metadata), indent=1).decode(),
         chat=_chat(metadata, json.loads(bytes(row.prompt))),
         prefilled=prefilled if isinstance(prefilled, str) else "",
     )

@@ -129,8 +129,7 @@ class Summing:
 
     def __init__(self, sums: Sums, *, passed_above: float = 0.0, offline_steps: int = 0) -> None:
         self.sums, self._passed_above, self._offline_steps = sums, passed_above, offline_steps
-        self._hardest = {one.id: one for one in sums.hardest}
-        self._easiest = {one.id: one for one in sums.easiest}
+        self._hardest, self._easiest = _End(sums.hardest, 1), _End(sums.easiest, -1)
         self._points = [(-point.rank, point) for point in sums.points]
         heapq.heapify(self._points)
 
@@ -157,8 +156,7 @@ class Summing:
         """The sums with all that was added."""
         sums = self.sums
         sums.points = sorted(point for _, point in self._points)
-        sums.hardest = _ends(self._hardest.values(), 1)
-        sums.easiest = _ends(self._easiest.values(), -1)
+        sums.hardest, sums.easiest = self._hardest.first(), self._easiest.first()
         return sums
 
     def _add_group(self, step: int, group: list[SummedRow]) -> None:
@@ -207,14 +205,49 @@ class Summing:
         passed = sum(reward > self._passed_above for reward in rewards)
         self.sums.pass_rates[pass_class(passed, len(rewards))] += 1
         mean, first, name = fmean(rewards), scored[0], shown(scored[0].prompt_id)
-        for known, sign in ((self._hardest, 1), (self._easiest, -1)):
-            known.pop(name, None)  # what it was before counts no more
-            if len(known) < _PROMPTS_KEPT or sign * mean <= max(sign * one.mean for one in known.values()):
-                known[name] = SeenPrompt(name, step, shown(first.prompt), mean, max(rewards), len(rewards))
-            if len(known) > 2 * _PROMPTS_KEPT:
-                keep = _ends(known.values(), sign)
-                known.clear()
-                known.update({one.id: one for one in keep})
+        for end in (self._hardest, self._easiest):
+            end.forget(name)  # what it was before counts no more
+            if end.may_have(mean):
+                end.add(SeenPrompt(name, step, shown(first.prompt), mean, max(rewards), len(rewards)))
+
+
+class _End:
+    """One end of the list of prompts, by mean score: those that may be among its first `_PROMPTS_KEPT`.
+
+    Args:
+        prompts: that are there.
+        sign: 1 for the lowest mean first, -1 for the highest.
+    """
+
+    def __init__(self, prompts: Iterable[SeenPrompt], sign: int) -> None:
+        self._sign = sign
+        self._known = {one.id: one for one in prompts}
+        self._last: float | None = None  # the last one's mean, if it has been asked for since it changed
+
+    def forget(self, name: str) -> None:
+        """Take a prompt out, if it is there."""
+        if self._known.pop(name, None) is not None:
+            self._last = None
+
+    def may_have(self, mean: float) -> bool:
+        """Whether a prompt of this mean score belongs here."""
+        if len(self._known) < _PROMPTS_KEPT:
+            return True
+        if self._last is None:
+            self._last = max(self._sign * one.mean for one in self._known.values())
+        return self._sign * mean <= self._last
+
+    def add(self, prompt: SeenPrompt) -> None:
+        """Add a prompt that was not there."""
+        self._known[prompt.id] = prompt
+        if len(self._known) > 2 * _PROMPTS_KEPT:
+            self._known = {one.id: one for one in self.first()}
+        self._last = None
+
+    def first(self) -> list[SeenPrompt]:
+        """The first of them; of equals the latest."""
+        order = sorted(self._known.values(), key=lambda one: (self._sign * one.mean, -one.step, one.id))
+        return order[:_PROMPTS_KEPT]
 
 
 def pass_class(passed: int, number: int) -> int:
@@ -292,8 +325,3 @@ def _known(path: Path) -> Sums | None:
 def _mean(values: Iterable[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return fmean(there) if there else None
-
-
-def _ends(prompts: Iterable[SeenPrompt], sign: int) -> list[SeenPrompt]:
-    """The first of them by mean score, lowest first or highest first; of equals the latest."""
-    return sorted(prompts, key=lambda one: (sign * one.mean, -one.step, one.id))[:_PROMPTS_KEPT]
