@@ -52,6 +52,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "config/template.py": ("tests/config/test_template.py",),
     "config/keys.py": ("tests/config/test_page.py", *CONFIG),
     "config/tree.py": ("tests/test_api.py", *CONFIG),
+    "config/exp_manager.py": ("tests/loggers/test_sinks.py", *CONFIG),
     "config/*.py": CONFIG,
     "rollout.py": (
         "tests/test_rollout.py",
@@ -96,7 +97,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "generation/rows.py": DECODER,
     "generation/waves.py": DECODER,
 }
-"""By module: the fast tests that are to kill its mutants, the nearest first."""
+"""By module: the fast tests that are to kill its mutants, behind the file that is named as the module."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def modules() -> list[str]:
 def tests_of(module: str) -> tuple[str, ...]:
     """The tests that are to kill a module's mutants; none for one that is not of the core."""
     found = next((tests for pattern, tests in TESTS.items() if fnmatch(module, pattern)), ())
-    tests = tuple(dict.fromkeys(test for test in found if (ROOT / test).exists()))
+    path = Path(module)
+    nearest = (Path("tests") / path.parent / f"test_{path.stem}.py").as_posix()
+    tests = tuple(dict.fromkeys(test for test in (nearest, *found) if found and (ROOT / test).exists()))
     if tests and f'"{module}"' in (ROOT / RECORDS).read_text(encoding="utf-8"):
         tests += (f"{RECORDS}::test_records_are_lean_and_stay_as_they_are[{module}]",)
     return tests

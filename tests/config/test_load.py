@@ -16,6 +16,7 @@ from rs_aligner.config import (
     open_overrides,
     register_resolvers,
 )
+from rs_aligner.config.base import Section
 from rs_aligner.config.keys import meaning, sections, walk
 from tests.config.conftest import compose, problems
 
@@ -128,3 +129,14 @@ def test_an_unknown_override_reaches_the_check(workplace):
 def test_every_key_has_a_description(schema):
     undescribed = [key for key, field in walk(schema) if not sections(field) and not meaning(schema, key)]
     assert undescribed == []
+
+
+def test_a_section_that_nothing_reads_is_not_built() -> None:
+    """All trees together cost more to build than an error takes to tell."""
+
+    class Mine(Section):
+        number: int = 1
+
+    assert not Mine.__pydantic_complete__
+    assert Mine(number=2).number == 2
+    assert Mine.__pydantic_complete__
