@@ -27,9 +27,10 @@ from rs_aligner.report.curves import curves
 from rs_aligner.report.distributions import distributions
 from rs_aligner.report.facts import Facts, facts_of
 from rs_aligner.report.pictures import Picture, number
+from rs_aligner.report.prompt_list import SeenPrompt
 from rs_aligner.report.run_data import RunData, open_run
 from rs_aligner.report.story import Verdict, verdict
-from rs_aligner.report.sums import SeenPrompt, Sums
+from rs_aligner.report.sums import Sums
 from rs_aligner.report.worth import Cost, costs, selection_against_chance
 
 PAGE = "report.html"

@@ -24,12 +24,12 @@ from rs_aligner.files import make_folder, write_whole
 from rs_aligner.record.ledger import names_in, number_of, step_name
 from rs_aligner.report.disagreement import Disagreements
 from rs_aligner.report.histogram import Histogram
+from rs_aligner.report.prompt_list import ListEnd, SeenPrompt
 from rs_aligner.report.run_data import RunData
 from rs_aligner.report.summed_row import SUMMED_ROWS, SUMS_FILE, SummedRow, shown
 
 FORMAT = 1  # raise it when the sums become others
 MOST_POINTS = 2000
-_PROMPTS_KEPT = 64
 
 
 class File(msgspec.Struct, array_like=True, frozen=True):
@@ -47,17 +47,6 @@ class Point(msgspec.Struct, array_like=True, order=True, frozen=True):
     score: float
     length: int
     kept: bool
-
-
-class SeenPrompt(msgspec.Struct, frozen=True):
-    """A prompt as a step saw it last: `mean` and `best` of the scores of its `number` rollouts."""
-
-    id: str
-    step: int
-    text: str
-    mean: float
-    best: float
-    number: int
 
 
 class HeldOutPrompt(msgspec.Struct, array_like=True, frozen=True):
@@ -129,7 +118,7 @@ class Summing:
 
     def __init__(self, sums: Sums, *, passed_above: float = 0.0, offline_steps: int = 0) -> None:
         self.sums, self._passed_above, self._offline_steps = sums, passed_above, offline_steps
-        self._hardest, self._easiest = _End(sums.hardest, 1), _End(sums.easiest, -1)
+        self._hardest, self._easiest = ListEnd(sums.hardest, 1), ListEnd(sums.easiest, -1)
         self._points = [(-point.rank, point) for point in sums.points]
         heapq.heapify(self._points)
 
@@ -209,45 +198,6 @@ class Summing:
             end.forget(name)  # what it was before counts no more
             if end.may_have(mean):
                 end.add(SeenPrompt(name, step, shown(first.prompt), mean, max(rewards), len(rewards)))
-
-
-class _End:
-    """One end of the list of prompts, by mean score: those that may be among its first `_PROMPTS_KEPT`.
-
-    Args:
-        prompts: that are there.
-        sign: 1 for the lowest mean first, -1 for the highest.
-    """
-
-    def __init__(self, prompts: Iterable[SeenPrompt], sign: int) -> None:
-        self._sign = sign
-        self._known = {one.id: one for one in prompts}
-        self._last: float | None = None  # the last one's mean, if it has been asked for since it changed
-
-    def forget(self, name: str) -> None:
-        """Take a prompt out, if it is there."""
-        if self._known.pop(name, None) is not None:
-            self._last = None
-
-    def may_have(self, mean: float) -> bool:
-        """Whether a prompt of this mean score belongs here."""
-        if len(self._known) < _PROMPTS_KEPT:
-            return True
-        if self._last is None:
-            self._last = max(self._sign * one.mean for one in self._known.values())
-        return self._sign * mean <= self._last
-
-    def add(self, prompt: SeenPrompt) -> None:
-        """Add a prompt that was not there."""
-        self._known[prompt.id] = prompt
-        if len(self._known) > 2 * _PROMPTS_KEPT:
-            self._known = {one.id: one for one in self.first()}
-        self._last = None
-
-    def first(self) -> list[SeenPrompt]:
-        """The first of them; of equals the latest."""
-        order = sorted(self._known.values(), key=lambda one: (self._sign * one.mean, -one.step, one.id))
-        return order[:_PROMPTS_KEPT]
 
 
 def pass_class(passed: int, number: int) -> int:

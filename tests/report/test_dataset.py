@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 import rs_aligner
@@ -100,6 +99,8 @@ def test_pairs_are_a_kept_answer_and_a_rejected_one_of_its_prompt_that_scores_le
 def test_parquet_holds_the_same_and_bare_rows_are_of_the_shape_alone(
     repeated: RunData, tmp_path: Path
 ) -> None:
+    from datasets import load_dataset  # slow to import
+
     for shape, columns in (
         ("trl", {"prompt", "completion", "label"}),
         ("openai", {"messages"}),
@@ -109,9 +110,9 @@ def test_parquet_holds_the_same_and_bare_rows_are_of_the_shape_alone(
         for path, is_bare in ((lines, False), (table, False), (bare, True)):
             # A parameter of the test.
             write_dataset(repeated, path, Wanted("all", shape, is_bare))  # type: ignore[arg-type]
-        loaded = datasets.load_dataset("parquet", data_files=str(table), cache_dir=str(tmp_path))["train"]
+        loaded = load_dataset("parquet", data_files=str(table), cache_dir=str(tmp_path))["train"]
         assert loaded.to_list() == rows_of(lines)
-        as_json = datasets.load_dataset("json", data_files=str(lines), cache_dir=str(tmp_path))["train"]
+        as_json = load_dataset("json", data_files=str(lines), cache_dir=str(tmp_path))["train"]
         assert as_json.to_list() == rows_of(lines)
         assert {key for row in rows_of(bare) for key in row} == columns
 
@@ -216,6 +217,8 @@ def config_of(command: str, model: Path, data: Path, folder: Path) -> dict[str, 
 def test_trl_trains_on_the_answers_and_on_the_pairs(
     stories: tuple[Path, RunData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from datasets import load_dataset
+
     trl = pytest.importorskip("trl", reason="requirements/dev.txt has it")
     model, run = stories
     how = {"max_steps": 1, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True}
@@ -225,7 +228,7 @@ def test_trl_trains_on_the_answers_and_on_the_pairs(
     ):
         path = tmp_path / f"{content}.jsonl"
         write_dataset(run, path, Wanted(content))
-        data = datasets.load_dataset("json", data_files=str(path), cache_dir=str(tmp_path), split="train")
+        data = load_dataset("json", data_files=str(path), cache_dir=str(tmp_path), split="train")
         assert not trl.data_utils.is_conversational(data[0])
         out = str(tmp_path / content)
         made = trainer(str(model), args=settings_of(out, **how, bf16=False), train_dataset=data)
