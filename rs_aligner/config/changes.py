@@ -56,6 +56,8 @@ _KINDS: dict[Kind, list[str]] = {
         "exp_manager.checkpoint_callback_params.save_top_k",
         *_under(("model",), "tensor_model_parallel_size pipeline_model_parallel_size sequence_parallel"),
         "model.micro_batch_size",
+        *_under(("model",), "activations_checkpoint_granularity activations_checkpoint_method"),
+        *_under(("model",), "activations_checkpoint_num_layers optim.overlap_grad_sync"),
         "model.rs.rollout_micro_batch_size",
         *_under(("model.rs",), "passed_above kl_samples generation.kv_cache_bytes generation.compile"),
         "model.rs.objective.offload_reference",

@@ -19,7 +19,7 @@ _NO_HELD_OUT_LOSS = (
 )
 _FILES = "rows are read once, by the process itself, whole or not at all"
 _BATCHES = "an epoch's rows are all learnt, in batches whose sizes differ by at most one"
-_MEMORY = "activations are kept; take a smaller model.micro_batch_size if memory is short"
+_STAGES = "model.activations_checkpoint_num_layers is that of every pipeline stage"
 _MEGATRON = "how the model is built in Megatron is not a setting"
 _NO_DROPOUT = Refusal("there is no dropout here; set it to 0", (0, False))
 _EXPORT = "final/ will be a Hugging Face folder, written once, at the end"
@@ -36,12 +36,7 @@ def _with_shared(no_effect: Mapping[str, str], refused: Mapping[str, Refusal]) -
     built = {
         **_under("model", "sync_batch_comm gradient_as_bucket_view use_flash_attention", _MEGATRON),
         **_under("model", "share_embeddings_and_output_weights transformer_engine", _MEGATRON),
-        **_under(
-            "model",
-            "activations_checkpoint_granularity activations_checkpoint_method "
-            "activations_checkpoint_num_layers activations_checkpoint_layers_per_pipeline",
-            _MEMORY,
-        ),
+        "model.activations_checkpoint_layers_per_pipeline": _STAGES,
         "exp_manager.checkpoint_callback_params.save_best_model": _EXPORT,
         "model.save_nemo_on_validation_end": _EXPORT,
     }

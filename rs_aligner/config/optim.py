@@ -46,6 +46,8 @@ class OptimConfig(Section):
     """How much of the running means of gradient and squared gradient stays at each step."""
     eps: Positive = 1e-8
     """Added to the root of the squared gradient's mean."""
+    overlap_grad_sync: bool = False
+    """Adds gradients up over the data-parallel ranks while the backward pass goes on, a bucket at a time."""
     sched: SchedConfig = SchedConfig()
 
     @property

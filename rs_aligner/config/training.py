@@ -14,8 +14,9 @@ from rs_aligner.config.base import Count, NotNegative, Precision, Section, Size,
 from rs_aligner.config.data import DataConfig, PolicyDataConfig
 from rs_aligner.config.exp_manager import ExpManagerBase, ExpManagerConfig
 from rs_aligner.config.keys import walk
-from rs_aligner.config.layout import LayoutBase, PretrainedCheckpoint, TrainerBase
+from rs_aligner.config.layout import PretrainedCheckpoint, TrainerBase
 from rs_aligner.config.optim import OptimConfig
+from rs_aligner.config.recompute import RecomputedBase
 from rs_aligner.config.sampling import LengthParams
 
 
@@ -45,7 +46,7 @@ class LoopConfig(Section):
             yield problem(f"{key}.max_steps", self.max_steps, known)
 
 
-class ModelBase(LayoutBase):
+class ModelBase(RecomputedBase):
     """A model to be trained: batch sizes, lengths, parallel layout, optimizer."""
 
     micro_batch_size: Count = 1
@@ -63,6 +64,7 @@ class ModelBase(LayoutBase):
 
     def problems(self, key: str) -> Iterator[str]:
         """Sequence parallelism splits over tensor-parallel ranks."""
+        yield from super().problems(key)
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             needs = f"needs {key}.tensor_model_parallel_size above 1; set it to false"
             yield problem(f"{key}.sequence_parallel", True, needs)

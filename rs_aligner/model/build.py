@@ -10,6 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
+from rs_aligner.config.recompute import Recompute
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.modules import ValueHead
@@ -17,7 +18,12 @@ from rs_aligner.model.runtime import Runtime
 
 
 def transformer_config(
-    arch: Architecture, runtime: Runtime, *, dtype: torch.dtype, sequence_parallel: bool = False
+    arch: Architecture,
+    runtime: Runtime,
+    *,
+    dtype: torch.dtype,
+    sequence_parallel: bool = False,
+    recompute: Recompute | None = None,
 ) -> TransformerConfig:
     """Megatron's config for an architecture in this layout.
 
@@ -68,6 +74,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         apply_rope_fusion=False,
+        **(recompute.settings if recompute is not None else {}),
         **family_of(arch).megatron(arch),
     )
 
@@ -92,4 +99,12 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
         )
     if arch.value_head and runtime.is_last_stage:
         model.output_layer = ValueHead(config)
+    if config.recompute_granularity == "full" and runtime.is_first_stage:
+        model.embedding.register_forward_hook(_let_gradients_through)
     return model.to(runtime.device)
+
+
+def _let_gradients_through(embedding: object, tokens: object, hidden: torch.Tensor) -> None:
+    """Megatron computes layers again for an input with a gradient only; a frozen embedding's has none."""
+    if torch.is_grad_enabled() and not hidden.requires_grad:
+        hidden.requires_grad_()

@@ -2,46 +2,56 @@
 
 Each Megatron parameter stands for one or more Hugging Face tensors; the model's family has the table. A
 `Layout` says how a rank's part is cut from them and how the ranks' parts are put together again. Reading
-touches only this rank's tensors; writing makes one file for each pipeline stage, so no rank ever holds more
-than its own stage.
+touches only this rank's part of each tensor, and writing makes one file for each pipeline stage; either way
+no rank holds more than one parameter's tensors besides the model, and in writing only ranks that write do.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from rs_aligner.files import read_json_object, sync_folder, sync_tree
+from rs_aligner.files import sync_folder, sync_tree
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import family_of
-from rs_aligner.model.layouts import Layout
+from rs_aligner.model.folder_copy import copy_all_but_weights, dtype_name, export_dtype
+from rs_aligner.model.layouts import Layout, Place
 from rs_aligner.model.runtime import Runtime
-from rs_aligner.model.tensors import DTYPES, INDEX, WHOLE, Stored, check_tensors, read_headers
-from rs_aligner.model_folder import belongs_to_a_model
+from rs_aligner.model.tensor_file import TensorFile
+from rs_aligner.model.tensors import INDEX, WHOLE, Stored, check_tensors
 
 _logger = logging.getLogger("rs_aligner")
-_DTYPE_KEYS = ("dtype", "torch_dtype")  # in a config.json; before version 5 of transformers it was the second
-_EXPORTED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _parameters(
-    model: GPTModel, arch: Architecture, runtime: Runtime
-) -> Iterator[tuple[torch.nn.Parameter, tuple[str, ...], Layout]]:
-    """This rank's parameters, each with its Hugging Face names and how it is cut."""
+class Piece(NamedTuple):
+    """A parameter of this rank, and the tensors that it stands for.
+
+    Attributes:
+        parameter: this rank's part.
+        shapes: the whole tensors' shapes, by their Hugging Face names.
+        layout: how it is cut from them.
+    """
+
+    parameter: torch.nn.Parameter
+    shapes: Mapping[str, tuple[int, ...]]
+    layout: Layout
+
+
+def _pieces(model: GPTModel, arch: Architecture, runtime: Runtime) -> Iterator[Piece]:
+    """This rank's parameters, in the order that all ranks of its stage have."""
     family = family_of(arch)
     layer, outside = family.layer(arch), family.outside(arch)
     first_layer = runtime.pp_rank * (arch.num_layers // runtime.pp_size)
@@ -51,7 +61,7 @@ def _parameters(
         else:
             local, _, rest = name.removeprefix("decoder.layers.").partition(".")
             prefix, part = family.layers.format(first_layer + int(local)), layer[rest]
-        yield parameter, tuple(prefix + each for each in part.tensors), part.layout
+        yield Piece(parameter, {prefix + each: shape for each, shape in part.tensors.items()}, part.layout)
 
 
 @torch.no_grad()
@@ -59,6 +69,8 @@ def load_weights(
     folder: Path, model: GPTModel, arch: Architecture, runtime: Runtime, *, leave: Collection[str] = ()
 ) -> None:
     """Copy a Hugging Face folder's weights into this rank's part of the model.
+
+    Of each tensor no more is read than this rank has of it, one parameter at a time.
 
     Args:
         leave: Hugging Face names of tensors that stay as they are.
@@ -68,50 +80,59 @@ def load_weights(
             them cannot be what was trained, on whichever rank.
     """
     stored = check_tensors(folder, arch, leave=leave)
+    zero: set[str] = set()
 
     def load() -> None:
-        for parameter, names, layout in _parameters(model, arch, runtime):
-            if leave and not set(names).isdisjoint(leave):
-                continue
-            tensors = [_read(stored[name], name) for name in names]
-            parameter.copy_(layout.cut(tensors, runtime.tp_rank, runtime.tp_size))
+        with ExitStack() as stack:
+            files = _Files(stored, stack)
+            for parameter, shapes, layout in _pieces(model, arch, runtime):
+                if leave and not set(shapes).isdisjoint(leave):
+                    continue
+                parts: list[torch.Tensor] = []
+                for name, shape in shapes.items():
+                    mine, is_zero = files.read(name, layout.places(shape, runtime.tp_rank, runtime.tp_size))
+                    parts += mine
+                    if is_zero:
+                        zero.add(name)
+                parameter.copy_(layout.fuse(parts))
 
     runtime.together(load)
+    everyone = runtime.everyone((runtime.pp_rank, zero))
+    for name in zero.intersection(*(found for stage, found in everyone if stage == runtime.pp_rank)):
+        if not name.endswith(".bias") and name != SCORE:  # a head may begin at zero
+            found = f"{stored[name].file}: {name} is all zero"
+            break
+    else:
+        found = ""
+    if problem := next(filter(None, runtime.everyone(found)), None):
+        raise ValueError(f"{problem}, which no trained model's is: fetch it again")
 
 
-def _read(stored: Stored, name: str) -> torch.Tensor:
-    """A tensor of a file.
+class _Files:
+    """Parts of the tensors of a folder's files, each of which is opened once."""
 
-    Raises:
-        ValueError: it cannot be read, has numbers that are none, or is zero where no trained model is.
-    """
-    try:
-        with safe_open(stored.file, "pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{stored.file} is damaged ({error}): fetch it again") from None
-    low, high = (float(bound) for bound in torch.aminmax(tensor))  # either is NaN where anything is
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{stored.file}: {name} has numbers that are not finite: fetch it again")
-    if low == high == 0 and not name.endswith(".bias") and name != SCORE:  # a head may begin at zero
-        raise ValueError(f"{stored.file}: {name} is all zero, which no trained model's is: fetch it again")
-    return tensor
+    def __init__(self, stored: Mapping[str, Stored], stack: ExitStack) -> None:
+        self._stored, self._stack = stored, stack
+        self._open: dict[Path, Any] = {}
 
+    def read(self, name: str, places: Sequence[Place]) -> tuple[list[torch.Tensor], bool]:
+        """Parts of a tensor, and whether they have nothing but zeros.
 
-def export_dtype(source: Path) -> torch.dtype:
-    """The type of the weights that are made of `source`: the one that its `config.json` names.
-
-    Where it names none that weights are trained from, it is that of its files, else float32.
-    """
-    config = read_json_object(source / "config.json")
-    for key in _DTYPE_KEYS:
-        if (named := str(config.get(key)).removeprefix("torch.")) in _EXPORTED:
-            return _EXPORTED[named]
-    try:
-        stored = read_headers(source).values()
-    except ValueError:  # in a checkpoint there is none
-        return torch.float32
-    return _EXPORTED.get(DTYPES.get(next(iter(stored)).dtype, ""), torch.float32)
+        Raises:
+            ValueError: they cannot be read, or have numbers that are none.
+        """
+        file = self._stored[name].file
+        try:
+            if file not in self._open:
+                self._open[file] = self._stack.enter_context(safe_open(file, "pt"))
+            tensor = self._open[file].get_slice(name)
+            parts: list[torch.Tensor] = [tensor[place or ...] for place in places]
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged ({error}): fetch it again") from None
+        bounds = [float(bound) for part in parts for bound in torch.aminmax(part)]  # NaN where anything is
+        if not all(map(math.isfinite, bounds)):
+            raise ValueError(f"{file}: {name} has numbers that are not finite: fetch it again")
+        return parts, not any(bounds)
 
 
 @torch.no_grad()
@@ -133,10 +154,7 @@ def save_weights(
         OSError: a rank cannot write it; every rank raises it.
     """
     partial = folder.with_name(folder.name + ".partial")
-    tensors = gather_tensors(model, arch, runtime)
-    if arch.tied_embeddings and not runtime.is_first_stage:
-        tensors.pop(family_of(arch).embedding, None)
-    dtype = _fitting(export_dtype(source), tensors, runtime)
+    dtype = _fitting(export_dtype(source), model, runtime)
     trained = model.config.params_dtype
 
     def begin() -> None:
@@ -145,18 +163,15 @@ def save_weights(
         if torch.finfo(dtype).bits < torch.finfo(trained).bits:
             _logger.info(
                 "%s is rounded to %s, the type of the model it came from; checkpoints keep %s",
-                *(folder, _name(dtype), _name(trained)),
+                *(folder, dtype_name(dtype), dtype_name(trained)),
             )
 
     runtime.together(begin, first_only=True)
-    for name in tensors:
-        tensors[name] = tensors[name].to(dtype)
     file = WHOLE
     if runtime.pp_size > 1:
         file = f"model-{runtime.pp_rank + 1:05d}-of-{runtime.pp_size:05d}.safetensors"
-    writes = runtime.dp_rank == 0 and runtime.tp_rank == 0
-    runtime.together(lambda: _write_tensors(partial / file, tensors) if writes else None)
-    _write_index(partial, file, tensors, runtime)
+    shapes = _write_stage(partial / file, model, arch, runtime, dtype)
+    _write_index(partial, file, {name: math.prod(s) * dtype.itemsize for name, s in shapes.items()}, runtime)
 
     def finish() -> None:
         sync_tree(partial)
@@ -167,57 +182,49 @@ def save_weights(
     runtime.together(finish, first_only=True)
 
 
-def _write_tensors(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    try:
-        save_file(tensors, file, metadata={"format": "pt"})
-    except SafetensorError as error:  # of the system's errors it keeps the words and not the number
-        full = shutil.disk_usage(file.parent).free < sum(tensor.nbytes for tensor in tensors.values())
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(file)) from None
+def _write_stage(
+    file: Path, model: GPTModel, arch: Architecture, runtime: Runtime, dtype: torch.dtype
+) -> dict[str, tuple[int, ...]]:
+    """Write this stage's tensors, put together one parameter at a time on the rank that writes.
+
+    Returns:
+        Their shapes by name.
+
+    Raises:
+        OSError: it cannot be written; every rank raises it.
+    """
+    tied_again = family_of(arch).embedding if arch.tied_embeddings and not runtime.is_first_stage else None
+    pieces = [piece for piece in _pieces(model, arch, runtime) if tied_again not in piece.shapes]
+    shapes = {name: shape for piece in pieces for name, shape in piece.shapes.items()}
+    error: OSError | None = None
+    if runtime.dp_rank == 0:
+        writes = runtime.tp_rank == 0
+        with TensorFile(file, shapes, dtype) if writes else nullcontext() as opened:
+            for piece in pieces:  # the ranks of a stage go through them together, whatever has failed on one
+                tensors = _gathered(piece, runtime, torch.nn.Parameter.detach, to_all=False)
+                if opened is not None:
+                    for tensor in tensors:
+                        opened.write(tensor)
+        error = None if opened is None else opened.failure
+
+    def tell() -> None:
+        if error is not None:
+            raise error
+
+    runtime.together(tell)
+    return shapes
 
 
-def _fitting(dtype: torch.dtype, tensors: Mapping[str, torch.Tensor], runtime: Runtime) -> torch.dtype:
+def _fitting(dtype: torch.dtype, model: GPTModel, runtime: Runtime) -> torch.dtype:
     """The type, or float32 where a weight on any rank is too large for it."""
-    largest = max(float(tensor.abs().max()) for tensor in tensors.values())
+    largest = max(max(map(abs, map(float, torch.aminmax(one)))) for one in model.parameters())
     largest = runtime.maximum({"largest": largest})["largest"]
     if largest > torch.finfo(dtype).max:
         _logger.warning(
-            "a weight has grown to %g, too much for %s: float32 is written", largest, _name(dtype)
+            "a weight has grown to %g, too much for %s: float32 is written", largest, dtype_name(dtype)
         )
         return torch.float32
     return dtype
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def copy_all_but_weights(
-    source: Path, folder: Path, dtype: torch.dtype, changes: Mapping[str, Any] | None = None
-) -> None:
-    """Copy config, tokenizer and chat template of a Hugging Face folder, with changes to the config.
-
-    The config names `dtype` as the weights' type, under the key or keys that it had for it. An `eos_token_id`
-    among the changes goes into `generation_config.json`, too.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if belongs_to_a_model(path) and path.suffix != ".safetensors" and path.name != INDEX:
-            shutil.copyfile(path, folder / path.name)
-    config = read_json_object(source / "config.json")
-    keys = [key for key in _DTYPE_KEYS if key in config] or _DTYPE_KEYS[:1]
-    changed = {**config, **dict.fromkeys(keys, _name(dtype)), **(changes or {})}
-    if changed != config:
-        (folder / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
-    if "eos_token_id" in (changes or {}):
-        _name_end_tokens(folder, changed)
-
-
-def _name_end_tokens(folder: Path, config: Mapping[str, Any]) -> None:
-    """Give the end tokens of a config.json to generation_config.json, which is what engines stop by."""
-    path = folder / "generation_config.json"
-    known = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
-    made = read_json_object(path) if path.is_file() else known
-    path.write_text(json.dumps({**made, "eos_token_id": config["eos_token_id"]}, indent=2) + "\n")
 
 
 def gather_tensors(
@@ -232,18 +239,37 @@ def gather_tensors(
         of: what to take of each parameter: the weights, or something of their shape.
     """
     tensors: dict[str, torch.Tensor] = {}
-    group = parallel_state.get_tensor_model_parallel_group()
-    for parameter, names, layout in _parameters(model, arch, runtime):
-        mine = of(parameter).contiguous()
-        shards = [torch.empty_like(mine) for _ in range(runtime.tp_size)]
-        dist.all_gather(shards, mine, group=group)
-        whole = layout.join([shard.cpu() for shard in shards])
-        tensors.update((name, tensor.contiguous().clone()) for name, tensor in zip(names, whole, strict=True))
+    for piece in _pieces(model, arch, runtime):
+        whole = _gathered(piece, runtime, of, to_all=True)
+        tensors.update(zip(piece.shapes, (tensor.clone() for tensor in whole), strict=True))
     return tensors
 
 
-def _write_index(folder: Path, file: str, tensors: dict[str, torch.Tensor], runtime: Runtime) -> None:
-    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+def _gathered(
+    piece: Piece, runtime: Runtime, of: Callable[[torch.nn.Parameter], torch.Tensor], *, to_all: bool
+) -> list[torch.Tensor]:
+    """The whole tensors of a parameter, in the CPU's memory; every rank of its stage must call it.
+
+    Args:
+        of: what to take of the parameter.
+        to_all: gives them to every tensor-parallel rank; else to the first, and to others nothing.
+    """
+    mine = of(piece.parameter).contiguous()
+    group = parallel_state.get_tensor_model_parallel_group()
+    shards: list[torch.Tensor] | None = [mine]
+    if runtime.tp_size > 1:
+        receives = to_all or runtime.tp_rank == 0
+        shards = [torch.empty_like(mine) for _ in range(runtime.tp_size)] if receives else None
+        if to_all:
+            dist.all_gather(shards, mine, group=group)
+        else:
+            dist.gather(mine, shards, dst=dist.get_global_rank(group, 0), group=group)
+    if shards is None:
+        return []
+    return [tensor.contiguous() for tensor in piece.layout.join([shard.cpu() for shard in shards])]
+
+
+def _write_index(folder: Path, file: str, sizes: dict[str, int], runtime: Runtime) -> None:
     everyone: list[tuple[str, dict[str, int]]] = [("", {})] * runtime.world_size
     dist.all_gather_object(everyone, (file, sizes), group=runtime.objects)
     if runtime.rank == 0 and runtime.pp_size > 1:

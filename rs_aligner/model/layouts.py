@@ -1,5 +1,6 @@
 """How a Megatron parameter is cut from Hugging Face tensors for a rank, and put together again.
 
+A layout says first which part of each tensor a rank needs, so that no more than that is read from a file.
 Torch is imported when the first tensor is there: a folder is checked against a family's tables before
 anything heavy is loaded.
 """
@@ -14,14 +15,41 @@ if TYPE_CHECKING:
     import torch
 
 Tensors = Sequence["torch.Tensor"]
+Place = tuple[slice, ...]
+"""A part of a tensor, a slice a dimension; those left out are whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a Megatron parameter is cut: `cut(hf, rank, parts)` and its inverse `join(shards)`."""
+    """How a Megatron parameter is cut.
 
-    cut: Callable[[Tensors, int, int], torch.Tensor]
+    Attributes:
+        places: `f(shape, rank, parts)`: which parts of a Hugging Face tensor of this shape a rank needs.
+        fuse: the parameter, made of those parts of its tensors, in their order.
+        join: from the ranks' parameters, in their order, the tensors as they were.
+    """
+
+    places: Callable[[Sequence[int], int, int], Sequence[Place]]
+    fuse: Callable[[Tensors], torch.Tensor]
     join: Callable[[Tensors], list[torch.Tensor]]
+
+
+def share(size: int, rank: int, parts: int, start: int = 0) -> slice:
+    """A rank's share of so many rows behind `start`."""
+    each = size // parts
+    return slice(start + rank * each, start + (rank + 1) * each)
+
+
+def _whole(shape: Sequence[int], rank: int, parts: int) -> list[Place]:
+    return [()]
+
+
+def _rows(shape: Sequence[int], rank: int, parts: int) -> list[Place]:
+    return [(share(shape[0], rank, parts),)]
+
+
+def _columns(shape: Sequence[int], rank: int, parts: int) -> list[Place]:
+    return [(slice(None), share(shape[1], rank, parts))]
 
 
 def _cat(tensors: Tensors, dim: int = 0) -> torch.Tensor:
@@ -30,26 +58,34 @@ def _cat(tensors: Tensors, dim: int = 0) -> torch.Tensor:
     return torch.cat(list(tensors), dim)
 
 
-REPLICATED = Layout(lambda hf, rank, parts: hf[0], lambda shards: [shards[0]])
-ROWS = Layout(lambda hf, rank, parts: hf[0].chunk(parts, 0)[rank], lambda shards: [_cat(shards, 0)])
-COLUMNS = Layout(lambda hf, rank, parts: hf[0].chunk(parts, 1)[rank], lambda shards: [_cat(shards, 1)])
+def _only(tensors: Tensors) -> torch.Tensor:
+    return tensors[0]
+
+
+REPLICATED = Layout(_whole, _only, lambda shards: [shards[0]])
+ROWS = Layout(_rows, _only, lambda shards: [_cat(shards, 0)])
+COLUMNS = Layout(_columns, _only, lambda shards: [_cat(shards, 1)])
 GATED = Layout(
-    lambda hf, rank, parts: _cat([tensor.chunk(parts, 0)[rank] for tensor in hf]),
+    _rows,
+    _cat,
     lambda shards: [_cat(part) for part in zip(*(shard.chunk(2, 0) for shard in shards), strict=True)],
 )
 
 
 def grouped_qkv(num_heads: int, num_kv_heads: int, head_dim: int) -> Layout:
-    """Query, key and value rows, interleaved by group: each group's queries, then its key and value."""
+    """Query, key and value rows, interleaved by group: each group's queries, then its key and value.
+
+    A rank has whole groups, so its rows lie side by side in each of the three tensors.
+    """
     sizes = [num_heads // num_kv_heads * head_dim, head_dim, head_dim]
 
-    def cut(hf: Tensors, rank: int, parts: int) -> torch.Tensor:
-        grouped = [t.reshape(num_kv_heads, size, *t.shape[1:]) for t, size in zip(hf, sizes, strict=True)]
-        return _cat(grouped, 1).chunk(parts, 0)[rank].flatten(0, 1)
+    def fuse(hf: Tensors) -> torch.Tensor:
+        grouped = [t.reshape(-1, size, *t.shape[1:]) for t, size in zip(hf, sizes, strict=True)]
+        return _cat(grouped, 1).flatten(0, 1)
 
     def join(shards: Tensors) -> list[torch.Tensor]:
         whole = _cat(shards)
         grouped = whole.reshape(num_kv_heads, sum(sizes), *whole.shape[1:])
         return [part.flatten(0, 1) for part in grouped.split(sizes, 1)]
 
-    return Layout(cut, join)
+    return Layout(_rows, fuse, join)

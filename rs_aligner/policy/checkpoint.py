@@ -32,7 +32,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rs_aligner.files import CHECKPOINT_PART, make_folder, sync_folder, sync_tree
-from rs_aligner.model import huggingface
+from rs_aligner.model.folder_copy import copy_all_but_weights, export_dtype
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.checkpoint_files import SummedFiles, Writer, read_common, read_metadata
 from rs_aligner.policy.training import BaseTrainer
@@ -219,8 +219,8 @@ def _write_rest(
     with files.create_stream(partial / COMMON_STATE_FNAME, "wb") as stream:
         torch.save(common, stream)
     save_config(CheckpointingConfig("torch_dist", 1), str(partial))
-    dtype = huggingface.export_dtype(source)  # of what is made of it; the checkpoint itself keeps its own
-    huggingface.copy_all_but_weights(source, partial / CHECKPOINT_PART, dtype, changes)
+    dtype = export_dtype(source)  # of what is made of it; the checkpoint itself keeps its own
+    copy_all_but_weights(source, partial / CHECKPOINT_PART, dtype, changes)
     small = [f"{CHECKPOINT_PART}/{name}" for name in manifest.files_below(partial / CHECKPOINT_PART)]
     return files.stored | {name: manifest.look(partial / name) for name in (CONFIG_FNAME, *small)}
 

@@ -50,7 +50,11 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         keep_start: bool = False,
     ) -> None:
         model, model_config, arch, dtype, source = load_model(
-            folder, runtime, optimization.precision, sequence_parallel=config.sequence_parallel
+            folder,
+            runtime,
+            optimization.precision,
+            sequence_parallel=config.sequence_parallel,
+            recompute=config.recompute,
         )
         optimizer = adam(config.optim, dtype=dtype, clip_grad=optimization.clip_grad)
         super().__init__(
@@ -63,6 +67,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
                 optimizer,
                 objective,
                 decay_norms_and_biases=config.optim.decay_norms_and_biases,
+                overlap_grad_reduce=config.optim.overlap_grad_sync,
             ),
             source,
             batch_size=config.global_batch_size,

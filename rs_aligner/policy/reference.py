@@ -20,6 +20,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from rs_aligner.policy.batches import MicroBatch, collate, deal
 from rs_aligner.policy.forward import Read, forward_only, read_off
+from rs_aligner.policy.host_memory import copies_on_device, room_on_host
 from rs_aligner.policy.training import BaseTrainer
 from rs_aligner.rollout import TrainingRow
 
@@ -35,7 +36,10 @@ class StartingWeights:
     def __init__(self, trainer: BaseTrainer, offload: bool) -> None:
         self.trainer = trainer
         self._parameters = list(trainer.ddp.module.parameters())
-        self._copies = [_copy(parameter.data, offload) for parameter in self._parameters]
+        weights = [parameter.data for parameter in self._parameters]
+        self._copies = room_on_host(weights) if offload else copies_on_device(weights)
+        for copy, tensor in zip(self._copies, weights, strict=True):
+            copy.save(tensor)
         self._is_in_place = False
 
     @contextmanager
@@ -52,14 +56,12 @@ class StartingWeights:
         """Give the model the starting weights for good, and the optimizer no memory of the others."""
         assert not self._is_in_place, "the trained weights are set aside"
         for parameter, copy in zip(self._parameters, self._copies, strict=True):
-            parameter.data.copy_(copy)
+            copy.restore(parameter.data)
         _forget(self.trainer.optimizer)
 
     def _swap(self) -> None:
         for parameter, copy in zip(self._parameters, self._copies, strict=True):
-            aside = parameter.data.clone()
-            parameter.data.copy_(copy)
-            copy.copy_(aside)
+            copy.swap(parameter.data)
         self._is_in_place = not self._is_in_place
 
 
@@ -74,14 +76,6 @@ def _forget(optimizer: MegatronOptimizer) -> None:
                     state[name].zero_()
         for group in part.optimizer.param_groups:
             group.pop("step", None)  # where fused optimizers count
-
-
-def _copy(weights: torch.Tensor, offload: bool) -> torch.Tensor:
-    if not offload:
-        return weights.clone()
-    # Pinned memory is copied from and to a GPU several times as fast.
-    copy = torch.empty(weights.shape, dtype=weights.dtype, pin_memory=weights.is_cuda)
-    return copy.copy_(weights)
 
 
 def response_log_probs(

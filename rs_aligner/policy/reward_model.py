@@ -18,6 +18,7 @@ import torch
 from megatron.core.models.gpt import GPTModel
 
 from rs_aligner.config import ModelBase
+from rs_aligner.config.recompute import Recompute
 from rs_aligner.files import SETTINGS, hugging_face_part
 from rs_aligner.loss import bradley_terry
 from rs_aligner.model import huggingface
@@ -37,7 +38,13 @@ from rs_aligner.rollout import PreferencePair
 
 
 def load_reward_model(
-    folder: Path, runtime: Runtime, *, precision: str = "auto", sequence_parallel: bool = False, seed: int = 0
+    folder: Path,
+    runtime: Runtime,
+    *,
+    precision: str = "auto",
+    sequence_parallel: bool = False,
+    recompute: Recompute | None = None,
+    seed: int = 0,
 ) -> tuple[GPTModel, Architecture]:
     """This rank's part of a reward model.
 
@@ -47,6 +54,7 @@ def load_reward_model(
         runtime: of this rank.
         precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
         sequence_parallel: splits activations along the sequence over the tensor-parallel ranks.
+        recompute: what a backward pass computes again; None: nothing.
         seed: of a new head.
     """
     source = hugging_face_part(folder)
@@ -58,6 +66,7 @@ def load_reward_model(
         runtime,
         dtype=torch.bfloat16 if bf16 else torch.float32,
         sequence_parallel=sequence_parallel,
+        recompute=recompute,
     )
     model = build_model(arch, config, runtime)
     if runtime.is_last_stage:
@@ -118,6 +127,7 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
             runtime,
             precision=optimization.precision,
             sequence_parallel=config.sequence_parallel,
+            recompute=config.recompute,
             seed=config.seed,
         )
         optimizer = adam(config.optim, dtype=model.config.params_dtype, clip_grad=optimization.clip_grad)
@@ -130,6 +140,7 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
                 runtime,
                 optimizer,
                 decay_norms_and_biases=config.optim.decay_norms_and_biases,
+                overlap_grad_reduce=config.optim.overlap_grad_sync,
             ),
             hugging_face_part(folder),
             batch_size=config.global_batch_size,

@@ -15,6 +15,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
 from rs_aligner.config import GenerationConfig
+from rs_aligner.config.recompute import Recompute
 from rs_aligner.files import hugging_face_part
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.lockstep import StopPoll
@@ -44,7 +45,14 @@ class Loaded(NamedTuple):
     source: Path
 
 
-def load_model(folder: Path, runtime: Runtime, precision: str, *, sequence_parallel: bool = False) -> Loaded:
+def load_model(
+    folder: Path,
+    runtime: Runtime,
+    precision: str,
+    *,
+    sequence_parallel: bool = False,
+    recompute: Recompute | None = None,
+) -> Loaded:
     """Build a policy's model and load its weights; every rank calls this.
 
     Args:
@@ -52,6 +60,7 @@ def load_model(folder: Path, runtime: Runtime, precision: str, *, sequence_paral
         runtime: of this rank.
         precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
         sequence_parallel: splits activations along the sequence.
+        recompute: what a backward pass computes again; None: nothing.
 
     Raises:
         ValueError: the folder cannot be read, does not fit the layout, or is a reward model.
@@ -61,7 +70,9 @@ def load_model(folder: Path, runtime: Runtime, precision: str, *, sequence_paral
     if arch.value_head:
         raise ValueError(f"{folder} is a reward model: it has a value head and cannot generate text")
     dtype = torch.bfloat16 if uses_bf16(precision, runtime.device.type == "cuda") else torch.float32
-    config = transformer_config(arch, runtime, dtype=dtype, sequence_parallel=sequence_parallel)
+    config = transformer_config(
+        arch, runtime, dtype=dtype, sequence_parallel=sequence_parallel, recompute=recompute
+    )
     model = build_model(arch, config, runtime)
     if source == folder:
         huggingface.load_weights(folder, model, arch, runtime)

@@ -62,6 +62,7 @@ class BaseTrainer:
         runtime: of this rank.
         optimizer_config: Megatron's; `use_distributed_optimizer` shards the state over replicas.
         decay_norms_and_biases: whether weight decay takes these, too, and not matrices only.
+        overlap_grad_reduce: whether gradients are added up over replicas during the backward pass.
 
     Attributes:
         moved: whether the weights are other than behind the last finished step of the loop, which sets it
@@ -76,6 +77,7 @@ class BaseTrainer:
         optimizer_config: OptimizerConfig,
         *,
         decay_norms_and_biases: bool = False,
+        overlap_grad_reduce: bool = False,
     ) -> None:
         self.moved = False
         self.runtime = runtime
@@ -84,9 +86,12 @@ class BaseTrainer:
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=optimizer_config.use_distributed_optimizer,
+            overlap_grad_reduce=overlap_grad_reduce and runtime.dp_size > 1,
         )
         config.finalize_model_grads_func = _finalize
         self.ddp = DistributedDataParallel(config, ddp, model)
+        if ddp.overlap_grad_reduce:
+            config.no_sync_func = self.ddp.no_sync  # until the last micro-batch
         self._weight_decay, self._decays_all = optimizer_config.weight_decay, decay_norms_and_biases
         build_optimizers_plainly()
         with runtime.cuda_stand_in():
@@ -173,7 +178,8 @@ class Trainer(BaseTrainer):
     kinds may share a batch.
 
     Args:
-        model, config, runtime, optimizer_config, decay_norms_and_biases: as `BaseTrainer`.
+        model, config, runtime, optimizer_config, decay_norms_and_biases, overlap_grad_reduce: as
+            `BaseTrainer`.
         objective: what is minimised.
 
     Attributes:
@@ -190,9 +196,12 @@ class Trainer(BaseTrainer):
         objective: ObjectiveConfig = PLAIN,
         *,
         decay_norms_and_biases: bool = False,
+        overlap_grad_reduce: bool = False,
     ) -> None:
         super().__init__(
-            model, config, runtime, optimizer_config, decay_norms_and_biases=decay_norms_and_biases
+            *(model, config, runtime, optimizer_config),
+            decay_norms_and_biases=decay_norms_and_biases,
+            overlap_grad_reduce=overlap_grad_reduce,
         )
         self.terms = terms_of(objective)
         self.with_starting_logits: Callable[[Sequence[MicroBatch]], list[MicroBatch]] | None = None

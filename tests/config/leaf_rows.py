@@ -113,6 +113,7 @@ OPTIM: Rows = {
         "optimizer", {"name": "adam", "lr": 1e-3, "weight_decay": 0.5, "betas": [0.8, 0.9], "eps": 1e-6}
     ),
     **shown_by("decay", {"decay_norms_and_biases": True}),
+    **shown_by("overlap", {"overlap_grad_sync": True}),
     **shown_by(
         "rates",
         {"sched.name": "constant", "sched.warmup_steps": 2, "sched.constant_steps": 2, "sched.min_lr": 1e-7},
@@ -132,6 +133,12 @@ TRAINED: Rows = {
         True, "model", {"/trainer.devices": 2, "tensor_model_parallel_size": 2}, ranks=2
     ),
     **shown_by("error", {"precision": "bf16"}),  # another name of trainer.precision, and has to agree
+    "activations_checkpoint_granularity": Row("full", "model"),
+    **shown_by(
+        "model",
+        {"activations_checkpoint_method": "block", "activations_checkpoint_num_layers": 2},
+        given={"activations_checkpoint_granularity": "full"},
+    ),
     **under("optim", OPTIM),
     **under("data", shown_by("rows", {"seq_length": 10, "prompt_template": "Q{n}:", "add_bos": True}), CHATS),
 }

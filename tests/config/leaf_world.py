@@ -307,6 +307,14 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         lambda config, ddp, module: SimpleNamespace(module=module, eval=lambda: None, train=lambda: None),
     )
 
+    begin = training.BaseTrainer.__init__
+
+    def noted_begin(self: Any, *args: Any, overlap_grad_reduce: bool, **how: Any) -> None:
+        notes.add("overlap", overlap_grad_reduce)
+        begin(self, *args, overlap_grad_reduce=overlap_grad_reduce, **how)
+
+    patch.setattr(training.BaseTrainer, "__init__", noted_begin)
+
     def step(self: Any, rows: Sequence[Any], *, learning_rate: float, **how: Any) -> Any:
         self.update(learning_rate)
         notes.add("rates", learning_rate)

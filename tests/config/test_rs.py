@@ -119,6 +119,11 @@ def test_the_stories_config_is_the_issues_recipe(test_data, tmp_path, monkeypatc
             True,
             "model.sequence_parallel is true: needs model.tensor_model_parallel_size above 1",
         ),
+        (
+            "model.activations_checkpoint_granularity",
+            "layers",
+            "model.activations_checkpoint_granularity is \"layers\": should be 'selective' or 'full'",
+        ),
         ("model.precision", "bf16", 'model.precision is "bf16": should be trainer.precision = auto'),
         ("model.loss_normalization", "batch", "should be 'sequence' or 'token'"),
         ("model.optim.name", "sgd", "model.optim.name is \"sgd\": should be 'distributed_fused_adam'"),
@@ -149,6 +154,28 @@ def test_the_stories_config_is_the_issues_recipe(test_data, tmp_path, monkeypatc
 def test_a_value_that_cannot_work_says_what_would(key, value, message, tree):
     (line,) = problems(tree(**{key: value}))
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "message"),
+    [
+        ("uniform", 4, "num_layers is 4: should divide the 6 layers of a pipeline stage"),
+        ("block", 7, "num_layers is 7: a pipeline stage has only 6 layers"),
+    ],
+)
+def test_layers_that_are_computed_again_are_those_of_a_stage(method, number, message, tree):
+    keys = {"granularity": "full", "method": method, "num_layers": number}
+    (line,) = problems(tree(**{f"model.activations_checkpoint_{key}": value for key, value in keys.items()}))
+    assert message in line
+
+
+def test_what_goes_with_whole_layers_only_is_told_where_it_plays_no_part(tree, caplog):
+    settings = {"granularity": "selective", "method": "uniform", "num_layers": 1}
+    given = {f"model.activations_checkpoint_{key}": value for key, value in settings.items()}
+    assert load_config(tree(**given), TrainRSConfig).model.recompute.settings["recompute_modules"] == ["mlp"]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert all("it goes with model.activations_checkpoint_granularity=full" in line for line in told)
 
 
 MONITOR = "exp_manager.checkpoint_callback_params"

@@ -27,7 +27,7 @@ from rs_aligner.model.families import registry
 from rs_aligner.model.families.base import Family, Only, Part, Parts
 from rs_aligner.model.families.llama_like import llama_like
 from rs_aligner.model.families.registry import read_architecture
-from rs_aligner.model.layouts import Layout, Tensors, grouped_qkv
+from rs_aligner.model.layouts import Layout, Place, grouped_qkv, share
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tensors import check_tensors, num_parameters
 from rs_aligner.rollout import Prompt
@@ -51,10 +51,11 @@ def fused_qkv(arch: Architecture) -> Layout:
     sizes = [arch.num_heads * arch.head_dim, *[arch.num_kv_heads * arch.head_dim] * 2]
     apart = grouped_qkv(arch.num_heads, arch.num_kv_heads, arch.head_dim)
 
-    def cut(hf: Tensors, rank: int, parts: int) -> torch.Tensor:
-        return apart.cut(hf[0].split(sizes), rank, parts)
+    def places(shape: Sequence[int], rank: int, parts: int) -> list[Place]:
+        starts = (0, sizes[0], sizes[0] + sizes[1])
+        return [(share(size, rank, parts, start),) for size, start in zip(sizes, starts, strict=True)]
 
-    return Layout(cut, lambda shards: [torch.cat(apart.join(shards))])
+    return Layout(places, apart.fuse, lambda shards: [torch.cat(apart.join(shards))])
 
 
 def layer(arch: Architecture) -> Parts:

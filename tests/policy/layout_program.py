@@ -19,6 +19,7 @@ import torch.distributed as dist
 from megatron.core.optimizer import OptimizerConfig
 
 from rs_aligner.config import GenerationConfig
+from rs_aligner.config.recompute import Recompute
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
@@ -43,6 +44,12 @@ from tests.ranks import save_result
 
 LAYOUTS = {1: {"one": (1, 1)}, 2: {"dp2": (1, 1), "tp2": (2, 1), "tp2sp": (2, 1), "pp2": (1, 2)}}
 WAYS = {"on kernels": True, "on torch": False}  # of decoding
+RECOMPUTES = {
+    "selective": Recompute("selective"),
+    "full": Recompute("full"),
+    "two by two": Recompute("full", "uniform", 2),
+    "a block": Recompute("full", "block", 1),
+}
 LEARNING_RATE = 1e-2
 
 
@@ -72,12 +79,22 @@ def pairs(count: int = 7) -> list[PreferencePair]:
     ]
 
 
-def new_trainer(folder: Path, rt: Runtime, *, distributed: bool, sequence_parallel: bool = False) -> Trainer:
+def new_trainer(
+    folder: Path,
+    rt: Runtime,
+    *,
+    distributed: bool,
+    sequence_parallel: bool = False,
+    recompute: Recompute | None = None,
+    **how: Any,
+) -> Trainer:
     arch = read_architecture(folder)
-    config = transformer_config(arch, rt, dtype=torch.float32, sequence_parallel=sequence_parallel)
+    config = transformer_config(
+        arch, rt, dtype=torch.float32, sequence_parallel=sequence_parallel, recompute=recompute
+    )
     model = build_model(arch, config, rt)
     huggingface.load_weights(folder, model, arch, rt)
-    return Trainer(model, config, rt, adam(distributed))
+    return Trainer(model, config, rt, adam(distributed), **how)
 
 
 def adam(distributed: bool) -> OptimizerConfig:
@@ -155,6 +172,14 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
             loss, _ = trainer.gradients(rows(), micro_batch_size=size, normalization=normalization)
             grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
             found[f"gradient {normalization} {size}"] = (loss, grads)
+    for name, how in {
+        **{name: {"recompute": recompute} for name, recompute in RECOMPUTES.items()},
+        "overlapped": {"overlap_grad_reduce": True},
+    }.items():
+        other = new_trainer(folder, rt, distributed=False, sequence_parallel=sequence_parallel, **how)
+        loss, _ = other.gradients(rows(), micro_batch_size=2)
+        grads = huggingface.gather_tensors(other.ddp.module, arch, rt, of=lambda p: p.main_grad)
+        found[f"gradient {name}"] = (loss, grads)
 
     for way, compiled in WAYS.items():
         decoder = new_decoder(trainer.ddp.module, arch, rt, GenerationConfig(compile=compiled))

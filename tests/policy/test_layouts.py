@@ -16,7 +16,7 @@ import transformers
 from rs_aligner.loss import masked_nll, response_mask
 from rs_aligner.rollout import TrainingRow
 from tests.policy.conftest import FAMILY, LAYOUTS
-from tests.policy.layout_program import WAYS, pairs, prompts, rows
+from tests.policy.layout_program import RECOMPUTES, WAYS, pairs, prompts, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TWO = LAYOUTS[1:]
@@ -182,6 +182,18 @@ def test_the_exported_folder_is_the_trained_policy(
     exported = transformers.AutoModelForCausalLM.from_pretrained(folder / f"{FAMILY}_{layout}" / "final")
     for name, parameter in exported.named_parameters():
         assert torch.equal(parameter, results[layout]["two steps distributed"][name]), name
+
+
+@pytest.mark.parametrize("way", [*RECOMPUTES, "overlapped"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_recomputed_or_overlapped_changes_no_gradient(
+    results: dict[str, dict[str, Any]], layout: str, way: str
+) -> None:
+    loss, grads = results[layout][f"gradient {way}"]
+    expected_loss, expected = results[layout]["gradient sequence 2"]
+    assert loss == expected_loss
+    for name, grad in expected.items():
+        assert (grads[name] - grad).norm() <= 1e-6 * grad.norm(), name
 
 
 def reward_reference(model: torch.nn.Module) -> tuple[float, float, dict[str, torch.Tensor]]:

@@ -1,0 +1,45 @@
+"""How much memory torch's allocator hands out, counted and not timed.
+
+By torch's profiler, which notes each allocation and each release on the CPU, whoever asks for it. Left out on
+purpose: memory that is not torch's (the decoder's kernels say their own), and what the system makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch.autograd.profiler import profile
+
+
+@dataclass
+class Allocated:
+    """Bytes.
+
+    Attributes:
+        kept: more that are held at the end than at the beginning.
+        most: more that were held at once than at the beginning.
+    """
+
+    kept: int = 0
+    most: int = 0
+
+
+@contextmanager
+def allocated() -> Iterator[Allocated]:
+    """Count what is allocated in the block; the result is there when it is left."""
+    found = Allocated()
+    with profile(profile_memory=True) as profiler:
+        yield found
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        found.kept += event.nbytes()
+        found.most = max(found.most, found.kept)
+
+
+def counted(action: Callable[[], object]) -> Allocated:
+    """What is allocated by an action."""
+    with allocated() as found:
+        action()
+    return found

@@ -1,0 +1,55 @@
+"""Run on two ranks by `test_memory.py`: how many bytes a save and an export take besides the model.
+
+Usage: `python -m tests.policy.memory_program <folder>`; saves a dict by layout.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rs_aligner.model import huggingface, runtime
+from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.model.runtime import Runtime, ranks_started
+from rs_aligner.policy import checkpoint
+from tests.allocations import counted
+from tests.policy.layout_program import LEARNING_RATE, new_trainer, rows
+from tests.ranks import save_result
+
+LAYOUTS = {"dp2": (1, 1), "tp2": (2, 1)}
+
+
+def measured(folder: Path, work: Path, rt: Runtime) -> dict[str, Any]:
+    trainer = new_trainer(folder, rt, distributed=True)
+    trainer.step(rows(), micro_batch_size=2, learning_rate=LEARNING_RATE)
+    model, arch = trainer.ddp.module, read_architecture(folder)
+    files = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    with torch.no_grad():
+        loaded = counted(lambda: huggingface.load_weights(folder, model, arch, rt))
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "largest": max(parameter.nbytes for parameter in model.parameters()),
+        "save": counted(lambda: checkpoint.save(work / "step_000001", trainer, rt, {}, folder)).most,
+        "export": counted(lambda: huggingface.save_weights(work / "final", model, arch, rt, folder)).most,
+        "load": loaded.most - files,  # the file is mapped, and not in memory of its own
+    }
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    found = {}
+    for name, (tp, pp) in LAYOUTS.items():
+        work = folder / name
+        work.mkdir(exist_ok=True)
+        store = dist.FileStore(str(work / "store"), ranks_started())
+        with runtime.start(tp, pp, timeout_minutes=2, store=store) as rt:
+            found[name] = measured(folder / "model", work, rt)
+    save_result(folder, found)
+
+
+if __name__ == "__main__":
+    main()

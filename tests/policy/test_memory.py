@@ -1,0 +1,79 @@
+"""What saving, exporting and loading take besides the model, counted on two ranks, and copies on the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rs_aligner.policy import host_memory
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.timeout(300)
+SIZES = {
+    "vocab_size": 256,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    """By rank and layout, for a model of a million weights: large beside what does not grow with them."""
+    folder = tmp_path_factory.mktemp("memory")
+    config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=False)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder / "model")
+    return run_ranks("tests.policy.memory_program", 2, folder)
+
+
+@pytest.mark.slow
+def test_only_the_replica_that_writes_a_checkpoint_needs_room_for_it(
+    ranks: list[dict[str, dict[str, Any]]],
+) -> None:
+    first, second = (rank["dp2"] for rank in ranks)
+    assert second["save"] <= 8 * second["parameters"]
+    assert first["save"] >= 12 * first["parameters"]  # the optimizer's state of all replicas: it was counted
+
+
+@pytest.mark.slow
+def test_weights_go_in_and_out_a_parameter_at_a_time_and_only_through_ranks_that_write(
+    ranks: list[dict[str, dict[str, Any]]],
+) -> None:
+    first, second = (rank["dp2"] for rank in ranks)
+    assert first["export"] <= 2 * first["largest"] < first["parameters"]  # of four times as many bytes
+    assert second["export"] < 1 << 15
+    # The first rank of a model in parts is left out: gloo lets go of what it has received when it likes.
+    second_part = ranks[1]["tp2"]
+    assert second_part["export"] <= 3 * second_part["largest"] < 4 * second_part["parameters"]
+    for rank in ranks:
+        for found in rank.values():
+            assert found["load"] <= 2 * found["largest"]
+
+
+def test_copies_on_the_host_fill_slabs_that_pinning_does_not_round_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host_memory, "SLAB", 1 << 10)
+    tensors = [torch.randn(size) for size in (3, 700, 129, 1, 256)]
+    tensors += [torch.randn(5, 7).to(torch.bfloat16), torch.randn(40, 30)]
+    copies = host_memory.room_on_host(tensors)
+    slabs = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for c in copies for p in c.pieces}
+    assert all(size == 1 << 10 for size in list(slabs.values())[:-1])
+    pinned = sum(1 << (size - 1).bit_length() for size in slabs.values())  # as torch rounds them
+    assert pinned - sum(tensor.nbytes for tensor in tensors) < 1 << 10
+    before = [tensor.clone() for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.save(tensor)
+        tensor.zero_()
+        copy.swap(tensor)
+    assert all(torch.equal(*pair) for pair in zip(tensors, before, strict=True))
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.restore(tensor)
+        assert not tensor.any()
