@@ -1,9 +1,10 @@
-"""What the reports cost the quickstart: CPU seconds of its two trainings, with them and without.
+"""What the reports cost the quickstart: CPU seconds of its two trainings that go into them.
 
-    python benchmarks/quickstart_report.py [--repeats 3] [--out results.json]
+    python benchmarks/quickstart_report.py [--out results.json]
 
-The trainings are those of `scripts/quickstart.sh`, but for the judge, which is in the process; with and
-without alternate. CPU seconds are user and system, of the process and what it starts; the medians count.
+The trainings are those of `scripts/quickstart.sh`, but for the judge, which is in the process. CPU seconds
+are those of the thread that writes a page, imports included, and those of the whole process. Two runs, one
+without reports, differ by more than a report costs, so it is counted within one.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAININGS = {
@@ -27,40 +27,56 @@ TRAININGS = {
         *("remote_rm.in_process=true", "remote_rm.judge.name=exact_answer"),
     ),
 }
+_COUNTED = """
+import atexit, json, runpy, sys, time
+from rs_aligner.report.live import LivePage
+
+out, *sys.argv = sys.argv[1:]
+spent, write = [], LivePage._write
+
+def counted(page):
+    began = time.thread_time()
+    path = write(page)
+    spent.append(round(time.thread_time() - began, 2))
+    return path
+
+@atexit.register
+def tell():
+    with open(out, "w") as file:
+        json.dump({"pages": spent, "training": round(time.process_time(), 2)}, file)
+
+LivePage._write = counted
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What the reports cost the quickstart")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     how = parser.parse_args(arguments)
-    found: dict[str, dict[str, list[float]]] = {name: {"true": [], "false": []} for name in TRAININGS}
-    for _ in range(how.repeats):
-        for report in ("true", "false"):
-            with tempfile.TemporaryDirectory() as place:
-                run(Path(place), "arithmetic/make_task.py", "--out", f"{place}/task")
-                for name, (script, *rest) in TRAININGS.items():
-                    seconds = run(Path(place), script, *rest, f"exp_manager.report={report}")
-                    found[name][report].append(seconds)
-                assert (Path(place) / "rs" / "report.html").exists() == (report == "true")
-    for name, both in found.items():
-        on, off = (statistics.median(both[report]) for report in ("true", "false"))
-        print(f"{name:<4} with reports {on:6.2f} CPU s, without {off:6.2f}: {on - off:+.2f}")
+    found = {}
+    with tempfile.TemporaryDirectory() as place:
+        env = {**os.environ, "ARITHMETIC": place}
+        make = [str(ROOT / "examples/arithmetic/make_task.py"), "--out", f"{place}/task"]
+        subprocess.run([sys.executable, *make], env=env, stdout=subprocess.DEVNULL, check=True)
+        for name, command in TRAININGS.items():
+            found[name] = run(Path(place), env, *command)
+            assert (Path(place) / name / "report.html").exists()
+            print(
+                f"{name:<4} pages {found[name]['pages']} CPU s, of {found[name]['training']:.1f}", flush=True
+            )
+    print(f"together {sum(sum(one['pages']) for one in found.values()):.2f} CPU s")
     if how.out:
-        how.out.write_text(json.dumps({"load": os.getloadavg(), "cpu_seconds": found}, indent=1) + "\n")
+        how.out.write_text(json.dumps({"load": os.getloadavg(), **found}, indent=1) + "\n")
 
 
-def run(place: Path, script: str, *arguments: str) -> float:
-    """Run a script of the examples to its end; returns its CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, str(ROOT / "examples" / script), *arguments],
-        env={**os.environ, "ARITHMETIC": str(place)},
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2)
+def run(place: Path, env: dict[str, str], script: str, *arguments: str) -> dict[str, Any]:
+    """Run a script of the examples to its end; returns the CPU seconds of each page, and of all."""
+    out = place / "counted.json"
+    command = [sys.executable, "-c", _COUNTED, str(out), str(ROOT / "examples" / script), *arguments]
+    subprocess.run(command, env=env, stdout=subprocess.DEVNULL, check=True)
+    counted: dict[str, Any] = json.loads(out.read_text())
+    return counted
 
 
 if __name__ == "__main__":
