@@ -40,6 +40,7 @@ NAVIGATION = {
         "docs/recipes",
         "docs/selection",
         "docs/objective",
+        "docs/lora",
         "docs/judge",
         "docs/chat",
     ],

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rs_aligner.files import CHECKPOINT_PART
+from rs_aligner.peft_folder import ADAPTER_CONFIG
 
 WANTED = "a Hugging Face folder (config.json, *.safetensors, the tokenizer's files) or a checkpoint of a run"
 _NAME_IT = f"name {WANTED}"
@@ -55,14 +56,14 @@ def problem_with(path: str, *, reads_bin: bool = False) -> str | None:
         return _file(root)
     if (root / CHECKPOINT_PART / "config.json").is_file():
         if any(root.glob("*.distcp")):
-            return None
+            return _base_of_adapters(root)
         return f"is a checkpoint without its weights (*.distcp); {_NAME_IT}"
     names = {found.name for found in root.iterdir()}
     weights = {"model.safetensors", "model.safetensors.index.json"}
     if reads_bin:
         weights |= {"pytorch_model.bin", "pytorch_model.bin.index.json"}
     has_weights = bool(names & weights)
-    if "config.json" in names and has_weights and "adapter_config.json" not in names:
+    if "config.json" in names and has_weights and ADAPTER_CONFIG not in names:
         return None
     return next(text for is_kind, text in _kinds(root, names, has_weights) if is_kind())
 
@@ -75,7 +76,7 @@ def _kinds(root: Path, names: set[str], has_weights: bool) -> list[tuple[Callabl
 
     inside, shards = _models_inside(root), "*-of-*.safetensors"
     return [
-        (has("adapter_config.json"), _adapter(root)),
+        (has(ADAPTER_CONFIG), _adapter(root)),
         (
             has("zero_to_fp32.py", "zero_pp_rank_*", "global_step*", "*/zero_pp_rank_*"),
             "holds DeepSpeed's shards; put them together first: `python zero_to_fp32.py . OUT "
@@ -182,12 +183,27 @@ def _gguf(what: str) -> str:
 
 
 def _adapter(root: Path) -> str:
-    base = _json(root / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+    base = _json(root / ADAPTER_CONFIG).get("base_model_name_or_path") or "its base model"
     return (
-        f"holds a PEFT adapter of {base}; merge it first: "
+        f"holds a PEFT adapter of {base}; name that, and the adapter in model.peft.restore_from_path (with "
+        "model.peft.peft_scheme=lora, if it is to be trained), or merge it first: "
         f"python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{root}')"
         ".merge_and_unload().save_pretrained('MERGED')\", copy the tokenizer's files into MERGED, and name "
         "that"
+    )
+
+
+def _base_of_adapters(root: Path) -> str | None:
+    """Why the model below a checkpoint's adapters cannot be read; None if it can, or there are none."""
+    config = root / CHECKPOINT_PART / ADAPTER_CONFIG
+    if not config.is_file():
+        return None
+    base = str(_json(config).get("base_model_name_or_path") or "")
+    if (why := problem_with(base)) is None:
+        return None
+    return (
+        f"is a checkpoint of adapters, without the model that they belong to, and {base} {why}. Put that "
+        "back where it was, or start from the final/ of that run"
     )
 
 

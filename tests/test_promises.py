@@ -31,9 +31,6 @@ PROMISE = re.compile(
 )
 # Each with why it is true; the text around it, on one line.
 TRUE = {
-    "all weights are trained, LoRA is not there yet": "no adapter is trained",
-    "LoRA is not there yet; merge the adapter": "no adapter is trained",
-    "LoRA is not there yet, all weights are trained": "no adapter is trained",
     "a folder that is not there yet": "an option's value, made by the program",
     "it has not answered yet": "a server at the start",
     "A step that is not selected yet": "a state of a step",

@@ -70,10 +70,12 @@ FAMILIES = {
 }
 
 
-def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
+def save_tiny(family: str, folder: Path, seed: int = 0, *, layers: int | None = None) -> Path:
     """A random model with weights large enough for its logits to differ clearly; returns `folder`."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=torch.float32)
+    config = FAMILIES[family]()
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -98,4 +100,20 @@ def save_tiny_with_tokenizer(folder: Path, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_adapter(folder: Path, model: Path, *, rank: int = 2, seed: int = 0, **settings: Any) -> Path:
+    """An adapter of `peft` for a model, on queries and values, B not zero; returns `folder`."""
+    import peft
+
+    torch.manual_seed(seed)
+    base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    settings = {"target_modules": ["q_proj", "v_proj"], "lora_alpha": 6, **settings}
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=rank, task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    adapted.save_pretrained(folder)
     return folder

@@ -55,6 +55,8 @@ def attempt(
         parts.MODEL: of_model(Path(config.pretrained_checkpoint.restore_from_path)),
         **found,
     }
+    if config.model.peft.restore_from_path is not None:
+        everything[parts.ADAPTER] = of_model(Path(config.model.peft.restore_from_path))
     seen = {"device": "gpu" if on_gpu else "cpu"}
     if isinstance(config, TrainRSConfig) and not on_gpu:
         seen["kernels"] = of_kernels() if config.model.rs.generation.compile else "torch"

@@ -158,12 +158,14 @@ def read_tokenizer(config: TrainConfig | GenerateConfig) -> tuple[Tokenizer, int
     stop_if_asked_alone(config)
     say("reading the data")
     from rs_aligner.model.folder import read_model_folder
+    from rs_aligner.model.lora_wanted import check_adapters
 
     tokenizer, arch = read_model_folder(
         config.pretrained_checkpoint.restore_from_path,
         "pretrained_checkpoint.restore_from_path",
         use="train_scoring" if isinstance(config, TrainRewardModelConfig) else "generate",
     )
+    check_adapters(config.model.peft, arch, scores=isinstance(config, TrainRewardModelConfig))
     _configure(config, tokenizer)
     return tokenizer, arch.max_positions
 
@@ -238,6 +240,7 @@ def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler
             seed=config.model.seed,
             precision=config.trainer.precision,
             generation=config.model.answers.generation,
+            adapter=config.model.peft.restore_from_path,
         )
 
 

@@ -55,7 +55,7 @@ _KINDS: dict[Kind, list[str]] = {
         *_under(("exp_manager",), "create_trackio_logger trackio_logger_kwargs"),
         "exp_manager.checkpoint_callback_params.save_top_k",
         *_under(("model",), "tensor_model_parallel_size pipeline_model_parallel_size sequence_parallel"),
-        "model.micro_batch_size",
+        *_under(("model",), "micro_batch_size peft.export"),
         *_under(("model",), "activations_checkpoint_granularity activations_checkpoint_method"),
         *_under(("model",), "activations_checkpoint_num_layers optim.overlap_grad_sync"),
         "model.rs.rollout_micro_batch_size",
@@ -70,7 +70,7 @@ _KINDS: dict[Kind, list[str]] = {
     Kind.LENGTH: _under(_LOOPS, "max_epochs max_steps"),
     Kind.PLACE: [
         "trainer.precision",  # auto is another one on another device
-        "pretrained_checkpoint.restore_from_path",
+        *_under(("pretrained_checkpoint", "model.peft"), "restore_from_path"),
         *_under(("model.data",), "data_prefix.train data_prefix.validation overlap seq_length"),
         *_under(("model.data",), "prompt_template add_bos chat_template_kwargs"),
         "model.encoder_seq_length",
@@ -90,7 +90,7 @@ _KINDS: dict[Kind, list[str]] = {
     ],
     Kind.LEARNT: [
         *_under(_LOOPS, "gradient_clip_val"),
-        *_under(("model",), "global_batch_size optim loss_normalization"),
+        *_under(("model",), "global_batch_size optim loss_normalization peft.peft_scheme peft.lora_tuning"),
         *_under(("model.rs",), "top_n_rollouts min_reward selection objective"),
         *_under(("model.rs.pool",), "max_staleness restart passes"),
     ],
@@ -143,6 +143,7 @@ class Part:
 
 PRECISION = Part("the precision", "trainer.precision", Kind.SAMPLED, ("trainer.accelerator",))
 MODEL = Part("the model folder", "pretrained_checkpoint.restore_from_path", Kind.SAMPLED)
+ADAPTER = Part("the adapter folder", "model.peft.restore_from_path", Kind.SAMPLED)
 TRAIN = Part("the data to train on", "model.data.data_prefix.train", Kind.SAMPLED, _READ_BY)
 HELD_OUT = Part("the held-out data", "model.data.data_prefix.validation", Kind.SAMPLED, _READ_BY)
 OFFLINE = Part("the scored rollouts", "model.rs.offline", Kind.LEARNT, _READ_BY)
@@ -153,7 +154,19 @@ WATCHED = Part("the watched judge", "watched_rm", Kind.SAMPLED)
 SFT_JUDGE = Part("the judge of held-out answers", "judge", Kind.SAMPLED)
 PARTS = {
     part.name: part
-    for part in (PRECISION, MODEL, TRAIN, HELD_OUT, OFFLINE, ANCHORS, SELECTORS, JUDGE, WATCHED, SFT_JUDGE)
+    for part in (
+        PRECISION,
+        MODEL,
+        ADAPTER,
+        TRAIN,
+        HELD_OUT,
+        OFFLINE,
+        ANCHORS,
+        SELECTORS,
+        JUDGE,
+        WATCHED,
+        SFT_JUDGE,
+    )
 }
 
 

@@ -21,6 +21,7 @@ from rs_aligner.config.base import (
 )
 from rs_aligner.config.data import ReadingConfig
 from rs_aligner.config.layout import LayoutBase, PretrainedCheckpoint, TrainerBase
+from rs_aligner.config.peft import AdapterConfig
 from rs_aligner.config.remote import RemoteRMConfig
 from rs_aligner.config.sampling import GenerationConfig, LengthParams, SamplingParams
 
@@ -70,6 +71,7 @@ class GenerateModelConfig(LayoutBase):
     seed: Size = 1234
     """Seed of sampling."""
     data: GenerateDataConfig
+    peft: AdapterConfig = AdapterConfig()
     answers: AnswersConfig = AnswersConfig()
 
 

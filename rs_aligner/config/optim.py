@@ -31,13 +31,23 @@ class SchedConfig(Section):
     """Where the cosine ends (CosineAnnealing only); null for a tenth of lr."""
 
 
+LORA_LR = 1e-4
+"""The default where adapters are trained: about ten times that of all weights, whatever the rank.
+
+Source: Schulman et al., "LoRA Without Regret" (2025).
+"""
+
+
 class OptimConfig(Section):
     """The optimizer. All names are Adam with decoupled weight decay."""
 
     name: Literal["distributed_fused_adam", "fused_adam", "adam", "adamw"] = "distributed_fused_adam"
     """`distributed_fused_adam` shards its state over the data-parallel ranks; the others do not."""
     lr: Positive = 1e-5
-    """The highest learning rate. It goes with the model's size: docs/defaults.md."""
+    """The highest learning rate; null is 1e-5, and 1e-4 for adapters (`model.peft.peft_scheme=lora`).
+
+    It goes with the model's size: docs/defaults.md.
+    """
     weight_decay: NotNegative = 0.1
     """Share of a weight taken off at each step, times the learning rate."""
     decay_norms_and_biases: bool = False

@@ -7,15 +7,18 @@ command's own.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
 
 from rs_aligner.config.base import Count, NotNegative, Precision, Section, Size, Whole, problem
 from rs_aligner.config.data import DataConfig, PolicyDataConfig
 from rs_aligner.config.exp_manager import ExpManagerBase, ExpManagerConfig
 from rs_aligner.config.keys import walk
 from rs_aligner.config.layout import PretrainedCheckpoint, TrainerBase
-from rs_aligner.config.optim import OptimConfig
+from rs_aligner.config.optim import LORA_LR, OptimConfig
+from rs_aligner.config.peft import PeftConfig
 from rs_aligner.config.recompute import RecomputedBase
 from rs_aligner.config.sampling import LengthParams
 
@@ -59,8 +62,21 @@ class ModelBase(RecomputedBase):
     """Seed of the order of the data, of sampling and of new weights."""
     precision: Precision | None = None
     """The same as `trainer.precision`, under its other name."""
+    peft: PeftConfig = PeftConfig()
     optim: OptimConfig = OptimConfig()
     data: DataConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_rate(cls, given: Any) -> Any:
+        """A rate that is not given, or null, is the default of what is trained."""
+        if not isinstance(given, Mapping):
+            return given
+        optim, peft = given.get("optim", {}), given.get("peft", {})
+        if not isinstance(optim, Mapping) or not isinstance(peft, Mapping) or optim.get("lr") is not None:
+            return given
+        rate = LORA_LR if peft.get("peft_scheme") == "lora" else OptimConfig.model_fields["lr"].default
+        return {**given, "optim": {**optim, "lr": rate}}
 
     def problems(self, key: str) -> Iterator[str]:
         """Sequence parallelism splits over tensor-parallel ranks."""

@@ -86,9 +86,8 @@ def _under(section: str, names: str) -> list[str]:
 _NO_LIGHTNING = "there is no Lightning trainer underneath"
 _NO_NEMO_CHECKPOINTS = "checkpoints have a format of their own, and final/ will be a Hugging Face folder"
 _NO_INDEX = "prompt files are read line by line, there is no index and no packing"
-_LORA_TO_COME = "all weights are trained, LoRA is not there yet"
 _MEGATRON_CHOICE = "how the model is built in Megatron is not a setting"
-_MERGE_FIRST = Refusal("LoRA is not there yet; merge the adapter into the policy first")
+_ADAPTER_FOLDER = Refusal("name an adapter folder of peft in model.peft.restore_from_path instead")
 
 TRAIN_RS = Upstream(
     used=frozenset(
@@ -108,6 +107,9 @@ TRAIN_RS = Upstream(
             *_under("model.rs.length_params", "max_length min_length"),
             *_under("model", "micro_batch_size global_batch_size encoder_seq_length sequence_parallel"),
             *_under("model", "tensor_model_parallel_size pipeline_model_parallel_size seed precision"),
+            *_under("model.peft", "peft_scheme restore_from_path"),
+            *_under("model.peft.lora_tuning", "target_modules adapter_dim adapter_dropout alpha"),
+            *_under("model.peft.lora_tuning", "column_init_method row_init_method"),
             *_under("model.optim", "name lr weight_decay betas overlap_grad_sync"),
             *_under("model.optim.sched", "name warmup_steps constant_steps min_lr"),
             *_under("model.data.data_prefix", "train validation"),
@@ -136,7 +138,7 @@ TRAIN_RS = Upstream(
         "model.rs.offload_adam_states": "the optimizer's state stays where it is",
         "model.rs.sampling_params.all_probs": "nothing reads the probabilities of all tokens",
         "model.rs.sampling_params.compute_logprob": "log-probabilities are always computed",
-        "model.peft.lora_tuning": _LORA_TO_COME,
+        "model.peft.lora_tuning.position_embedding_strategy": "adapters are not tied to each other",
         "model.mcore_gpt": "the policy is always Megatron's GPTModel",
         "model.megatron_amp_O2": "mixed precision follows trainer.precision",
         "model.max_position_embeddings": "it is read from the policy's own config",
@@ -158,12 +160,11 @@ TRAIN_RS = Upstream(
             "a run goes on from the last checkpoint in its own folder; point "
             "pretrained_checkpoint.restore_from_path at other weights to start from"
         ),
-        "model.peft.peft_scheme": Refusal(
-            "LoRA is not there yet, all weights are trained; set model.peft.peft_scheme=none", ("none", False)
-        ),
-        "model.peft.restore_from_path": _MERGE_FIRST,
-        "model.peft.restore_from_ckpt.checkpoint_dir": _MERGE_FIRST,
-        "model.peft.restore_from_ckpt.checkpoint_name": _MERGE_FIRST,
+        "model.peft.restore_from_ckpt.checkpoint_dir": _ADAPTER_FOLDER,
+        "model.peft.restore_from_ckpt.checkpoint_name": _ADAPTER_FOLDER,
+        "model.peft.lora_tuning.layer_selection": Refusal("all layers have adapters; set it to null"),
+        "model.peft.lora_tuning.weight_tying": Refusal("each layer has adapters of its own; set it to false"),
+        "model.peft.lora_tuning.use_dora": Refusal("DoRA is not supported; use_rslora is"),
         "model.rs.sampling_params.add_BOS": Refusal("set model.data.add_bos=true instead"),
         "model.data.data_impl": Refusal("only JSON Lines and parquet files are read", ("jsonl",)),
     },

@@ -29,6 +29,7 @@ from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.folder_copy import copy_all_but_weights, dtype_name, export_dtype
 from rs_aligner.model.layouts import Layout, Place
+from rs_aligner.model.lora import is_adapter
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tensor_file import TensorFile
 from rs_aligner.model.tensors import INDEX, WHOLE, Stored, check_tensors
@@ -56,6 +57,8 @@ def _pieces(model: GPTModel, arch: Architecture, runtime: Runtime) -> Iterator[P
     layer, outside = family.layer(arch), family.outside(arch)
     first_layer = runtime.pp_rank * (arch.num_layers // runtime.pp_size)
     for name, parameter in model.named_parameters():
+        if is_adapter(name):
+            continue
         if name in outside:
             prefix, part = "", outside[name]
         else:

@@ -27,11 +27,14 @@ class Layout:
         places: `f(shape, rank, parts)`: which parts of a Hugging Face tensor of this shape a rank needs.
         fuse: the parameter, made of those parts of its tensors, in their order.
         join: from the ranks' parameters, in their order, the tensors as they were.
+        groups: in how many groups the rows of several tensors are interleaved; 1 where they stand one after
+            the other.
     """
 
     places: Callable[[Sequence[int], int, int], Sequence[Place]]
     fuse: Callable[[Tensors], torch.Tensor]
     join: Callable[[Tensors], list[torch.Tensor]]
+    groups: int = 1
 
 
 def share(size: int, rank: int, parts: int, start: int = 0) -> slice:
@@ -88,4 +91,4 @@ def grouped_qkv(num_heads: int, num_kv_heads: int, head_dim: int) -> Layout:
         grouped = whole.reshape(num_kv_heads, sum(sizes), *whole.shape[1:])
         return [part.flatten(0, 1) for part in grouped.split(sizes, 1)]
 
-    return Layout(_rows, fuse, join)
+    return Layout(_rows, fuse, join, num_kv_heads)

@@ -31,8 +31,10 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from rs_aligner.files import CHECKPOINT_PART, make_folder, sync_folder, sync_tree
+from rs_aligner.files import CHECKPOINT_PART, hugging_face_part, make_folder, sync_folder, sync_tree
+from rs_aligner.model.adapter_folder import check_scheme, write_adapter_config
 from rs_aligner.model.folder_copy import copy_all_but_weights, export_dtype
+from rs_aligner.model.lora import Adapters
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.checkpoint_files import SummedFiles, Writer, read_common, read_metadata
 from rs_aligner.policy.training import BaseTrainer
@@ -53,7 +55,7 @@ _HEAD = "output_layer.weight"
 
 
 def _state(trainer: BaseTrainer, is_loading: bool) -> dict[str, Any]:
-    model = trainer.ddp.module.sharded_state_dict()
+    model = trainer.trained.sharded_state_dict()
     optimizer = trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA)
     _leave_out_what_is_elsewhere(optimizer)
     return {"model": model, "optimizer": optimizer}
@@ -132,6 +134,8 @@ def save(
 ) -> None:
     """Write a checkpoint; every rank must call it with the same plain `counters`.
 
+    Of a model with adapters it holds these and what else is trained, with their optimizer, and not the model.
+
     The config and tokenizer of `source`, a Hugging Face folder, go with it, so that it can be used
     without the folder that the run started from. `changes` are keys of its `config.json` to be set. The
     checkpoint is written beside, synced and seen through before it has its name: whatever happens on the way,
@@ -145,7 +149,7 @@ def save(
     partial = folder.with_name(f"{folder.name}.{runtime.everyone(secrets.token_hex(4))[0]}{PARTIAL}")
     wanted = state_bytes(trainer, runtime)
     with _whole_or_none(folder, partial, runtime):
-        runtime.together(lambda: _begin_folder(partial, wanted), first_only=True)
+        runtime.together(lambda: _begin_folder(partial, wanted, trainer), first_only=True)
         for part in _adams(trainer):
             _begin(part)
         with runtime.cuda_stand_in():
@@ -185,16 +189,15 @@ def _reason(error: BaseException) -> str:
 
 def state_bytes(trainer: BaseTrainer, runtime: Runtime) -> int:
     """About as many bytes as a checkpoint has, the same on every rank; every rank must call it."""
-    mine = 0
-    if runtime.dp_rank == 0:
-        for parameter in trainer.ddp.module.parameters():
-            mine += parameter.numel() * (parameter.element_size() + _OPTIMIZER_BYTES)
-    return sum(runtime.everyone(mine))
+    parts = [one for one in trainer.ddp.module.parameters() if one.requires_grad]  # the rest is in the base
+    mine = sum(part.numel() * (part.element_size() + _OPTIMIZER_BYTES) for part in parts)
+    return sum(runtime.everyone(mine if runtime.dp_rank == 0 else 0))
 
 
-def _begin_folder(partial: Path, wanted: int) -> None:
-    make_folder(partial)
+def _begin_folder(partial: Path, wanted: int, trainer: BaseTrainer) -> None:
+    make_folder(partial / CHECKPOINT_PART)
     check_room(partial, wanted)
+    write_adapter_config(partial / CHECKPOINT_PART, trainer.adapters)
 
 
 def _write_tensors(partial: Path, sharded: dict[str, Any], runtime: Runtime) -> dict[str, Stored]:
@@ -284,21 +287,24 @@ def load(folder: Path, trainer: BaseTrainer, runtime: Runtime) -> dict[str, Any]
 
     Raises:
         BrokenCheckpoint: it is not whole, or holds what has no business there; nothing is changed.
-        ValueError: it is of another model.
+        ValueError: it is of another model, or of other adapters.
     """
     check(folder, runtime)
+    check_scheme(hugging_face_part(folder), trainer.adapters)
     with runtime.cuda_stand_in(), torch.no_grad(), _adam_of_torch(trainer):
         state = _read(_state(trainer, True), folder)
         if _adams(trainer):
             _add_step_of_zero(state["optimizer"])
-        trainer.ddp.module.load_state_dict(state["model"])
+        trainer.trained.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
     counters: dict[str, Any] = state["counters"]
     return counters
 
 
-def load_weights(folder: Path, model: GPTModel, runtime: Runtime, *, with_head: bool = True) -> None:
-    """Load only the weights of a checkpoint; without its output layer, if the model has another head.
+def load_weights(
+    folder: Path, model: GPTModel | Adapters, runtime: Runtime, *, with_head: bool = True
+) -> None:
+    """Load only the weights of a checkpoint, or its adapters; without its output layer, if another is there.
 
     Raises:
         BrokenCheckpoint: as `load`.

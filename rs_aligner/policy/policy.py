@@ -14,6 +14,7 @@ from rs_aligner.config import GenerationConfig, PolicyModelBase
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.policy.adapting import adapters_for
 from rs_aligner.policy.outcome import StepStats
 from rs_aligner.policy.reference import StartingWeights, response_log_probs, with_starting_logits
 from rs_aligner.policy.sampler import Sampler, load_model
@@ -56,6 +57,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             sequence_parallel=config.sequence_parallel,
             recompute=config.recompute,
         )
+        adapters = adapters_for(model, arch, runtime, config, folder)
         optimizer = adam(config.optim, dtype=dtype, clip_grad=optimization.clip_grad)
         super().__init__(
             model,
@@ -73,6 +75,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             batch_size=config.global_batch_size,
             learning_rate=optimization.learning_rate,
             changes=tokenizer.end_token_changes,
+            adapters=adapters,
         )
         self.config = config
         self.sampler = Sampler(model, arch, runtime, tokenizer, seed=config.seed, generation=generation)
@@ -82,8 +85,13 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             self.trainer.with_starting_logits = partial(with_starting_logits, self._start)
 
     def generate(self, request: SampleRequest) -> Iterator[Rollout]:
-        """This replica's share of the rollouts, each as soon as it ends."""
+        """This replica's share of the rollouts, each as soon as it ends.
+
+        Adapters are in the weights from here until something is trained.
+        """
         self.trainer.ddp.eval()
+        if self.adapters is not None:
+            self.adapters.merge()
         return self.sampler.generate(request, self.version)
 
     def step(self, rows: Sequence[TrainingRow], learning_rate: float) -> StepStats:
@@ -104,6 +112,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         Raises:
             ValueError: the policy was built without `keep_start`.
         """
+        self.put_beside()
         with self._starting_weights().in_place():
             return response_log_probs(self.trainer, rows, self.config.micro_batch_size)
 
@@ -115,6 +124,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         Raises:
             ValueError: the policy was built without `keep_start`.
         """
+        self.put_beside()
         self.trainer.moved = True
         self._starting_weights().restore()
         self.optimizer_steps = 0

@@ -18,15 +18,17 @@ from typing import Any
 import torch
 from megatron.core.optimizer import MegatronOptimizer
 
+from rs_aligner.model.host_memory import copies_on_device, room_on_host
 from rs_aligner.policy.batches import MicroBatch, collate, deal
 from rs_aligner.policy.forward import Read, forward_only, read_off
-from rs_aligner.policy.host_memory import copies_on_device, room_on_host
 from rs_aligner.policy.training import BaseTrainer
 from rs_aligner.rollout import TrainingRow
 
 
 class StartingWeights:
     """A copy of a model's weights as they are now, of this rank's part.
+
+    Weights that are not trained are what they were: of a model with adapters these alone are copied.
 
     Args:
         trainer: the model with its optimizer.
@@ -35,7 +37,7 @@ class StartingWeights:
 
     def __init__(self, trainer: BaseTrainer, offload: bool) -> None:
         self.trainer = trainer
-        self._parameters = list(trainer.ddp.module.parameters())
+        self._parameters = [one for one in trainer.ddp.module.parameters() if one.requires_grad]
         weights = [parameter.data for parameter in self._parameters]
         self._copies = room_on_host(weights) if offload else copies_on_device(weights)
         for copy, tensor in zip(self._copies, weights, strict=True):

@@ -21,19 +21,18 @@ from rs_aligner.config import ModelBase
 from rs_aligner.config.recompute import Recompute
 from rs_aligner.files import SETTINGS, hugging_face_part
 from rs_aligner.loss import bradley_terry
-from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
-from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import family_of, read_architecture
 from rs_aligner.model.memory import uses_bf16
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
-from rs_aligner.policy import checkpoint
+from rs_aligner.policy.adapting import adapters_for
 from rs_aligner.policy.pairs import PairStats, PairTrainer
 from rs_aligner.policy.scoring import SequenceScorer
 from rs_aligner.policy.trainable import Optimization, Trainable
 from rs_aligner.policy.training import adam
+from rs_aligner.policy.weights import load_into
 from rs_aligner.rollout import PreferencePair
 
 
@@ -58,8 +57,7 @@ def load_reward_model(
         seed: of a new head.
     """
     source = hugging_face_part(folder)
-    made = read_architecture(source)
-    arch = replace(made, value_head=True, tied_embeddings=False)
+    arch = replace(read_architecture(source), value_head=True, tied_embeddings=False)
     bf16 = uses_bf16(precision, runtime.device.type == "cuda")
     config = transformer_config(
         arch,
@@ -71,11 +69,7 @@ def load_reward_model(
     model = build_model(arch, config, runtime)
     if runtime.is_last_stage:
         model.output_layer.initialise(seed)
-    if source == folder:
-        leave = () if made.value_head else (SCORE,)
-        huggingface.load_weights(folder, model, arch, runtime, leave=leave)
-    else:
-        checkpoint.load_weights(folder, model, runtime, with_head=made.value_head)
+    load_into(model, folder, arch, runtime)
     return model, arch
 
 
@@ -130,6 +124,7 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
             recompute=config.recompute,
             seed=config.seed,
         )
+        adapters = adapters_for(model, arch, runtime, config, folder)
         optimizer = adam(config.optim, dtype=model.config.params_dtype, clip_grad=optimization.clip_grad)
         super().__init__(
             model,
@@ -146,6 +141,7 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
             batch_size=config.global_batch_size,
             learning_rate=optimization.learning_rate,
             changes=config_changes(arch, tokenizer, config.data.add_bos, config.data.chat_template_kwargs),
+            adapters=adapters,
         )
         self.micro_batch_size = config.micro_batch_size
         self.score = SequenceScorer(self.trainer.ddp, runtime, 2 * config.micro_batch_size)

@@ -20,14 +20,13 @@ from rs_aligner.files import hugging_face_part
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.lockstep import StopPoll
 from rs_aligner.generation.waves import generate
-from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.memory import uses_bf16
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
-from rs_aligner.policy import checkpoint
+from rs_aligner.policy.weights import load_into, merge_folder
 from rs_aligner.rollout import Rollout
 from rs_aligner.sample_request import SampleRequest
 
@@ -74,10 +73,7 @@ def load_model(
         arch, runtime, dtype=dtype, sequence_parallel=sequence_parallel, recompute=recompute
     )
     model = build_model(arch, config, runtime)
-    if source == folder:
-        huggingface.load_weights(folder, model, arch, runtime)
-    else:
-        checkpoint.load_weights(folder, model, runtime)
+    load_into(model, folder, arch, runtime)
     return Loaded(model, config, arch, dtype, source)
 
 
@@ -130,8 +126,14 @@ def load_sampler(
     seed: int,
     precision: str = "auto",
     generation: GenerationConfig | None = None,
+    adapter: str | Path | None = None,
 ) -> Sampler:
-    """A policy that only samples; every rank calls this. Arguments as of `load_model` and `Sampler`."""
+    """A policy that only samples; every rank calls this. Arguments as of `load_model` and `Sampler`.
+
+    An adapter folder of `peft`, where one is named, is merged into the weights.
+    """
     loaded = load_model(folder, runtime, precision)
+    if adapter is not None:
+        merge_folder(loaded.model, loaded.arch, runtime, Path(adapter))
     loaded.model.eval()
     return Sampler(loaded.model, loaded.arch, runtime, tokenizer, seed=seed, generation=generation)

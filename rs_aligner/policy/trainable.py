@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -15,7 +16,9 @@ from megatron.core.models.gpt import GPTModel
 
 from rs_aligner.batching import even_batches
 from rs_aligner.model import huggingface
+from rs_aligner.model.adapter_folder import save_adapters
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.lora import Adapters
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import checkpoint
 from rs_aligner.policy.outcome import NotFinite
@@ -69,6 +72,7 @@ class Trainable(Generic[T, Row, Stats]):
         batch_size: rows of an optimizer step, at most.
         learning_rate: the rate of an optimizer step, by the number of steps made before it.
         changes: keys of `config.json` that are other than in `source`.
+        adapters: what is trained of it, if it is not all of its weights.
 
     Attributes:
         optimizer_steps: optimizer steps that were applied.
@@ -84,7 +88,9 @@ class Trainable(Generic[T, Row, Stats]):
         batch_size: int,
         learning_rate: Callable[[int], float],
         changes: Mapping[str, Any] | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
+        self.adapters = trainer.adapters = adapters
         self.model, self.arch, self.trainer, self.source = model, arch, trainer, source
         self.batch_size, self.learning_rate, self.changes = batch_size, learning_rate, changes
         self.runtime: Runtime = trainer.runtime
@@ -114,6 +120,7 @@ class Trainable(Generic[T, Row, Stats]):
             Stopped: a stop was asked for, and no weight has moved since the last finished step, or no time is
                 left.
         """
+        self.put_beside()
         stats: list[Stats | Skipped[Row]] = []
         for batch in even_batches(rows, self.batch_size):
             rate = self.learning_rate(self.optimizer_steps)
@@ -144,11 +151,24 @@ class Trainable(Generic[T, Row, Stats]):
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Continue from a checkpoint; returns the counters that it was saved with."""
+        self.put_beside()
         state = checkpoint.load(folder, self.trainer, self.runtime)
         self.version, self.optimizer_steps = state["version"], state["optimizer_steps"]
         counters: dict[str, Any] = state["counters"]
         return counters
 
     def export(self, folder: Path) -> None:
-        """Write the model as a Hugging Face folder. Every rank must call it."""
-        huggingface.save_weights(folder, self.model, self.arch, self.runtime, self.source, self.changes)
+        """Write the model as a Hugging Face folder, or its adapters as `peft` has them.
+
+        Every rank must call it.
+        """
+        if self.adapters is not None and self.adapters.is_exported_alone:
+            save_adapters(folder, self.adapters, self.source)
+            return
+        with nullcontext() if self.adapters is None else self.adapters.merged():
+            huggingface.save_weights(folder, self.model, self.arch, self.runtime, self.source, self.changes)
+
+    def put_beside(self) -> None:
+        """See to it that adapters are beside the weights and not in them, as they are trained."""
+        if self.adapters is not None:
+            self.adapters.restore()

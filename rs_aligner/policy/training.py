@@ -32,6 +32,7 @@ from rs_aligner.config import OptimConfig
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.loss import Normalization
 from rs_aligner.model.lean_megatron import build_optimizers_plainly
+from rs_aligner.model.lora import Adapters
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import Inputs, terms_of
 from rs_aligner.policy.batches import MicroBatch, denominator, micro_batches
@@ -67,6 +68,7 @@ class BaseTrainer:
     Attributes:
         moved: whether the weights are other than behind the last finished step of the loop, which sets it
             back: a stop then ends a step only where no time is left to finish and to save it.
+        adapters: what is trained of the model, if it is not all of its weights.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class BaseTrainer:
         overlap_grad_reduce: bool = False,
     ) -> None:
         self.moved = False
+        self.adapters: Adapters | None = None
         self.runtime = runtime
         self.config = config
         self._has_told = False
@@ -96,6 +99,11 @@ class BaseTrainer:
         build_optimizers_plainly()
         with runtime.cuda_stand_in():
             self.optimizer: MegatronOptimizer = get_megatron_optimizer(optimizer_config, [self.ddp])
+
+    @property
+    def trained(self) -> Any:
+        """What a checkpoint has of the model: all of it, or its adapters where these alone are trained."""
+        return self.ddp.module if self.adapters is None else self.adapters
 
     @property
     def multiple(self) -> int:

@@ -120,6 +120,25 @@ OPTIM: Rows = {
         given={"sched.warmup_steps": 1, "sched.constant_steps": 1},
     ),
 }
+_LORA = {"peft_scheme": "lora"}
+PEFT: Rows = {
+    "peft_scheme": Row("lora", "adapters"),
+    "restore_from_path": Row("@/adapter", "adapters", _LORA),
+    "export": Row("adapter", "exported", _LORA),
+    **shown_by(
+        "adapters",
+        {
+            "lora_tuning.target_modules": ["attention_qkv", "down_proj"],
+            "lora_tuning.adapter_dim": 4,
+            "lora_tuning.alpha": 16,
+            "lora_tuning.use_rslora": True,
+            "lora_tuning.column_init_method": "kaiming",
+            "lora_tuning.row_init_method": "normal",
+        },
+        given=_LORA,
+    ),
+    "lora_tuning.adapter_dropout": Row(0.1, "error", _LORA),
+}
 ON_TWO_RANKS: dict[str, Any] = {"given": {"/trainer.devices": 2}, "ranks": 2}
 LAYOUT: Rows = shown_by(
     "ranks", {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}, **ON_TWO_RANKS
@@ -139,6 +158,7 @@ TRAINED: Rows = {
         {"activations_checkpoint_method": "block", "activations_checkpoint_num_layers": 2},
         given={"activations_checkpoint_granularity": "full"},
     ),
+    **under("peft", PEFT),
     **under("optim", OPTIM),
     **under("data", shown_by("rows", {"seq_length": 10, "prompt_template": "Q{n}:", "add_bos": True}), CHATS),
 }

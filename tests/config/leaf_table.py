@@ -252,6 +252,7 @@ GENERATE: Rows = {
     **under("remote_rm", remote_judge("answers")),
     "remote_rm.max_failed_fraction": Row(0.1, "error", {"model.data.files": "@/failing.jsonl"}),
     "pretrained_checkpoint.restore_from_path": Row("@/other_policy", "model"),
+    "model.peft.restore_from_path": Row("@/adapter", "adapters"),
     "output": Row("@/out/others.jsonl", "files"),
     "overwrite": Row(True, "error", again=True),
     **under("model", LAYOUT),

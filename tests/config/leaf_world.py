@@ -36,6 +36,7 @@ from rs_aligner.cli import scripts
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.model import runtime
 from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.model.lora_wanted import spec_of
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.objective import terms as objective_terms
@@ -45,7 +46,7 @@ from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.bad_steps import BadSteps
 from tests.config.leaf_judges import Notes, chance_of, set_up_judges, set_up_server
 from tests.config.leaf_reads import READS, note_reads
-from tests.tiny import save_tiny_with_tokenizer
+from tests.tiny import save_tiny_adapter, save_tiny_with_tokenizer
 
 WORDS = ("red", "Red", "dog", "runs")
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
@@ -72,6 +73,7 @@ def make_place(place: Path) -> None:
     save_tiny_with_tokenizer(place / "policy")
     (place / "policy" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     shutil.copytree(place / "policy", place / "other_policy")
+    save_tiny_adapter(place / "adapter", place / "policy")
     texts = [
         "Say",
         "What is red?",
@@ -294,6 +296,20 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         notes.add("decoder", config.compile)
         return config
 
+    def adapters_for(_: Any, arch: Any, __: Runtime, config: Any, folder: Path) -> Any:
+        spec = spec_of(config.peft, arch)
+        if spec is not None:
+            notes.add("adapters", spec, config.peft.restore_from_path)
+        return spec and SimpleNamespace(
+            merge=lambda: None,
+            restore=lambda: None,
+            merged=contextlib.nullcontext,
+            is_exported_alone=config.peft.export == "adapter",
+        )
+
+    patch.setattr(sampler, "merge_folder", lambda *given: notes.add("adapters", given[-1].name))
+    for module in (policy, reward_model):
+        patch.setattr(module, "adapters_for", adapters_for)
     for module in (policy, sampler):
         patch.setattr(module, "load_model", load_model)
     patch.setattr(sampler, "new_decoder", new_decoder)
@@ -367,6 +383,7 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         lambda folder, *_: json.loads((folder / "state.json").read_text()),
     )
     patch.setattr("rs_aligner.model.huggingface.save_weights", export)
+    patch.setattr("rs_aligner.policy.trainable.save_adapters", export)
 
 
 def _generate(

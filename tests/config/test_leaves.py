@@ -37,6 +37,7 @@ SCHEMAS: dict[str, type[Section]] = {
 }
 ONLY_CHECKED = {
     "model.precision",  # another name of trainer.precision, and held to it
+    "model.peft.lora_tuning.adapter_dropout",  # 0, or an error
     "overwrite",  # whether a file that is there is an error
     "watched_rm.max_failed_fraction",  # of all judges, but without effect for this one
 }

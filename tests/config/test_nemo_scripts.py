@@ -233,14 +233,14 @@ def test_what_is_refused_says_why_and_ends_with_its_status(capsys: pytest.Captur
     given = [
         "--config-name",
         "mine",
-        "model.peft.peft_scheme=lora",
+        "model.peft.lora_tuning.weight_tying=true",
         "model.nothing=1",
         "trainer.rm.max_epochs=2",
     ]
     assert main(["train_reward_model.py", *given]) == 2
     out = capsys.readouterr().out
     assert "left out: --config-name mine: configs of NeMo-Aligner are not read" in out
-    assert "model.peft.peft_scheme=lora: LoRA is not there yet" in out
+    assert "model.peft.lora_tuning.weight_tying=true: each layer has adapters of its own" in out
     assert "model.nothing=1: is not a key here; the nearest one is model." in out
     assert "{text} with the better answer and then the other one" in out
     assert out.endswith("rs-aligner reward-model \\\n    trainer.rm.max_epochs=2\n")

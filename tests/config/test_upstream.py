@@ -27,7 +27,7 @@ model.rs: rollout_micro_batch_size num_rollout_samples num_rollouts_per_prompt t
 model.rs: offload_adam_states
 model.rs.sampling_params: use_greedy temperature top_k top_p repetition_penalty end_strings
 model.rs.length_params: max_length min_length
-model.peft: peft_scheme
+model.peft: peft_scheme restore_from_path
 model.peft.lora_tuning: target_modules adapter_dim adapter_dropout
 model: micro_batch_size global_batch_size encoder_seq_length tensor_model_parallel_size
 model: pipeline_model_parallel_size sequence_parallel seed precision
@@ -170,9 +170,7 @@ def test_the_other_old_keys_of_a_launch_script_need_no_plus(workplace, caplog):
     assert ["offload_adam_states" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_lora_and_reward_model_files_are_refused_with_what_to_do_instead(workplace, tree):
-    with pytest.raises(ConfigError, match=r"model\.peft\.peft_scheme is \"lora\": LoRA is not there yet"):
-        load_config(tree(**{"model.peft.peft_scheme": "lora"}), TrainRSConfig)
+def test_a_reward_models_archive_is_refused_with_what_to_do_instead():
     with pytest.raises(ConfigError, match=r"rm_model_file is \"rm.nemo\": .*=megatron_reward_model"):
         load_config({"rm_model_file": "rm.nemo", "judge": {"name": "exact_answer"}}, ServeRewardConfig)
 
@@ -180,8 +178,8 @@ def test_lora_and_reward_model_files_are_refused_with_what_to_do_instead(workpla
 @pytest.mark.parametrize(
     ("key", "value", "asks_for_nothing"),
     [
-        *(("model.peft.peft_scheme", value, True) for value in ("none", False, None)),
-        *(("model.peft.peft_scheme", value, False) for value in ("lora", True)),
+        ("model.peft.lora_tuning.weight_tying", False, True),
+        ("model.peft.lora_tuning.layer_selection", [1, 12], False),
         ("model.data.data_impl", "jsonl", True),
         ("model.data.data_impl", "mmap", False),
     ],

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from rs_aligner.policy import host_memory
+from rs_aligner.model import host_memory
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
