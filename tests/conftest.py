@@ -34,6 +34,7 @@ def pytest_collection_finish() -> None:
     """Let no later search for garbage go through what stays; it took a twentieth of all tests' time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     gc.enable()
 
 

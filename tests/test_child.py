@@ -21,7 +21,7 @@ from rs_aligner.child import die_with_parent
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 die_with_parent(int(sys.argv[1]))
-print(os.getpid(), flush=True)
+os.write(1, f"{os.getpid()} ".encode())  # whole: several write to one pipe, and print may do it in pieces
 time.sleep(120)
 """
 PARENT = """
@@ -41,7 +41,7 @@ from rs_aligner.reward.judges.limit import LimitedJudge
 judge = LimitedJudge(sys.argv[2], {}, None)
 library = Library()
 library.same("\\\\sin x", "x")
-print(judge._child._process.pid, library._child._process.pid, flush=True)
+os.write(1, f"{judge._child._process.pid} {library._child._process.pid} ".encode())
 threading.Thread(target=judge.score_texts, args=(["p"], ["r"], [{}])).start()
 """
 # The judge blocks every signal that can be blocked, in C, and somebody else holds its connection open.
@@ -57,21 +57,22 @@ def judge(prompts, responses, metadata):
 """
 
 
-def pids(parent: subprocess.Popen[str], number: int) -> list[int]:
+def pids(parent: subprocess.Popen[bytes], number: int) -> list[int]:
+    """The first numbers that it and its processes write, a space behind each."""
     assert parent.stdout is not None
-    found: list[int] = []
-    while len(found) < number:
-        line = parent.stdout.readline()
-        assert line, "the parent ended"
-        found += map(int, line.split())
-    return found
+    found = b""
+    while found.count(b" ") < number:
+        piece = os.read(parent.stdout.fileno(), 100)
+        assert piece, f"the parent ended; it wrote {found!r}"
+        found += piece
+    return [int(one) for one in found.split()]
 
 
 def test_nothing_is_left_of_what_a_killed_process_had_started(tmp_path: Path) -> None:
     (tmp_path / "stuck.py").write_text(STUCK)
     program = PARENT.replace("JUDGES", JUDGES)
     command = [sys.executable, "-c", program, DEAF, f"{tmp_path}/stuck.py:judge"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         children = [psutil.Process(pid) for pid in pids(parent, 4)]
         try:
             assert all(child.is_running() for child in children)
@@ -92,8 +93,7 @@ def test_a_child_outlives_the_thread_that_asked_for_it() -> None:
     thread.join()
     with started[0] as child:
         try:
-            assert child.stdout is not None
-            assert int(child.stdout.readline()) == child.pid
+            assert pids(child, 1) == [child.pid]
             assert child.poll() is None
         finally:
             child.kill()
