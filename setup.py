@@ -57,7 +57,7 @@ setup(
     ],
     package_dir={"rs_aligner.conf": "examples/conf"},
     package_data={
-        "rs_aligner": ["py.typed", "generation/kernels/*"],
+        "rs_aligner": ["py.typed", "generation/kernels/*", "model/kernels/*"],
         "rs_aligner.report": ["assets/*", "templates/*"],
         "rs_aligner.conf": ["*.yaml", "recipes/*.yaml"],
     },

@@ -58,6 +58,7 @@ _KINDS: dict[Kind, list[str]] = {
         *_under(("model",), "micro_batch_size peft.export"),
         *_under(("model",), "activations_checkpoint_granularity activations_checkpoint_method"),
         *_under(("model",), "activations_checkpoint_num_layers optim.overlap_grad_sync"),
+        "model.max_tokens_per_microbatch",
         "model.rs.rollout_micro_batch_size",
         *_under(("model.rs",), "passed_above kl_samples generation.kv_cache_bytes generation.compile"),
         "model.rs.objective.offload_reference",

@@ -36,6 +36,8 @@ def layout(config: TrainConfig) -> Line:
 def micro_batches(config: TrainConfig) -> Line:
     """How a full batch passes through the model."""
     model = config.model
+    if model.max_tokens_per_microbatch is not None:
+        return "micro-batches", f"of up to {model.max_tokens_per_microbatch:,} tokens, whole rows in a line"
     number = model.global_batch_size // (model.micro_batch_size * config.data_parallel_size)
     return "micro-batches", f"{number:,} a rank and optimizer step, of {model.micro_batch_size:,} rows"
 

@@ -53,7 +53,13 @@ class ModelBase(RecomputedBase):
     """A model to be trained: batch sizes, lengths, parallel layout, optimizer."""
 
     micro_batch_size: Count = 1
-    """Rows that pass through the model together on one data-parallel rank."""
+    """Rows that pass through the model together on one data-parallel rank, in a line without padding."""
+    max_tokens_per_microbatch: Count | None = None
+    """Tokens that pass through the model together on one data-parallel rank, at most.
+
+    Then as many whole rows as fit lie in a line, in about equal sums over micro-batches and replicas, and
+    `micro_batch_size` does not count; a longer row goes alone. null for so many rows, whatever their lengths.
+    """
     global_batch_size: Count = 64
     """Rows of one optimizer step, over all ranks."""
     sequence_parallel: bool = False
@@ -148,6 +154,8 @@ class TrainConfig(Section):
                 f"{tp} x {pp} = {tp * pp}",
             )
             return
+        if model.max_tokens_per_microbatch is not None:
+            return  # rows are shared out by their tokens
         unit = model.micro_batch_size * self.data_parallel_size
         if model.global_batch_size % unit:
             below = model.global_batch_size // unit * unit

@@ -133,7 +133,7 @@ TRAIN_RS = Upstream(
         "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": _NO_NEMO_CHECKPOINTS,
         "exp_manager.checkpoint_callback_params.filename": "state is in checkpoints, not in their names",
         "exp_manager.checkpoint_callback_params.model_parallel_size": _NO_NEMO_CHECKPOINTS,
-        "model.rs.forward_micro_batch_size": "log-probabilities are computed in model.micro_batch_size rows",
+        "model.rs.forward_micro_batch_size": "log-probabilities are computed in training's micro-batches",
         "model.rs.val_rollout_micro_batch_size": "validation decodes in model.rs.rollout_micro_batch_size",
         "model.rs.offload_adam_states": "the optimizer's state stays where it is",
         "model.rs.sampling_params.all_probs": "nothing reads the probabilities of all tokens",
@@ -166,6 +166,11 @@ TRAIN_RS = Upstream(
         "model.peft.lora_tuning.weight_tying": Refusal("each layer has adapters of its own; set it to false"),
         "model.peft.lora_tuning.use_dora": Refusal("DoRA is not supported; use_rslora is"),
         "model.rs.sampling_params.add_BOS": Refusal("set model.data.add_bos=true instead"),
+        "model.context_parallel_size": Refusal(
+            "a row is not cut over ranks; split activations along it over the tensor-parallel ranks instead, "
+            "with model.sequence_parallel=true, or bound them with model.max_tokens_per_microbatch",
+            (1,),
+        ),
         "model.data.data_impl": Refusal("only JSON Lines and parquet files are read", ("jsonl",)),
     },
 )

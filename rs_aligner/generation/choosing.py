@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from rs_aligner.generation.allowed import AllowedTokens
-from rs_aligner.generation.native import LANES, address
+from rs_aligner.generation.native import LANES
 from rs_aligner.generation.native_network import Session
 from rs_aligner.generation.sampling import Controls, choose, penalize, uniforms
+from rs_aligner.model.compiled import address
 
 
 class Chooser:

@@ -1,38 +1,22 @@
 """The decoder's kernels for a CPU: compiled for this machine when they are first needed, then kept.
 
-`kernels/` is plain C, so this takes a second and any C compiler. What is compiled depends on the processor,
-the compiler and the shape of the model's heads, and is kept under that name in the user's cache folder
-(`XDG_CACHE_HOME`, else `~/.cache`). Without a compiler the decoder runs on torch, as it does on a GPU.
-
-Left out: C++ extensions of torch. They would need its headers and half a minute, and these kernels need
-nothing but the addresses of their arrays.
+`kernels/` is plain C, compiled by `model/compiled.py` for the shape of the model's heads. Without a compiler
+the decoder runs on torch, as it does on a GPU.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from rs_aligner.files import checksum, write_whole
+from rs_aligner.files import checksum
 from rs_aligner.generation.decoder import CannotDecode
+from rs_aligner.model import compiled
 
 SOURCE = Path(__file__).with_name("kernels") / "kernels.c"
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-fopenmp")
-COMPILE_SECONDS = 120
-_SUM_LENGTH = len(checksum(b""))
+INCLUDES = (SOURCE.parent, compiled.KERNELS)
 LANES = 16  # tokens in a page, and rows in a vector
 TILE = 32  # rows in a tile of activations
 MAX_SHARING = 8  # rows of an item of `attend`, at most
@@ -137,100 +121,19 @@ def build(source: Path, head_dim: int, group: int) -> tuple[Path, str, float]:
     """
     if head_dim % 2 or not 2 <= head_dim <= 256 or group > 16:
         raise NoKernels(f"there are no kernels for {group} query heads of {head_dim} numbers to a key's")
-    names = [os.environ.get("CC", ""), "cc", "gcc"]
-    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
-    if compiler is None:
-        raise NoKernels("there is no C compiler (cc or gcc, or what CC names)")
-    version = _run([compiler, "--version"]).splitlines()[0]
-    what = [*FLAGS, f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"]
-    sources = [source, *sorted(SOURCE.parent.iterdir())]
-    parts = [*(path.read_text() for path in sources), *what, compiler, version, _processor()]
-    library = _folder() / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
-    if _is_whole(library):
-        return library, version, 0.0
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:  # other ranks may be at it, too
-        made = Path(scratch) / "kernels.so"
-        _run([compiler, *what, f"-I{SOURCE.parent}", "-o", str(made), str(source), "-lm"])
-        content = made.read_bytes()
-        write_whole(made, [content, checksum(content).encode()])
-        os.replace(made, library)
-    return library, version, time.monotonic() - began
-
-
-def _is_whole(library: Path) -> bool:
-    """Whether a kept library is there and as it was written: its checksum stands behind what the linker made.
-
-    A library that was cut is no error for the linker: the first call of what is missing ends the process.
-    """
     try:
-        content = library.read_bytes()
-    except OSError:
-        return False
-    return checksum(memoryview(content)[:-_SUM_LENGTH]).encode() == content[-_SUM_LENGTH:]
+        return compiled.build(source, INCLUDES, (f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"))
+    except compiled.CannotCompile as error:
+        raise NoKernels(str(error)) from error
 
 
 def fingerprint() -> str:
     """Of what the kernels come from: their source, how they are compiled, and for which processor."""
-    sources = (path.read_bytes() for path in sorted(SOURCE.parent.iterdir()) if path.is_file())
-    return checksum(b"\0".join([*sources, " ".join(FLAGS).encode(), _processor().encode()]))
-
-
-def address(array: np.ndarray | torch.Tensor | None) -> int | None:
-    """Where an array's first number lies."""
-    if array is None:
-        return None
-    if isinstance(array, torch.Tensor):
-        return array.data_ptr()
-    address: int = array.__array_interface__["data"][0]  # as .ctypes.data, which is slower
-    return address
+    files = [*sorted(SOURCE.parent.iterdir()), compiled.KERNELS / "vectors.h"]
+    sources = (path.read_bytes() for path in files if path.is_file())
+    return checksum(b"\0".join([*sources, " ".join(compiled.FLAGS).encode(), compiled.processor().encode()]))
 
 
 def tile_shape(width: int, rows: int) -> tuple[int, int, int]:
     """Shape of an array of activations with `width` features: see `kernels.c`."""
     return -(-rows // TILE), width, TILE
-
-
-def _folder() -> Path:
-    """Where compiled kernels are kept; a private temporary folder if the user's cannot be written."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rs_aligner"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        if os.access(cache, os.W_OK | os.X_OK):
-            return cache
-    except OSError:
-        pass
-    return _private_folder()
-
-
-@functools.cache
-def _private_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="rs_aligner_kernels_"))
-
-
-def _run(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=COMPILE_SECONDS,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoKernels(f"{command[0]}: {error}") from error
-    except subprocess.CalledProcessError as error:
-        first = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr[-200:])
-        raise NoKernels(f"{command[0]} failed: {first}") from error
-    return done.stdout
-
-
-def _processor() -> str:
-    """What `-march=native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))

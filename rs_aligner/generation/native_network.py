@@ -23,12 +23,12 @@ from rs_aligner.generation.native import (
     Kernels,
     Layer,
     Model,
-    address,
     tile_shape,
 )
 from rs_aligner.generation.network import rotary_tables
 from rs_aligner.generation.pages import PagePool
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.compiled import address
 from rs_aligner.model.runtime import Runtime
 
 

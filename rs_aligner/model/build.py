@@ -1,18 +1,24 @@
 """The Megatron model of an architecture: `GPTModel` with the layers that its family says.
 
-A reward model has a value head in the place of the output layer.
+A reward model has a value head in the place of the output layer. The output layer works only where a line of
+rows asks for something: most tokens of a prompt have logits that nobody looks at.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from torch.nn import functional
 
 from rs_aligner.config.recompute import Recompute
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.registry import family_of
+from rs_aligner.model.line import Line
 from rs_aligner.model.modules import ValueHead
 from rs_aligner.model.runtime import Runtime
 
@@ -79,6 +85,46 @@ def transformer_config(
     )
 
 
+class LineModel(GPTModel):
+    """Megatron's model, whose output layer works only at the places that a line asks for."""
+
+    def _postprocess(
+        self, hidden_states: torch.Tensor, *args: Any, packed_seq_params: Line | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        places = None if packed_seq_params is None else packed_seq_params.places
+        if not self.post_process or places is None:
+            return super()._postprocess(hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs)
+        head, was_parallel = self.output_layer, self.output_layer.sequence_parallel
+        if was_parallel:
+            # The places lie anywhere in the sequence. The output layer then sums the gradient over the ranks,
+            # so each only has to take its part of it here.
+            hidden_states = gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False
+            )
+        # The layer looks at this as it is called, and keeps to it in its backward pass.
+        head.sequence_parallel = False
+        try:
+            return super()._postprocess(
+                hidden_states.flatten(0, 1).index_select(0, places).unsqueeze(1),
+                *args,
+                packed_seq_params=packed_seq_params,
+                **kwargs,
+            )
+        finally:
+            head.sequence_parallel = was_parallel
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The negative log-probability of each label, `[B, S]` in float32, from `logits` `[S, B, V_rank]`."""
+        if self.config.tensor_model_parallel_size > 1:
+            losses: torch.Tensor = super().compute_language_model_loss(labels, logits)
+            return losses
+        # What Megatron has for a vocabulary that is shared out passes over the logits twice as often.
+        nll = functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.transpose(0, 1).flatten(), reduction="none"
+        )
+        return nll.view(logits.shape[:2]).transpose(0, 1)
+
+
 def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime) -> GPTModel:
     """This rank's part of the model, randomly initialised, on the rank's device."""
     family = family_of(arch)
@@ -87,7 +133,7 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
         layer_norm=ModuleSpec(module=family.final_norm()),
     )
     with runtime.cuda_stand_in():
-        model = GPTModel(
+        model = LineModel(
             config,
             block,
             vocab_size=arch.vocab_size,

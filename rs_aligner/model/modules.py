@@ -1,8 +1,7 @@
-"""Modules of our own in Megatron's layers: norm, attention, and a reward model's head.
+"""Modules of our own in Megatron's layers: the norm, and a reward model's head. `attention.py` has attention.
 
-Megatron's local layer spec needs no further package. Its attention materialises the scores and its norm
-refuses sequence parallelism, so both are replaced: attention by torch's fused kernel (flash attention on a
-GPU), the norm by one that marks its weight as sequence-parallel.
+Megatron's local layer spec needs no further package. Its norm refuses sequence parallelism, so it is replaced
+by one that marks its weight as sequence-parallel.
 """
 
 from __future__ import annotations
@@ -14,40 +13,37 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from torch.nn import functional
 
+from rs_aligner.model.fused import rms_norm, swiglu
+from rs_aligner.model.native import kernels_of
+
 
 class RMSNorm(torch.nn.Module):
     """Root mean square norm over the last dimension (Zhang and Sennrich, 2019), sequence-parallel aware."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.kernels = eps, kernels_of(config)
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         # Megatron reads it off a parameter.
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        return rms_norm(hidden, self.weight, self.eps, self.kernels)
 
 
-class FusedAttention(torch.nn.Module):
-    """Causal attention by `scaled_dot_product_attention`, without dropout.
+class SwiGLU(torch.nn.Module):
+    """What stands between an MLP's two layers: `[..., 2 F]`, gate first, to `[..., F]`."""
 
-    Rows are padded on the right, so the causal mask alone keeps padding out of every real token.
-    """
-
-    def __init__(self, config: TransformerConfig, softmax_scale: float | None = None, **_: Any) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.softmax_scale = softmax_scale
+        self.kernels = kernels_of(config)
 
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
-    ) -> torch.Tensor:
-        """`[S, B, heads, dim]` each; returns `[S, B, heads * dim]`."""
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return out.permute(2, 0, 1, 3).flatten(2)
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return swiglu(hidden, self.kernels)
+
+    def sharded_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Nothing to save; Megatron asks every part of an MLP."""
+        return {}
 
 
 class ValueHead(torch.nn.Module):

@@ -1,10 +1,12 @@
-"""From the model's logits to what a term of the objective may see of them, in whatever layout.
+"""A micro-batch through the model, and from its logits to what a term of the objective may see of them.
 
-Only where a term needs them. Else Megatron makes log-probabilities of its logits within the model, and lets
-them go.
+Logits are there for response tokens only, and only where a term needs them. Else the model makes
+log-probabilities of them, and lets them go.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,25 +18,31 @@ from megatron.core.tensor_parallel import (
 )
 
 from rs_aligner.objective.terms import Logits
+from rs_aligner.policy.batches import MicroBatch
 
 
-def predictions(output: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Logits]:
-    """The loss of each next token, `[B, S]`, as the model gives it with labels; and the logits.
+def run_line(model: Any, batch: MicroBatch, *, labels: torch.Tensor | None) -> torch.Tensor:
+    """Losses `[1, N]` with labels, logits `[1, N, V_rank]` without; hidden states before the last stage."""
+    line = batch.line
+    positions = line.positions(batch.tokens.device)[None]
+    output: torch.Tensor = model(batch.tokens, positions, None, labels=labels, packed_seq_params=line)
+    return output
+
+
+def predictions(output: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, Logits]:
+    """The loss of each response token, `[1, N]`, as the model gives it with labels; and the logits, by row.
 
     Args:
-        output: `[B, S, V_rank]`, this rank's part of the logits.
-        labels: int64 `[B, S]`, the token after each.
-
-    Returns:
-        The losses, and the logits of all positions but the last, behind which there is nothing.
+        output: `[1, N, V_rank]`, this rank's part of the logits.
+        batch: what they are of.
     """
     # Megatron's function writes over the float32 logits that it is given.
-    losses_BS = vocab_parallel_cross_entropy(output.to(torch.float32, copy=True), labels)
-    return losses_BS, as_logits(output[:, :-1].float())
+    losses_1N = vocab_parallel_cross_entropy(output.to(torch.float32, copy=True), batch.labels)
+    return losses_1N, as_logits(batch.by_row(output[0].float()))
 
 
 def as_logits(columns: torch.Tensor) -> Logits:
-    """This rank's columns, `[B, T, V_rank]`, with what sums over those of all ranks."""
+    """This rank's columns, `[B, R, V_rank]`, with what sums over those of all ranks."""
     return Logits(
         columns,
         parallel_state.get_tensor_model_parallel_rank() * columns.shape[-1],

@@ -15,6 +15,7 @@ from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.adapting import adapters_for
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.outcome import StepStats
 from rs_aligner.policy.reference import StartingWeights, response_log_probs, with_starting_logits
 from rs_aligner.policy.sampler import Sampler, load_model
@@ -78,6 +79,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             adapters=adapters,
         )
         self.config = config
+        self.split = Split(config.micro_batch_size, config.max_tokens_per_microbatch)
         self.sampler = Sampler(model, arch, runtime, tokenizer, seed=config.seed, generation=generation)
         # Taken now, before a checkpoint is loaded: a continued run has the same start.
         self._start = StartingWeights(self.trainer, objective.offload_reference) if keep_start else None
@@ -98,7 +100,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         """One optimizer step on a global batch of rows."""
         return self.trainer.step(
             rows,
-            micro_batch_size=self.config.micro_batch_size,
+            split=self.split,
             learning_rate=learning_rate,
             normalization=self.config.loss_normalization,
         )
@@ -114,7 +116,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         """
         self.put_beside()
         with self._starting_weights().in_place():
-            return response_log_probs(self.trainer, rows, self.config.micro_batch_size)
+            return response_log_probs(self.trainer, rows, self.split)
 
     def restart(self) -> None:
         """Go back to the starting weights, with an optimizer as new; the schedule begins again, too.

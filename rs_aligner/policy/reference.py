@@ -19,8 +19,9 @@ import torch
 from megatron.core.optimizer import MegatronOptimizer
 
 from rs_aligner.model.host_memory import copies_on_device, room_on_host
-from rs_aligner.policy.batches import MicroBatch, collate, deal
+from rs_aligner.policy.batches import MicroBatch, Split, collate, deal
 from rs_aligner.policy.forward import Read, forward_only, read_off
+from rs_aligner.policy.logits import run_line
 from rs_aligner.policy.training import BaseTrainer
 from rs_aligner.rollout import TrainingRow
 
@@ -81,7 +82,7 @@ def _forget(optimizer: MegatronOptimizer) -> None:
 
 
 def response_log_probs(
-    trainer: BaseTrainer, rows: Sequence[TrainingRow], micro_batch_size: int
+    trainer: BaseTrainer, rows: Sequence[TrainingRow], split: Split
 ) -> list[tuple[float, ...]]:
     """The log-probability of each response token under the weights that the model has now.
 
@@ -90,14 +91,14 @@ def response_log_probs(
     Args:
         trainer: the model.
         rows: the same on every rank.
-        micro_batch_size: rows that pass through the model together, at most.
+        split: how they are cut into micro-batches.
 
     Returns:
         For each row as many numbers as it has response tokens; the same on every rank.
     """
     runtime = trainer.runtime
     placed = [_Placed(place, row) for place, row in enumerate(rows)]
-    mine = deal(placed, micro_batch_size, runtime.dp_rank, runtime.dp_size)
+    mine = deal(placed, split, runtime.dp_rank, runtime.dp_size)
     batches = [
         ([one.place for one in chunk], collate([one.row for one in chunk], trainer.multiple))
         for chunk in mine
@@ -105,14 +106,10 @@ def response_log_probs(
 
     def run(batch: MicroBatch, model: Any) -> tuple[torch.Tensor, Read]:
         batch = batch.to(runtime.device)
-
-        def log_probs(output: torch.Tensor) -> torch.Tensor:
-            return -output[:, :-1].float()[batch.mask]  # row by row, in order
-
-        return model(batch.tokens, batch.positions, None, labels=batch.labels), log_probs
+        return run_line(model, batch, labels=batch.labels), lambda output: -output[0].float()
 
     def by_row(batch: MicroBatch, log_probs: torch.Tensor) -> list[tuple[float, ...]]:
-        parts = log_probs.cpu().split(batch.mask.sum(1).tolist())
+        parts = log_probs.cpu()[: sum(batch.responses)].split(batch.responses)
         return [tuple(part.tolist()) for part in parts]
 
     return forward_only(trainer.ddp, runtime, batches, run, by_row, len(rows))
@@ -121,14 +118,15 @@ def response_log_probs(
 def with_starting_logits(start: StartingWeights, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
     """This replica's micro-batches with the starting policy's logits, on the ranks of the last stage.
 
-    They stay on the device for the optimizer step: `4 S V` bytes a row, over the tensor-parallel ranks.
+    They stay on the device for the optimizer step: `4 V` bytes a response token, over the tensor-parallel
+    ranks.
     """
     trainer = start.trainer
     runtime = trainer.runtime
 
     def run(batch: MicroBatch, model: Any) -> tuple[torch.Tensor, Read]:
         batch = batch.to(runtime.device)
-        return model(batch.tokens, batch.positions, None, labels=None), lambda output: output[:, :-1].float()
+        return run_line(model, batch, labels=None), lambda output: output[0].float()
 
     with start.in_place():
         found = read_off(trainer.ddp, runtime, batches, run)

@@ -28,6 +28,7 @@ from rs_aligner.model.memory import uses_bf16
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.adapting import adapters_for
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.pairs import PairStats, PairTrainer
 from rs_aligner.policy.scoring import SequenceScorer
 from rs_aligner.policy.trainable import Optimization, Trainable
@@ -143,12 +144,12 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
             changes=config_changes(arch, tokenizer, config.data.add_bos, config.data.chat_template_kwargs),
             adapters=adapters,
         )
-        self.micro_batch_size = config.micro_batch_size
+        self.split = Split(config.micro_batch_size, config.max_tokens_per_microbatch)
         self.score = SequenceScorer(self.trainer.ddp, runtime, 2 * config.micro_batch_size)
 
     def step(self, rows: Sequence[PreferencePair], learning_rate: float) -> PairStats:
         """One optimizer step on a global batch of pairs."""
-        return self.trainer.step(rows, micro_batch_size=self.micro_batch_size, learning_rate=learning_rate)
+        return self.trainer.step(rows, split=self.split, learning_rate=learning_rate)
 
     def evaluate(self, pairs: Sequence[PreferencePair]) -> dict[str, float]:
         """How well held-out pairs are ordered, the same on every rank.

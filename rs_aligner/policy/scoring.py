@@ -16,7 +16,6 @@ from megatron.core.models.gpt import GPTModel
 
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.forward import Read, forward_only
-from rs_aligner.policy.pairs import last_values, padded, run_model
 
 WIDTH = 64
 
@@ -31,6 +30,19 @@ def batches_of(sequences: Sequence[Sequence[int]], batch_size: int) -> list[tupl
         for width, places in sorted(by_width.items())
         for start in range(0, len(places), batch_size)
     ]
+
+
+def padded(sequences: Sequence[Sequence[int]], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded `tokens` `[B, width]` and their `lengths` `[B]`."""
+    tokens = torch.zeros(len(sequences), width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.tensor(sequence)
+    return tokens, torch.tensor([len(sequence) for sequence in sequences])
+
+
+def last_values(output: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """The value head's numbers `[B, S, 1]` at each row's last token: `[B]`, float32."""
+    return output.float().squeeze(-1).gather(1, lengths[:, None] - 1).squeeze(1)
 
 
 class _Sequences(NamedTuple):
@@ -73,4 +85,5 @@ class SequenceScorer:
 
     def _run(self, batch: _Sequences, model: Any) -> tuple[torch.Tensor, Read]:
         tokens, lengths = (tensor.to(self.runtime.device) for tensor in batch)
-        return run_model(model, tokens), lambda output: last_values(output, lengths)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return model(tokens, positions, None), lambda output: last_values(output, lengths)

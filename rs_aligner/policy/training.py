@@ -35,8 +35,8 @@ from rs_aligner.model.lean_megatron import build_optimizers_plainly
 from rs_aligner.model.lora import Adapters
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import Inputs, terms_of
-from rs_aligner.policy.batches import MicroBatch, denominator, micro_batches
-from rs_aligner.policy.logits import as_logits, predictions
+from rs_aligner.policy.batches import MicroBatch, Split, denominator, micro_batches
+from rs_aligner.policy.logits import as_logits, predictions, run_line
 from rs_aligner.policy.outcome import NotFinite, StepStats
 from rs_aligner.policy.stops import stoppable
 from rs_aligner.rollout import TrainingRow
@@ -107,7 +107,7 @@ class BaseTrainer:
 
     @property
     def multiple(self) -> int:
-        """What the lengths of rows must be multiples of."""
+        """What the lengths of lines must be multiples of."""
         return self.runtime.tp_size if self.config.sequence_parallel else 1
 
     def _use_threads(self, tokens: int) -> None:
@@ -124,20 +124,19 @@ class BaseTrainer:
             group["lr"] = learning_rate
             # Megatron marks 1-D tensors and biases with a factor of 0, which only its own scheduler reads.
             group["weight_decay"] = self._weight_decay * (1.0 if self._decays_all else group["wd_mult"])
+            if "fused" in group and self.runtime.device.type == "cpu":  # torch's Adam, in one pass, not ten
+                group["fused"], group["foreach"] = True, False
         with self.runtime.cuda_stand_in():
             self.moved = True
             _, grad_norm, _ = self.optimizer.step()
         return float(grad_norm)
 
-    def accumulate(
-        self, batches: Sequence[Any], forward: Forward, *, micro_batch_size: int, num_sums: int = 1
-    ) -> list[float]:
+    def accumulate(self, batches: Sequence[Any], forward: Forward, *, num_sums: int = 1) -> list[float]:
         """Leave the global batch's gradient in the parameters' `main_grad`; return its sums, on every rank.
 
         Args:
-            batches: this replica's micro-batches, with `tokens`, as many as any other replica's.
+            batches: this replica's micro-batches, with `tokens` `[1, S]`, as many as any other replica's.
             forward: what is done with each.
-            micro_batch_size: rows of a micro-batch, at most.
             num_sums: K of `forward`.
 
         Raises:
@@ -165,7 +164,7 @@ class BaseTrainer:
             model=[self.ddp],
             num_microbatches=len(batches),
             seq_length=max(batch.tokens.shape[1] for batch in batches),
-            micro_batch_size=micro_batch_size,
+            micro_batch_size=1,  # a line
             forward_only=False,
         )
         mine = self.runtime.is_last_stage and self.runtime.tp_rank == 0
@@ -218,16 +217,16 @@ class Trainer(BaseTrainer):
         self,
         rows: Sequence[TrainingRow],
         *,
-        micro_batch_size: int,
+        split: Split,
         learning_rate: float,
         normalization: Normalization = "sequence",
     ) -> StepStats:
         """One optimizer step on a global batch, the same `rows` on every rank."""
-        loss, figures = self.gradients(rows, micro_batch_size=micro_batch_size, normalization=normalization)
+        loss, figures = self.gradients(rows, split=split, normalization=normalization)
         return StepStats(loss, self.update(learning_rate), learning_rate, figures)
 
     def gradients(
-        self, rows: Sequence[TrainingRow], *, micro_batch_size: int, normalization: Normalization = "sequence"
+        self, rows: Sequence[TrainingRow], *, split: Split, normalization: Normalization = "sequence"
     ) -> tuple[float, dict[str, float]]:
         """Leave the global batch's gradient in the parameters' `main_grad`; return its loss and figures.
 
@@ -239,7 +238,7 @@ class Trainer(BaseTrainer):
         found = {name: number for term in self.terms for name, number in term.counts(rows).items()}
         counts = {name: number for name, number in found.items() if number}
         batches = micro_batches(
-            rows, micro_batch_size, self.runtime.dp_rank, self.runtime.dp_size, multiple=self.multiple
+            rows, split, self.runtime.dp_rank, self.runtime.dp_size, multiple=self.multiple
         )
         if any(term.needs_reference_logits for term in self.terms):
             if self.with_starting_logits is None:
@@ -252,13 +251,11 @@ class Trainer(BaseTrainer):
         def forward(batch: MicroBatch, model: Any) -> Any:
             batch = batch.to(self.runtime.device)
             needs_logits = any(term.needs_logits for term in self.terms)
-            labels = None if needs_logits else batch.labels  # Megatron then makes log-probabilities of them
-            output = model(batch.tokens, batch.positions, None, labels=labels)
+            # With labels the model makes log-probabilities of its logits, and lets these go.
+            output = run_line(model, batch, labels=None if needs_logits else batch.labels)
             return output, partial(added, batch, needs_logits=needs_logits)
 
-        loss, *figures = self.accumulate(
-            batches, forward, micro_batch_size=micro_batch_size, num_sums=1 + len(counts)
-        )
+        loss, *figures = self.accumulate(batches, forward, num_sums=1 + len(counts))
         return loss, dict(zip(counts, figures, strict=True))
 
     def _added(
@@ -272,9 +269,9 @@ class Trainer(BaseTrainer):
         normalization: Normalization,
     ) -> torch.Tensor:
         """What a micro-batch adds to the loss and to each figure, from the model's output."""
-        losses_BS, logits = predictions(output, batch.labels) if needs_logits else (output, None)
+        losses_1N, logits = predictions(output, batch) if needs_logits else (output, None)
         inputs = Inputs(
-            -losses_BS[:, :-1].float(),
+            -batch.by_row(losses_1N[0].float()),
             batch.mask,
             divisor,
             normalization,
@@ -283,7 +280,7 @@ class Trainer(BaseTrainer):
             batch.sampled,
             batch.reference,
             logits,
-            None if batch.reference_logits is None else as_logits(batch.reference_logits),
+            None if batch.reference_logits is None else as_logits(batch.by_row(batch.reference_logits)),
         )
         shares = [term.share(inputs) for term in self.terms]
         loss = reduce(torch.add, [share.loss for share in shares if share.loss is not None])

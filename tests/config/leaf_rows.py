@@ -147,6 +147,7 @@ CHATS: Rows = {"chat_template_kwargs": Row({"mood": "sad"}, "error")}  # the tem
 TRAINED: Rows = {
     **LAYOUT,
     **shown_by("batches", {"micro_batch_size": 2, "global_batch_size": 3}),
+    **shown_by("batches", {"max_tokens_per_microbatch": 30}),
     **shown_by("rows", {"seed": 7, "encoder_seq_length": 24}),
     "sequence_parallel": Row(
         True, "model", {"/trainer.devices": 2, "tensor_model_parallel_size": 2}, ranks=2

@@ -21,6 +21,7 @@ from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.folder import fingerprint, read_model_folder
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import checkpoint
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.training import Trainer
 from rs_aligner.record.manifest import BrokenCheckpoint
 from tests.policy.layout_program import new_trainer, rows
@@ -119,7 +120,7 @@ def test_no_damaged_checkpoint_loads_as_good(
 ) -> None:
     states = {}
     for step in (3, 4):
-        trainer.step(rows(), micro_batch_size=4, learning_rate=1e-2)
+        trainer.step(rows(), split=Split(4), learning_rate=1e-2)
         states[step] = state(trainer)
         checkpoint.save(tmp_path / f"step_{step:06d}", trainer, rt, {"steps": step}, model)
     folder, other = tmp_path / "step_000004", tmp_path / "step_000003"

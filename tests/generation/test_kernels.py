@@ -16,10 +16,11 @@ from rs_aligner.config import GenerationConfig
 from rs_aligner.generation import native
 from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.engines import new_decoder
-from rs_aligner.generation.native import SOURCE, Kernels, NoKernels, address, build, load_kernels, tile_shape
+from rs_aligner.generation.native import SOURCE, Kernels, NoKernels, build, load_kernels, tile_shape
 from rs_aligner.generation.sampling import Controls, choose, derive_seed, uniforms
 from rs_aligner.model import runtime
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.compiled import address
 from rs_aligner.model.families.registry import read_architecture
 from tests.tiny import save_tiny
 

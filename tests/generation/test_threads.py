@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from rs_aligner.generation.native import Kernels, address, load_kernels, tile_shape
+from rs_aligner.generation.native import Kernels, load_kernels, tile_shape
 from rs_aligner.generation.native_network import NativeNetwork
 from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.compiled import address
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.rollout import Prompt, Rollout

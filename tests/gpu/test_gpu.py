@@ -15,6 +15,7 @@ from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.training import Trainer
 from tests.drawing import request_of
@@ -54,10 +55,10 @@ def test_a_gpu_gives_what_plain_torch_gives(tmp_path: Path, dtype: torch.dtype) 
                 log_probs = reference(tokens).logits.float().log_softmax(-1)[0, :-1]
             taken = log_probs.gather(-1, tokens[0, 1:, None]).squeeze(-1)[-len(rollout.token_ids) :]
             assert taken.tolist() == pytest.approx(list(rollout.log_probs), abs=tolerance)
-        before, _ = trainer.gradients(rows(), micro_batch_size=2)
+        before, _ = trainer.gradients(rows(), split=Split(2))
         for _ in range(5):
-            trainer.step(rows(), micro_batch_size=2, learning_rate=1e-2)
-        assert trainer.gradients(rows(), micro_batch_size=4)[0] < before
+            trainer.step(rows(), split=Split(2), learning_rate=1e-2)
+        assert trainer.gradients(rows(), split=Split(4))[0] < before
 
 
 @pytest.mark.parametrize("offload", [True, False])
@@ -80,13 +81,13 @@ def test_the_starting_weights_change_places_on_a_gpu(
         def weights() -> list[torch.Tensor]:
             return [parameter.detach().clone() for parameter in model.parameters()]
 
-        begun, expected = weights(), response_log_probs(trainer, rows(), 2)
+        begun, expected = weights(), response_log_probs(trainer, rows(), Split(2))
         for _ in range(2):
-            trainer.step(rows(), micro_batch_size=2, learning_rate=1e-2)
+            trainer.step(rows(), split=Split(2), learning_rate=1e-2)
         trained = weights()
         with start.in_place():
-            assert response_log_probs(trainer, rows(), 2) == expected
+            assert response_log_probs(trainer, rows(), Split(2)) == expected
         assert all(torch.equal(*pair) for pair in zip(weights(), trained, strict=True))
-        assert response_log_probs(trainer, rows(), 2) != expected
+        assert response_log_probs(trainer, rows(), Split(2)) != expected
         start.restore()
         assert all(torch.equal(*pair) for pair in zip(weights(), begun, strict=True))

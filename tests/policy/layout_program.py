@@ -29,6 +29,7 @@ from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime, ranks_started
 from rs_aligner.policy import checkpoint
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.pairs import PairTrainer
 from rs_aligner.policy.reward_model import config_changes, load_reward_model
 from rs_aligner.policy.scoring import SequenceScorer
@@ -39,7 +40,7 @@ from rs_aligner.selection.filters import Function
 from rs_aligner.trainers.agreement import check_step
 from rs_aligner.trainers.failures import RanksDiffer
 from tests.drawing import request_of
-from tests.policy.objective_cases import NoText, run_objectives
+from tests.policy.objective_cases import SPLITS, NoText, run_objectives
 from tests.ranks import save_result
 
 LAYOUTS = {1: {"one": (1, 1)}, 2: {"dp2": (1, 1), "tp2": (2, 1), "tp2sp": (2, 1), "pp2": (1, 2)}}
@@ -130,16 +131,16 @@ def run_pairs(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) -> 
         huggingface.save_weights(work / name, trainer.ddp.module, arch, rt, folder, changes)
 
     export(trainer, "reward_start")
-    for size in (1, 2, 4):
-        loss, accuracy = trainer.gradients(pairs(), micro_batch_size=size)
+    for size, split in SPLITS.items():
+        loss, accuracy = trainer.gradients(pairs(), split=split)
         grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
         found[f"pairs gradient {size}"] = (loss, grads)
         found[f"pairs accuracy {size}"] = {"accuracy": accuracy}
     trainer, _ = new_pair_trainer(folder, rt, sequence_parallel=sequence_parallel)
-    trainer.step(pairs(), micro_batch_size=2, learning_rate=LEARNING_RATE)
+    trainer.step(pairs(), split=Split(2), learning_rate=LEARNING_RATE)
     saved = work / "reward_step_1"
     checkpoint.save(saved, trainer, rt, {"steps": 1}, folder, changes)
-    trainer.step(pairs(), micro_batch_size=2, learning_rate=LEARNING_RATE)
+    trainer.step(pairs(), split=Split(2), learning_rate=LEARNING_RATE)
     found["pairs two steps"] = weights(trainer)
     export(trainer, "reward_final")
     scorer = SequenceScorer(trainer.ddp, rt, 2)
@@ -147,7 +148,7 @@ def run_pairs(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) -> 
     for label, start in (("pairs resumed", saved), ("pairs continued", (elsewhere or work) / saved.name)):
         resumed, _ = new_pair_trainer(folder, rt, sequence_parallel=sequence_parallel)
         assert checkpoint.load(start, resumed, rt) == {"steps": 1}
-        resumed.step(pairs(), micro_batch_size=2, learning_rate=LEARNING_RATE)
+        resumed.step(pairs(), split=Split(2), learning_rate=LEARNING_RATE)
         found[label] = weights(resumed)
     for label, start in (("folder", work / "reward_final"), ("checkpoint", saved)):
         model, _ = load_reward_model(start, rt, sequence_parallel=sequence_parallel, seed=4)
@@ -168,8 +169,8 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
 
     trainer = new_trainer(folder, rt, distributed=False, sequence_parallel=sequence_parallel)
     for normalization in ("sequence", "token"):
-        for size in (1, 2, 4):
-            loss, _ = trainer.gradients(rows(), micro_batch_size=size, normalization=normalization)
+        for size, split in SPLITS.items():
+            loss, _ = trainer.gradients(rows(), split=split, normalization=normalization)
             grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
             found[f"gradient {normalization} {size}"] = (loss, grads)
     for name, how in {
@@ -177,7 +178,7 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
         "overlapped": {"overlap_grad_reduce": True},
     }.items():
         other = new_trainer(folder, rt, distributed=False, sequence_parallel=sequence_parallel, **how)
-        loss, _ = other.gradients(rows(), micro_batch_size=2)
+        loss, _ = other.gradients(rows(), split=Split(2))
         grads = huggingface.gather_tensors(other.ddp.module, arch, rt, of=lambda p: p.main_grad)
         found[f"gradient {name}"] = (loss, grads)
 
@@ -200,7 +201,7 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
         trainer = new_trainer(folder, rt, distributed=distributed, sequence_parallel=sequence_parallel)
 
         def step(trainer: Trainer) -> None:
-            trainer.step(rows(), micro_batch_size=2, learning_rate=LEARNING_RATE)
+            trainer.step(rows(), split=Split(2), learning_rate=LEARNING_RATE)
 
         step(trainer)
         saved = work / f"{label}_step_1"

@@ -23,6 +23,7 @@ from rs_aligner.model.adapter_folder import gather_adapters, save_adapters
 from rs_aligner.model.lora import Adapters, attach
 from rs_aligner.model.lora_wanted import spec_of
 from rs_aligner.model.runtime import Runtime
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.pairs import PairTrainer
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import response_log_probs
@@ -107,12 +108,12 @@ def run_layout(name: str, folder: Path, work: Path, rt: Runtime, elsewhere: Path
     for adapters in ("everywhere", "some"):
         policy = new_policy(adapters, distributed=False)
         save_adapters(work / adapters, policy.adapters, folder)
-        loss, _ = policy.trainer.gradients(rows(), micro_batch_size=4)
+        loss, _ = policy.trainer.gradients(rows(), split=Split(4))
         found[f"gradient {adapters}"] = (loss, gradients(policy.adapters))
         found[f"norm {adapters}"] = policy.trainer.update(1e-9)
     found["greedy"] = greedy(policy)
     policy = new_policy("everywhere", distributed=False, again="full")
-    loss, _ = policy.trainer.gradients(rows(), micro_batch_size=4)
+    loss, _ = policy.trainer.gradients(rows(), split=Split(4))
     found["gradient recomputed"] = (loss, gradients(policy.adapters))
     for kind, settings in KINDS.items() if name in ALL_KINDS else [("distributed", KINDS["distributed"])]:
         new = partial(new_policy, "everywhere", **settings)
@@ -152,10 +153,10 @@ def run_steps(new: Any, work: Path, elsewhere: Path | None) -> dict[str, Any]:
     greedy(policy)
     policy.train(rows())
     policy.save(work / "one_step", {"steps": 1})
-    trained = response_log_probs(policy.trainer, rows(), 2)
+    trained = response_log_probs(policy.trainer, rows(), Split(2))
     found: dict[str, Any] = {
         "reference": reference == policy.reference_log_probs(rows()) and reference != trained,
-        "trained again": trained == response_log_probs(policy.trainer, rows(), 2),
+        "trained again": trained == response_log_probs(policy.trainer, rows(), Split(2)),
     }
     greedy(policy)
     policy.train(rows())
@@ -202,7 +203,7 @@ def run_pairs(folder: Path, rt: Runtime, sp: bool) -> dict[str, Any]:
     assert spec is not None
     adapters = attach(model, arch, rt, spec, seed=1234)
     trainer = PairTrainer(model, model.config, rt, adam(False))
-    loss, _ = trainer.gradients(pairs(), micro_batch_size=2)
+    loss, _ = trainer.gradients(pairs(), split=Split(2))
     return {"pairs gradient": (loss, gradients(adapters))}
 
 

@@ -16,6 +16,7 @@ from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime, ranks_started
 from rs_aligner.policy import checkpoint
+from rs_aligner.policy.batches import Split
 from tests.allocations import counted
 from tests.policy.layout_program import LEARNING_RATE, new_trainer, rows
 from tests.ranks import save_result
@@ -25,7 +26,7 @@ LAYOUTS = {"dp2": (1, 1), "tp2": (2, 1)}
 
 def measured(folder: Path, work: Path, rt: Runtime) -> dict[str, Any]:
     trainer = new_trainer(folder, rt, distributed=True)
-    trainer.step(rows(), micro_batch_size=2, learning_rate=LEARNING_RATE)
+    trainer.step(rows(), split=Split(2), learning_rate=LEARNING_RATE)
     model, arch = trainer.ddp.module, read_architecture(folder)
     files = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     with torch.no_grad():

@@ -20,6 +20,7 @@ from rs_aligner.config import LengthParams, ObjectiveConfig, PolicyModelBase, Sa
 from rs_aligner.model import huggingface
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import TERMS, Term
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.outcome import StepStats
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import response_log_probs
@@ -37,7 +38,8 @@ OBJECTIVES = {
     "entropy": ObjectiveConfig(advantage="group", clip=0.2, clip_high=0.3, kl=0.3, kl_estimator="k3+"),
 }
 MIXED = ("all", "entropy")
-SIZES = (1, 2, 4)
+SPLITS = {"1": Split(1), "2": Split(2), "24 tokens": Split(1, tokens=24)}
+"""One row of them is longer than 24 tokens, and goes alone."""
 NORMALIZATIONS = ("sequence", "token")
 WEIGHTS = (1.5, -0.5, 1.0, 0.25, -2.0, 1.0, 0.75)
 
@@ -135,18 +137,16 @@ def run_objectives(
     for name, objective in OBJECTIVES.items():
         with further_terms(*([EntropyBonus.of] if name == "entropy" else [])):
             policy = new_policy(objective, distributed=False)
-        own = response_log_probs(policy.trainer, rows, 4)
+        own = response_log_probs(policy.trainer, rows, Split(4))
         given = objective_rows(name, rows, own)
         for normalization in NORMALIZATIONS:
-            for size in SIZES:
-                loss, figures = policy.trainer.gradients(
-                    given, micro_batch_size=size, normalization=normalization
-                )
+            for size, split in SPLITS.items():
+                loss, figures = policy.trainer.gradients(given, split=split, normalization=normalization)
                 grads = weights(policy, lambda parameter: parameter.main_grad)
                 found[f"objective {name} {normalization} {size}"] = (loss, grads)
                 found[f"figures {name} {normalization} {size}"] = {"figures": figures}
         if name == "all":
-            plain, _ = policy.trainer.gradients(rows, micro_batch_size=2)
+            plain, _ = policy.trainer.gradients(rows, split=Split(2))
             grads = weights(policy, lambda parameter: parameter.main_grad)
             found["objective none"] = (plain, grads)
 
@@ -183,7 +183,7 @@ def _full_kl(
     policy.train(rows)
     found: dict[str, Any] = {"full kl weights": weights(policy)}
     for size in (1, 4):
-        loss, figures = policy.trainer.gradients(rows, micro_batch_size=size)
+        loss, figures = policy.trainer.gradients(rows, split=Split(size))
         found[f"full kl {size}"] = (loss, weights(policy, lambda parameter: parameter.main_grad))
         found[f"full kl figures {size}"] = {"figures": figures}
     found["full kl weights afterwards"] = weights(policy)
@@ -243,7 +243,7 @@ def _start_cases(
     trained = weights(policy)
     found["reference after a step"] = reference(policy)
     found["one step"], found["one step after the reference"] = trained, weights(policy)
-    found["trained log_probs"] = {"log_probs": response_log_probs(policy.trainer, rows, 2)}
+    found["trained log_probs"] = {"log_probs": response_log_probs(policy.trainer, rows, Split(2))}
     policy.train(rows)
     found["two steps beside the reference"] = weights(policy)
     policy.save(work / "trained", {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rs_aligner.policy.batches import collate, deal, denominator, micro_batches
+from rs_aligner.policy.batches import MIN_PLACES, Split, collate, deal, denominator, micro_batches
 from rs_aligner.rollout import TrainingRow
 
 pytestmark = pytest.mark.timeout(60)
@@ -52,7 +52,7 @@ def test_ratios_bring_weights_even_where_all_are_one() -> None:
 
 def test_weights_follow_their_rows_when_these_are_put_in_order_of_length() -> None:
     rows = [row(2, length, weight=float(length)) for length in (7, 1, 5, 3, 2, 6)]
-    shares = [micro_batches(rows, 2, rank, 2) for rank in range(2)]
+    shares = [micro_batches(rows, Split(2), rank, 2) for rank in range(2)]
     seen = []
     for batch in (batch for share in shares for batch in share):
         lengths = batch.mask.sum(1).tolist()
@@ -64,16 +64,14 @@ def test_weights_follow_their_rows_when_these_are_put_in_order_of_length() -> No
     assert sorted(seen) == [1, 2, 3, 5, 6, 7]
 
 
-def test_log_probabilities_stand_where_their_tokens_are_predicted_and_nothing_elsewhere() -> None:
+def test_log_probabilities_stand_with_their_tokens_and_nothing_elsewhere() -> None:
     rows = [row(3, 2, first=-1.0), row(1, 4, first=-9.0), row(2, 1)]
     batch = collate(rows, 4)
-    assert batch.tokens.shape == (3, 8)
+    assert batch.tokens.shape == (1, 16)
     assert batch.sampled is not None
     assert batch.reference is not None
     nan = float("nan")
-    expected = torch.tensor(
-        [[nan, nan, -1.0, -2.0, nan, nan, nan], [-9.0, -10.0, -11.0, -12.0, nan, nan, nan], [nan] * 7]
-    )
+    expected = torch.tensor([[-1.0, -2.0, nan, nan], [-9.0, -10.0, -11.0, -12.0], [nan] * 4])
     assert torch.equal(batch.sampled.nan_to_num(7), expected.nan_to_num(7))
     assert torch.equal(batch.reference.nan_to_num(7), (expected - 0.5).nan_to_num(7))
     has_them = torch.tensor([[True], [True], [False]])
@@ -88,7 +86,7 @@ def test_log_probabilities_that_do_not_fit_their_response_are_refused(values: tu
 
 def test_a_micro_batch_moves_to_a_device_with_all_that_it_has() -> None:
     batch = collate([row(2, 3, 0.5, first=-1.0), row(1, 1)], 1).to(torch.device("meta"))
-    for part in (batch.tokens, batch.mask, batch.weights, batch.sampled, batch.reference):
+    for part in (batch.tokens, batch.places, batch.mask, batch.weights, batch.sampled, batch.reference):
         assert part is not None
         assert part.device.type == "meta"
     bare = collate([row(2, 3)], 1).to(torch.device("meta"))
@@ -96,29 +94,45 @@ def test_a_micro_batch_moves_to_a_device_with_all_that_it_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "multiple", "width"), [(1, 1, 2), (2, 1, 2), (5, 1, 5), (5, 4, 8), (8, 4, 8)]
+    ("length", "multiple", "lengths"),
+    [(1, 1, (1, 1)), (5, 1, (5, 1)), (5, 2, (5, 1)), (5, 4, (5, 1, 2)), (8, 4, (8, 1, 3))],
 )
-def test_the_width_is_that_of_the_longest_row_rounded_up(length: int, multiple: int, width: int) -> None:
+def test_rows_lie_in_a_line_without_padding_between_them(
+    length: int, multiple: int, lengths: tuple[int, ...]
+) -> None:
     batch = collate([row(1, length - 1), row(1, 0)], multiple)
-    assert batch.tokens.shape == (2, width)
-    assert batch.mask.shape == (2, width - 1)
+    assert batch.lengths == lengths
+    assert batch.tokens.shape == (1, sum(lengths))
+    assert batch.mask.sum(1).tolist() == [length - 1, 0]
 
 
 @pytest.mark.parametrize(("multiple", "width"), [(1, 2), (2, 2), (4, 4)])
 def test_a_micro_batch_without_rows_is_a_row_that_counts_nothing(multiple: int, width: int) -> None:
     batch = collate([], multiple)
     assert batch.tokens.tolist() == [[0] * width]
-    assert batch.mask.tolist() == [[False] * (width - 1)]
+    assert batch.lengths == (width,)
+    assert batch.mask.tolist() == [[False]]
+    assert batch.places.tolist() == [0] * MIN_PLACES
     assert batch.tokens.dtype == torch.int64
     assert (batch.weights, batch.sampled, batch.reference) == (None, None, None)
 
 
 def test_places_count_from_0_and_labels_are_the_tokens_behind() -> None:
     batch = collate([row(2, 1), row(1, 1)], 1)
-    assert batch.tokens.tolist() == [[10, 11, 50], [10, 50, 0]]
-    assert batch.positions.tolist() == [[0, 1, 2], [0, 1, 2]]
-    assert batch.labels.tolist() == [[11, 50, 10], [50, 0, 10]]
-    assert batch.labels[:, :-1][batch.mask].tolist() == [50, 50]
+    assert batch.tokens.tolist() == [[10, 11, 50, 10, 50]]
+    assert batch.line.positions(batch.tokens.device).tolist() == [0, 1, 2, 0, 1]
+    assert batch.places.tolist() == [1, 3, 0, 0]
+    assert batch.labels[0, :2].tolist() == [50, 50]
+    assert batch.by_row(torch.tensor([7.0, 8.0, 9.0, 9.0])).tolist() == [[7.0], [8.0]]
+
+
+def test_what_was_found_at_places_goes_back_to_its_row_and_token() -> None:
+    batch = collate([row(2, 1), row(3, 0), row(1, 3)], 1)
+    found = batch.by_row(torch.tensor([[1.0, -1.0], [2.0, -2.0], [3.0, -3.0], [4.0, -4.0]]))
+    assert found[..., 0].tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [2.0, 3.0, 4.0]]
+    assert found[..., 1].tolist() == [[-1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [-2.0, -3.0, -4.0]]
+    empty = collate([row(2, 0), row(3, 0)], 1)
+    assert empty.by_row(torch.tensor([9.0] * MIN_PLACES)).tolist() == [[0.0], [0.0]]
 
 
 @pytest.mark.parametrize(
@@ -133,11 +147,38 @@ def test_places_count_from_0_and_labels_are_the_tokens_behind() -> None:
 def test_rows_are_dealt_by_length_and_every_replica_gets_as_many_chunks(
     rows: list[str], size: int, shares: list[list[list[str]]]
 ) -> None:
-    assert [deal(rows, size, rank, 2) for rank in range(2)] == shares
+    assert [deal(rows, Split(size), rank, 2) for rank in range(2)] == shares
 
 
 def test_rows_of_equal_length_keep_their_order() -> None:
-    assert deal(["x", "b", "a"], 3, 0, 1) == [["x", "b", "a"]]
+    assert deal(["x", "b", "a"], Split(3), 0, 1) == [["x", "b", "a"]]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [1, 7, 20, 40, 1000])
+def test_rows_are_dealt_by_their_tokens_within_the_limit_and_in_balance(tokens: int, replicas: int) -> None:
+    rows = ["x" * length for length in (9, 1, 14, 3, 3, 20, 6, 2, 11, 5)]
+    shares = [deal(rows, Split(1, tokens), rank, replicas) for rank in range(replicas)]
+    assert len({len(share) for share in shares}) == 1
+    chunks = [chunk for share in shares for chunk in share]
+    assert sorted(row for chunk in chunks for row in chunk) == sorted(rows)
+    sums = [sum(map(len, chunk)) for chunk in chunks]
+    for chunk, total in zip(chunks, sums, strict=True):
+        assert total <= tokens or len(chunk) == 1
+    if tokens == 40:
+        assert max(sums) - min(sums) <= 11  # about equal: less than the third longest row apart
+    if tokens == 1000:
+        assert len(chunks) == replicas
+
+
+def test_nothing_is_dealt_out_where_there_are_no_rows() -> None:
+    assert deal([], Split(1, 8), 0, 2) == []
+
+
+def test_what_a_row_costs_may_be_more_than_its_length() -> None:
+    rows = ["aa", "b", "ccc", "d"]
+    chunks = deal(rows, Split(1, 8), 0, 1, cost=lambda row: 2 * len(row))
+    assert sorted(sum(2 * len(row) for row in chunk) for chunk in chunks) == [6, 8]
 
 
 def test_a_batch_is_divided_by_its_rows_or_its_response_tokens() -> None:

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from rs_aligner.config import ExpManagerConfig
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import checkpoint, checkpoint_files
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.reward_model import load_reward_model
 from rs_aligner.policy.training import Trainer
 from rs_aligner.record import manifest
@@ -39,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trainer(model: Path, rt: Runtime) -> Trainer:
     trainer = new_trainer(model, rt, distributed=True)
-    trainer.step(rows(), micro_batch_size=2, learning_rate=1e-2)
+    trainer.step(rows(), split=Split(2), learning_rate=1e-2)
     return trainer
 
 

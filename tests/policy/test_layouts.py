@@ -17,6 +17,7 @@ from rs_aligner.loss import masked_nll, response_mask
 from rs_aligner.rollout import TrainingRow
 from tests.policy.conftest import FAMILY, LAYOUTS
 from tests.policy.layout_program import RECOMPUTES, WAYS, pairs, prompts, rows
+from tests.policy.objective_cases import SPLITS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TWO = LAYOUTS[1:]
@@ -54,13 +55,13 @@ def hf_model(folder: Path) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", SPLITS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_loss_and_gradient_are_those_of_plain_torch(
     results: dict[str, dict[str, Any]],
     hf_model: torch.nn.Module,
     layout: str,
-    size: int,
+    size: str,
     normalization: str,
 ) -> None:
     loss, grads = results[layout][f"gradient {normalization} {size}"]
@@ -217,10 +218,10 @@ def hf_reward_model(results: dict[str, dict[str, Any]], folder: Path) -> torch.n
     return transformers.AutoModelForSequenceClassification.from_pretrained(start, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", SPLITS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_loss_and_gradient_of_pairs_are_those_of_plain_torch(
-    results: dict[str, dict[str, Any]], hf_reward_model: torch.nn.Module, layout: str, size: int
+    results: dict[str, dict[str, Any]], hf_reward_model: torch.nn.Module, layout: str, size: str
 ) -> None:
     loss, grads = results[layout][f"pairs gradient {size}"]
     expected_loss, expected_accuracy, expected = reward_reference(hf_reward_model)

@@ -86,7 +86,7 @@ def test_the_gradient_is_the_same_where_activations_are_computed_again(found: Fo
     expected_loss, expected = found[layout]["gradient everywhere"]
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     for name, grad in expected.items():
-        assert (grads[name] - grad).norm() <= 1e-6 * grad.norm(), name
+        assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
 
 
 @pytest.mark.parametrize("layout", OTHERS)

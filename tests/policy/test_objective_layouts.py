@@ -20,7 +20,7 @@ from tests.policy.conftest import FAMILY, LAYOUTS
 from tests.policy.entropy_bonus import BONUS
 from tests.policy.full_kl import WEIGHT
 from tests.policy.layout_program import rows
-from tests.policy.objective_cases import NORMALIZATIONS, OBJECTIVES, SIZES, objective_rows
+from tests.policy.objective_cases import NORMALIZATIONS, OBJECTIVES, SPLITS, objective_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 KINDS = ("ordinary", "distributed", "bf16")
@@ -104,7 +104,7 @@ def plain_objective(
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", SPLITS)
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_loss_gradient_and_figures_are_those_of_plain_torch(
@@ -112,7 +112,7 @@ def test_loss_gradient_and_figures_are_those_of_plain_torch(
     plain: Callable[[str, str], Plain],
     layout: str,
     name: str,
-    size: int,
+    size: str,
     normalization: str,
 ) -> None:
     loss, grads = layouts[layout][f"objective {name} {normalization} {size}"]

@@ -19,6 +19,7 @@ from rs_aligner.model.memory import training_bytes
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tensors import num_parameters
 from rs_aligner.objective import terms
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.trainable import Optimization
@@ -205,9 +206,9 @@ def test_an_update_makes_the_better_answer_likelier_and_the_worse_one_less_likel
         TrainingRow(prompts()[r.group].token_ids, r.token_ids, 1.0 - 2 * r.index, r.log_probs)
         for r in sampled(policy)[:6]
     ]
-    before = response_log_probs(policy.trainer, batch, 2)
+    before = response_log_probs(policy.trainer, batch, Split(2))
     assert policy.step(batch, 1e-4).figures["clip_fraction"] == 0
-    after = response_log_probs(policy.trainer, batch, 2)
+    after = response_log_probs(policy.trainer, batch, Split(2))
     for row, old, new in zip(batch, before, after, strict=True):
         assert (sum(new) > sum(old)) == (row.weight > 0)
     fractions = [policy.train(batch)[0].figures["clip_fraction"] for _ in range(4)]

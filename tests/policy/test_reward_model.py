@@ -23,6 +23,7 @@ from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tensors import num_parameters
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy import checkpoint
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reward_model import MegatronRewardModel, config_changes, load_reward_model
 from rs_aligner.policy.scoring import WIDTH, SequenceScorer, batches_of
@@ -72,7 +73,7 @@ def test_a_policys_checkpoint_can_be_started_from(rt: Runtime, tmp_path: Path, f
     """The trunk is the checkpoint's, also where that has an output layer (llama3); the head is new."""
     start, saved = save_tiny(family, tmp_path / "policy"), tmp_path / "step_000001"
     policy = new_trainer(start, rt, distributed=True)
-    policy.step([TrainingRow((1, 2), (3, 4))], micro_batch_size=1, learning_rate=1e-2)
+    policy.step([TrainingRow((1, 2), (3, 4))], split=Split(1), learning_rate=1e-2)
     checkpoint.save(saved, policy, rt, {}, start)
     model, _ = load_reward_model(saved, rt, seed=5)
     trained = dict(policy.ddp.module.named_parameters())

@@ -22,6 +22,7 @@ from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import training
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.outcome import NotFinite
 from rs_aligner.policy.training import Trainer, denominator, micro_batches
 from rs_aligner.rollout import TrainingRow
@@ -73,7 +74,7 @@ def gradient(trainer: Trainer, folder: Path, rt: Runtime) -> Callable[..., Gradi
     def gradient(
         rows: Sequence[TrainingRow], size: int = 2, normalization: Normalization = "sequence"
     ) -> Gradient:
-        loss, _ = trainer.gradients(rows, micro_batch_size=size, normalization=normalization)
+        loss, _ = trainer.gradients(rows, split=Split(size), normalization=normalization)
         arch, model = read_architecture(folder), trainer.ddp.module
         return loss, huggingface.gather_tensors(model, arch, rt, of=_main_grad)
 
@@ -168,6 +169,12 @@ def test_an_empty_response_adds_nothing_but_counts_as_a_sequence(gradient: Calla
 # Who gets which rows
 
 
+def responses_of(batch: training.MicroBatch) -> list[tuple[int, ...]]:
+    """What a micro-batch says is learnt of each row."""
+    labels = batch.labels[0][: int(batch.mask.sum())].split(batch.responses)
+    return [tuple(part.tolist()) for part in labels]
+
+
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 7, 8])
 @pytest.mark.parametrize("dp_size", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -175,19 +182,19 @@ def test_replicas_share_all_rows_out_in_as_many_micro_batches_each(
     num_rows: int, dp_size: int, size: int
 ) -> None:
     rows = (rows_ending_in(2) + rows_ending_in(0))[:num_rows]
-    shares = [micro_batches(rows, size, rank, dp_size, multiple=4) for rank in range(dp_size)]
+    shares = [micro_batches(rows, Split(size), rank, dp_size, multiple=4) for rank in range(dp_size)]
     assert len({len(share) for share in shares}) == 1
     found = []
     for batch in (batch for share in shares for batch in share):
-        assert len(batch.tokens) <= size
+        assert len(batch.mask) <= size
+        assert batch.tokens.shape == (1, sum(batch.lengths))
         assert batch.tokens.shape[1] % 4 == 0
-        assert batch.mask.shape == (len(batch.tokens), batch.tokens.shape[1] - 1)
-        found += [tuple(row[1:][mask].tolist()) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
+        found += responses_of(batch)
     assert sorted(response for response in found if response) == sorted(row.response for row in rows)
 
 
 def test_a_replica_without_rows_has_a_micro_batch_without_response_tokens() -> None:
-    (batch,) = micro_batches(rows_ending_in(2)[:1], 1, 1, 2)
+    (batch,) = micro_batches(rows_ending_in(2)[:1], Split(1), 1, 2)
     assert batch.tokens.shape == (1, 2)
     assert not batch.mask.any()
 
@@ -208,7 +215,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were(folder: Path,
         model.decoder.final_layernorm.weight[0] = torch.nan
     before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(FloatingPointError, match=r"the loss is nan and the gradient not finite"):
-        trainer.step([TrainingRow((1, 2), (3, 4))], micro_batch_size=1, learning_rate=1e-3)
+        trainer.step([TrainingRow((1, 2), (3, 4))], split=Split(1), learning_rate=1e-3)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num()), name
 
@@ -216,7 +223,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were(folder: Path,
 def test_a_gradient_whose_norm_is_not_finite_is_not_applied_though_its_numbers_are(trainer: Trainer) -> None:
     before = [p.clone() for p in trainer.ddp.module.parameters()]
     with pytest.raises(NotFinite, match="the gradient not finite"):
-        trainer.step([TrainingRow((1, 2), (3, 4), weight=1e25)], micro_batch_size=1, learning_rate=1e-3)
+        trainer.step([TrainingRow((1, 2), (3, 4), weight=1e25)], split=Split(1), learning_rate=1e-3)
     assert all(map(torch.equal, trainer.ddp.module.parameters(), before))
 
 
@@ -237,15 +244,15 @@ def test_a_stop_comes_between_micro_batches_before_a_weight_has_moved_and_behind
     trainer.moved = False
     try:
         with pytest.raises(stopping.Stopped) as stopped:
-            trainer.step(rows, micro_batch_size=1, learning_rate=1e-3)
+            trainer.step(rows, split=Split(1), learning_rate=1e-3)
         assert (len(forwards), stopped.value.moved) == (1, False)
         assert all(map(torch.equal, trainer.ddp.module.parameters(), before))
         trainer.moved = True  # an optimizer step of the same training step was made: it is finished,
-        trainer.step(rows, micro_batch_size=1, learning_rate=1e-3)
+        trainer.step(rows, split=Split(1), learning_rate=1e-3)
         assert len(forwards) == 5
         stopping.note_save(1000.0)  # unless no time would be left to save it
         with pytest.raises(stopping.Stopped) as stopped:
-            trainer.step(rows, micro_batch_size=1, learning_rate=1e-3)
+            trainer.step(rows, split=Split(1), learning_rate=1e-3)
         assert (len(forwards), stopped.value.moved) == (5, True)
     finally:
         stopping.forget()

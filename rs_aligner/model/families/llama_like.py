@@ -146,6 +146,7 @@ def _megatron(arch: Architecture) -> dict[str, Any]:
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
         "activation_func": functional.silu,
+        "use_te_activation_func": True,  # Megatron's name for an activation that the layer's spec has
         "add_bias_linear": False,
         "add_qkv_bias": arch.qkv_bias,
         "qk_layernorm": arch.qk_norm,
@@ -155,13 +156,16 @@ def _megatron(arch: Architecture) -> dict[str, Any]:
 def _spec(arch: Architecture) -> ModuleSpec:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
-    from rs_aligner.model.modules import FusedAttention, RMSNorm
+    from rs_aligner.model.attention import LineAttention, RotaryAttention
+    from rs_aligner.model.modules import RMSNorm, SwiGLU
 
     layer = get_gpt_layer_local_spec(qk_layernorm=arch.qk_norm, normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.self_attention.module = LineAttention
+    layer.submodules.mlp.submodules.activation_func = SwiGLU
     attention = layer.submodules.self_attention.submodules
-    attention.core_attention = FusedAttention
+    attention.core_attention = RotaryAttention
     if arch.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     return layer

@@ -4,8 +4,9 @@ A term is one file beside this one and one line in `__init__`. It says itself wh
 what they bring (`TrainingRow`), and what its figures are divided by. Everything is counted over the whole
 global batch first, so what micro-batches and ranks come to simply adds up; how rows are cut changes nothing.
 
-Tensors are in next-token space: position `t` stands for predicting token `t + 1`. Left out on purpose: how
-the log-probabilities come about (`policy`), and the weights of rows (`objective.rows`).
+Tensors have a row's response tokens: position `t` is token `t` of its response, and T the longest response of
+the micro-batch. Left out on purpose: how the log-probabilities come about (`policy`), and the weights of rows
+(`objective.rows`).
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Inputs:
     """What a term sees of a micro-batch.
 
     Attributes:
-        log_probs: float32 `[B, T]`, of each next token under the policy; what the gradient flows through.
-        mask: bool `[B, T]`, True on response tokens. Elsewhere anything may stand, NaN included.
+        log_probs: float32 `[B, T]`, of each response token under the policy; what the gradient flows through.
+        mask: bool `[B, T]`, True on response tokens. Behind them anything may stand, NaN included.
         denominator: of the loss, counted over the whole global batch: its rows or its response tokens.
         normalization: which of the two; `loss.masked_nll` says what it means.
         counts: of the global batch, by figure, what the term's `counts` said; figures that count nothing are
