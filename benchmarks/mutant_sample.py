@@ -53,6 +53,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "config/keys.py": ("tests/config/test_page.py", *CONFIG),
     "config/tree.py": ("tests/test_api.py", *CONFIG),
     "config/exp_manager.py": ("tests/loggers/test_sinks.py", *CONFIG),
+    "config/nemo_trainings.py": ("tests/config/test_nemo_scripts.py", *CONFIG),
     "config/*.py": CONFIG,
     "rollout.py": (
         "tests/test_rollout.py",

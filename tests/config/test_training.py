@@ -14,9 +14,23 @@ from rs_aligner.config import (
     TrainSFTConfig,
     load_config,
 )
+from rs_aligner.config.training import LoopConfig, PolicyTrainConfig, TrainConfig
 from tests.config.conftest import POLICY, compose, problems
 
 pytestmark = pytest.mark.timeout(60)
+
+
+def test_a_training_has_to_say_what_its_loop_is_and_one_of_a_policy_what_it_samples() -> None:
+    class NoLoop(TrainConfig): ...
+
+    class NoLengths(PolicyTrainConfig):
+        @property
+        def loop(self) -> LoopConfig:
+            return LoopConfig()
+
+    for schema, lacks in ((NoLoop, "loop"), (NoLengths, "length_params")):
+        with pytest.raises(TypeError, match=f"abstract.*{lacks}"):
+            schema()
 
 
 def test_prompts_get_what_the_response_leaves_of_the_sequence(tree):
