@@ -280,6 +280,11 @@ def test_an_end_string_that_is_a_token_does_not_come_before_the_least_length(
     assert len(rollout.token_ids) >= 3
 
 
+def test_an_end_string_that_was_passed_over_behind_a_token_that_is_not_shown_stays(chatml: Tokenizer) -> None:
+    rollout = say_text(chatml, "<|im_end|>xyzx", end_strings=("x",), min_length=4)
+    assert (rollout.text, rollout.finish_reason) == ("xyz", "stop")
+
+
 def test_an_end_token_that_is_no_special_one_is_no_part_of_the_text(tmp_path: Path) -> None:
     tokenizer = Tokenizer(save_tokenizer(tmp_path, SPECIAL["plain"], eos="</s>", named=[5, 1]))
     mark = tokenizer.decode([5])
