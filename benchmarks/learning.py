@@ -42,6 +42,15 @@ GROUP_ADVANTAGE = {"model.rs.selection": [{"name": "all"}], "model.rs.objective.
 AT_RANDOM = [{"name": "function", "function": f"{Path(__file__).resolve()}:at_random"}]
 
 
+def lora(rank: int, lr: float) -> dict[str, Any]:
+    """Adapters on all linear layers instead of all weights, at about ten times the rate."""
+    return {
+        "model.peft.peft_scheme": "lora",
+        "model.peft.lora_tuning.adapter_dim": rank,
+        "model.optim.lr": lr,
+    }
+
+
 def advantage(prompts: int, lr: float) -> dict[str, Any]:
     """One update on all rollouts of a few prompts, as TRL's GRPO does it by default."""
     return {
@@ -57,6 +66,7 @@ def advantage(prompts: int, lr: float) -> dict[str, Any]:
 
 STORIES: dict[str, tuple[dict[str, Any], list[int]]] = {
     "plain": ({}, [1, 2, 3]),
+    "lora_8": (lora(8, 3e-3), [1, 2, 3]),
     "random": ({"model.rs.selection": AT_RANDOM}, [1, 2, 3]),
     "anchor": (
         {
@@ -98,6 +108,7 @@ TRL = {
 }
 ARITHMETIC: dict[str, dict[str, Any]] = {
     "quickstart": {"trainer.rs.max_steps": 62},
+    "lora_8": {**lora(8, 5e-3), "trainer.rs.max_steps": 62},
     "advantage": {
         **GROUP_ADVANTAGE,
         "model.rs.objective.clip": 0.2,

@@ -24,6 +24,7 @@ from rs_aligner import __version__
 from rs_aligner.config.changes import Kind, kind_of
 from rs_aligner.files import write_whole
 from rs_aligner.harmless import code_span, markdown_cell, without_places, without_secrets
+from rs_aligner.peft_folder import ADAPTER_CONFIG
 from rs_aligner.report.about import About, about
 from rs_aligner.report.checks import Told, checked
 from rs_aligner.report.facts import Facts, facts_of
@@ -150,13 +151,14 @@ def _head(data: RunData, found: About) -> str:
     """What the hub reads, as YAML; only what is known."""
     base = _base(found)
     front = _front_matter(base / NAME)
-    head: dict[str, Any] = {"library_name": "transformers"}
+    is_adapter = (data.folder / "final" / ADAPTER_CONFIG).is_file()
+    head: dict[str, Any] = {"library_name": "peft" if is_adapter else "transformers"}
     is_reward_model = data.kind == "train_reward_model"
     head["pipeline_tag"] = "text-classification" if is_reward_model else "text-generation"
     is_ours = "rs-aligner" in (front.get("tags") or ())
     name = _hub_name(base) or (front.get("base_model") if is_ours else None)
     if isinstance(name, str):
-        head |= {"base_model": name, "base_model_relation": "finetune"}
+        head |= {"base_model": name, "base_model_relation": "adapter" if is_adapter else "finetune"}
     head |= {key: front[key] for key in _TAKEN_OVER if isinstance(front.get(key), str | list)}
     head["tags"] = _TAGS[data.kind]
     return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)

@@ -99,6 +99,10 @@ def test_the_card_is_one_that_the_hub_reads_and_says_what_the_model_is(
     assert "What it was not tested for" in card.text
     assert "0123456789abcdef" in card.text
     assert "`torch`" in card.text
+    (path.parent / "adapter_config.json").write_text("{}")
+    write_card(tmp_path / "run")
+    adapter = ModelCard.load(path).data.to_dict()
+    assert (adapter["library_name"], adapter["base_model_relation"]) == ("peft", "adapter")
 
 
 def card_of(run: Path) -> str:
