@@ -44,7 +44,7 @@ NAVIGATION = {
         "docs/judge",
         "docs/chat",
     ],
-    "Running it": ["docs/continuation", "docs/cpu", "scripts/slurm/README"],
+    "Running it": ["docs/continuation", "docs/cpu", "docs/scaling", "scripts/slurm/README"],
     "Looking at it": ["docs/metrics", "docs/report", "docs/after_a_run"],
     "Reference": ["docs/config", "docs/stability", "CHANGELOG"],
     "Behind it": ["docs/design", "docs/extending", "benchmarks/results/README", "CONTRIBUTING"],

@@ -117,15 +117,15 @@ def _count(text: str | None) -> int:
 def _quotas(root: Path) -> list[float]:
     """Cores that the quotas of this process's control groups allow; a group's own and those above it."""
     found = []
-    for folder, is_v2 in _groups(root):
+    for folder, is_v2 in control_groups(root, "cpu"):
         quota = _quota_v2(folder) if is_v2 else _quota_v1(folder)
         if quota is not None:
             found.append(quota)
     return found
 
 
-def _groups(root: Path) -> list[tuple[Path, bool]]:
-    """Folders of the groups that bound this process's time, and whether they are of version 2.
+def control_groups(root: Path, controller: str) -> list[tuple[Path, bool]]:
+    """Folders of the groups that bound what this process may have, and whether they are of version 2.
 
     In a container the path that `/proc` tells may be the host's; then the mount's top is the container's.
     """
@@ -137,9 +137,9 @@ def _groups(root: Path) -> list[tuple[Path, bool]]:
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         is_v2 = controllers == ""
-        if not is_v2 and "cpu" not in controllers.split(","):
+        if not is_v2 and controller not in controllers.split(","):
             continue
-        mounts = ("unified", "") if is_v2 else (controllers, "cpu,cpuacct", "cpu")
+        mounts = ("unified", "") if is_v2 else (controllers, "cpu,cpuacct", controller)
         top = next((t for m in mounts if (t := root / "sys/fs/cgroup" / m).is_dir()), None)
         if top is None:
             continue

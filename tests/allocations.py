@@ -6,10 +6,12 @@ purpose: memory that is not torch's (the decoder's kernels say their own), and w
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch.autograd.profiler import profile
 
 
@@ -36,6 +38,14 @@ def allocated() -> Iterator[Allocated]:
     for event in sorted(events, key=lambda event: event.start_ns()):
         found.kept += event.nbytes()
         found.most = max(found.most, found.kept)
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors that Python can see, each piece of memory once."""
+    gc.collect()  # what lies in circles is not held on purpose
+    found = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
+    return sum(storages.values())
 
 
 def counted(action: Callable[[], object]) -> Allocated:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.commands import attempt, build
-from rs_aligner.commands.machine import check_machine_has_room
+from rs_aligner.commands.machine import check_disk, fit_of_rows, fit_of_rs
 from rs_aligner.commands.run_data import read_pair_data, read_prompts, read_rs_data, read_sft_data
 from rs_aligner.config import (
     GenerateConfig,
@@ -40,6 +40,7 @@ from rs_aligner.record.format import work_in
 from rs_aligner.record.room import check_open_files, check_writable_above
 
 if TYPE_CHECKING:
+    from rs_aligner.commands.fitting import Fit
     from rs_aligner.trainers.rs import RSData
 
 Config = TrainRSConfig | TrainSFTConfig | TrainRewardModelConfig | GenerateConfig
@@ -57,12 +58,14 @@ class Plan:
         data: what was read, in a line.
         found: fingerprints of the data.
         planned: how long a training would be.
+        fit: its memory, beside what there is; None where nothing is trained.
     """
 
     text: str
     data: str
     found: Mapping[changes.Part, str]
     planned: Mapping[str, int]
+    fit: Fit | None = None
 
 
 def plan_of(config: Config) -> Plan:
@@ -75,20 +78,23 @@ def plan_of(config: Config) -> Plan:
     match config:
         case TrainRSConfig():
             data = read_rs_data(config, tokenizer, positions)
-            text, planned = plan_of_rs(config, data)
+            fit = fit_of_rs(config, data, positions)
+            text, planned = plan_of_rs(config, data, fit)
             told = f"{len(data.scored) or len(data.prompts):,} prompts, {len(data.validation):,} held out"
-            return Plan(text, told, attempt.of_rs_data(config, data), planned)
+            return Plan(text, told, attempt.of_rs_data(config, data), planned, fit)
         case TrainSFTConfig():
             rows, held_out = read_sft_data(config, tokenizer, positions)
             found = attempt.of_sft(config, rows, held_out, None)
-            return _plan_of_epochs(config, found, len(rows), len(held_out), "rows")
+            fit = fit_of_rows(config, rows)
+            return _plan_of_epochs(config, found, (len(rows), len(held_out)), "rows", fit)
         case TrainRewardModelConfig():
             pairs, kept_apart = read_pair_data(config, tokenizer, positions)
             found = {
                 changes.TRAIN: attempt.of_pairs(pairs),
                 changes.HELD_OUT: attempt.of_pairs(kept_apart),
             }
-            return _plan_of_epochs(config, found, len(pairs), len(kept_apart), "pairs")
+            fit = fit_of_rows(config, pairs)
+            return _plan_of_epochs(config, found, (len(pairs), len(kept_apart)), "pairs", fit)
         case GenerateConfig():
             return _plan_of_answers(config, tokenizer, positions)
 
@@ -139,7 +145,9 @@ def _check_parts(config: Config) -> Iterator[str]:
     yield f"the model: {config.pretrained_checkpoint.restore_from_path}"
     yield f"the data: {made.data}"
     if isinstance(config, TrainConfig):
-        yield from check_machine_has_room(config)
+        yield check_disk(config)
+    if made.fit is not None:
+        yield f"the memory: {made.fit.verdict}"
     found = dict(made.found)
     for part, said, fingerprint in _check_judges(config):
         yield said
@@ -149,28 +157,27 @@ def _check_parts(config: Config) -> Iterator[str]:
         yield from _check_run(config, found, made.planned)
 
 
-def plan_of_rs(config: TrainRSConfig, data: RSData) -> tuple[str, dict[str, int]]:
+def plan_of_rs(config: TrainRSConfig, data: RSData, fit: Fit) -> tuple[str, dict[str, int]]:
     """What rejection sampling would do with its data: for people, and how long it would be."""
     number = len(data.scored) or len(data.prompts)
     largest = max((len(group.rollouts) for group in data.scored), default=None)
-    asked = [*data.prompts, *data.validation, *(group.prompt for group in data.scored)]
-    text = plan(config, number, len(data.validation), largest)
-    memory = build.memory(config, number, max(len(prompt.token_ids) for prompt in asked))
+    text = plan(config, number, len(data.validation), largest, fit.lines())
     steps, optimizer_steps = num_steps(config, number), schedule_steps(config, number, largest)
-    return f"{text}\n{memory}", {"steps": steps, "optimizer_steps": optimizer_steps}
+    return text, {"steps": steps, "optimizer_steps": optimizer_steps}
 
 
 def _plan_of_epochs(
     config: TrainSFTConfig | TrainRewardModelConfig,
     found: Mapping[changes.Part, str],
-    number: int,
-    held_out: int,
+    numbers: tuple[int, int],
     what: str,
+    fit: Fit,
 ) -> Plan:
+    number, held_out = numbers
     steps = num_epoch_steps(config, number)
     told = f"{number:,} {what}, {held_out:,} held out"
     planned = {"steps": steps, "optimizer_steps": steps}
-    return Plan(epoch_plan(config, number, held_out), told, found, planned)
+    return Plan(epoch_plan(config, number, held_out, fit.lines()), told, found, planned, fit)
 
 
 def _plan_of_answers(config: GenerateConfig, tokenizer: Any, positions: int) -> Plan:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,17 @@ from rs_aligner.config import RemoteRMConfig, TrainConfig, TrainRSConfig, TrainS
 from rs_aligner.config import changes as parts
 from rs_aligner.config.changes import Part, settings_of
 from rs_aligner.files import checksum, checksum_of_file, running_checksum
-from rs_aligner.record.attempts import Attempt
+from rs_aligner.record.attempts import Attempt, attempt_files
 from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
 
 if TYPE_CHECKING:
+    from rs_aligner.commands.fitting import Fit
     from rs_aligner.reward.client import RemoteGPTRMClient
     from rs_aligner.trainers.rs import RSData
+
+_logger = logging.getLogger("rs_aligner")
+CACHE = "kv_cache_bytes"
+"""What an attempt notes the decoder's budget under, where it comes from a GPU's memory."""
 
 
 def attempt(
@@ -42,14 +48,12 @@ def attempt(
     Raises:
         ValueError: the model folder cannot be read.
     """
-    import torch
-
+    from rs_aligner.commands.machine import is_on_gpu
     from rs_aligner.generation.native import fingerprint as of_kernels
     from rs_aligner.model.folder import fingerprint as of_model
     from rs_aligner.model.memory import uses_bf16
 
-    accelerator = config.trainer.accelerator
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    on_gpu = is_on_gpu(config)
     everything = {
         parts.PRECISION: "bf16" if uses_bf16(config.trainer.precision, on_gpu) else "fp32",
         parts.MODEL: of_model(Path(config.pretrained_checkpoint.restore_from_path)),
@@ -67,6 +71,28 @@ def attempt(
         dict(planned),
         given=dict(given or {}),
     )
+
+
+def cache_budget(fit: Fit, folder: Path) -> int | None:
+    """The decoder's budget on a GPU where none is set: what its memory leaves, or what earlier starts had.
+
+    What is decoded together depends on it, and with that the last bits; so it comes from sizes and not from
+    what happens to be free, and a run that goes on keeps its own.
+
+    Args:
+        fit: the training's memory.
+        folder: of the run.
+
+    Returns:
+        Bytes of keys and values on a rank; None where the config decides.
+    """
+    if (found := fit.cache_bytes) is None:
+        return None
+    files, why = attempt_files(folder / "config"), f"what the plan leaves of {fit.room}"
+    if files and (before := Attempt.read(files[-1]).seen.get(CACHE)) is not None:
+        found, why = int(before), f"as attempt {len(files)} had"
+    _logger.info("model.rs.generation.kv_cache_bytes: %d, %s", found, why)
+    return found
 
 
 def of_rs(

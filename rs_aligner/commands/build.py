@@ -206,9 +206,20 @@ def _samplings(config: TrainConfig | GenerateConfig) -> dict[str, SamplingParams
 
 @contextmanager
 def policy_of(
-    config: TrainRSConfig | TrainSFTConfig, tokenizer: Tokenizer, num_optimizer_steps: int
+    config: TrainRSConfig | TrainSFTConfig,
+    tokenizer: Tokenizer,
+    num_optimizer_steps: int,
+    *,
+    cache_bytes: int | None = None,
 ) -> Iterator[MegatronPolicy]:
-    """Join the ranks' groups and load the policy; `num_optimizer_steps` is how long its schedule is."""
+    """Join the ranks' groups and load the policy.
+
+    Args:
+        config: a checked config.
+        tokenizer: the policy's.
+        num_optimizer_steps: how long its schedule is.
+        cache_bytes: the decoder's budget where the config has none; the first rank's counts.
+    """
     say("loading the policy")
     from rs_aligner.objective.terms import compares_logits
     from rs_aligner.policy.policy import MegatronPolicy
@@ -217,10 +228,13 @@ def policy_of(
     asks_again = isinstance(config, TrainRSConfig) and rs.needs_start
     folder = Path(config.pretrained_checkpoint.restore_from_path)
     with _ranks(config) as runtime:
+        generation, budget = rs.generation, runtime.everyone(cache_bytes)[0]
+        if budget is not None:
+            generation = generation.model_copy(update={"kv_cache_bytes": budget})
         yield MegatronPolicy(
             *(folder, config.model, runtime, tokenizer),
             optimization=_optimization(config, num_optimizer_steps),
-            generation=rs.generation,
+            generation=generation,
             objective=rs.objective,
             keep_start=asks_again or compares_logits(rs.objective),
         )
@@ -267,18 +281,3 @@ def _optimization(config: TrainConfig, num_optimizer_steps: int) -> Optimization
     optim = config.model.optim
     rates = partial(learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps)
     return Optimization(rates, config.trainer.precision, config.loop.gradient_clip_val)
-
-
-def memory(config: TrainRSConfig, num_prompts: int, longest: int) -> str:
-    """A line for the plan: what a rank will need."""
-    import torch
-
-    from rs_aligner.files import hugging_face_part
-    from rs_aligner.model.families.registry import read_architecture
-    from rs_aligner.model.memory import memory_plan
-
-    arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
-    accelerator = config.trainer.accelerator
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
-    prompts = min(num_prompts, config.model.rs.num_rollout_samples)
-    return memory_plan(arch, config, prompts, longest, on_gpu=on_gpu)

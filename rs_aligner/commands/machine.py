@@ -1,39 +1,109 @@
-"""Whether this machine has room for a training: its disk for a checkpoint, its memory for the model.
+"""What this machine has for a training: its disk for a checkpoint, its memory for the model and its steps.
 
-From the sizes of the model alone, before it is loaded. Left out on purpose: activations and the decoder's
-cache, which depend on rows, and quotas and limits that only a write or an allocation meets.
+Before the model is loaded. Left out on purpose: how much is needed (`model/memory.py`, `fitting.py`), quotas,
+and limits that only a write or an allocation meets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rs_aligner.config import TrainConfig
+from rs_aligner.commands.fitting import Fit, Room
+from rs_aligner.config import GenerateConfig, TrainConfig, TrainRSConfig
 from rs_aligner.files import hugging_face_part
-from rs_aligner.record.room import check_room, size_text
+from rs_aligner.model.activations import Lengths
+from rs_aligner.model.memory import checkpoint_bytes, uses_bf16
+from rs_aligner.record.room import check_room, memory_limit, size_text
+from rs_aligner.rollout import PreferencePair, TrainingRow
+
+if TYPE_CHECKING:
+    from rs_aligner.trainers.rs import RSData
 
 
-def check_machine_has_room(config: TrainConfig) -> Iterator[str]:
-    """See to it that disk and memory suffice for what is known to be needed.
-
-    Yields:
-        A line for each.
-
-    Raises:
-        ValueError: one does not; with both numbers and what would work.
-    """
-    import psutil
+def is_on_gpu(config: TrainConfig | GenerateConfig) -> bool:
+    """Whether a command works on a GPU."""
     import torch
 
+    accelerator = config.trainer.accelerator
+    return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+
+
+def room_of(config: TrainConfig) -> Room | None:
+    """The memory that there is for a rank; None where this machine cannot tell, which has no GPU itself."""
+    if is_on_gpu(config):
+        total = gpu_memory()
+        return None if total is None else Room("a GPU", total, True)
+    return Room("its share of this machine", memory_limit() // config.trainer.devices, False)
+
+
+def gpu_memory() -> int | None:
+    """Bytes of a GPU in all; None without one."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+
+
+def _fit(config: TrainConfig, lengths: Lengths) -> Fit:
     from rs_aligner.model.families.registry import read_architecture
-    from rs_aligner.model.memory import checkpoint_bytes, training_bytes, uses_bf16
 
     arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
-    accelerator, trainer = config.trainer.accelerator, config.trainer
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
-    bf16 = uses_bf16(trainer.precision, on_gpu)
-    folder, wanted = Path(config.exp_manager.explicit_log_dir), checkpoint_bytes(arch, bf16=bf16)
+    return Fit(arch, config, lengths, room_of(config), on_gpu=is_on_gpu(config))
+
+
+def fit_of_rs(config: TrainRSConfig, data: RSData, positions: int) -> Fit:
+    """Of rejection sampling with its data.
+
+    Args:
+        config: a checked config.
+        data: as read.
+        positions: of the model.
+    """
+    most = config.model.sequence_length(positions)
+    prompts = [len(prompt.token_ids) for prompt in data.prompts]
+    asked = [*prompts, *(len(prompt.token_ids) for prompt in data.validation)]
+    longest = [min(most, length + config.model.rs.length_params.max_length) for length in prompts]
+    learnt = [config.model.rs.length_params.max_length] if prompts else []
+    shortest = [length + config.model.rs.length_params.min_length for length in prompts]
+    for group in data.scored:
+        rows = [len(rollout.token_ids) for rollout in group.rollouts] or [0]
+        longest.append(len(group.prompt.token_ids) + max(rows))
+        shortest.append(len(group.prompt.token_ids) + min(rows))
+        learnt.append(max(rows))
+    for row in data.anchors:
+        longest.append(len(row))
+        learnt.append(len(row.response))
+    number = min(len(prompts) or len(asked), config.model.rs.num_rollout_samples)
+    if not config.samples:
+        asked, number = [], 0
+    return _fit(
+        config,
+        Lengths(max(longest), min(shortest), max(learnt), number if asked else 0, max(asked, default=0)),
+    )
+
+
+def fit_of_rows(config: TrainConfig, rows: Sequence[TrainingRow] | Sequence[PreferencePair]) -> Fit:
+    """Of a training that passes over rows, or pairs."""
+    lengths = [len(row) for row in rows]
+    learnt = max(len(row.response) if isinstance(row, TrainingRow) else 1 for row in rows)
+    return _fit(config, Lengths(max(lengths), min(lengths), learnt))
+
+
+def check_disk(config: TrainConfig) -> str:
+    """See to it that the disk has room for a checkpoint.
+
+    Returns:
+        A line that says so.
+
+    Raises:
+        ValueError: it has not; with both numbers and what would work.
+    """
+    from rs_aligner.model.families.registry import read_architecture
+
+    arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
+    folder = Path(config.exp_manager.explicit_log_dir)
+    wanted = checkpoint_bytes(arch, bf16=uses_bf16(config.trainer.precision, is_on_gpu(config)))
     try:
         check_room(folder, wanted)
     except OSError as error:
@@ -41,20 +111,4 @@ def check_machine_has_room(config: TrainConfig) -> Iterator[str]:
             f"exp_manager.explicit_log_dir={folder}: {error} for one checkpoint; name a folder on another "
             "disk"
         ) from None
-    yield f"the disk has room for a checkpoint of about {size_text(wanted)}"
-    if on_gpu and not torch.cuda.is_available():
-        yield "the memory is not known here: this machine has no GPU"
-        return
-    needed = training_bytes(arch, config, bf16=bf16, on_gpu=on_gpu)
-    if on_gpu:
-        where, free = "a GPU", torch.cuda.mem_get_info()[0]
-    else:
-        where, free = "this machine", psutil.virtual_memory().available
-        needed *= trainer.devices
-    if needed > free:
-        raise ValueError(
-            f"trainer.devices={trainer.devices}: weights, gradients and optimizer take {size_text(needed)} "
-            f"on {where}, and {size_text(free)} are free: spread the model over more ranks or machines "
-            "(model.tensor_model_parallel_size, trainer.num_nodes), or start from a smaller one"
-        )
-    yield f"the memory: weights, gradients and optimizer take {size_text(needed)} on {where}"
+    return f"the disk has room for a checkpoint of about {size_text(wanted)}"

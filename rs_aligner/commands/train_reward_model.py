@@ -51,12 +51,15 @@ def _fit(
 ) -> None:
     tokenizer, positions = build.read_tokenizer(config)
 
+    from rs_aligner.commands.machine import fit_of_rows
     from rs_aligner.commands.run_data import read_pair_data
     from rs_aligner.trainers.preference import PreferenceTrainer
 
     pairs, validation = read_pair_data(config, tokenizer, positions)
     if run.is_first:
-        print(epoch_plan(config, len(pairs), len(validation)), flush=True)
+        fit = fit_of_rows(config, pairs)
+        print(epoch_plan(config, len(pairs), len(validation), fit.lines()), flush=True)
+        fit.check()
         number = num_epoch_steps(config, len(pairs))
         planned = {"steps": number, "optimizer_steps": number}
         found = {changes.TRAIN: attempt.of_pairs(pairs), changes.HELD_OUT: attempt.of_pairs(validation)}

@@ -61,6 +61,7 @@ def _fit(
     metrics_of: MetricsOf | None,
 ) -> None:
     from rs_aligner.commands.ahead import plan_of_rs
+    from rs_aligner.commands.machine import fit_of_rs
     from rs_aligner.commands.run_data import read_rs_data
     from rs_aligner.selection import build_chain
 
@@ -72,20 +73,27 @@ def _fit(
         data = read_rs_data(config, tokenizer, positions)._replace(metrics_of=metrics_of)
         number = len(data.scored) or len(data.prompts)
         largest = max((len(group.rollouts) for group in data.scored), default=None)
+        budget = None
         if run.is_first:
-            text, planned = plan_of_rs(config, data)
+            fit = fit_of_rs(config, data, positions)
+            text, planned = plan_of_rs(config, data, fit)
             print(text, flush=True)
+            fit.check()
             _wait_for(config, client, watched)
             found = attempt.of_rs(config, data, client, watched)
-            run.prepare(attempt.attempt(config, found, planned, given))
+            mine = attempt.attempt(config, found, planned, given)
+            if (budget := attempt.cache_budget(fit, run.folder)) is not None:
+                mine.seen[attempt.CACHE] = str(budget)
+            run.prepare(mine)
 
         from rs_aligner.trainers.round import Judges
         from rs_aligner.trainers.rs import RSTrainer
 
-        with build.policy_of(config, tokenizer, schedule_steps(config, number, largest)) as policy:
+        steps = schedule_steps(config, number, largest)
+        with build.policy_of(config, tokenizer, steps, cache_bytes=budget) as policy:
             build.open_loggers(config, run, loggers)
-            mine = Judges(client, watched) if policy.runtime.is_source else Judges()
-            RSTrainer(config, policy, mine, data, run, chain=chain).fit()
+            judges = Judges(client, watched) if policy.runtime.is_source else Judges()
+            RSTrainer(config, policy, judges, data, run, chain=chain).fit()
 
 
 @contextlib.contextmanager

@@ -53,6 +53,7 @@ def _fit(
 ) -> None:
     tokenizer, positions = build.read_tokenizer(config)
 
+    from rs_aligner.commands.machine import fit_of_rows
     from rs_aligner.commands.run_data import read_sft_data
     from rs_aligner.trainers.sft import SFTTrainer
 
@@ -60,7 +61,9 @@ def _fit(
         judge = None if config.judge is None else stack.enter_context(_in_process(config.judge))
         rows, validation = read_sft_data(config, tokenizer, positions)
         if run.is_first:
-            print(epoch_plan(config, len(rows), len(validation)), flush=True)
+            fit = fit_of_rows(config, rows)
+            print(epoch_plan(config, len(rows), len(validation), fit.lines()), flush=True)
+            fit.check()
             number = num_epoch_steps(config, len(rows))
             planned = {"steps": number, "optimizer_steps": number}
             found = attempt.of_sft(config, rows, validation, judge)

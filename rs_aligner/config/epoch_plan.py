@@ -6,7 +6,7 @@ model's sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rs_aligner.batching import is_few
 from rs_aligner.config import plan_parts as parts
@@ -20,18 +20,21 @@ def num_epoch_steps(config: TrainConfig, num_rows: int) -> int:
     return steps if config.loop.max_steps == -1 else min(steps, config.loop.max_steps)
 
 
-def epoch_plan(config: TrainConfig, num_rows: int, num_validation: int) -> str:
+def epoch_plan(
+    config: TrainConfig, num_rows: int, num_validation: int, memory: Iterable[parts.Line] = ()
+) -> str:
     """The run as a table of two columns.
 
     Args:
         config: a checked config.
         num_rows: rows, or pairs, of the training files; at least one.
         num_validation: held-out prompts or pairs.
+        memory: lines on the memory of a rank, where its model is known.
 
     Returns:
         Lines without a trailing line break.
     """
-    return parts.table(_lines(config, num_rows, num_validation))
+    return parts.table([*_lines(config, num_rows, num_validation), *memory])
 
 
 def _lines(config: TrainConfig, num_rows: int, num_validation: int) -> Iterator[parts.Line]:

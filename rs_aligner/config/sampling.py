@@ -48,6 +48,10 @@ class GenerationConfig(Section):
     """The decoder."""
 
     kv_cache_bytes: Count | None = None
-    """Most bytes of keys and values on a rank; rollouts that do not fit wait. Null for no bound."""
+    """Most bytes of keys and values on a rank; rollouts that do not fit wait.
+
+    Null: a training on a GPU takes what its plan leaves of the device, and keeps to that as long as the
+    run goes on; elsewhere there is no bound.
+    """
     compile: bool = True
     """On a CPU: compiles the decoder's kernels for it (a second, once). False, or no C compiler: torch."""

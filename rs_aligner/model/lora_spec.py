@@ -20,6 +20,8 @@ _QKV, _DENSE = "self_attention.linear_qkv", "self_attention.linear_proj"
 _FC1, _FC2 = "mlp.linear_fc1", "mlp.linear_fc2"
 LINEARS = (_QKV, _DENSE, _FC1, _FC2)
 """Megatron's linear layers of a transformer layer, by their names in it."""
+ROW_PARALLEL = (_DENSE, _FC2)
+"""Those that tensor parallelism cuts by their inputs, and not by their outputs."""
 
 _GROUPS = {
     "attention_qkv": (_QKV,),

@@ -1,14 +1,86 @@
-"""How much memory a rank will need, before there is a model: weights, optimizer, and the decoder's cache."""
+"""How much memory a rank will need, before there is a model.
+
+Exact are weights, gradients and the optimizer's state; what a step keeps is in `activations.py`. Tests hold
+it to what a training allocates on a CPU, within 15 %. Left out on purpose: what is not the model's (Python, a
+GPU's context, buffers of collectives), and whether there is room (`commands/fitting.py`).
+"""
 
 from __future__ import annotations
 
-from rs_aligner.config import TrainConfig, TrainRSConfig
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from rs_aligner.config import TrainConfig, TrainRewardModelConfig, TrainRSConfig
+from rs_aligner.model.activations import Lengths, Pass
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.families.base import Part
+from rs_aligner.model.families.registry import family_of
+from rs_aligner.model.lora_spec import ROW_PARALLEL, LoraSpec, projections
+from rs_aligner.model.lora_wanted import spec_of
 from rs_aligner.model.tensors import num_parameters
 from rs_aligner.objective.terms import compares_logits
 
 ADAM_BYTES = 8  # two running means in float32
-GRADIENT_BYTES = 4  # gradients are accumulated in float32
+MASTER_BYTES = 4  # of a bf16 weight: its float32 twin in the optimizer
+GRADIENT_BYTES = 4  # gradients are added up in float32
+_PREFILL_TOKENS = 8192  # of a pass over prompts (`generation.cohorts`)
+_CHOICE_BYTES = 16  # an entry of the vocabulary while a token is chosen: logits, their order, their sums
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a rank: of the one that needs most.
+
+    Attributes:
+        weights, gradients, optimizer: as long as the run goes on.
+        start: the copy of the starting weights, where it is in the same memory.
+        activations: kept when a backward pass begins, at most.
+        in_hand: what a layer's backward pass takes besides.
+        logits: with their gradient; they are gone before.
+        step: what the optimizer's step takes besides, when there are no activations.
+        loading: while the model is built; without what is held later.
+        cache: keys and values of all rollouts at once, or as many as there is a budget for.
+        decoding: what choosing tokens takes besides.
+        saving: a checkpoint on the ranks that write the optimizer's state, and on the others.
+        on_gpu: whether a checkpoint is put together elsewhere, in the memory beside the device.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    start: int
+    activations: int
+    in_hand: int
+    logits: int
+    step: int
+    loading: int
+    cache: int
+    decoding: int
+    saving: tuple[int, int]
+    on_gpu: bool
+
+    @property
+    def held(self) -> int:
+        """As long as the run goes on."""
+        return self.weights + self.gradients + self.optimizer + self.start
+
+    @property
+    def training(self) -> int:
+        """At most in an optimizer step."""
+        return self.held + max(self.activations + max(self.logits, self.in_hand), self.step)
+
+    @property
+    def sampling(self) -> int:
+        """At most while rollouts are sampled."""
+        return self.held + self.cache + self.decoding
+
+    @property
+    def most(self) -> int:
+        """At any time."""
+        saving = 0 if self.on_gpu else self.saving[0]
+        return max(self.loading, self.training, self.sampling, self.held + saving)
 
 
 def uses_bf16(precision: str, on_gpu: bool) -> bool:
@@ -21,23 +93,161 @@ def checkpoint_bytes(arch: Architecture, *, bf16: bool) -> int:
     return num_parameters(arch) * ((2 + 4 if bf16 else 4) + ADAM_BYTES)
 
 
-def training_bytes(arch: Architecture, config: TrainConfig, *, bf16: bool, on_gpu: bool) -> int:
-    """Weights, gradients and optimizer state of one rank, on the device that trains.
+def stage_parameters(arch: Architecture, tensor_parallel: int, pipeline_parallel: int) -> list[int]:
+    """Weights of a rank of each pipeline stage."""
+    family = family_of(arch)
+    outside = {name: _size({name: part}, tensor_parallel) for name, part in family.outside(arch).items()}
+    layer = _size(family.layer(arch), tensor_parallel)
+    stages = [layer * (arch.num_layers // pipeline_parallel)] * pipeline_parallel
+    stages[0] += outside.pop("embedding.word_embeddings.weight")
+    if arch.tied_embeddings and pipeline_parallel == 1:
+        outside.pop("output_layer.weight")
+    stages[-1] += sum(outside.values())
+    return stages
 
-    A copy of the starting weights is there too, unless it is not needed or waits in the memory beside a GPU.
+
+def _size(parts: Mapping[str, Part], ranks: int) -> int:
+    found = 0
+    for part in parts.values():
+        for shape in part.tensors.values():
+            for place in part.layout.places(shape, 0, ranks):
+                ends = [len(range(*one.indices(size))) for one, size in zip(place, shape, strict=False)]
+                found += math.prod((*ends, *shape[len(ends) :]))
+    return found
+
+
+def training_bytes(arch: Architecture, config: TrainConfig, *, bf16: bool, on_gpu: bool) -> int:
+    """Weights, gradients, optimizer and the starting weights of the largest rank, where it trains."""
+    nothing = Lengths(1, 1, 1)
+    return memory_of(arch, config, nothing, bf16=bf16, on_gpu=on_gpu).held
+
+
+def memory_of(
+    arch: Architecture, config: TrainConfig, lengths: Lengths, *, bf16: bool, on_gpu: bool
+) -> Memory:
+    """The memory of the rank that needs most.
+
+    Args:
+        arch: the model's.
+        config: a checked config.
+        lengths: of its data.
+        bf16: in which type it trains; else float32.
+        on_gpu: where.
     """
-    optimizer = ADAM_BYTES + (4 if bf16 else 0)  # bf16 weights have a float32 twin in the optimizer
-    if config.model.optim.distributed:
-        optimizer = -(-optimizer // config.data_parallel_size)
-    weights = 2 if bf16 else 4
-    start = 0
-    if isinstance(config, TrainRSConfig):
-        rs = config.model.rs
-        is_elsewhere = on_gpu and rs.objective.offload_reference
-        needs_start = rs.needs_start or compares_logits(rs.objective)
-        start = weights if needs_start and not is_elsewhere else 0
-    each = weights + start + GRADIENT_BYTES + optimizer
-    return num_parameters(arch) * each // config.model_parallel_size
+    if isinstance(config, TrainRewardModelConfig):
+        arch = replace(arch, value_head=True, tied_embeddings=False)
+    tp, pp = config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size
+    spec = spec_of(config.model.peft, arch)
+    found = []
+    for stage, size in enumerate(stage_parameters(arch, tp, pp)):
+        sizes = _Sizes(size, size, 0)
+        if spec is not None:
+            adapters, adapted = _adapters(arch, spec, tp)
+            layers = arch.num_layers // pp
+            head = arch.hidden_size if arch.value_head and stage == pp - 1 else 0
+            sizes = _Sizes(size + layers * adapters, layers * adapters + head, layers * adapted)
+        found.append(_of_stage(arch, config, lengths, stage, sizes, 2 if bf16 else 4, on_gpu))
+    return max(found, key=lambda memory: memory.most)
+
+
+class _Sizes(NamedTuple):
+    """Numbers of a rank: its weights, those that are trained, and those that adapters are merged into."""
+
+    weights: int
+    trained: int
+    adapted: int
+
+
+def _adapters(arch: Architecture, spec: LoraSpec, ranks: int) -> tuple[int, int]:
+    """Of a layer on a rank: weights of its adapters, and of the matrices that have some.
+
+    Of an adapter's two matrices the one beside the side that is split is split with it.
+    """
+    own = adapted = 0
+    for linear, matrices in projections(arch).items():
+        by_rows = linear in ROW_PARALLEL
+        for name, (outputs, inputs) in matrices.items():
+            if name in spec.targets:
+                split, other = (inputs, outputs) if by_rows else (outputs, inputs)
+                own += spec.settings.rank * (split // ranks + other)
+                adapted += outputs * inputs // ranks
+    return own, adapted
+
+
+def _of_stage(
+    arch: Architecture,
+    config: TrainConfig,
+    lengths: Lengths,
+    stage: int,
+    sizes: _Sizes,
+    element: int,
+    on_gpu: bool,
+) -> Memory:
+    replicas = config.data_parallel_size
+    shards = replicas if config.model.optim.distributed else 1
+    size, trained = sizes.weights, sizes.trained
+    state = ADAM_BYTES + (MASTER_BYTES if element == 2 else 0)
+    cache, decoding = _sampling(arch, config, lengths, element=element, on_gpu=on_gpu)
+    passing = Pass(arch, config, lengths, stage, element)
+    # Torch's Adam has all roots at once on a GPU; gloo takes a second copy of the weights.
+    step = 4 * trained // shards if on_gpu else element * trained
+    merged = 0 if on_gpu else element * sizes.adapted  # a GPU's base waits in the memory beside it
+    return Memory(
+        weights=element * size,
+        gradients=GRADIENT_BYTES * trained,
+        optimizer=-(-state * trained // shards),
+        start=element * trained if _keeps_start(config, on_gpu) else 0,
+        activations=passing.activations,
+        in_hand=passing.in_hand,
+        logits=passing.logits,
+        step=step,
+        loading=element * (size + trained) + GRADIENT_BYTES * trained,
+        cache=cache,
+        decoding=decoding + merged if cache else 0,
+        # Gathered, and laid out by parameter; with the rank's own share on the way.
+        saving=(_SAVED * trained * 2 + _SAVED * trained // shards, _SAVED * trained // shards)
+        if config.model.optim.distributed
+        else (0, 0),
+        on_gpu=on_gpu,
+    )
+
+
+_SAVED = 12  # bytes of a parameter's state as a checkpoint has it: the float32 weight and Adam's two means
+
+
+def _keeps_start(config: TrainConfig, on_gpu: bool) -> bool:
+    """Whether the copy of the starting weights is in the memory that trains."""
+    if not isinstance(config, TrainRSConfig):
+        return False
+    objective = config.model.rs.objective
+    is_elsewhere = on_gpu and objective.offload_reference
+    return (config.model.rs.needs_start or compares_logits(objective)) and not is_elsewhere
+
+
+def _sampling(
+    arch: Architecture, config: TrainConfig, lengths: Lengths, *, element: int, on_gpu: bool
+) -> tuple[int, int]:
+    """The decoder's cache, and what choosing tokens takes besides."""
+    if not lengths.prompts or not isinstance(config, TrainRSConfig):
+        return 0, 0
+    numbers = element if on_gpu else 4  # the kernels for a CPU keep float32
+    cache = cache_bytes(arch, config, lengths.prompts, lengths.prompt, element=numbers)
+    budget = config.model.rs.generation.kv_cache_bytes
+    rollouts = wave_size(config, lengths.prompts) * config.model.rs.num_rollouts_per_prompt
+    if budget is not None and budget < cache:
+        rollouts, cache = -(-rollouts * budget // cache), budget
+    if not on_gpu:
+        return cache, 0  # a small model's tokens are chosen a row at a time
+    wide = 3 * arch.intermediate_size + 4 * arch.hidden_size
+    prefill = min(_PREFILL_TOKENS, lengths.prompts * lengths.prompt) * wide * element
+    return cache, rollouts * arch.vocab_size * _CHOICE_BYTES + prefill // config.model_parallel_size
+
+
+def wave_size(config: TrainRSConfig, num_prompts: int) -> int:
+    """Prompts that are decoded together on a data-parallel rank."""
+    return min(
+        -(-num_prompts // config.data_parallel_size), config.model.rs.rollout_micro_batch_size or num_prompts
+    )
 
 
 def cache_bytes(
@@ -48,28 +258,6 @@ def cache_bytes(
     A prompt is kept once; what rounding up to pages adds is left out. A number takes `element` bytes.
     """
     rs = config.model.rs
-    wave = min(-(-num_prompts // config.data_parallel_size), rs.rollout_micro_batch_size or num_prompts)
-    tokens = wave * (longest_prompt + rs.num_rollouts_per_prompt * rs.length_params.max_length)
+    each = longest_prompt + rs.num_rollouts_per_prompt * rs.length_params.max_length
+    tokens = wave_size(config, num_prompts) * each
     return tokens * arch.cache_bytes_per_token(element) // config.model_parallel_size
-
-
-def memory_plan(
-    arch: Architecture, config: TrainRSConfig, num_prompts: int, longest_prompt: int, *, on_gpu: bool
-) -> str:
-    """A line for the printed plan."""
-    bf16 = uses_bf16(config.trainer.precision, on_gpu)
-    training = training_bytes(arch, config, bf16=bf16, on_gpu=on_gpu)
-    element = 2 if bf16 and on_gpu else 4  # the kernels for a CPU keep float32
-    cache = cache_bytes(arch, config, num_prompts, longest_prompt, element=element)
-    budget = config.model.rs.generation.kv_cache_bytes
-    shown = f"up to {_gib(cache)}"
-    if budget is not None and budget < cache:
-        shown = f"kept within {_gib(budget)} (all at once would take up to {_gib(cache)})"
-    return (
-        f"memory                  of a rank, beside activations: weights and optimizer {_gib(training)}, "
-        f"cache {shown}; {num_parameters(arch):,} parameters"
-    )
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"

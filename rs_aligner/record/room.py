@@ -6,12 +6,14 @@ quotas, of which a program cannot ask in general; a write that meets one says so
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shutil
 import tempfile
 from pathlib import Path
 
 from rs_aligner.files import make_folder
+from rs_aligner.threads import control_groups
 
 OPEN_FILES = 256
 """What a run needs at most: sockets to judges and other ranks, pipes of processes, a few files at a time."""
@@ -75,6 +77,21 @@ def check_room(folder: Path, wanted: int) -> None:
 
 def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(nearest(folder)).free
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes of memory that this machine has, or that its control groups let this process have.
+
+    Args:
+        root: where `proc` and `sys` lie; another one for tests.
+    """
+    import psutil
+
+    found = [int(psutil.virtual_memory().total)]
+    for folder, is_v2 in control_groups(root, "memory"):
+        with contextlib.suppress(OSError, ValueError):  # "max", or no such file
+            found.append(int((folder / ("memory.max" if is_v2 else "memory.limit_in_bytes")).read_text()))
+    return min(found)
 
 
 def check_open_files() -> None:

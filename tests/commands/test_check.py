@@ -211,7 +211,7 @@ def test_a_port_that_is_taken_is_named(place: Path, capsys: pytest.CaptureFixtur
     ("lacking", "said"),
     [
         ("disk", "no space left on device: 1.02 MB are free"),
-        ("memory", "weights, gradients and optimizer take"),
+        ("memory", "the model does not fit: a rank needs"),
     ],
 )
 def test_too_little_room_is_told_with_both_numbers(
@@ -225,7 +225,7 @@ def test_too_little_room_is_told_with_both_numbers(
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 0, 1_020_000))
     else:
-        memory = namedtuple("memory", "available")
+        memory = namedtuple("memory", "total")
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(1000))
     with pytest.raises(SystemExit) as ended:
         main(["check", "train", *COMMANDS["train"], "trainer.accelerator=cpu"])

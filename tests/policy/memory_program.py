@@ -1,4 +1,4 @@
-"""Run on two ranks by `test_memory.py`: how many bytes a save and an export take besides the model.
+"""Run on two ranks by `test_memory.py`: how many bytes a save, an export and a step take.
 
 Usage: `python -m tests.policy.memory_program <folder>`; saves a dict by layout.
 """
@@ -19,6 +19,7 @@ from rs_aligner.policy import checkpoint
 from rs_aligner.policy.batches import Split
 from tests.allocations import counted
 from tests.policy.layout_program import LEARNING_RATE, new_trainer, rows
+from tests.policy.planned import RECOMPUTES, beside_the_plan
 from tests.ranks import save_result
 
 LAYOUTS = {"dp2": (1, 1), "tp2": (2, 1)}
@@ -49,6 +50,8 @@ def main() -> None:
         store = dist.FileStore(str(work / "store"), ranks_started())
         with runtime.start(tp, pp, timeout_minutes=2, store=store) as rt:
             found[name] = measured(folder / "model", work, rt)
+            planned = {way: beside_the_plan(folder / "model", rt, **how) for way, how in RECOMPUTES.items()}
+            found[name]["planned"] = planned
     save_result(folder, found)
 
 

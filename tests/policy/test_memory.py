@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from rs_aligner.model import host_memory
+from rs_aligner.model.runtime import Runtime
+from tests.policy.planned import RECOMPUTES, WIDE, beside_the_plan, save_model
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
-SIZES = {
-    "vocab_size": 256,
-    "hidden_size": 128,
-    "intermediate_size": 352,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 64,
-}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """By rank and layout, for a model of a million weights: large beside what does not grow with them."""
     folder = tmp_path_factory.mktemp("memory")
-    config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=False)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.save_pretrained(folder / "model")
+    save_model(folder / "model")
     return run_ranks("tests.policy.memory_program", 2, folder)
 
 
@@ -77,3 +68,34 @@ def test_copies_on_the_host_fill_slabs_that_pinning_does_not_round_up(
     for copy, tensor in zip(copies, tensors, strict=True):
         copy.restore(tensor)
         assert not tensor.any()
+
+
+def close(found: dict[str, tuple[int, int]]) -> None:
+    """The plan's figures are those of the run, within 15 %."""
+    ratios = {what: planned / was for what, (planned, was) in found.items()}
+    assert all(0.85 <= ratio <= 1.15 for ratio in ratios.values()), ratios
+
+
+@pytest.mark.parametrize("way", RECOMPUTES)
+def test_a_plan_is_what_a_training_allocates(tmp_path: Path, rt: Runtime, way: str) -> None:
+    close(beside_the_plan(save_model(tmp_path / "model"), rt, **RECOMPUTES[way]))
+
+
+@pytest.mark.parametrize("how", [{}, {"max_tokens_per_microbatch": 512}], ids=["rows", "tokens"])
+def test_a_plan_has_the_logits_of_a_large_vocabulary(
+    tmp_path: Path, rt: Runtime, how: dict[str, int]
+) -> None:
+    close(beside_the_plan(save_model(tmp_path / "model", WIDE), rt, **how))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", RECOMPUTES)
+@pytest.mark.parametrize("layout", ["dp2", "tp2"])
+def test_a_plan_is_what_each_of_two_ranks_allocates(
+    ranks: list[dict[str, dict[str, Any]]], layout: str, way: str
+) -> None:
+    for rank in ranks:
+        found = dict(rank[layout]["planned"][way])
+        if layout == "tp2":  # gloo holds what it exchanges in a step for as long as its threads take
+            del found["a step"], found["training"]
+        close(found)

@@ -1,0 +1,116 @@
+"""How much a forward and a backward pass keep, before there is a model: activations, and logits.
+
+So many numbers a token, counted once on a CPU; other kernels may keep a little more or less. Rows are taken
+as long as they can be, so most steps need less. Left out on purpose: what is there without a pass
+(`memory.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rs_aligner.config import TrainConfig
+from rs_aligner.model.architecture import Architecture
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """What of the data decides how much memory a step takes.
+
+    Attributes:
+        longest: most tokens of a row that is trained on.
+        shortest: fewest tokens of one.
+        learnt: most tokens of a row that are learnt.
+        prompts: prompts of a step that are sampled from, over all ranks; 0 where nothing is.
+        prompt: tokens of the longest of them.
+    """
+
+    longest: int
+    shortest: int
+    learnt: int
+    prompts: int = 0
+    prompt: int = 0
+
+
+class Pass:
+    """What a forward and a backward pass keep on a rank of a stage, in bytes.
+
+    Numbers of a token by layer, in multiples of the model's widths: `h` hidden, `q` and `k` of queries and of
+    keys, `i` inside the MLP; counted in float32. Norms and residuals are split by sequence parallelism, all
+    else by tensor parallelism.
+
+    Attributes:
+        tokens: of a micro-batch, at most.
+        learnt: of them, at most.
+    """
+
+    HIDDEN, QUERIES, KEYS, INNER = 4.0, 2.0, 2.0, 3.0
+    AROUND = 1.5  # of `h`, before and behind all layers
+    IN_HAND = 2.0  # of `i`, gradients inside an MLP
+    LOGITS = 12.0  # bytes of an entry: logits, probabilities and their gradient in float32
+
+    def __init__(
+        self, arch: Architecture, config: TrainConfig, lengths: Lengths, stage: int, element: int
+    ) -> None:
+        model = config.model
+        tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+        rows = model.micro_batch_size * (2 if arch.value_head else 1)  # a pair has two answers
+        batches = max(1, model.global_batch_size // (model.micro_batch_size * config.data_parallel_size))
+        self.tokens = rows * lengths.longest
+        if (limit := model.max_tokens_per_microbatch) is not None:
+            self.tokens, batches = max(limit, self.tokens // rows * (2 if arch.value_head else 1)), pp
+            rows = -(-self.tokens // lengths.longest)
+        self.learnt = min(self.tokens, rows * lengths.learnt)
+        self.element, self.arch, self.recompute = element, arch, model.recompute
+        self.split, self.layers, self.is_last = tp, arch.num_layers // pp, stage == pp - 1
+        self.hidden = arch.hidden_size / (tp if model.sequence_parallel else 1)
+        self.inner = arch.intermediate_size / tp
+        self.under_way = min(pp - stage, batches)  # micro-batches whose backward pass has not begun
+
+    @property
+    def _layer(self) -> float:
+        queries = self.arch.num_heads * self.arch.head_dim / self.split
+        keys = self.arch.num_kv_heads * self.arch.head_dim / self.split
+        return (
+            self.HIDDEN * self.hidden
+            + self.QUERIES * queries
+            + self.KEYS * keys
+            + self.INNER * self.inner
+            + self.arch.num_heads / self.split * 4 / self.element
+        )
+
+    @property
+    def activations(self) -> int:
+        """Kept when a backward pass begins, of all micro-batches under way."""
+        kept = self.layers * self._layer
+        if self.recompute is not None and self.recompute.granularity == "selective":
+            kept -= self.layers * self.INNER * self.inner
+        elif self.recompute is not None:
+            again = self.recompute.again(self.layers)
+            kept = (self.layers - again) * self._layer + again / self._chunk * self.hidden
+        return self._bytes(self.under_way * kept + self.AROUND * self.arch.hidden_size)
+
+    @property
+    def in_hand(self) -> int:
+        """What one layer takes besides in its backward pass, when the logits are gone."""
+        more = self.IN_HAND * self.inner
+        if self.recompute is not None:
+            is_full = self.recompute.granularity == "full"
+            more += self._chunk * self._layer if is_full else self.INNER * self.inner
+        return self._bytes(more)
+
+    @property
+    def logits(self) -> int:
+        """On the last stage, at the tokens that are learnt."""
+        if not self.is_last or self.arch.value_head:
+            return 0
+        return int(self.LOGITS * self.learnt * self.arch.vocab_size / self.split)
+
+    @property
+    def _chunk(self) -> int:
+        """Layers that are computed again together."""
+        assert self.recompute is not None
+        return self.recompute.num_layers if self.recompute.method == "uniform" else 1
+
+    def _bytes(self, numbers: float) -> int:
+        return int(numbers * self.tokens * self.element)
