@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,30 @@ def test_an_adapter_is_trained_further_and_goes_back_to_peft(rt: Runtime, tmp_pa
     made = json.loads((tmp_path / "final" / "adapter_config.json").read_text())
     assert (made["r"], made["lora_alpha"], made["use_rslora"]) == (2, 6, True)
     assert made["base_model_name_or_path"] == str(base)
+
+
+def test_on_a_gpu_the_weights_stay_where_they_are_and_the_base_comes_back_from_the_host(
+    rt: Runtime, adapter_source: Path
+) -> None:
+    """The way of a GPU, walked on a CPU: in place, with a copy that is made once."""
+    adapters = new_policy(
+        adapter_source / "base", rt, restore_from_path=str(adapter_source / "adapter"), lora_tuning={}
+    ).adapters
+    assert adapters is not None
+    weights = [adapters.model.decoder.layers[n].self_attention.linear_qkv.weight for n in (0, 1)]
+    before = [weight.detach().clone() for weight in weights]
+    adapters.merge()
+    merged = [weight.detach().clone() for weight in weights]
+    adapters.restore()
+    places = [weight.data_ptr() for weight in weights]
+    adapters.runtime = replace(rt, device=torch.device("cuda"))
+    for _ in range(3):
+        adapters.merge()
+        assert all(torch.equal(one, other) for one, other in zip(weights, merged, strict=True))
+        adapters.restore()
+        assert all(torch.equal(one, other) for one, other in zip(weights, before, strict=True))
+    assert [weight.data_ptr() for weight in weights] == places
+    assert not torch.equal(before[0], merged[0])
 
 
 def test_a_merged_export_and_a_checkpoint_are_the_model_with_its_adapters(
