@@ -20,6 +20,7 @@ from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.compiled import address
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.rollout import Prompt
 from rs_aligner.sample_request import SampleRequest
@@ -90,7 +91,7 @@ class Limit:
             found = run(session, tokens, batch, wanted)
             positions = batch.positions.copy()
             given = native.Batch.from_buffer_copy(batch.native)
-            given.positions = native.address(positions)
+            given.positions = address(positions)
             count = len(tokens) if wanted is None else len(wanted)
             self.calls.append((session, given, count, (batch, positions)))  # the last keep memory alive
             return found
@@ -107,8 +108,8 @@ class Limit:
             head = session.network.model.embedding.word_embeddings.weight
             self.run(
                 *(session._layers, long(len(session._layers)), ctypes.byref(session._model)),
-                *(ctypes.byref(batch), pointer(native.address(head)), long(len(head))),
-                *(pointer(native.address(session._buffers["logits"])), long(wanted)),
+                *(ctypes.byref(batch), pointer(address(head)), long(len(head))),
+                *(pointer(address(session._buffers["logits"])), long(wanted)),
             )
         return 0
 
@@ -246,6 +247,7 @@ class MegatronStatic:
         self.work = work
         arch = read_architecture(work.folder)
         config = transformer_config(arch, rt, dtype=torch.float32)
+        config.use_te_activation_func = False  # Megatron's own layers have the config's
         self.model = GPTModel(
             config,
             get_gpt_layer_local_spec(normalization="RMSNorm"),
