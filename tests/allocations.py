@@ -7,7 +7,7 @@ purpose: memory that is not torch's (the decoder's kernels say their own), and w
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -40,12 +40,16 @@ def allocated() -> Iterator[Allocated]:
         found.most = max(found.most, found.kept)
 
 
-def live_bytes() -> int:
-    """Bytes of all tensors that Python can see, each piece of memory once."""
+def live_tensors() -> dict[int, torch.Tensor]:
+    """All tensors that Python can see, one for each piece of memory; those that are kept stay there."""
     gc.collect()  # what lies in circles is not held on purpose
     found = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
-    return sum(storages.values())
+    return {one.untyped_storage().data_ptr(): one for one in found}
+
+
+def bytes_beside(before: Mapping[int, torch.Tensor]) -> int:
+    """Bytes of all tensors that were not among those of before."""
+    return sum(one.untyped_storage().nbytes() for at, one in live_tensors().items() if at not in before)
 
 
 def counted(action: Callable[[], object]) -> Allocated:

@@ -22,7 +22,7 @@ from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import TrainingRow
-from tests.allocations import counted, live_bytes
+from tests.allocations import bytes_beside, counted, live_tensors
 from tests.policy.objective_cases import NoText
 
 SIZES = {
@@ -74,14 +74,14 @@ def beside_the_plan(folder: Path, rt: Runtime, **model: Any) -> dict[str, tuple[
     planned = memory_of(read_architecture(folder), config, lengths, bf16=False, on_gpu=False)
     tokens = tuple(n % SIZES["vocab_size"] for n in range(PROMPT + RESPONSE))
     row = TrainingRow(tokens[:PROMPT], tokens[PROMPT:])
-    before = live_bytes()
+    before = live_tensors()  # as long as it stands here, none of them goes
     policy = MegatronPolicy(
         *(folder, config.model, rt, NoText()),  # type: ignore[arg-type]  # a stand-in
         optimization=Optimization(lambda step: 1e-4),
     )
     rows = [row] * config.model.global_batch_size
     policy.train(rows)
-    held = live_bytes() - before
+    held = bytes_beside(before)
 
     def save(number: int) -> None:
         policy.save(folder / f"{rt.tp_size}" / f"step_{number:06d}", {})
