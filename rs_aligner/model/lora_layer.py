@@ -46,6 +46,7 @@ class Projection(torch.nn.Module):
                 parameter, is_parallel=name == split, dim=axis if name == split else -1, stride=1
             )
             # Megatron reads it off a parameter.
+            # Megatron reads this mark on parameters, which torch's type has not.
             parameter.sequence_parallel = sums and name != split  # type: ignore[attr-defined]
             self.register_parameter(name, parameter)
 
