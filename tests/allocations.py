@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.profiler import profile
 
 
@@ -44,7 +45,19 @@ def live_tensors() -> dict[int, torch.Tensor]:
     """All tensors that Python can see, one for each piece of memory; those that are kept stay there."""
     gc.collect()  # what lies in circles is not held on purpose
     found = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
-    return {one.untyped_storage().data_ptr(): one for one in found}
+    return {at: one for one in found if (at := address(one)) is not None}
+
+
+def address(tensor: torch.Tensor) -> int | None:
+    """Where a tensor lies; None for one that lies nowhere, as those that torch.compile traces with."""
+    if isinstance(tensor, FakeTensor):
+        return None
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except RuntimeError as problem:  # a functional one
+        if "invalid python storage" not in str(problem):
+            raise
+        return None
 
 
 def bytes_beside(before: Mapping[int, torch.Tensor]) -> int:

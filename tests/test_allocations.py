@@ -1,0 +1,18 @@
+"""Memory of tensors is counted whatever else a process has made: torch.compile keeps tensors without any."""
+
+from __future__ import annotations
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.allocations import bytes_beside, live_tensors
+
+
+def test_tensors_that_lie_nowhere_are_not_counted() -> None:
+    before = live_tensors()
+    with FakeTensorMode():
+        fake = torch.empty(1000)
+    meta, real = torch.empty(1000, device="meta"), torch.zeros(1000)
+    functional = torch._to_functional_tensor(real)
+    assert fake.nbytes == functional.nbytes == meta.nbytes == real.nbytes == 4000
+    assert bytes_beside(before) == 4000
