@@ -33,6 +33,8 @@ CASES = [
     (layout, kind) for layout in LAYOUTS for kind in KINDS if layout in ALL_KINDS or kind == "distributed"
 ]
 Found = dict[str, dict[str, Any]]
+Gradients = dict[str, torch.Tensor]
+Right = dict[tuple[str, str], tuple[float, Gradients]]
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +51,25 @@ def found(folder: Path) -> Found:
     return {name: pickle.loads((folder / f"{name}.pickle").read_bytes()) for name in LAYOUTS}
 
 
-def with_peft(folder: Path, adapter: Path, *, is_trainable: bool = False) -> torch.nn.Module:
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    return peft.PeftModel.from_pretrained(base, str(adapter), is_trainable=is_trainable)
+def with_peft(folder: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype)
+    return peft.PeftModel.from_pretrained(base, str(adapter), is_trainable=True).to(dtype)
 
 
-@pytest.mark.parametrize("adapters", ["everywhere", "some"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_loss_and_gradient_are_those_of_peft(found: Found, folder: Path, layout: str, adapters: str) -> None:
-    """Each layout's export is loaded, so export and init are the same in all, too."""
-    model = with_peft(folder, folder / layout / adapters, is_trainable=True)
+@pytest.fixture(scope="module")
+def right(found: Found, folder: Path) -> Right:
+    """Loss and gradient of `peft` from each layout's export: so export and start are the same in all, too.
+
+    In float64: two computations in float32 are farther from each other than each is from what is right.
+    """
+    return {
+        (layout, adapters): loss_and_gradient(with_peft(folder, folder / layout / adapters, torch.float64))
+        for layout in found
+        for adapters in ("everywhere", "some")
+    }
+
+
+def loss_and_gradient(model: torch.nn.Module) -> tuple[float, Gradients]:
     total = 0.0
     for row in rows():
         tokens = torch.tensor([row.prompt + row.response])
@@ -66,27 +77,41 @@ def test_loss_and_gradient_are_those_of_peft(found: Found, folder: Path, layout:
         loss = -log_probs.gather(1, torch.tensor(row.response)[:, None]).mean() / len(rows())
         loss.backward()
         total += loss.item()
-    expected = {
-        name.replace(".default", ""): p.grad for name, p in model.named_parameters() if p.grad is not None
-    }
-    loss, grads = found[layout][f"gradient {adapters}"]
-    assert loss == pytest.approx(total, rel=1e-5)
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return total, {name.replace(".default", ""): grad for name, grad in found.items()}
+
+
+def far(grads: Gradients, expected: Gradients) -> dict[str, float]:
+    """How far each gradient is from the expected one, as a share of its length."""
     assert set(grads) == set(expected)
-    for name, grad in expected.items():
-        assert grad.norm() > 0
-        assert (grads[name] - grad).norm() < 1e-5 * grad.norm(), name
+    assert all(grad.norm() > 0 for grad in expected.values())
+    return {name: float((grads[name] - grad).norm() / grad.norm()) for name, grad in expected.items()}
+
+
+@pytest.mark.parametrize("adapters", ["everywhere", "some"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loss_and_gradient_are_those_of_peft(
+    found: Found, right: Right, layout: str, adapters: str
+) -> None:
+    loss, grads = found[layout][f"gradient {adapters}"]
+    total, expected = right[layout, adapters]
+    assert loss == pytest.approx(total, rel=1e-6)
+    print(layout, adapters, max(far(grads, expected).values()))
+    assert max(far(grads, expected).values()) < 3e-6
     norm = torch.stack([grad.norm() for grad in expected.values()]).norm()
-    assert found[layout][f"norm {adapters}"] == pytest.approx(float(norm), rel=1e-4)
+    assert found[layout][f"norm {adapters}"] == pytest.approx(float(norm), rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_gradient_is_the_same_where_activations_are_computed_again(found: Found, layout: str) -> None:
+def test_the_gradient_is_the_same_where_activations_are_computed_again(
+    found: Found, right: Right, layout: str
+) -> None:
     """A frozen embedding gives layers an input without a gradient, which Megatron would leave out."""
     loss, grads = found[layout]["gradient recomputed"]
-    expected_loss, expected = found[layout]["gradient everywhere"]
-    assert loss == pytest.approx(expected_loss, rel=1e-6)
-    for name, grad in expected.items():
-        assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
+    total, expected = right[layout, "everywhere"]
+    assert loss == pytest.approx(total, rel=1e-6)
+    print(layout, max(far(grads, expected).values()), max(far(grads, found[layout]["gradient everywhere"][1]).values()))
+    assert max(far(grads, expected).values()) < 3e-6
 
 
 @pytest.mark.parametrize("layout", OTHERS)
