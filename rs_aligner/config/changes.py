@@ -135,11 +135,11 @@ class Part:
 
     def causes(self, changed: Sequence[Difference]) -> list[Difference]:
         """The changed keys that may be why something else was found."""
-        return [one for one in changed if one.kind is Kind.PLACE and is_named(one.key, self._keys)]
+        return [one for one in changed if one.key in self.read_by or self._is_within(one)]
 
-    @property
-    def _keys(self) -> tuple[str, ...]:
-        return self.key, *self.read_by
+    def _is_within(self, one: Difference) -> bool:
+        """Whether it says where to look; beside a judge's address, say, stands how long it may take."""
+        return one.kind is Kind.PLACE and is_named(one.key, [self.key])
 
 
 PRECISION = Part("the precision", "trainer.precision", Kind.SAMPLED, ("trainer.accelerator",))

@@ -6,6 +6,7 @@ would change with the layout. Keys of what cannot be done are in `upstream.py`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -119,5 +120,6 @@ class PeftConfig(AdapterConfig):
             ("use_rslora", tuning.use_rslora, found.use_rslora),
         ):
             if value is not None and value != stored:
-                same = f"should be null or {stored}, as in {self.restore_from_path}/adapter_config.json"
+                where = f"{self.restore_from_path}/adapter_config.json"
+                same = f"should be null or {json.dumps(stored)}, as in {where}"
                 yield problem(f"{key}.lora_tuning.{name}", value, same)

@@ -112,6 +112,25 @@ def test_differences_are_listed_key_by_key_and_a_section_that_comes_or_goes_once
     assert differences(other, plain)[1].kind is Kind.SAMPLED
 
 
+def test_what_was_found_elsewhere_is_put_down_to_the_keys_that_name_the_place() -> None:
+    folder, offline, device, judge, patience, *_ = changed = [
+        Difference(key, "old", "new")
+        for key in (
+            "pretrained_checkpoint.restore_from_path",
+            "model.rs.offline",
+            "trainer.accelerator",
+            "remote_rm.judge.name",
+            "remote_rm.judge.time_limit",
+            "model.optim.lr",
+        )
+    ]
+    assert patience.kind is device.kind is Kind.FREE
+    assert PARTS["the model folder"].causes(changed) == [folder]
+    assert PARTS["the scored rollouts"].causes(changed) == [offline]
+    assert PARTS["the precision"].causes(changed) == [device]
+    assert PARTS["the judge"].causes(changed) == [judge]
+
+
 @pytest.mark.parametrize("missing", ["model.optim.lr", "model.rs.until"])
 def test_a_key_that_one_version_does_not_know_is_no_difference(missing: str) -> None:
     settings = settings_of(config())

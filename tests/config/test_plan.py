@@ -15,6 +15,7 @@ from rs_aligner.config import (
     plan,
     schedule_steps,
 )
+from rs_aligner.config.plan_parts import batch_sizes
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -41,6 +42,23 @@ def config(tree):
         ),
         TrainRSConfig,
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes"),
+    [
+        (0, "no"),
+        (1, "1"),
+        (63, "63"),
+        (64, "64"),
+        (65, "32 or 33"),
+        (128, "64"),
+        (129, "43"),
+        (1000, "62 or 63"),
+    ],
+)
+def test_batches_are_of_equal_size_and_no_more_than_are_needed(rows, sizes):
+    assert batch_sizes(rows, most=64) == sizes
 
 
 def test_the_numbers_of_a_step_and_of_the_run(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,6 +15,7 @@ from rs_aligner.config import (
     TrainSFTConfig,
     load_config,
 )
+from rs_aligner.config.sampling import LengthParams
 from rs_aligner.config.training import LoopConfig, PolicyTrainConfig, TrainConfig
 from tests.config.conftest import POLICY, compose, problems
 
@@ -25,10 +27,21 @@ def test_a_training_has_to_say_what_its_loop_is_and_one_of_a_policy_what_it_samp
 
     class NoLengths(PolicyTrainConfig):
         @property
+        def samples(self) -> bool:
+            return True
+
+        @property
         def loop(self) -> LoopConfig:
             return LoopConfig()
 
-    for schema, lacks in ((NoLoop, "loop"), (NoLengths, "length_params")):
+    class NoSamples(NoLengths):
+        samples: ClassVar[Any] = PolicyTrainConfig.samples
+
+        @property
+        def length_params(self) -> LengthParams:
+            return LengthParams()
+
+    for schema, lacks in ((NoLoop, "loop"), (NoLengths, "length_params"), (NoSamples, "samples")):
         with pytest.raises(TypeError, match=f"abstract.*{lacks}"):
             schema()
 

@@ -169,6 +169,14 @@ def test_an_end_string_that_was_passed_over_stays_in_the_text() -> None:
     assert (rollout.text, rollout.finish_reason) == ("Hello world!", "length")
 
 
+def test_an_end_string_in_the_last_place_of_a_row_without_room_for_the_least_length_is_text() -> None:
+    table = Table(HELLO)
+    controls = Controls(greedy=True, end_strings=("llo",), min_length=4, max_length=12)
+    asked = request_of([Prompt("p", "prompt: ", (1,))], 1, controls)
+    (cut,) = generate(TorchDecoder(table), Bytes(table.vocabulary), asked, seed=1, limits={(0, 0): 2})
+    assert (cut.token_ids, cut.text, cut.finish_reason) == ((2, 3), "Hello", "length")
+
+
 def test_characters_of_many_tokens_are_found_whole() -> None:
     """Four characters of four bytes each, a byte a token."""
     end = "😀😃😄😁"

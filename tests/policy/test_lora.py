@@ -90,13 +90,10 @@ def far(grads: Gradients, expected: Gradients) -> dict[str, float]:
 
 @pytest.mark.parametrize("adapters", ["everywhere", "some"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_loss_and_gradient_are_those_of_peft(
-    found: Found, right: Right, layout: str, adapters: str
-) -> None:
+def test_loss_and_gradient_are_those_of_peft(found: Found, right: Right, layout: str, adapters: str) -> None:
     loss, grads = found[layout][f"gradient {adapters}"]
     total, expected = right[layout, adapters]
     assert loss == pytest.approx(total, rel=1e-6)
-    print(layout, adapters, max(far(grads, expected).values()))
     assert max(far(grads, expected).values()) < 3e-6
     norm = torch.stack([grad.norm() for grad in expected.values()]).norm()
     assert found[layout][f"norm {adapters}"] == pytest.approx(float(norm), rel=1e-5)
@@ -110,7 +107,6 @@ def test_the_gradient_is_the_same_where_activations_are_computed_again(
     loss, grads = found[layout]["gradient recomputed"]
     total, expected = right[layout, "everywhere"]
     assert loss == pytest.approx(total, rel=1e-6)
-    print(layout, max(far(grads, expected).values()), max(far(grads, found[layout]["gradient everywhere"][1]).values()))
     assert max(far(grads, expected).values()) < 3e-6
 
 
