@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,25 @@ def test_a_wide_step_number_keeps_its_place(tmp_path):
     for step in (1_000_000, 999_999):
         write(ledger, step, make_groups())
     assert ledger.steps() == [999_999, 1_000_000]
+
+
+def test_a_selection_made_again_is_held_against_the_file(tmp_path):
+    ledger, groups = Ledger(tmp_path), make_groups()
+    write(ledger, 4, groups)
+    path = ledger.path("step_000004")
+    assert ledger.difference(4, groups, selected(groups)) is None
+    other = make_groups()
+    other[1].rollouts[0] = replace(other[1].rollouts[0], text="Twice 0")
+    told = ledger.difference(4, other, selected(other))
+    assert told == f"{path}:3 is another rollout than the step chooses from now"
+    told = ledger.difference(4, groups, nothing_kept(groups, "below min_reward"))
+    assert told == (
+        f"{path}:4 says of rollout 1 of prompt prompts.jsonl:2: 'kept'; the selection now says 'below min_reward'"
+    )
+    for number in (1, 3):
+        other = make_groups(num_groups=number)
+        told = ledger.difference(4, other, selected(other))
+        assert told == f"{path} has 4 rollouts, and the step now comes to {2 * number}"
 
 
 def test_a_missing_step_and_a_broken_line_are_named(tmp_path):
