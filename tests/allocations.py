@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.profiler import profile
 
 
@@ -42,16 +41,17 @@ def allocated() -> Iterator[Allocated]:
 
 
 def live_tensors() -> dict[int, torch.Tensor]:
-    """All tensors that Python can see, one for each piece of memory; those that are kept stay there."""
+    """All plain tensors that Python can see, one for each piece of memory; those that are kept stay there.
+
+    Other kinds (fake ones, those in shards) have no memory, or are made of plain ones.
+    """
     gc.collect()  # what lies in circles is not held on purpose
-    found = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    found = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     return {at: one for one in found if (at := address(one)) is not None}
 
 
 def address(tensor: torch.Tensor) -> int | None:
     """Where a tensor lies; None for one that lies nowhere, as those that torch.compile traces with."""
-    if isinstance(tensor, FakeTensor):
-        return None
     try:
         return tensor.untyped_storage().data_ptr() or None
     except RuntimeError as problem:  # a functional one
