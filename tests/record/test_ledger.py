@@ -243,7 +243,8 @@ def test_a_selection_made_again_is_held_against_the_file(tmp_path):
     assert told == f"{path}:3 is another rollout than the step chooses from now"
     told = ledger.difference(4, groups, nothing_kept(groups, "below min_reward"))
     assert told == (
-        f"{path}:4 says of rollout 1 of prompt prompts.jsonl:2: 'kept'; the selection now says 'below min_reward'"
+        f"{path}:4 says of rollout 1 of prompt prompts.jsonl:2: 'kept'; "
+        "the selection now says 'below min_reward'"
     )
     for number in (1, 3):
         other = make_groups(num_groups=number)
