@@ -346,9 +346,12 @@ def test_another_models_name_is_answered_with_the_models_that_are_there() -> Non
 def test_a_process_that_forgets_to_close_its_client_still_ends() -> None:
     code = (
         "import sys; from tests.reward.client.test_client import *\n"
-        "client = RemoteGPTRMClient(config(int(sys.argv[1]), max_wait_seconds=100))\n"
+        "there, gone = (EndpointConfig(port=int(port)) for port in sys.argv[1:])\n"
+        "client = RemoteGPTRMClient(RemoteRMConfig(endpoints=[there, gone], max_wait_seconds=100))\n"
         "client.submit(*row()); print(judge_threads())\n"
     )
     with fake_judge(ones) as judge:
-        output = subprocess.check_output([sys.executable, "-c", code, str(judge.port)], text=True, timeout=30)
+        ports = str(judge.port), str(free_port())
+        output = subprocess.check_output([sys.executable, "-c", code, *ports], text=True, timeout=30)
     assert "judge-0" in output
+    assert "judge-probe" in output
