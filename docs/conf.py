@@ -42,6 +42,7 @@ NAVIGATION = {
         "docs/objective",
         "docs/lora",
         "docs/judge",
+        "docs/data",
         "docs/chat",
     ],
     "Running it": ["docs/continuation", "docs/cpu", "docs/scaling", "scripts/slurm/README"],

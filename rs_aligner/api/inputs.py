@@ -20,16 +20,22 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rs_aligner.api.tables import rows_of_table
 from rs_aligner.commands import build
 from rs_aligner.config import ConfigError, TrainConfig
 from rs_aligner.config.generate import GenerateConfig
 from rs_aligner.config.tree import read_tree, tree_of
+from rs_aligner.data.shapes import as_prompt
 from rs_aligner.files import checksum_of_file
 from rs_aligner.threads import wait_briefly
 
 _logger = logging.getLogger("rs_aligner")
 
 Row = Mapping[str, Any]
+Rows = Any
+"""Rows: a list, a `datasets.Dataset`, a pandas data frame, an Arrow table."""
+TextsOrRows = Any
+"""Rows, or a list with texts."""
 ModelSource = str | Path | tuple[Any, Any]
 """A model folder, or a model with its tokenizer."""
 Given = tuple[str, str, list[dict[str, Any]]]
@@ -95,15 +101,23 @@ def refuse_ranks(config: TrainConfig | GenerateConfig, name: str) -> None:
         )
 
 
-def rows_of(
-    argument: str, prompts: Sequence[str | Row] | None, *, are_prompts: bool = True
-) -> list[dict[str, Any]]:
-    """Prompts, or other rows, as rows of a file."""
-    if prompts is None:
+def rows_of(argument: str, given: Any, *, are_prompts: bool = True) -> list[dict[str, Any]]:
+    """Prompts, or other rows, as rows of a file.
+
+    Args:
+        argument: by which they came, for messages.
+        given: texts and rows, or a table of them: a `datasets.Dataset`, a pandas data frame, an Arrow table.
+        are_prompts: whether a row is a prompt.
+
+    Raises:
+        ValueError: it is neither, or empty.
+    """
+    if given is None:
         return []
-    if isinstance(prompts, str | Mapping):
-        raise ValueError(f"{argument} is one {type(prompts).__name__}: it should be a list of prompts")
-    rows = [{"text": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    table = rows_of_table(argument, given)
+    if table is None and isinstance(given, str | Mapping):
+        raise ValueError(f"{argument} is one {type(given).__name__}: it should be a list of prompts")
+    rows = [{"text": one} if isinstance(one, str) else one for one in (given if table is None else table)]
     if not rows:
         raise ValueError(f"{argument} is empty: give at least one prompt, or leave it out")
     found = []
@@ -113,14 +127,20 @@ def rows_of(
                 f"{argument}[{number}] is a {type(row).__name__}: it should be a text, or a row such as "
                 '{"text": ...}'
             )
-        bare = are_prompts and "prompt" in row and not {"text", "messages"} & set(row)
+        bare = are_prompts and isinstance(row.get("prompt"), str) and not {"text", "messages"} & set(row)
         found.append({"text": row["prompt"], **row} if bare else dict(row))
     return found
 
 
-def keys_of(rows: Sequence[Row]) -> list[str]:
-    """All keys of the rows."""
-    return list(dict.fromkeys(key for row in rows for key in row))
+def keys_of(tree: DictConfig, rows: Sequence[Row]) -> list[str]:
+    """All keys that the judge gets of these rows, once they are read as `model.data` of the config says."""
+    columns = OmegaConf.select(tree, "model.data.columns") or {}
+    keys = dict.fromkeys(str(name) for name in columns)
+    is_ours = OmegaConf.select(tree, "model.data.prompt_template") is not None
+    for row in rows:
+        with contextlib.suppress(ValueError):  # told of when it is read
+            keys |= dict.fromkeys(row if is_ours else as_prompt("", dict(row)))
+    return list(keys)
 
 
 @contextlib.contextmanager

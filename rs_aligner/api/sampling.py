@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from rs_aligner import progress
 from rs_aligner.api import inputs
-from rs_aligner.api.inputs import FOLDER, ModelSource, Row
+from rs_aligner.api.inputs import FOLDER, ModelSource, TextsOrRows
 from rs_aligner.config import load_config
 from rs_aligner.config.generate import GenerateConfig
 
@@ -24,7 +24,7 @@ _FILES, _OUTPUT = "model.data.files", "output"
 
 def generate(
     *,
-    prompts: Sequence[str | Row] | None = None,
+    prompts: TextsOrRows | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
     model_path: ModelSource | None = None,
     output: str | Path | None = None,
@@ -32,7 +32,7 @@ def generate(
     """Sample answers in this process, and have them judged if the config names a judge.
 
     Args:
-        prompts: texts, or rows as in a prompt file; None: the config's files.
+        prompts: as of `train`; None: the config's files.
         config: overrides of the tree of `generate.yaml`.
         model_path: the policy, where the config does not name it: a folder, or a pair (model, tokenizer).
         output: the file of the answers, where the config does not name it; None: they are only returned.

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rs_aligner import progress, stopping
 from rs_aligner.api import inputs
-from rs_aligner.api.inputs import TRAIN, VALIDATION, ModelSource, Row
+from rs_aligner.api.inputs import TRAIN, VALIDATION, ModelSource, Rows, TextsOrRows
 from rs_aligner.config import (
     ConfigError,
     TrainConfig,
@@ -57,8 +57,8 @@ class TrainResult:
 def train(
     *,
     reward_fn: Callable[..., Any] | None = None,
-    prompts: Sequence[str | Row] | None = None,
-    eval_prompts: Sequence[str | Row] | None = None,
+    prompts: TextsOrRows | None = None,
+    eval_prompts: TextsOrRows | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
     model_path: ModelSource | None = None,
     output_dir: str | Path | None = None,
@@ -76,8 +76,8 @@ def train(
             at most `remote_rm.max_batch_size` rows, and once before the run with two made-up ones. Nothing is
             sampled meanwhile: a judge that is slow is better served. None: the judge that `remote_rm` of the
             config names.
-        prompts: to train on: texts, or rows as in a prompt file (`text` or `prompt`, or `messages`, or what
-            `model.data.prompt_template` puts together), whose keys the judge gets. None: the config's files.
+        prompts: to train on: texts, or rows as in a prompt file (docs/data.md), whose keys the judge gets; in
+            a list, a `datasets.Dataset`, a pandas data frame or an Arrow table. None: the config's files.
         eval_prompts: held-out prompts, never trained on.
         config: overrides of the tree of `train_rs.yaml`, nested or with dotted keys, or a YAML file of it.
         model_path: the policy, where the config does not name it: a folder, or a pair (model, tokenizer) of
@@ -107,7 +107,7 @@ def train(
     tree = inputs.tree_from(config, output_dir=output_dir)
     train_rows = inputs.rows_of("prompts", prompts)
     held_out_rows = inputs.rows_of("eval_prompts", eval_prompts)
-    keys = inputs.keys_of([*train_rows, *held_out_rows])
+    keys = inputs.keys_of(tree, [*train_rows, *held_out_rows])
     judge = metrics_of = None
     if reward_fn is not None:
         from rs_aligner.reward.judges.callables import judge_of
@@ -136,8 +136,8 @@ def train(
 
 def sft(
     *,
-    rows: Sequence[Row] | None = None,
-    eval_prompts: Sequence[str | Row] | None = None,
+    rows: Rows | None = None,
+    eval_prompts: TextsOrRows | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
     model_path: ModelSource | None = None,
     output_dir: str | Path | None = None,
@@ -146,7 +146,8 @@ def sft(
     """Train a policy on given answers, in this process.
 
     Args:
-        rows: prompts with their answers, as in the files of `train_sft.yaml`; None: the config's files.
+        rows: prompts with their answers, as in the files of `train_sft.yaml`, in what `prompts` of `train`
+            may be; None: the config's files.
         eval_prompts: held-out prompts, whose answers the config's `judge` scores.
         config: overrides of the tree of `train_sft.yaml`.
         model_path, output_dir, loggers: as of `train`.
@@ -174,8 +175,8 @@ def sft(
 
 def reward_model(
     *,
-    pairs: Sequence[Row] | None = None,
-    eval_pairs: Sequence[Row] | None = None,
+    pairs: Rows | None = None,
+    eval_pairs: Rows | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
     model_path: ModelSource | None = None,
     output_dir: str | Path | None = None,
@@ -184,8 +185,8 @@ def reward_model(
     """Train a reward model on pairs of answers, in this process.
 
     Args:
-        pairs: rows with `prompt`, `chosen` and `rejected`, as in the files of `train_reward_model.yaml`;
-            None: the config's files.
+        pairs: rows with `prompt`, `chosen` and `rejected`, as in the files of `train_reward_model.yaml`, in
+            what `prompts` of `train` may be; None: the config's files.
         eval_pairs: held-out ones.
         config: overrides of the tree of `train_reward_model.yaml`.
         model_path, output_dir, loggers: as of `train`.

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     about = f"{arch.family}, {size:,} parameters, {arch.max_positions:,} positions"
     print(f"ok  the model: {about}")
 
-    files = args.prompts or _ask(asks, "--prompts", "The prompts, a JSON Lines or parquet file")
+    files = args.prompts or _ask(asks, "--prompts", "The prompts, a file of JSON Lines, JSON or parquet")
     length = min(256, arch.max_positions // 2)
     template = args.template or _template(asks, files)
     prompts = _prompts("--prompts", files, tokenizer, template, arch.max_positions - length)
@@ -186,13 +186,14 @@ def _template(asks: bool, files: str) -> str | None:
         ValueError: there are no rows, or they need a template and nobody can be asked.
     """
     from rs_aligner.data.rows import read_rows, shown_keys
+    from rs_aligner.data.shapes import as_prompt
 
-    if not Path(files).is_file():
+    if not Path(files).exists():
         raise ValueError(f"--prompts: there is no file {files} (relative to {Path.cwd()})")
     where, row = next(read_rows([files]), ("", {}))
     if not where:
         raise ValueError(f"--prompts: {files} has no rows")
-    if {"text", "messages", "prompt"} & set(row):
+    if {"text", "messages"} & set(as_prompt(where, row)):
         return None
     print(f"    {where} has neither text nor messages, but {shown_keys(row)}")
     return _ask(
@@ -203,7 +204,7 @@ def _template(asks: bool, files: str) -> str | None:
 def _prompts(flag: str, files: str, tokenizer: Any, template: str | None, most: int) -> tuple[Prompt, ...]:
     from rs_aligner.data.prompts import load_prompts
 
-    if not Path(files).is_file():
+    if not Path(files).exists():
         raise ValueError(f"{flag}: there is no file {files} (relative to {Path.cwd()})")
     return load_prompts([files], tokenizer, template=template, max_prompt_length=most).prompts
 

@@ -6,7 +6,7 @@ whose prompt is held out, too. Left out on purpose: what a row is and which prom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from rs_aligner.config import (
@@ -44,9 +44,15 @@ def read_prompts(
     """The prompts of files, which may be none, as `model.data` says; longer ones are left out."""
     if not files:
         return PromptSet((), 0)
-    template, add_bos = config.model.data.prompt_template, config.model.data.add_bos
-    longest = config.max_prompt_length(positions)
-    return load_prompts(files, tokenizer, template=template, add_bos=add_bos, max_prompt_length=longest)
+    data = config.model.data
+    return load_prompts(
+        files,
+        tokenizer,
+        template=data.prompt_template,
+        add_bos=data.add_bos,
+        columns=data.columns,
+        max_prompt_length=config.max_prompt_length(positions),
+    )
 
 
 def read_rs_data(config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: int) -> RSData:
@@ -72,6 +78,7 @@ def read_rs_data(config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: 
             tokenizer,
             template=data.prompt_template,
             add_bos=data.add_bos,
+            columns=data.columns,
             max_length=config.model.sequence_length(positions),
         )
         scored = _apart(config, "model.rs.offline", scored, _origins_of(scored), validation.origins)
@@ -151,6 +158,7 @@ class _Loads(Protocol[Read_co]):
         *,
         template: str | None,
         add_bos: bool | None,
+        columns: Mapping[str, str],
         max_length: int,
         max_prompt_length: int | None,
     ) -> Read_co: ...
@@ -170,6 +178,7 @@ def _read(
         tokenizer,
         template=data.prompt_template,
         add_bos=data.add_bos,
+        columns=data.columns,
         max_length=config.model.sequence_length(positions),
         max_prompt_length=data.seq_length,
     )

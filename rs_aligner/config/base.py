@@ -16,7 +16,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from rs_aligner.config.template import PromptTemplate
+from rs_aligner.data_folder import data_folder_problem
 
+DATA = "JSON Lines, JSON, parquet or Arrow files, or folders of datasets' save_to_disk"
+"""What data files may be."""
 FUNCTION = "path/to/file.py:name or package.module:name"
 """How a user's function is named."""
 
@@ -56,12 +59,16 @@ def file_problems(key: str, file: str | None) -> Iterator[str]:
         yield problem(key, file, f"there is no such file (relative to {Path.cwd()})")
 
 
-def json_lines_problems(key: str, files: Sequence[str]) -> Iterator[str]:
+def data_problems(key: str, files: Sequence[str]) -> Iterator[str]:
     """What is wrong with the data files that a key names, as far as it shows without reading them."""
     for name in files:
-        if not Path(name).is_file():
-            what = "is a folder" if Path(name).is_dir() else "is not there"
-            yield problem(key, name, f"{what}; name JSON Lines or parquet files (relative to {Path.cwd()})")
+        if not Path(name).exists():
+            what: str | None = "is not there"
+        else:
+            what = data_folder_problem(Path(name)) if Path(name).is_dir() else None
+        if what is not None:
+            formats = "" if "name one" in what else f"; name {DATA}"
+            yield problem(key, name, f"{what}{formats} (relative to {Path.cwd()})")
 
 
 class Section(BaseModel):

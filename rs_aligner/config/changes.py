@@ -73,7 +73,7 @@ _KINDS: dict[Kind, list[str]] = {
         "trainer.precision",  # auto is another one on another device
         *_under(("pretrained_checkpoint", "model.peft"), "restore_from_path"),
         *_under(("model.data",), "data_prefix.train data_prefix.validation overlap seq_length"),
-        *_under(("model.data",), "prompt_template add_bos chat_template_kwargs"),
+        *_under(("model.data",), "prompt_template columns add_bos chat_template_kwargs"),
         "model.encoder_seq_length",
         *_under(("model.rs",), "offline objective.anchor.files"),
         *_under(_JUDGES, "reward_model endpoints in_process judge"),
@@ -111,7 +111,7 @@ SECTIONS = {
 """What it is to add or to leave out a section that may be null."""
 
 _READ_BY = (
-    *_under(("model.data",), "overlap seq_length prompt_template add_bos chat_template_kwargs"),
+    *_under(("model.data",), "overlap seq_length prompt_template columns add_bos chat_template_kwargs"),
     "model.encoder_seq_length",
 )
 """What decides, beside the files, which rows there are and what they say."""

@@ -15,13 +15,14 @@ from rs_aligner.config.base import (
     JudgeSpecialTokens,
     Section,
     Template,
+    Text,
     Texts,
-    json_lines_problems,
+    data_problems,
 )
 
 
 class DataPrefix(Section):
-    """The data files, JSON Lines or parquet."""
+    """The data files: JSON Lines, JSON, parquet or Arrow, or folders that `datasets` saved (docs/data.md)."""
 
     train: Texts
     """Files to train on: a path or a list of paths."""
@@ -30,8 +31,8 @@ class DataPrefix(Section):
 
     def problems(self, key: str) -> Iterator[str]:
         """The files are there."""
-        yield from json_lines_problems(f"{key}.train", self.train)
-        yield from json_lines_problems(f"{key}.validation", self.validation)
+        yield from data_problems(f"{key}.train", self.train)
+        yield from data_problems(f"{key}.validation", self.validation)
 
 
 class ReadingConfig(Section):
@@ -41,6 +42,8 @@ class ReadingConfig(Section):
     """A prompt of more tokens is left out and counted; null for what `max_length` leaves of the sequence."""
     prompt_template: Template | None = None
     """Makes the prompt, e.g. "Question: {question}\\nAnswer:"; null takes `text` or `messages`."""
+    columns: dict[Text, Text] = Field(default_factory=dict)
+    """Our names for what a row has elsewhere, e.g. {text: question, answer: reward_model.ground_truth}."""
     add_bos: bool | None = None
     """Whether a prompt starts with the begin token; null leaves it to the tokenizer and its chat template."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)

@@ -16,7 +16,7 @@ from rs_aligner.config.base import (
     Size,
     Text,
     Texts,
-    json_lines_problems,
+    data_problems,
     problem,
 )
 from rs_aligner.config.data import ReadingConfig
@@ -32,7 +32,7 @@ class GenerateDataConfig(ReadingConfig):
     """What is read, how a row becomes a prompt, and how a response becomes a text."""
 
     files: Texts
-    """Prompt files, JSON Lines: a path or a list of paths."""
+    """Prompt files, as `model.data.data_prefix` has them: a path or a list of paths."""
     num_prompts: Count | None = None
     """The first so many prompts; null for all."""
     judge_special_tokens: JudgeSpecialTokens = False
@@ -42,7 +42,7 @@ class GenerateDataConfig(ReadingConfig):
 
     def problems(self, key: str) -> Iterator[str]:
         """There are prompts."""
-        yield from json_lines_problems(f"{key}.files", self.files)
+        yield from data_problems(f"{key}.files", self.files)
         if not self.files:
             yield f"{key}.files must be set: a file of prompts, or a list of files"
 

@@ -17,7 +17,7 @@ from rs_aligner.config.base import (
     Positive,
     Section,
     Texts,
-    json_lines_problems,
+    data_problems,
     problem,
 )
 
@@ -30,7 +30,7 @@ class AnchorConfig(Section):
     """Supervised rows that are mixed in, so that the policy does not drift from them."""
 
     files: Texts = ()
-    """JSON Lines files of {"prompt", "response"} rows or chats: a path or a list of paths; empty for none."""
+    """Files of {"prompt", "response"} rows or chats: a path or a list of paths; empty for none."""
     share: Beta = 0.0
     """Their share of every batch, from 0 (none) to below 1."""
     weight: Positive = 1.0
@@ -44,7 +44,7 @@ class AnchorConfig(Section):
             yield problem(f"{key}.share", self.share, f"should be above 0, since {key}.files is set")
         if self.weight != 1 and not self.files:
             yield problem(f"{key}.weight", self.weight, f"needs {key}.files; or set it to 1")
-        yield from json_lines_problems(f"{key}.files", self.files)
+        yield from data_problems(f"{key}.files", self.files)
 
 
 class ObjectiveConfig(Section):

@@ -16,9 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-EXAMPLE = r"""model.data.prompt_template='Question: {question}\nAnswer:'"""
-"""A template as Hydra wants it; a shell needs double quotes around it."""
-
 _COMMANDS = """
 nabla natural ncong ne nearrow neg neq newcommand newline nexists ngeq nleq nless nmid noindent nolimits
 nonumber normalsize not notin nparallel nsubseteq nu nwarrow
@@ -32,6 +29,11 @@ _FIELD = re.compile(r"\{(?P<name>[^\W\d][^{}!:.\[\]\\\"^=\n]*)(?:!(?P<how>[rsa])
 _PARTS = re.compile(r"\{\w+(?:\.\w+|\[[^\]{}]*\])+(?:![rsa])?(?::[^{}]*)?\}")  # {a.b}, {a[0]}
 _NAMELESS = re.compile(r"\{\d*(?:![rsa])?(?::[^{}]*)?\}")  # {}, {0}
 _COMMAND = re.compile(r"\\[A-Za-z]+\*?$")
+
+
+def example(key: str) -> str:
+    """A template over a key of a row, as Hydra wants it; a shell needs double quotes around it."""
+    return f"model.data.prompt_template='Question: {{{key}}}\\nAnswer:'"
 
 
 @dataclass(frozen=True, slots=True)

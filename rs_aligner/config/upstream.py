@@ -171,7 +171,9 @@ TRAIN_RS = Upstream(
             "with model.sequence_parallel=true, or bound them with model.max_tokens_per_microbatch",
             (1,),
         ),
-        "model.data.data_impl": Refusal("only JSON Lines and parquet files are read", ("jsonl",)),
+        "model.data.data_impl": Refusal(
+            "files are read as they are, without an index: JSON Lines, JSON, parquet, Arrow", ("jsonl",)
+        ),
     },
 )
 

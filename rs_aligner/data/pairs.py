@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rs_aligner.data.columns import Wanted, advice
 from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
@@ -31,6 +32,7 @@ def load_pairs(
     *,
     template: str | None = None,
     add_bos: bool | None = None,
+    columns: Mapping[str, str] | None = None,
     max_length: int,
     max_prompt_length: int | None = None,
 ) -> PairSet:
@@ -41,10 +43,11 @@ def load_pairs(
     two answers are the same says nothing, and is left out and counted, as is one that is too long.
 
     Args:
-        files: JSON Lines or parquet files.
+        files: of any format (`formats.py`).
         tokenizer: turns texts into tokens, and says what closes an answer.
         template: a format string over a row's keys for the prompt; None for `prompt` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
+        columns: our names for what stands elsewhere in a row (`model.data.columns`).
         max_length: most tokens of prompt and answer together.
         max_prompt_length: most tokens of a prompt; None for no such limit.
 
@@ -54,11 +57,14 @@ def load_pairs(
     pairs: list[PreferencePair] = []
     num_too_long = num_ties = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
-    for where, raw in read_rows(files):
+    for where, raw in read_rows(files, columns):
         row = in_our_shape(where, raw)
         for key in ("chosen", "rejected"):
             if key not in row:
-                raise ValueError(f"{where}: has no {key!r} but {shown_keys(row)}")
+                wanted: tuple[Wanted, ...] = ("chosen", "rejected")
+                found = advice(row, *(wanted if template is not None else ("prompt", *wanted)))
+                what = f"set {found}" if found else "no two texts in it could be the answers"
+                raise ValueError(f"{where}: has no {key!r} but {shown_keys(row)}; {what}")
             check_text(where, repr(key), row[key])
         prompt = reader.prompt(where, row, "prompt")
         chosen, rejected = (

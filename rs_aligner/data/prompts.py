@@ -1,19 +1,20 @@
 """Prompt files: `{"text": ...}`, a chat `{"messages": [...]}`, or any row with a template over its keys.
 
-The whole row travels on as metadata, for the judge, with what the chat template begins the answer with, if
-anything, under the key `prefilled`. A prompt that is too long is counted and left out, never cut and never
-replaced.
+What other programs call a text or a chat is one, too (`shapes.py`). The whole row travels on as metadata, for
+the judge, with what the chat template begins the answer with, if anything, under the key `prefilled`. A
+prompt that is too long is counted and left out, never cut and never replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, read_rows
+from rs_aligner.data.shapes import as_prompt
 from rs_aligner.rollout import Prompt
 
 
@@ -38,16 +39,18 @@ def load_prompts(
     *,
     template: str | None = None,
     add_bos: bool | None = None,
+    columns: Mapping[str, str] | None = None,
     max_prompt_length: int,
 ) -> PromptSet:
     """Reads prompt files.
 
     Args:
-        files: JSON Lines or parquet files.
+        files: of any format (`formats.py`).
         tokenizer: turns texts into tokens.
         template: a format string over a row's keys (`model.data.prompt_template`); None for rows that
             have `text` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
+        columns: our names for what stands elsewhere in a row (`model.data.columns`).
         max_prompt_length: prompts of more tokens than this are left out.
 
     Returns:
@@ -59,7 +62,8 @@ def load_prompts(
     prompts: list[Prompt] = []
     num_too_long = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
-    for where, row in read_rows(files):
+    for where, raw in read_rows(files, columns):
+        row = as_prompt(where, raw) if template is None else raw
         read = reader.prompt(where, row, "text")
         if len(read.token_ids) > max_prompt_length:
             num_too_long += 1

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rs_aligner.config.template import EXAMPLE, PromptTemplate
+from rs_aligner.config.template import PromptTemplate, example
 from rs_aligner.data.chats import Message, arguments_of, check_messages, tools_of
+from rs_aligner.data.columns import advice, text_key
 from rs_aligner.data.control import ControlTokens, Spans, unmark
 from rs_aligner.data.rows import check_text, shown_keys
 from rs_aligner.rollout import PREFILLED
@@ -124,8 +125,7 @@ class RowReader:
             return self._read(where, check_text(where, repr(key), row[key]), (), is_free=True)
         if "messages" not in row:
             raise ValueError(
-                f"{where}: has neither {key!r} nor 'messages' but {shown_keys(row)}; set "
-                f'model.data.prompt_template, for example "{EXAMPLE}"'
+                f"{where}: has neither {key!r} nor 'messages' but {shown_keys(row)}{_what_would_fit(row)}"
             )
         return self._chat(where, row)
 
@@ -284,3 +284,13 @@ class RowReader:
             f"the answer begins with {begun!r}, which the prompt ends with already; it is kept once", where
         )
         return rest
+
+
+def _what_would_fit(row: Mapping[str, Any]) -> str:
+    """The settings that would make a prompt of a row that has none under a known name."""
+    key = text_key(row)
+    ways = [advice(row, "prompt")]
+    if key is not None:
+        ways.append(f'model.data.prompt_template, for example "{example(key)}"')
+    known = ", or ".join(filter(None, ways))
+    return f"; set {known}" if known else "; no text or chat in it could be the prompt"

@@ -1,61 +1,46 @@
-"""Rows of data files: JSON Lines, or parquet where the name ends so.
+"""Rows of data files, whatever their format (`formats.py`).
 
 A row that cannot be used is an error that names its file and line, and what would work. Left out on purpose:
-what becomes of a row (`reading.py`).
+what becomes of a row (`reading.py`), and whose shape it has (`shapes.py`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rs_aligner.data.columns import is_turned, renamed
+from rs_aligner.data.formats import values_in
 
 _logger = logging.getLogger("rs_aligner")
 
 
-def read_rows(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row with its `file:line`, of parquet its `file:row`. Empty lines are skipped, but counted."""
+def read_rows(
+    files: Sequence[str], columns: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row with its place; see `formats.values_in`. A text is a row with nothing but that.
+
+    Args:
+        files: of any format, and folders that `datasets` saved.
+        columns: `model.data.columns`: what a row is to have under a name, by where it stands in the files.
+
+    Raises:
+        ValueError: a file cannot be read, or a row lacks what `columns` names.
+    """
     for name in files:
-        if name.endswith(".parquet"):
-            yield from _parquet_rows(name)
-            continue
-        with open(name, "rb") as file:
-            # As bytes, so that only a line break ends a line, and a decoding error knows its line.
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{name}:{number}"
-                    yield where, _parse(where, line)
-
-
-def _parquet_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(name) as file:
-            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                yield f"{name}:{number}", row
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{name}: not a parquet file ({error})") from None
-
-
-def _parse(where: str, line: bytes) -> dict[str, Any]:
-    def refuse_constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not JSON")
-
-    try:
-        row = json.loads(line.decode("utf-8"), parse_constant=refuse_constant)
-        # A lone surrogate, \ud800, passes as JSON but is no text: neither tokenizer nor judge takes it.
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise ValueError(f"{where}: not valid UTF-8 text ({error.reason})") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f'{where}: should be an object such as {{"text": ...}}, not {type(row).__name__}')
-    return row
+        for where, value in values_in(name):
+            row = {"text": value} if isinstance(value, str) else value
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f'{where}: should be an object such as {{"text": ...}}, not {type(row).__name__}'
+                )
+            if is_turned(row):
+                raise ValueError(
+                    f"{where}: is a whole table, a mapping for each column; write a row a line, with pandas: "
+                    'to_json("rows.jsonl", orient="records", lines=True)'
+                )
+            yield where, renamed(where, row, columns) if columns else row
 
 
 def check_text(where: str, what: str, value: Any) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from rs_aligner.data.chats import check_messages
 from rs_aligner.data.prompts import row_id
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, read_rows
-from rs_aligner.data.shapes import in_our_shape
+from rs_aligner.data.shapes import as_prompt, in_our_shape
+from rs_aligner.data_folder import is_data_folder
 from rs_aligner.precision import PRECISIONS
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.ledger_row import LedgerRow, groups_of
@@ -39,15 +40,17 @@ def load_scored(
     *,
     template: str | None = None,
     add_bos: bool | None = None,
+    columns: Mapping[str, str] | None = None,
     max_length: int,
 ) -> tuple[Group, ...]:
     """Reads scored rollouts.
 
     Args:
-        sources: JSON Lines or parquet files, or `rollouts/` folders of runs.
+        sources: files of any format (`formats.py`), or `rollouts/` folders of runs.
         tokenizer: turns texts into tokens, and says what closes the responses of a file.
         template: a format string over a row's keys for the prompt; None for `text` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
+        columns: our names for what stands elsewhere in a row (`model.data.columns`).
         max_length: rollouts of more tokens than this, prompt and response together, are left out.
 
     Returns:
@@ -60,8 +63,12 @@ def load_scored(
     num_rollouts = num_too_long = 0
     reader = RowReader(tokenizer, template, add_bos)
     for source in sources:
-        is_ledger = Path(source).is_dir()
-        found = _from_ledger(Path(source), tokenizer) if is_ledger else _from_file(source, reader)
+        is_ledger = Path(source).is_dir() and not is_data_folder(Path(source))
+        found = (
+            _from_ledger(Path(source), tokenizer)
+            if is_ledger
+            else _from_file(source, reader, columns, has_template=template is not None)
+        )
         for group in found:
             room = max_length - len(group.prompt.token_ids)
             fits = [len(rollout.token_ids) <= room for rollout in group.rollouts]
@@ -127,14 +134,17 @@ def _check_tokenizer(folder: Path, step: int, prompt: Prompt, tokenizer: Reading
         )
 
 
-def _from_file(name: str, reader: RowReader) -> Iterator[Group]:
-    for where, row in _grouped(read_rows([name]), reader):
+def _from_file(
+    name: str, reader: RowReader, columns: Mapping[str, str] | None, *, has_template: bool
+) -> Iterator[Group]:
+    for where, row in _grouped(read_rows([name], columns), reader):
         answers = _answers(where, row, reader.tokenizer)
         precision = row.get("reward_dtype", "float64")
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ValueError(f"{where}: 'reward_dtype' is {precision!r}; known are {known}")
         prompt_row = {key: value for key, value in row.items() if key not in _ANSWERS}
+        prompt_row = prompt_row if has_template else as_prompt(where, prompt_row)
         prompt = reader.prompt(where, prompt_row, "text")
         rollouts = []
         for index, (response, _, finish_reason) in enumerate(answers):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rs_aligner.data.chats import check_messages
+from rs_aligner.data.columns import advice
 from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
@@ -29,6 +30,7 @@ def load_sft_rows(
     *,
     template: str | None = None,
     add_bos: bool | None = None,
+    columns: Mapping[str, str] | None = None,
     max_length: int,
     max_prompt_length: int | None = None,
 ) -> SFTSet:
@@ -39,10 +41,11 @@ def load_sft_rows(
     `finish_reason: "length"` was cut, and gets no end token.
 
     Args:
-        files: JSON Lines or parquet files.
+        files: of any format (`formats.py`).
         tokenizer: turns texts into tokens, and says what closes a response.
         template: a format string over a row's keys for the prompt; None for `prompt` or `messages`.
         add_bos: whether prompts start with the begin token; None for the tokenizer's own rule.
+        columns: our names for what stands elsewhere in a row (`model.data.columns`).
         max_length: rows of more tokens than this, prompt and response together, are left out.
         max_prompt_length: so are those whose prompt has more tokens than this; None for no such limit.
 
@@ -52,7 +55,7 @@ def load_sft_rows(
     rows: list[TrainingRow] = []
     num_too_long = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
-    for where, raw in read_rows(files):
+    for where, raw in read_rows(files, columns):
         row = in_our_shape(where, raw)
         prompt_row, response = _split_response(where, row, reader, template is not None)
         prompt = reader.prompt(where, prompt_row, "prompt")
@@ -76,7 +79,9 @@ def _split_response(
 ) -> tuple[dict[str, Any], str]:
     if "messages" not in row or has_template:
         if "response" not in row:
-            raise ValueError(f"{where}: has no 'response' but {shown_keys(row)}")
+            found = advice(row, *(("response",) if has_template else ("prompt", "response")))
+            what = f"set {found}" if found else "no other text in it could be the answer"
+            raise ValueError(f"{where}: has no 'response' but {shown_keys(row)}; {what}")
         return row, check_text(where, "'response'", row["response"])
     messages = check_messages(where, row["messages"])
     if len(messages) < 2 or messages[-1]["role"] != "assistant":

@@ -143,6 +143,7 @@ ON_TWO_RANKS: dict[str, Any] = {"given": {"/trainer.devices": 2}, "ranks": 2}
 LAYOUT: Rows = shown_by(
     "ranks", {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}, **ON_TWO_RANKS
 )
+COLUMNS: Rows = {"columns": Row({"n": "o"}, "rows", {"prompt_template": "Q{n}:"})}
 CHATS: Rows = {"chat_template_kwargs": Row({"mood": "sad"}, "error")}  # the template of the world reads none
 TRAINED: Rows = {
     **LAYOUT,
@@ -161,7 +162,12 @@ TRAINED: Rows = {
     ),
     **under("peft", PEFT),
     **under("optim", OPTIM),
-    **under("data", shown_by("rows", {"seq_length": 10, "prompt_template": "Q{n}:", "add_bos": True}), CHATS),
+    **under(
+        "data",
+        shown_by("rows", {"seq_length": 10, "prompt_template": "Q{n}:", "add_bos": True}),
+        CHATS,
+        COLUMNS,
+    ),
 }
 SAMPLING: Rows = {
     "use_greedy": Row(True, "controls"),

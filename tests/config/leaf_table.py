@@ -272,6 +272,7 @@ GENERATE: Rows = {
             },
         ),
         {
+            "data.columns": Row({"n": "o"}, "sampled", {"data.prompt_template": "Q{n}:"}),
             "data.answer_key": Row("right", "printed"),
             "answers.choose": Row("majority", "answers"),
         },

@@ -86,17 +86,25 @@ def make_place(place: Path) -> None:
     def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
         (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    prompts = [{"id": f"p{n}", "text": text, "n": n, "right": str(n % 3)} for n, text in enumerate(texts)]
+    prompts = [
+        {"id": f"p{n}", "text": text, "n": n, "right": str(n % 3), "o": n + 50}
+        for n, text in enumerate(texts)
+    ]
     write("prompts.jsonl", prompts)
     write(
         "held_out.jsonl", [{**row, "id": f"h{n}", "text": f"?{row['text']}"} for n, row in enumerate(prompts)]
     )
     write("failing.jsonl", [{**row, "fails": n in (1, 3)} for n, row in enumerate(prompts)])
     write("more.jsonl", [{**row, "id": f"m{n}", "text": f"!{row['text']}"} for n, row in enumerate(prompts)])
-    rows = [{"prompt": text, "n": n, "response": f"{text[::-1]}."} for n, text in enumerate(texts)]
+    rows = [
+        {"prompt": text, "n": n, "o": n + 50, "response": f"{text[::-1]}."} for n, text in enumerate(texts)
+    ]
     write("sft.jsonl", rows)
     write("more_sft.jsonl", [{**row, "response": f"{row['prompt']}!"} for row in rows])
-    pairs_ = [{"prompt": t, "n": n, "chosen": f"{t}.", "rejected": f"no {n}"} for n, t in enumerate(texts)]
+    pairs_ = [
+        {"prompt": t, "n": n, "o": n + 50, "chosen": f"{t}.", "rejected": f"no {n}"}
+        for n, t in enumerate(texts)
+    ]
     write("pairs.jsonl", pairs_)
     write("more_pairs.jsonl", [{**row, "rejected": f"not {row['n']}"} for row in pairs_])
     write("scored.jsonl", [{**row, "responses": ["a", "bb"], "rewards": [row["n"], 0.5]} for row in prompts])

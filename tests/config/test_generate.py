@@ -71,7 +71,7 @@ def test_prompts_get_what_the_answer_leaves_of_the_sequence(workplace: Path) -> 
         ({"model.answers.choose": "weighted"}, "needs a judge"),
         ({"model.answers.choose": "worst"}, 'model.answers.choose is "worst": should be'),
         ({"model.data.files": "[]"}, "model.data.files must be set"),
-        ({"model.data.files": "nowhere.jsonl"}, "is not there; name JSON Lines or parquet files"),
+        ({"model.data.files": "nowhere.jsonl"}, "is not there; name JSON Lines, JSON, parquet"),
         ({"pretrained_checkpoint.restore_from_path": "nowhere"}, "is not there; name a Hugging Face folder"),
         ({"trainer.devices": 3, "model.tensor_model_parallel_size": 2}, "3 ranks should be a multiple of"),
         ({"model.tensor_model_parallel_size": 3, "trainer.devices": 3}, "should divide the policy's 8"),

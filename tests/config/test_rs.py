@@ -135,7 +135,7 @@ def test_the_stories_config_is_the_issues_recipe(test_data, tmp_path, monkeypatc
         (
             "model.data.data_impl",
             "mmap",
-            'model.data.data_impl is "mmap": only JSON Lines and parquet files are read',
+            'model.data.data_impl is "mmap": files are read as they are, without an index',
         ),
         ("model.data.prompt_template", "Answer:", "names no key of the row"),
         ("model.data.prompt_template", "{question", "is not a Python format string"),
@@ -144,7 +144,7 @@ def test_the_stories_config_is_the_issues_recipe(test_data, tmp_path, monkeypatc
         (
             "model.data.data_prefix.train",
             "nowhere.jsonl",
-            '"nowhere.jsonl": is not there; name JSON Lines or parquet files',
+            '"nowhere.jsonl": is not there; name JSON Lines, JSON, parquet',
         ),
         ("pretrained_checkpoint.restore_from_path", "nowhere", "is not there; name a Hugging Face folder"),
         ("pretrained_checkpoint.restore_from_path", "gpt.nemo", "is a .nemo archive, which is not read"),

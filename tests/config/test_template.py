@@ -14,7 +14,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rs_aligner.config import ConfigError, TrainRSConfig, load_config, open_overrides
-from rs_aligner.config.template import EXAMPLE, PromptTemplate
+from rs_aligner.config.template import PromptTemplate, example
 from rs_aligner.data import load_prompts
 from tests.config.conftest import compose
 from tests.conftest import ROOT
@@ -38,7 +38,7 @@ def filled(template: str) -> str:
 @pytest.mark.parametrize(
     ("command", "prompt"),
     [
-        (rf'"{EXAMPLE}"', "Question: 1+1?\nAnswer:"),
+        (rf'"{example("question")}"', "Question: 1+1?\nAnswer:"),
         (rf"""'{KEY}="Question: {{question}}\nAnswer:"'""", "Question: 1+1?\nAnswer:"),
         (rf'''"{KEY}='{{n}}\t{{question}}'"''', "7\t1+1?"),
         (rf'''"{KEY}='{{question}} Put it in \boxed{{}}.\n'"''', "1+1? Put it in \\boxed{}.\n"),
@@ -100,9 +100,9 @@ def test_a_config_with_such_a_template_is_refused_with_the_key(tree):
 def test_the_advice_for_rows_without_a_text_works_as_it_is_given(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"question": "1+1?"}\n')
-    with pytest.raises(ValueError, match=r"set model\.data\.prompt_template") as error:
+    with pytest.raises(ValueError, match=r"or model\.data\.prompt_template") as error:
         load_prompts([str(file)], Letters(), max_prompt_length=99)
-    advice = re.search(r'for example (".*")$', str(error.value))
+    advice = re.search(r'model\.data\.prompt_template, for example (".*")$', str(error.value))
     assert advice is not None
     template = typed(advice[1])
     (prompt,) = load_prompts([str(file)], Letters(), max_prompt_length=99, template=template).prompts

@@ -1,0 +1,113 @@
+"""Files of rows that are broken, cut or something else are told of, with the line where there is one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow
+import pytest
+
+from rs_aligner.config.base import data_problems
+from rs_aligner.data.rows import read_rows
+
+pytestmark = pytest.mark.timeout(60)
+LIST = json.dumps([{"text": "a"}, {"text": "b"}]).encode()
+ZSTD: bytes = pyarrow.compress(LIST, "zstd", asbytes=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "said"),
+    [
+        (b'[{"text": "a"},\n {"text": }]', "x.json", "x.json:2: not valid JSON (Expecting value"),
+        (
+            b'[{"text": "a"}\n {"text": "b"}]',
+            "x.json",
+            "x.json:2: not valid JSON (the list that begins in li",
+        ),
+        (b'[{"text": "a"},\n\n 7]', "x.json", "x.json:3: should be an object"),
+        (
+            b'[{"text": "a"}]\n{"text": "b"}',
+            "x.json",
+            "x.json:1: is a list, and more stands behind it in line",
+        ),
+        (b'[{"text": "a"}', "x.json", "x.json:1: not valid JSON (the list"),
+        (b'{\n "text": "a",\n "n": ]\n}', "x.json", "x.json:1: not valid JSON (Expecting value in line 3)"),
+        (
+            b'{"text": "a"}\n{"text": "b"\n{"text": "c"}',
+            "x.jsonl",
+            "x.jsonl:2: not valid JSON (Expecting ',' del",
+        ),
+        (b'{\n "text": "\xff"\n}', "x.json", "x.json:2: not valid UTF-8 text"),
+        (b'[{"text": "\\ud800"}]', "x.json", "x.json:1: not valid UTF-8 text"),
+        (b'[{"text": NaN}]', "x.json", "x.json:1: not valid JSON (NaN is not JSON)"),
+        (b"[" * 100_000, "x.json", "x.json:1: not valid JSON"),
+        ('{"text": "a"}'.encode("utf-16"), "x.jsonl", "x.jsonl: is UTF-16 text; make it UTF-8: iconv"),
+        (
+            b"text,n\na,1\n",
+            "x.csv",
+            'pandas.read_csv(...).to_json("rows.jsonl", orient="records", lines=True)',
+        ),
+        (gzip.compress(LIST)[:-9], "x.json.gz", "x.json.gz: not a whole gzip file"),
+        (gzip.compress(gzip.compress(LIST)), "x.gz", "x.gz: is packed twice"),
+        (ZSTD[:-4], "x.zst", "x.zst: not a whole zstd file"),
+        (b"PAR1 and no more", "x.parquet", "x.parquet: not a parquet file"),
+        (b"ARROW1 and no more", "x.arrow", "x.arrow: not an Arrow file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_its_line(
+    content: bytes, name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(content)
+    with pytest.raises(ValueError) as found:  # noqa: PT011 (the text is looked at)
+        list(read_rows([name]))
+    assert said in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "content", [LIST, gzip.compress(LIST), gzip.compress(LIST[:9]) + gzip.compress(LIST[9:])]
+)
+def test_rows_on_one_line_have_places_of_their_own(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "named_anyhow"
+    path.write_bytes(content)
+    assert list(read_rows([str(path)])) == [(f"{path}:1", {"text": "a"}), (f"{path}:1#2", {"text": "b"})]
+
+
+def test_a_file_is_read_piece_by_piece_wherever_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": f'"{"ä" * n}\\\n', "n": -n, "more": [n, {"x": None}]} for n in range(40)]
+    path = tmp_path / "rows.json"
+    for size in (1, 2, 3, 7, 64):
+        monkeypatch.setattr("rs_aligner.data.formats._PIECE", size)
+        for text in (json.dumps(rows, indent=1), "\n".join(json.dumps(row, indent=3) for row in rows)):
+            path.write_text(text)
+            assert [row for _, row in read_rows([str(path)])] == rows
+
+
+def test_the_first_rows_of_a_file_come_before_the_rest_is_read(tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", '{"text": "a"}\n{"text"'), ("b.json", '[{"text": "a"},\n{"text"')):
+        (tmp_path / name).write_text(text)
+        assert next(read_rows([str(tmp_path / name)]))[1] == {"text": "a"}
+
+
+def test_a_folder_of_several_splits_is_refused_with_one_that_works(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    one = datasets.Dataset.from_list([{"text": "a"}])
+    folder = tmp_path / "both"
+    datasets.DatasetDict({"train": one, "test": one}).save_to_disk(folder)
+    (problem,) = data_problems("model.data.data_prefix.train", [str(folder)])
+    assert "a DatasetDict with the splits 'train', 'test'; name one of them, e.g." in problem
+    with pytest.raises(ValueError, match="splits 'train', 'test'"):
+        list(read_rows([str(folder)]))
+    named = str(folder / "train")
+    assert named in problem
+    assert not list(data_problems("key", [named]))
+    assert list(read_rows([named])) == [(f"{named}:1", {"text": "a"})]
+    next(iter((folder / "test").glob("*.arrow"))).unlink()
+    (problem,) = data_problems("key", [str(folder / "test")])
+    assert "lacks data-00000-of-00001.arrow" in problem
+    (problem,) = data_problems("key", [str(tmp_path)])
+    assert "is a folder; name JSON Lines" in problem
