@@ -221,7 +221,8 @@ def test_what_a_program_hands_over_is_taken(page: Path, place: Path, monkeypatch
 
     def train(**given: Any) -> TrainResult:
         calls.append(given)
-        keys = inputs.keys_of(inputs.rows_of("prompts", given["prompts"]))
+        tree = inputs.tree_from(given["config"], output_dir="runs/new")
+        keys = inputs.keys_of(tree, inputs.rows_of("prompts", given["prompts"]))
         rows: Sequence[Any] = given["prompts"]
         judge = judge_of(given["reward_fn"], keys)
         texts = [row if isinstance(row, str) else row["prompt"] for row in rows]
@@ -233,7 +234,6 @@ def test_what_a_program_hands_over_is_taken(page: Path, place: Path, monkeypatch
             group = Group(Prompt("p", "text", (1,)), [Rollout(0, 0, (1,), "a", "stop")], [Score(1.0)])
             means = metrics_by(given["metric_fn"])([group])
             figures |= {f"validation/metrics/{name}": value for name, value in means.items()}
-        tree = inputs.tree_from(given["config"], output_dir="runs/new")
         inputs.set_key(tree, "pretrained_checkpoint.restore_from_path", given["model_path"], "model_path")
         inputs.set_key(tree, "model.data.data_prefix.train", "my_prompts.jsonl", "prompts")
         load_config(tree, TrainRSConfig)
