@@ -94,6 +94,7 @@ def test_a_plain_module_imports_neither_torch_nor_anything_heavy(module, without
     assert number <= MOST
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("module", WITH_TORCH)
 def test_selection_and_loss_import_nothing_heavy_but_torch(module, with_torch):

@@ -165,6 +165,7 @@ def test_no_measured_story_is_an_anchor(test_data: Path) -> None:
     assert anchors.isdisjoint(measured)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_continued_alike_beside_a_longer_one(
     stories260k: tuple[transformers.PreTrainedModel, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_completion_ends_before_the_next_story_begins(
     assert [text.strip() for text in said] == ["It slept."]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_what_is_sampled(
     stories260k: tuple[transformers.PreTrainedModel, Tokenizer],
 ) -> None:

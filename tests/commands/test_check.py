@@ -18,7 +18,7 @@ from rs_aligner.cli.main import main
 from rs_aligner.record.format import RunRecord
 from tests.tiny import save_tiny_with_tokenizer
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 ROW = {"text": "one", "prompt": "one", "response": "two", "chosen": "three", "rejected": "four"}
 MODEL = "pretrained_checkpoint.restore_from_path=policy"

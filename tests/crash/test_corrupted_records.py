@@ -83,6 +83,7 @@ def damages(folder: Path, rng: random.Random) -> Iterator[tuple[str, Path]]:
                 restore(folder, before)
 
 
+@pytest.mark.slow
 def test_each_damage_of_a_record_is_told_in_one_line_or_does_no_harm(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

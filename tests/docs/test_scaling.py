@@ -28,6 +28,7 @@ def script() -> Any:
         sys.path.pop(0)
 
 
+@pytest.mark.slow
 def test_the_table_is_the_plans_and_each_line_is_a_command_that_fits(script: Any, tmp_path: Path) -> None:
     text = script.PAGE.read_text(encoding="utf-8")
     assert script.page(text) == text, "run python scripts/scaling_page.py"

@@ -11,7 +11,7 @@ from tests.e2e.launch import run_forked, run_script
 from tests.reward.rows import free_port
 from tests.tiny import save_tiny_with_tokenizer
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")

@@ -126,6 +126,7 @@ def fill(config: ExpManagerConfig, steps: range) -> None:
     sink.finalize("success")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [False, True])
 def test_wandb_has_histograms_and_settings_and_texts_only_if_asked(
     config: Callable[..., ExpManagerConfig],

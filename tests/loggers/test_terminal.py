@@ -26,6 +26,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_on_a_terminal_is_drawn_and_log_lines_stand_above(shown: dict[str, str]) -> None:
     lines = [line.rstrip() for line in screen(shown["drawn"])]
     head = next(place for place, line in enumerate(lines) if "step 2 of 2" in line)
@@ -48,6 +49,7 @@ def test_a_run_on_a_terminal_is_drawn_and_log_lines_stand_above(shown: dict[str,
     assert "rollouts/s" not in shown["drawn"]  # no bar of tqdm besides
 
 
+@pytest.mark.slow
 def test_nothing_that_a_model_or_a_judge_writes_acts_on_the_terminal(shown: dict[str, str]) -> None:
     lines = screen(shown["drawn"])  # which knows no sequence but the view's own
     assert any("␛[2J␛]0;owned␇[red]markup[/red]\\u009b5A␛[?25l" in line for line in lines)
@@ -55,6 +57,7 @@ def test_nothing_that_a_model_or_a_judge_writes_acts_on_the_terminal(shown: dict
     assert "\x1b[2J" not in shown["drawn"]
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_plain_lines(shown: dict[str, str]) -> None:
     assert "step 2/2  reward" in shown["plain"]
     assert "the judge said ␛[2J" in shown["plain"]
@@ -62,12 +65,14 @@ def test_a_dumb_terminal_gets_plain_lines(shown: dict[str, str]) -> None:
     assert "answers scored" not in shown["plain"]
 
 
+@pytest.mark.slow
 def test_no_colour_is_heeded(shown: dict[str, str]) -> None:
     assert "answers scored" in shown["grey"]
     assert not re.search(r"\x1b\[(?:\d+;)*[39]\dm", shown["grey"])
     assert re.search(r"\x1b\[3[1-6]m", shown["drawn"])
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_terminal_in_order(shown: dict[str, str]) -> None:
     lines = [line.rstrip() for line in screen(shown["failed"])]
     assert lines[-2:] == ["the shell goes on", ""]

@@ -33,7 +33,7 @@ from tests.policy.layout_program import rows
 from tests.policy.objective_cases import NoText
 from tests.tiny import FAMILIES, save_tiny, save_tiny_adapter, save_tiny_with_tokenizer
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 EVERYWHERE = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
 TOKENS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5]]
 LORA = {"peft_scheme": "lora", "lora_tuning": {"adapter_dim": 2}}

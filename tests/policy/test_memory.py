@@ -76,11 +76,13 @@ def close(found: dict[str, tuple[int, int]]) -> None:
     assert all(0.85 <= ratio <= 1.15 for ratio in ratios.values()), ratios
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", RECOMPUTES)
 def test_a_plan_is_what_a_training_allocates(tmp_path: Path, rt: Runtime, way: str) -> None:
     close(beside_the_plan(save_model(tmp_path / "model"), rt, **RECOMPUTES[way]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"max_tokens_per_microbatch": 512}], ids=["rows", "tokens"])
 def test_a_plan_has_the_logits_of_a_large_vocabulary(
     tmp_path: Path, rt: Runtime, how: dict[str, int]

@@ -106,6 +106,7 @@ print(selection.keep.tolist(), selection.reason_counts())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_selector_is_a_section_a_class_and_a_line_for_each(tmp_path: Path) -> None:
     package = tmp_path / "rs_aligner"

@@ -161,6 +161,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 FAST = ("plain", "pool until", "two replicas", "memory")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in SCENARIOS]
 )

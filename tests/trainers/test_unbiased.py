@@ -137,6 +137,7 @@ MIXED = (0.05, 0.2, 0.5, 0.9)
 UNTIL = {"accepted": 1, "at_least": 1, "max_rollouts": 40}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rates", "num", "rs"),
     [
@@ -163,6 +164,7 @@ def test_the_mean_of_an_estimate_is_the_truth(rates: Sequence[float], num: int, 
     assert not any(key in found for key in (f"best_of/{num + 1}", f"pass_at/{2 * num}", f"pass_at/{num + 1}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rs",
     [
