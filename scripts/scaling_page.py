@@ -124,12 +124,11 @@ def _line(model: str, trained: str, gpus: int, folder: Path, scheme: Mapping[str
     plain = fit_of(folder, layout)
     if plain.fits:
         return Line(model, trained, gpus, _given(layout), plain)
-    for settings in plain.nearest():
-        found = dict(one.split("=", 1) for one in settings)
-        if not found.keys() & {"trainer.num_nodes", *TRAINED["LoRA"]}:
-            return Line(
-                model, trained, gpus, (*_given(layout), *settings), fit_of(folder, {**layout, **found})
-            )
+    ways = [dict(one.split("=", 1) for one in settings) for settings in plain.nearest()]
+    ways = [way for way in ways if not way.keys() & {"trainer.num_nodes", *TRAINED["LoRA"]}]
+    for way in sorted(ways, key=lambda way: any("offload" in key for key in way)):
+        settings = [f"{key}={value}" for key, value in way.items()]
+        return Line(model, trained, gpus, (*_given(layout), *settings), fit_of(folder, {**layout, **way}))
     return Line(model, trained, gpus, (), plain)
 
 

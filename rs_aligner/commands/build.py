@@ -276,8 +276,11 @@ def reward_model_of(
 
 def _optimization(config: TrainConfig, num_optimizer_steps: int) -> Optimization:
     """How to train whatever is trained."""
+    from rs_aligner.policy.offload import Offloading
     from rs_aligner.policy.trainable import Optimization
 
     optim = config.model.optim
     rates = partial(learning_rate, sched=optim.sched, lr=optim.lr, max_steps=num_optimizer_steps)
-    return Optimization(rates, config.trainer.precision, config.loop.gradient_clip_val)
+    while_sampling = isinstance(config, TrainRSConfig) and config.model.rs.offload_adam_states
+    offload = Offloading(while_sampling, optim.offload_fraction)
+    return Optimization(rates, config.trainer.precision, config.loop.gradient_clip_val, offload)

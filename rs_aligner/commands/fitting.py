@@ -8,12 +8,12 @@ loaded, the second is a warning. Left out on purpose: settings that change what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
+from rs_aligner.commands.nearest import changed, settings
 from rs_aligner.config import TrainConfig, TrainRSConfig
-from rs_aligner.config.base import Section
 from rs_aligner.config.plan_parts import Line
 from rs_aligner.config.recompute import Recompute
 from rs_aligner.model.activations import Lengths
@@ -23,8 +23,6 @@ from rs_aligner.model.tensors import num_parameters
 
 SPARE = 0.1
 """The share of the memory that is left alone."""
-_MOST_NODES = 64
-_S = TypeVar("_S", bound=Section)
 
 
 class Room(NamedTuple):
@@ -34,11 +32,13 @@ class Room(NamedTuple):
         where: in words.
         total: bytes of a rank.
         on_gpu: whether it is a GPU's.
+        beside: bytes of a rank in the memory beside a GPU; None where that is not known.
     """
 
     where: str
     total: int
     on_gpu: bool
+    beside: int | None = None
 
     def __str__(self) -> str:
         return f"{self.where} of {in_gib(self.total)}"
@@ -76,7 +76,7 @@ class Fit:
         """Bytes that a rank needs whatever is sampled."""
         shortest = self.lengths.shortest
         alone = {"model.micro_batch_size": 1, "model.max_tokens_per_microbatch": None}  # so few may be kept
-        config = _with(self.config, alone)
+        config = changed(self.config, alone)
         found = self._of(config, Lengths(shortest, shortest, min(1, self.lengths.learnt)))
         # What an optimizer's step takes on a GPU depends on whose Adam is installed.
         return replace(found, step=0).most if self.on_gpu else found.most
@@ -88,7 +88,7 @@ class Fit:
             return None
         if self.config.model.rs.generation.kv_cache_bytes is not None or not self.lengths.prompts:
             return None
-        left = max(0, self.room.usable - self.memory.held)
+        left = max(0, self.room.usable - self.memory.held_sampling)
         both = self.memory.cache + self.memory.decoding
         # Choosing tokens takes its share of the room: it grows with the rollouts that are under way.
         return max(1, min(self.memory.cache, left * self.memory.cache // max(1, both)))
@@ -99,12 +99,26 @@ class Fit:
         Raises:
             ValueError: it cannot; with both numbers, and the nearest settings that would.
         """
-        if self.room is None or self.certain <= self.room.total:
+        if self.room is None:
+            return
+        if self._lacks_beside:
+            raise ValueError(
+                f"what is offloaded does not fit: {in_gib(self.memory.waiting)} of a rank wait in the memory "
+                f"beside a GPU, of which it has {in_gib(self.room.beside or 0)}; lower "
+                "model.optim.offload_fraction, or set model.rs.offload_adam_states=false"
+            )
+        if self.certain <= self.room.total:
             return
         raise ValueError(
             f"the model does not fit: a rank needs {in_gib(self.certain)} at least, and "
             f"{self.room.where} has {in_gib(self.room.total)}. {self._instead()}"
         )
+
+    @property
+    def _lacks_beside(self) -> bool:
+        """Whether what waits beside a GPU is more than there is; what is not known is enough."""
+        assert self.room is not None, "there is a room to fit into"
+        return self.room.beside is not None and self.memory.waiting > self.room.beside
 
     @property
     def verdict(self) -> str:
@@ -124,7 +138,8 @@ class Fit:
         assert self.room is not None, "there is a room to fit into"
         budget = self.cache_bytes
         least = self.memory.cache // max(1, self.lengths.prompts)
-        return self.most <= self.room.usable and (budget is None or budget >= least)
+        fits = self.most <= self.room.usable and not self._lacks_beside
+        return fits and (budget is None or budget >= least)
 
     def _instead(self) -> str:
         without = replace(self.memory, cache=0)
@@ -154,7 +169,10 @@ class Fit:
             f"logits up to {in_gib(memory.logits)}",
         )
         if memory.cache:
-            yield "  sampling", f"cache {self._cache()}"
+            away = f"; {in_gib(memory.away)} of the above give up their place" if memory.away else ""
+            yield "  sampling", f"cache {self._cache()}{away}"
+        if memory.waiting:
+            yield "  beside it", f"up to {in_gib(memory.waiting)} wait in the memory of the CPU"
         first, others = memory.saving
         beside = " in the memory beside it" if self.on_gpu else ""
         if first:
@@ -162,12 +180,26 @@ class Fit:
             yield "  a checkpoint", f"{in_gib(first)}{beside} on ranks of the first replica{shared}"
         if room is not None and most > room.usable:
             yield "warning", f"the longest rows may not fit into the memory. {self._instead()}"
+        if room is not None and room.beside is not None and self.beside > room.beside:
+            yield (
+                "warning",
+                f"a checkpoint may not fit into the memory beside the GPUs: {in_gib(self.beside)} of a rank, "
+                f"which has {in_gib(room.beside)}",
+            )
 
     @property
     def most(self) -> int:
         """Bytes of a rank at any time; a cache without a bound takes what is left of a GPU."""
         budget = self.cache_bytes
         return self.memory.most if budget is None else replace(self.memory, cache=budget, decoding=0).most
+
+    @property
+    def beside(self) -> int:
+        """Bytes of a rank in the memory beside a GPU while a checkpoint is saved: a node's, shared out."""
+        first, others = self.memory.saving
+        devices = self.config.trainer.devices
+        writing = min(devices, self.config.model_parallel_size)  # on the node that has the first replica
+        return self.memory.waiting + (writing * first + (devices - writing) * others) // devices
 
     def _cache(self) -> str:
         assert isinstance(self.config, TrainRSConfig), "it samples"
@@ -181,12 +213,12 @@ class Fit:
         """Overrides under which the longest rows would fit: the nearest in this layout, and in another."""
         found: list[list[str]] = []
         for others in (False, True):
-            for settings in _settings(self.config, others=others):
-                changed = _with(self.config, settings)
-                if not self._could_run(changed):
+            for values in settings(self.config, others=others):
+                other = changed(self.config, values)
+                if not self._could_run(other):
                     continue
-                if Fit(self.arch, changed, self.lengths, self.room, on_gpu=self.on_gpu).fits:
-                    found.append([f"{key}={value}" for key, value in settings.items()])
+                if Fit(self.arch, other, self.lengths, self.room, on_gpu=self.on_gpu).fits:
+                    found.append([f"{key}={str(value).lower()}" for key, value in values.items()])
                     break
         return found
 
@@ -203,73 +235,6 @@ class Fit:
                 or model.global_batch_size % (model.micro_batch_size * config.data_parallel_size) == 0
             )
         )
-
-
-def _settings(config: TrainConfig, *, others: bool) -> Iterator[dict[str, Any]]:
-    """Changes, those that cost least first; `others`: to other layouts and numbers of nodes.
-
-    LoRA, which learns otherwise, comes where the layout allows nothing else.
-    """
-    model, trainer = config.model, config.trainer
-    layouts: list[dict[str, Any]] = [{}]
-    if others:
-        held = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-        powers = [1 << power for power in range(7)]
-        sizes = [
-            (tp, pp)
-            for tp in powers
-            for pp in powers
-            if tp <= max(trainer.devices, held[0]) and (tp, pp) != held
-        ]
-        layouts = [
-            {
-                "model.tensor_model_parallel_size": tp,
-                "model.pipeline_model_parallel_size": pp,
-                **({"trainer.num_nodes": nodes} if nodes != trainer.num_nodes else {}),
-            }
-            for nodes in (trainer.num_nodes * power for power in powers)
-            if nodes <= max(_MOST_NODES, trainer.num_nodes)
-            for tp, pp in sorted([*sizes, held], key=lambda size: (size[0] * size[1], size[1]))
-            if tp * pp <= nodes * trainer.devices and (nodes != trainer.num_nodes or (tp, pp) != held)
-        ]
-    adapted: list[dict[str, Any]] = [{}]
-    if not others and not model.peft.is_lora:
-        adapted.append({"model.peft.peft_scheme": "lora"})
-    for scheme in adapted:
-        for layout in layouts:
-            for inner in _within(config):
-                if scheme or layout or inner:
-                    yield {**scheme, **layout, **inner}
-
-
-def _within(config: TrainConfig) -> Iterator[dict[str, Any]]:
-    """Changes that leave the layout as it is."""
-    yield {}
-    recompute, name = "model.activations_checkpoint_granularity", "model.micro_batch_size"
-    least, micro = 1, config.model.micro_batch_size
-    if config.model.max_tokens_per_microbatch is not None:
-        name, least, micro = "model.max_tokens_per_microbatch", 512, config.model.max_tokens_per_microbatch
-    is_now = config.model.recompute
-    further = ["selective", "full"]
-    if is_now is not None:
-        further = further[further.index(is_now.granularity) + 1 :]
-    sizes = []
-    while micro > least:
-        micro //= 2
-        sizes.append(micro)
-    yield from ({recompute: one} for one in further)
-    for size in sizes:
-        yield {name: size}
-        yield from ({name: size, recompute: one} for one in further)
-
-
-def _with(section: _S, settings: Mapping[str, Any]) -> _S:
-    """A section with other values, by dotted keys."""
-    for key, value in settings.items():
-        name, _, rest = key.partition(".")
-        changed = _with(getattr(section, name), {rest: value}) if rest else value
-        section = section.model_copy(update={name: changed})
-    return section
 
 
 def _in_words(recompute: Recompute | None) -> str:

@@ -32,10 +32,11 @@ def is_on_gpu(config: TrainConfig | GenerateConfig) -> bool:
 
 def room_of(config: TrainConfig) -> Room | None:
     """The memory that there is for a rank; None where this machine cannot tell, which has no GPU itself."""
+    share = memory_limit() // config.trainer.devices
     if is_on_gpu(config):
         total = gpu_memory()
-        return None if total is None else Room("a GPU", total, True)
-    return Room("its share of this machine", memory_limit() // config.trainer.devices, False)
+        return None if total is None else Room("a GPU", total, True, beside=share)
+    return Room("its share of this machine", share, False)
 
 
 def gpu_memory() -> int | None:

@@ -62,6 +62,9 @@ _KINDS: dict[Kind, list[str]] = {
         "model.rs.rollout_micro_batch_size",
         *_under(("model.rs",), "passed_above kl_samples generation.kv_cache_bytes generation.compile"),
         "model.rs.objective.offload_reference",
+        # Copies come back with the same bits.
+        "model.rs.offload_adam_states",
+        "model.optim.offload_fraction",
         # How servers are asked, and how long a judge may take: a row that fails is rejected, never scored.
         *_under(_JUDGES, "token_file max_batch_size max_wait_seconds max_in_flight max_queued"),
         *_under(_JUDGES, "startup_timeout request_timeout on_failure give_up_after max_attempts"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from rs_aligner.config.base import Beta, NotNegative, Positive, Section, Size, problem
+from rs_aligner.config.base import Beta, NotNegative, Positive, Section, Share, Size, problem
 
 
 class SchedConfig(Section):
@@ -58,6 +58,12 @@ class OptimConfig(Section):
     """Added to the root of the squared gradient's mean."""
     overlap_grad_sync: bool = False
     """Adds gradients up over the data-parallel ranks while the backward pass goes on, a bucket at a time."""
+    offload_fraction: Share = 0.0
+    """The share of the optimizer's states (12 bytes a parameter in bf16) that waits in the CPU's memory.
+
+    On a GPU; a piece at a time comes in to be used, 24 bytes moved a parameter and optimizer step. No bit of
+    what is learnt changes. Only with `distributed_fused_adam`.
+    """
     sched: SchedConfig = SchedConfig()
 
     @property
@@ -66,7 +72,10 @@ class OptimConfig(Section):
         return self.name == "distributed_fused_adam"
 
     def problems(self, key: str) -> Iterator[str]:
-        """The cosine falls."""
+        """The cosine falls; pieces are those of the distributed optimizer."""
         sched = self.sched
+        if self.offload_fraction and not self.distributed:
+            name = f"needs {key}.name=distributed_fused_adam, else set it to 0"
+            yield problem(f"{key}.offload_fraction", self.offload_fraction, name)
         if sched.name == "CosineAnnealing" and (sched.min_lr or 0) > self.lr:
             yield problem(f"{key}.sched.min_lr", sched.min_lr, f"should be at most {key}.lr = {self.lr}")

@@ -55,6 +55,11 @@ class RSConfig(Section):
     """Scored rollouts to train on instead of sampling: files, or the `rollouts/` folder of a run."""
     rft: RFTConfig | None = None
     """trlX's rejection fine-tuning by its own names, which set the keys above; null: not used."""
+    offload_adam_states: bool = False
+    """Lets the optimizer's states wait in the CPU's memory while rollouts are sampled, and gradients go.
+
+    On a GPU: 12 and 4 bytes a trained parameter (in bf16) are room for keys and values, for 24 moved a step.
+    """
     kl_samples: Size = 64
     """Rollouts of a step by which the KL to the starting policy is measured; 0: it is not."""
     num_val_samples: Count | None = None

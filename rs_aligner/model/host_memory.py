@@ -1,4 +1,4 @@
-"""Copies of tensors in the CPU's memory, laid side by side in slabs of one size.
+"""Tensors in the CPU's memory: copies of them, and what a GPU's make room for, in slabs of one size.
 
 Pinned memory is copied from and to a GPU several times as fast, and torch rounds each piece of it up to a
 power of two: pinned one by one, the weights of a model would take up to twice their size. Left out on
@@ -69,3 +69,110 @@ def room_on_host(tensors: Sequence[torch.Tensor]) -> list[Copy]:
             begin, missing = begin + -(-size // _ALIGNED) * _ALIGNED, missing - size
         found.append(Copy(pieces))
     return found
+
+
+def is_apart(device: torch.device) -> bool:
+    """Whether a device's memory is another than the CPU's."""
+    return device.type == "cuda"
+
+
+class Vacated:
+    """Tensors whose memory can be given up for a while; what was in it is lost.
+
+    The tensors stay the objects that they are, on their device and with their shapes, and so does every view
+    of them; only the storage below them is emptied. Nothing may read or write them meanwhile.
+
+    Args:
+        tensors: contiguous; views of one storage leave and come back together.
+
+    Attributes:
+        is_away: whether their memory is given up.
+        nbytes: of it.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.tensors = list(tensors)
+        storages = {one.untyped_storage()._cdata: one.untyped_storage() for one in tensors}
+        self._storages = list(storages.values())
+        self._sizes = [storage.nbytes() for storage in self._storages]
+        self.nbytes, self.is_away = sum(self._sizes), False
+
+    def leave(self) -> None:
+        """Give the memory up; does nothing where it is."""
+        if not self.is_away:
+            for storage in self._storages:
+                storage.resize_(0)
+        self.is_away = True
+
+    def come_back(self) -> None:
+        """Have memory again, with anything in it; does nothing where there is."""
+        if self.is_away:
+            for storage, size in zip(self._storages, self._sizes, strict=True):
+                storage.resize_(size)
+        self.is_away = False
+
+
+class Aside(Vacated):
+    """Tensors that can wait in the CPU's memory, and come back with the same bits.
+
+    Args:
+        tensors: as for `Vacated`, on one device, at least one.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        super().__init__(tensors)
+        device = self.tensors[0].device
+        self._bytes = [
+            torch.empty(0, dtype=torch.uint8, device=device).set_(storage) for storage in self._storages
+        ]
+        self._copies = room_on_host(self._bytes)
+        places = {storage._cdata: place for place, storage in enumerate(self._storages)}
+        self._place_of = {id(one): places[one.untyped_storage()._cdata] for one in self.tensors}
+        self._is_copied = False
+
+    def leave(self, *, is_changed: bool = True) -> None:
+        """Copy the tensors, and give their memory up.
+
+        Args:
+            is_changed: whether they are other than when they came back; else there is a copy already.
+        """
+        if self.is_away:
+            return
+        if is_changed or not self._is_copied:
+            for copy, content in zip(self._copies, self._bytes, strict=True):
+                copy.save(content)
+        self._is_copied = True
+        super().leave()
+
+    def come_back(self) -> None:
+        """Have the tensors again as they were."""
+        if not self.is_away:
+            return
+        super().come_back()
+        for copy, content in zip(self._copies, self._bytes, strict=True):
+            copy.restore(content)
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether it is one of the tensors."""
+        return id(tensor) in self._place_of
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What one of the tensors holds, in the CPU's memory, while it is away."""
+        found = torch.empty_like(tensor, device="cpu")
+        self._copy_of(tensor).restore(_as_bytes(found))
+        return found
+
+    def write(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
+        """Let one of the tensors hold other values, while it is away."""
+        same = values.to("cpu", tensor.dtype).contiguous()
+        self._copy_of(tensor).save(_as_bytes(same))
+
+    def _copy_of(self, tensor: torch.Tensor) -> Copy:
+        assert self.is_away, "the tensors are in their own memory"
+        place = self._place_of[id(tensor)]
+        assert tensor.nbytes == self._sizes[place], "it shares its memory with others"
+        return self._copies[place]
+
+
+def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(-1).view(torch.uint8)

@@ -25,6 +25,8 @@ from rs_aligner.objective.terms import compares_logits
 ADAM_BYTES = 8  # two running means in float32
 MASTER_BYTES = 4  # of a bf16 weight: its float32 twin in the optimizer
 GRADIENT_BYTES = 4  # gradients are added up in float32
+PIECE = 1 << 26
+"""Parameters whose states come to a GPU together, where they wait in the CPU's memory: of 768 MiB."""
 _PREFILL_TOKENS = 8192  # of a pass over prompts (`generation.cohorts`)
 _CHOICE_BYTES = 16  # an entry of the vocabulary while a token is chosen: logits, their order, their sums
 
@@ -34,7 +36,10 @@ class Memory:
     """Bytes of a rank: of the one that needs most.
 
     Attributes:
-        weights, gradients, optimizer: as long as the run goes on.
+        weights, gradients, optimizer: as long as the run goes on, but for what is away.
+        away: of gradients and optimizer what gives its memory up while rollouts are sampled.
+        waiting: what is in the CPU's memory meanwhile, beside a GPU: states of the optimizer, the starting
+            weights, the base of adapters.
         start: the copy of the starting weights, where it is in the same memory.
         activations: kept when a backward pass begins, at most.
         in_hand: what a layer's backward pass takes besides.
@@ -50,6 +55,8 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
+    away: int
+    waiting: int
     start: int
     activations: int
     in_hand: int
@@ -63,8 +70,13 @@ class Memory:
 
     @property
     def held(self) -> int:
-        """As long as the run goes on."""
+        """As long as the run goes on; while rollouts are sampled it may be less."""
         return self.weights + self.gradients + self.optimizer + self.start
+
+    @property
+    def held_sampling(self) -> int:
+        """Of it, while rollouts are sampled."""
+        return self.held - self.away
 
     @property
     def training(self) -> int:
@@ -74,7 +86,7 @@ class Memory:
     @property
     def sampling(self) -> int:
         """At most while rollouts are sampled."""
-        return self.held + self.cache + self.decoding
+        return self.held_sampling + self.cache + self.decoding
 
     @property
     def most(self) -> int:
@@ -186,24 +198,30 @@ def _of_stage(
     replicas = config.data_parallel_size
     shards = replicas if config.model.optim.distributed else 1
     size, trained = sizes.weights, sizes.trained
-    state = ADAM_BYTES + (MASTER_BYTES if element == 2 else 0)
+    offload = _offloaded(config, on_gpu)
+    states = -(-(ADAM_BYTES + (MASTER_BYTES if element == 2 else 0)) * trained // shards)
+    elsewhere = int(offload.fraction * states)
     cache, decoding = _sampling(arch, config, lengths, element=element, on_gpu=on_gpu)
     passing = Pass(arch, config, lengths, stage, element)
-    # Torch's Adam has all roots at once on a GPU; gloo takes a second copy of the weights.
-    step = 4 * trained // shards if on_gpu else element * trained
-    merged = 0 if on_gpu else element * sizes.adapted  # a GPU's base waits in the memory beside it
+    start = element * trained if _needs_start(config) else 0
+    keeps_start = not (on_gpu and _offloads_start(config))
+    base = element * sizes.adapted if cache else 0  # merged into; a GPU's waits in the memory beside it
+    waits = states if offload.while_sampling else elsewhere
     return Memory(
         weights=element * size,
         gradients=GRADIENT_BYTES * trained,
-        optimizer=-(-state * trained // shards),
-        start=element * trained if _keeps_start(config, on_gpu) else 0,
+        optimizer=states - elsewhere,
+        away=GRADIENT_BYTES * trained + states - elsewhere if offload.while_sampling else 0,
+        waiting=waits + (0 if keeps_start else start) + base if on_gpu else 0,
+        start=start if keeps_start else 0,
         activations=passing.activations,
         in_hand=passing.in_hand,
         logits=passing.logits,
-        step=step,
+        # Torch's Adam has all roots at once on a GPU; gloo takes a second copy of the weights.
+        step=_at_once(arch, config, states, trained // shards) if on_gpu else element * trained,
         loading=element * (size + trained) + GRADIENT_BYTES * trained,
         cache=cache,
-        decoding=decoding + merged if cache else 0,
+        decoding=decoding + (0 if on_gpu else base),
         # Gathered, and laid out by parameter; with the rank's own share on the way.
         saving=(_SAVED * trained * 2 + _SAVED * trained // shards, _SAVED * trained // shards)
         if config.model.optim.distributed
@@ -212,16 +230,45 @@ def _of_stage(
     )
 
 
+class _Offloaded(NamedTuple):
+    """What of the optimizer waits in the CPU's memory: while rollouts are sampled, and all the time."""
+
+    while_sampling: bool
+    fraction: float
+
+
+def _offloaded(config: TrainConfig, on_gpu: bool) -> _Offloaded:
+    """On a CPU nothing does: it is in that memory."""
+    if not on_gpu:
+        return _Offloaded(False, 0.0)
+    while_sampling = isinstance(config, TrainRSConfig) and config.model.rs.offload_adam_states
+    return _Offloaded(while_sampling, config.model.optim.offload_fraction)
+
+
+def _at_once(arch: Architecture, config: TrainConfig, states: int, stepped: int) -> int:
+    """What an update takes on a GPU: a root for each parameter stepped, and states that come in for it."""
+    fraction = config.model.optim.offload_fraction
+    stay = int((1 - fraction) * stepped)
+    if not fraction:
+        return 4 * stay
+    largest = arch.hidden_size * max(arch.vocab_size, 2 * arch.intermediate_size)  # what a rank has of it is
+    ranks = config.model.tensor_model_parallel_size * config.data_parallel_size  # not cut any further
+    piece = min(stepped - stay, PIECE + largest // ranks)
+    return max(4 * stay, (4 + states // max(1, stepped)) * piece)
+
+
 _SAVED = 12  # bytes of a parameter's state as a checkpoint has it: the float32 weight and Adam's two means
 
 
-def _keeps_start(config: TrainConfig, on_gpu: bool) -> bool:
-    """Whether the copy of the starting weights is in the memory that trains."""
+def _needs_start(config: TrainConfig) -> bool:
+    """Whether there is a copy of the starting weights."""
     if not isinstance(config, TrainRSConfig):
         return False
-    objective = config.model.rs.objective
-    is_elsewhere = on_gpu and objective.offload_reference
-    return (config.model.rs.needs_start or compares_logits(objective)) and not is_elsewhere
+    return config.model.rs.needs_start or compares_logits(config.model.rs.objective)
+
+
+def _offloads_start(config: TrainConfig) -> bool:
+    return isinstance(config, TrainRSConfig) and config.model.rs.objective.offload_reference
 
 
 def _sampling(

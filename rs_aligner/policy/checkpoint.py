@@ -27,8 +27,6 @@ from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import torch as megatron_torch
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rs_aligner.files import CHECKPOINT_PART, hugging_face_part, make_folder, sync_folder, sync_tree
@@ -36,6 +34,7 @@ from rs_aligner.model.adapter_folder import check_scheme, write_adapter_config
 from rs_aligner.model.folder_copy import copy_all_but_weights, export_dtype
 from rs_aligner.model.lora import Adapters
 from rs_aligner.model.runtime import Runtime
+from rs_aligner.policy.adam_states import add_step_of_zero, begin, bridged, torchs_adams
 from rs_aligner.policy.checkpoint_files import SummedFiles, Writer, read_common, read_metadata
 from rs_aligner.policy.training import BaseTrainer
 from rs_aligner.record import manifest
@@ -69,61 +68,6 @@ def _leave_out_what_is_elsewhere(state: Any) -> None:
         del state[_GATHERED]
 
 
-def _adams(trainer: BaseTrainer) -> list[MegatronOptimizer]:
-    """Megatron's optimizers that have torch's Adam inside (and not Apex's or TE's)."""
-    parts = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
-    return [part for part in parts if isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW)]
-
-
-def _begin(part: MegatronOptimizer) -> None:
-    """Give Adam the state that it would give itself in its first step; Megatron cannot save without."""
-    for parameter in (p for group in part.optimizer.param_groups for p in group["params"]):
-        if not part.optimizer.state[parameter]:
-            part.optimizer.state[parameter] = {
-                "step": torch.zeros(()),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-
-
-def _add_step_of_zero(state: Any) -> None:
-    """Megatron leaves Adam's common step out of a checkpoint where it is 0, and misses it when it loads."""
-    if not isinstance(state, dict):
-        return
-    if "state" in state and "param_groups" in state:
-        state["state"].setdefault("common_step", torch.zeros(()))
-        return
-    for part in state.values():
-        _add_step_of_zero(part)
-
-
-@contextmanager
-def _adam_of_torch(trainer: BaseTrainer) -> Iterator[None]:
-    """Bridge three gaps between Megatron's distributed optimizer and torch's Adam while loading.
-
-    Megatron reads Adam's `step` before there is any state; expects it among each parameter's loaded
-    tensors, where its format does not put it (it comes with the parameter groups); and gives all
-    parameters one and the same `step` tensor, which each of them would then count up.
-    """
-    parts = [part for part in _adams(trainer) if isinstance(part, DistributedOptimizer)]
-    for part in parts:
-        _begin(part)
-
-        def with_step(parameter: Any, tensors: dict[str, Any], part: DistributedOptimizer = part) -> None:
-            step = part._get_main_param_and_optimizer_states(parameter).get("step")
-            known = {} if step is None else {"step": step}
-            DistributedOptimizer._set_main_param_and_optimizer_states(part, parameter, {**known, **tensors})
-
-        part._set_main_param_and_optimizer_states = with_step
-    try:
-        yield
-    finally:
-        for part in parts:
-            del part._set_main_param_and_optimizer_states
-            for state in part.optimizer.state.values():
-                state["step"] = state["step"].clone()
-
-
 def save(
     folder: Path,
     trainer: BaseTrainer,
@@ -150,8 +94,9 @@ def save(
     wanted = state_bytes(trainer, runtime)
     with _whole_or_none(folder, partial, runtime):
         runtime.together(lambda: _begin_folder(partial, wanted, trainer), first_only=True)
-        for part in _adams(trainer):
-            _begin(part)
+        trainer.offload.states_here(changes=False)
+        for part in torchs_adams(trainer.optimizer):
+            begin(part)
         with runtime.cuda_stand_in():
             sharded, common = save_preprocess({**_state(trainer, False), "counters": counters})
             stored = _write_tensors(partial, sharded, runtime)
@@ -291,10 +236,11 @@ def load(folder: Path, trainer: BaseTrainer, runtime: Runtime) -> dict[str, Any]
     """
     check(folder, runtime)
     check_scheme(hugging_face_part(folder), trainer.adapters)
-    with runtime.cuda_stand_in(), torch.no_grad(), _adam_of_torch(trainer):
+    trainer.offload.states_here(changes=True)
+    with runtime.cuda_stand_in(), torch.no_grad(), bridged(trainer.optimizer):
         state = _read(_state(trainer, True), folder)
-        if _adams(trainer):
-            _add_step_of_zero(state["optimizer"])
+        if torchs_adams(trainer.optimizer):
+            add_step_of_zero(state["optimizer"])
         trainer.trained.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
     counters: dict[str, Any] = state["counters"]

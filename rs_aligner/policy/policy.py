@@ -71,6 +71,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
                 objective,
                 decay_norms_and_biases=config.optim.decay_norms_and_biases,
                 overlap_grad_reduce=config.optim.overlap_grad_sync,
+                offload=optimization.offload,
             ),
             source,
             batch_size=config.global_batch_size,
@@ -89,9 +90,11 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
     def generate(self, request: SampleRequest) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends.
 
-        Adapters are in the weights from here until something is trained.
+        Adapters are in the weights from here until something is trained, and what only training needs is
+        elsewhere, if it is to be.
         """
         self.trainer.ddp.eval()
+        self.trainer.offload.make_room()
         if self.adapters is not None:
             self.adapters.merge()
         return self.sampler.generate(request, self.version)

@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from megatron.core.optimizer import MegatronOptimizer
 
 from rs_aligner.model.host_memory import copies_on_device, room_on_host
+from rs_aligner.policy.adam_states import forget, parts_of
 from rs_aligner.policy.batches import MicroBatch, Split, collate, deal
 from rs_aligner.policy.forward import Read, forward_only, read_off
 from rs_aligner.policy.logits import run_line
@@ -60,7 +60,7 @@ class StartingWeights:
         assert not self._is_in_place, "the trained weights are set aside"
         for parameter, copy in zip(self._parameters, self._copies, strict=True):
             copy.restore(parameter.data)
-        _forget(self.trainer.optimizer)
+        _forget(self.trainer)
 
     def _swap(self) -> None:
         for parameter, copy in zip(self._parameters, self._copies, strict=True):
@@ -69,14 +69,12 @@ class StartingWeights:
 
 
 @torch.no_grad()
-def _forget(optimizer: MegatronOptimizer) -> None:
+def _forget(trainer: BaseTrainer) -> None:
     """Make the optimizer as new, around the weights that the model has now."""
-    optimizer.reload_model_params()  # its float32 twins of bf16 weights
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        for state in part.optimizer.state.values():
-            for name in ("step", "exp_avg", "exp_avg_sq"):
-                if name in state:
-                    state[name].zero_()
+    for part in parts_of(trainer.optimizer):
+        for _ in trainer.offload.each(part):
+            part.reload_model_params()  # its float32 twins of bf16 weights
+            forget(part)
         for group in part.optimizer.param_groups:
             group.pop("step", None)  # where fused optimizers count
 

@@ -137,6 +137,7 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
                 optimizer,
                 decay_norms_and_biases=config.optim.decay_norms_and_biases,
                 overlap_grad_reduce=config.optim.overlap_grad_sync,
+                offload=optimization.offload,
             ),
             hugging_face_part(folder),
             batch_size=config.global_batch_size,

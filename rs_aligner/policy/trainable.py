@@ -21,6 +21,7 @@ from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.lora import Adapters
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import checkpoint
+from rs_aligner.policy.offload import NOTHING, Offloading
 from rs_aligner.policy.outcome import NotFinite
 from rs_aligner.policy.training import BaseTrainer
 
@@ -37,11 +38,13 @@ class Optimization:
         learning_rate: the rate of an optimizer step, by the number of steps made before it.
         precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
         clip_grad: largest norm of the global gradient; None or 0 does not clip.
+        offload: what of the optimizer waits in the CPU's memory.
     """
 
     learning_rate: Callable[[int], float]
     precision: str = "auto"
     clip_grad: float | None = 1.0
+    offload: Offloading = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

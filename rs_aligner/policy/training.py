@@ -37,6 +37,7 @@ from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import Inputs, terms_of
 from rs_aligner.policy.batches import MicroBatch, Split, denominator, micro_batches
 from rs_aligner.policy.logits import as_logits, predictions, run_line
+from rs_aligner.policy.offload import NOTHING, Offload, Offloading
 from rs_aligner.policy.outcome import NotFinite, StepStats
 from rs_aligner.policy.stops import stoppable
 from rs_aligner.rollout import TrainingRow
@@ -64,6 +65,7 @@ class BaseTrainer:
         optimizer_config: Megatron's; `use_distributed_optimizer` shards the state over replicas.
         decay_norms_and_biases: whether weight decay takes these, too, and not matrices only.
         overlap_grad_reduce: whether gradients are added up over replicas during the backward pass.
+        offload: what of the optimizer waits in the CPU's memory.
 
     Attributes:
         moved: whether the weights are other than behind the last finished step of the loop, which sets it
@@ -80,6 +82,7 @@ class BaseTrainer:
         *,
         decay_norms_and_biases: bool = False,
         overlap_grad_reduce: bool = False,
+        offload: Offloading = NOTHING,
     ) -> None:
         self.moved = False
         self.adapters: Adapters | None = None
@@ -96,9 +99,11 @@ class BaseTrainer:
         if ddp.overlap_grad_reduce:
             config.no_sync_func = self.ddp.no_sync  # until the last micro-batch
         self._weight_decay, self._decays_all = optimizer_config.weight_decay, decay_norms_and_biases
+        self.offload = Offload(self.ddp, offload, runtime)
         build_optimizers_plainly()
         with runtime.cuda_stand_in():
             self.optimizer: MegatronOptimizer = get_megatron_optimizer(optimizer_config, [self.ddp])
+        self.offload.take(self.optimizer)
 
     @property
     def trained(self) -> Any:
@@ -126,6 +131,7 @@ class BaseTrainer:
             group["weight_decay"] = self._weight_decay * (1.0 if self._decays_all else group["wd_mult"])
             if "fused" in group and self.runtime.device.type == "cpu":  # torch's Adam, in one pass, not ten
                 group["fused"], group["foreach"] = True, False
+        self.offload.states_here(changes=True)
         with self.runtime.cuda_stand_in():
             self.moved = True
             _, grad_norm, _ = self.optimizer.step()
@@ -155,6 +161,7 @@ class BaseTrainer:
             return output, loss
 
         self._use_threads(max(batch.tokens.numel() for batch in batches))
+        self.offload.gradients_here()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         self.ddp.train()
@@ -185,7 +192,7 @@ class Trainer(BaseTrainer):
     kinds may share a batch.
 
     Args:
-        model, config, runtime, optimizer_config, decay_norms_and_biases, overlap_grad_reduce: as
+        model, config, runtime, optimizer_config, decay_norms_and_biases, overlap_grad_reduce, offload: as
             `BaseTrainer`.
         objective: what is minimised.
 
@@ -204,11 +211,13 @@ class Trainer(BaseTrainer):
         *,
         decay_norms_and_biases: bool = False,
         overlap_grad_reduce: bool = False,
+        offload: Offloading = NOTHING,
     ) -> None:
         super().__init__(
             *(model, config, runtime, optimizer_config),
             decay_norms_and_biases=decay_norms_and_biases,
             overlap_grad_reduce=overlap_grad_reduce,
+            offload=offload,
         )
         self.terms = terms_of(objective)
         self.with_starting_logits: Callable[[Sequence[MicroBatch]], list[MicroBatch]] | None = None

@@ -119,6 +119,39 @@ def test_a_gpus_cache_is_what_the_plan_leaves_of_all_of_it() -> None:
     assert fit_of(80 * GIB, few, **ON_EIGHT).cache_bytes == fit_of(80 * GIB, few, **ON_EIGHT).memory.cache
 
 
+def test_what_gives_way_while_sampling_is_room_for_keys_and_values() -> None:
+    plain = fit_of(80 * GIB, **ON_EIGHT)
+    fit = fit_of(80 * GIB, **ON_EIGHT, **{"model.rs.offload_adam_states": True})
+    trained = plain.memory.weights // 2
+    assert fit.memory.away == 4 * trained + 12 * trained // 8  # the optimizer's share of eight ranks
+    assert fit.memory.held == plain.memory.held
+    assert plain.cache_bytes is not None
+    assert fit.cache_bytes is not None
+    gained = fit.cache_bytes - plain.cache_bytes
+    assert 0.5 * fit.memory.away < gained <= fit.memory.away  # choosing tokens takes its part
+    [told] = [text for name, text in fit.lines() if name == "  sampling"]
+    assert told.endswith("41.13 GiB of the above give up their place")
+    [told] = [text for name, text in fit.lines() if name == "  beside it"]
+    assert told.startswith("up to 26.18 GiB wait")  # with the starting weights, 2 bytes each
+
+
+def test_all_weights_of_an_8b_model_fit_on_one_gpu_beside_which_the_optimizer_waits() -> None:
+    one = fit_of(80 * GIB, **{"trainer.devices": 1, "model.micro_batch_size": 1})
+    assert not one.fits
+    assert one.nearest()[0] == ["model.optim.offload_fraction=1"]
+    keys = {"trainer.devices": 1, "model.micro_batch_size": 1, "model.optim.offload_fraction": 1}
+    room = Room("a GPU", 80 * GIB, True, beside=128 * GIB)
+    fit = Fit(EIGHT, config_of(**keys), LENGTHS, room, on_gpu=True)
+    assert fit.fits
+    told = [text for name, text in fit.lines() if name == "warning"]
+    assert ["a checkpoint may not fit into the memory beside" in one for one in told] == [True]
+    with pytest.raises(
+        ValueError, match=r"104\.\d\d GiB of a rank wait .* lower model\.optim\.offload_fraction"
+    ):
+        Fit(EIGHT, config_of(**keys), LENGTHS, room._replace(beside=64 * GIB), on_gpu=True).check()
+    assert not Fit(EIGHT, config_of(**keys), LENGTHS, room._replace(beside=64 * GIB), on_gpu=True).fits
+
+
 def test_a_groups_limit_is_this_machines_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("M", (), {"total": 64 * GIB}))
     assert memory_limit(tmp_path) == 64 * GIB  # nothing is told of groups

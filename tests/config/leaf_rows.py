@@ -114,6 +114,7 @@ OPTIM: Rows = {
     ),
     **shown_by("decay", {"decay_norms_and_biases": True}),
     **shown_by("overlap", {"overlap_grad_sync": True}),
+    **shown_by("offload", {"offload_fraction": 0.5}),
     **shown_by(
         "rates",
         {"sched.name": "constant", "sched.warmup_steps": 2, "sched.constant_steps": 2, "sched.min_lr": 1e-7},

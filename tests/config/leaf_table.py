@@ -100,6 +100,7 @@ TRAIN_RS: Rows = {
         ),
         shown_by("rows", {"top_n_rollouts": 2, "min_reward": 0.4}),
         shown_by("metrics", {"passed_above": 0.5, "kl_samples": 0}),
+        shown_by("offload", {"offload_adam_states": True}),
         {
             "selection": Row([{"name": "all"}], "rows"),
             "offline": Row("@/scored.jsonl", "rows", also={f"/{_PREFIX}.train": []}),

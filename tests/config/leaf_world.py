@@ -333,9 +333,10 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
 
     begin = training.BaseTrainer.__init__
 
-    def noted_begin(self: Any, *args: Any, overlap_grad_reduce: bool, **how: Any) -> None:
+    def noted_begin(self: Any, *args: Any, overlap_grad_reduce: bool, offload: Any, **how: Any) -> None:
         notes.add("overlap", overlap_grad_reduce)
-        begin(self, *args, overlap_grad_reduce=overlap_grad_reduce, **how)
+        notes.add("offload", offload)
+        begin(self, *args, overlap_grad_reduce=overlap_grad_reduce, offload=offload, **how)
 
     patch.setattr(training.BaseTrainer, "__init__", noted_begin)
 

@@ -21,6 +21,7 @@ from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.folder import fingerprint, read_model_folder
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import checkpoint
+from rs_aligner.policy.adam_states import torchs_adams
 from rs_aligner.policy.batches import Split
 from rs_aligner.policy.training import Trainer
 from rs_aligner.record.manifest import BrokenCheckpoint
@@ -109,7 +110,7 @@ def state(trainer: Trainer) -> list[torch.Tensor]:
     found = [
         tensor for tensor in trainer.ddp.module.state_dict().values() if isinstance(tensor, torch.Tensor)
     ]
-    for part in checkpoint._adams(trainer):
+    for part in torchs_adams(trainer.optimizer):
         found += [tensor for one in part.optimizer.state.values() for tensor in one.values()]
     return [tensor.clone() for tensor in found]
 

@@ -15,11 +15,14 @@ from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.policy import offload
 from rs_aligner.policy.batches import Split
+from rs_aligner.policy.offload import NOTHING, Offloading
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.training import Trainer
 from tests.drawing import request_of
 from tests.policy.layout_program import NoText, prompts, rows
+from tests.policy.offloaded import bytes_there, life, new, same, sampled, states
 from tests.tiny import save_tiny
 
 pytestmark = [
@@ -91,3 +94,26 @@ def test_the_starting_weights_change_places_on_a_gpu(
         assert response_log_probs(trainer, rows(), Split(2)) != expected
         start.restore()
         assert all(torch.equal(*pair) for pair in zip(weights(), begun, strict=True))
+
+
+@pytest.mark.parametrize(
+    "how", [Offloading(while_sampling=True), Offloading(True, 0.5), Offloading(True, 1.0)]
+)
+def test_optimizer_states_that_wait_beside_a_gpu_are_off_it_and_change_no_bit(
+    tmp_path: Path, how: Offloading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offload, "PIECE", 4000)
+    folder = save_tiny("llama", tmp_path / "model")
+    with runtime.start(accelerator="gpu", timeout_minutes=1) as rt:
+        plain = life(folder, tmp_path / "plain", rt, NOTHING, precision="bf16")
+        found = life(folder, tmp_path / "offloaded", rt, how, precision="bf16")
+        assert [case for case, value in plain.items() if not same(value, found[case])] == []
+        policy = new(folder, rt, how, precision="bf16")
+        policy.train(rows())
+        before = torch.cuda.memory_allocated()
+        sampled(policy)
+        trained = sum(one.numel() for one in policy.model.parameters())
+        there = sum(bytes_there(one) for one in states(policy).values())
+        assert there == 0
+        if not how.fraction:
+            assert before - torch.cuda.memory_allocated() > 14 * trained  # of 16, beside what sampling leaves

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -17,8 +18,10 @@ from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime, ranks_started
 from rs_aligner.policy import checkpoint
 from rs_aligner.policy.batches import Split
+from rs_aligner.policy.offload import NOTHING, Offloading
 from tests.allocations import counted
 from tests.policy.layout_program import LEARNING_RATE, new_trainer, rows
+from tests.policy.offloaded import life, same, taken_to_be_apart
 from tests.policy.planned import RECOMPUTES, beside_the_plan
 from tests.ranks import save_result
 
@@ -41,6 +44,16 @@ def measured(folder: Path, work: Path, rt: Runtime) -> dict[str, Any]:
     }
 
 
+def offloaded(folder: Path, work: Path, rt: Runtime) -> list[str]:
+    """What of adapters' life is another one if optimizer states wait in the CPU's memory."""
+    kind = {"precision": "bf16", "peft": {"peft_scheme": "lora", "lora_tuning": {"adapter_dim": 4}}}
+    plain = life(folder, work / "plain", rt, NOTHING, **kind)
+    with pytest.MonkeyPatch.context() as patch:
+        taken_to_be_apart(patch)
+        found = life(folder, work / "offloaded", rt, Offloading(True, 0.5), **kind)
+    return [case for case, value in plain.items() if not same(value, found[case])]
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     found = {}
@@ -52,6 +65,8 @@ def main() -> None:
             found[name] = measured(folder / "model", work, rt)
             planned = {way: beside_the_plan(folder / "model", rt, **how) for way, how in RECOMPUTES.items()}
             found[name]["planned"] = planned
+            if name == "dp2":
+                found[name]["offloaded"] = offloaded(folder / "model", work, rt)
     save_result(folder, found)
 
 

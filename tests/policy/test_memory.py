@@ -101,3 +101,10 @@ def test_a_plan_is_what_each_of_two_ranks_allocates(
         if layout == "tp2":  # gloo holds what it exchanges in a step for as long as its threads take
             del found["a step"], found["training"]
         close(found)
+
+
+@pytest.mark.slow
+def test_adapters_on_two_ranks_learn_the_same_bits_wherever_their_optimizer_waits(
+    ranks: list[dict[str, dict[str, Any]]],
+) -> None:
+    assert [rank["dp2"]["offloaded"] for rank in ranks] == [[], []]
