@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core import optimizer as optimizers
+from megatron.core.optimizer import MegatronOptimizer, distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 AVERAGES = ("exp_avg", "exp_avg_sq")
@@ -30,6 +31,13 @@ def torchs_adams(optimizer: MegatronOptimizer) -> list[Any]:
         for part in parts_of(optimizer)
         if isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW)
     ]
+
+
+def use_torchs() -> None:
+    """Let Megatron build torch's Adam from here on, and not one of Transformer Engine or Apex."""
+    optimizers.USING_PYTORCH_OPTIMIZER = True
+    distrib_optimizer.HAVE_APEX_OR_TE = False
+    distrib_optimizer.USING_TE_OPTIMIZER = distrib_optimizer.USING_APEX_OPTIMIZER = False
 
 
 def parameters_of(part: Any) -> list[torch.Tensor]:

@@ -26,7 +26,7 @@ from megatron.core.optimizer.optimizer import MixedPrecisionOptimizer
 from rs_aligner.model.host_memory import Aside, Vacated, is_apart
 from rs_aligner.model.memory import PIECE
 from rs_aligner.model.runtime import Runtime
-from rs_aligner.policy.adam_states import begin, parameters_of, parts_of
+from rs_aligner.policy.adam_states import begin, parameters_of, parts_of, use_torchs
 
 _logger = logging.getLogger("rs_aligner")
 _LISTS = ("model_fp32_groups", "shard_fp32_groups", "model_float16_groups", "shard_fp32_from_float16_groups")
@@ -99,6 +99,8 @@ class Offload:
             buffers = [*ddp.buffers, *ddp.expert_parallel_buffers]
             self._gradients = Vacated([buffer.grad_data for buffer in buffers])
             self._gradients.leave()  # until there are some; the optimizer is built in the room
+        if how.fraction:
+            use_torchs()  # others make new states when they load some
 
     def take(self, optimizer: MegatronOptimizer) -> None:
         """Let an optimizer that was just built, with no step made, have its states where they are to be."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core import optimizer as optimizers
+from megatron.core.optimizer import distrib_optimizer
 
 from rs_aligner.config import TrainRSConfig
 from rs_aligner.model.activations import Lengths
@@ -190,6 +192,19 @@ def test_what_is_moved_is_24_bytes_a_parameter_and_nothing_for_what_has_not_chan
     assert now() == (0, 12)
     sampled(policy)
     assert now() == (0, 0)
+
+
+def test_pieces_are_of_torchs_adam_whatever_is_installed(
+    folder: Path, rt: Runtime, apart: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {"HAVE_APEX_OR_TE": True, "USING_TE_OPTIMIZER": True, "USING_APEX_OPTIMIZER": False}
+    for name, value in installed.items():
+        monkeypatch.setattr(distrib_optimizer, name, value)
+    monkeypatch.setattr(optimizers, "USING_PYTORCH_OPTIMIZER", False)
+    monkeypatch.setattr(optimizers, "Adam", None)  # cannot be built
+    [part] = parts_of(new(folder, rt, Offloading(fraction=0.5)).trainer.optimizer)
+    assert isinstance(part.optimizer, torch.optim.AdamW)
+    assert not distrib_optimizer.HAVE_APEX_OR_TE
 
 
 def test_on_a_cpu_it_has_no_effect_and_is_said(
