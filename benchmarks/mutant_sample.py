@@ -81,7 +81,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "trainers/round.py": ("tests/trainers/test_round.py", *LOOP),
     "trainers/pace.py": ("tests/trainers/test_pace.py", "tests/record/test_run.py", *LOOP),
     "trainers/measure.py": ("tests/trainers/test_measure.py", *LOOP),
-    "record/run.py": ("tests/record/test_run.py", *LOOP),
+    "record/run.py": ("tests/record/test_run.py", "tests/trainers/test_pace.py", *LOOP),
     **{f"remote/{name}.py": CLIENT for name in ("asking", "endpoints", "queue", "retry")},
     "reward/protocol.py": (
         "tests/reward/test_protocol.py",

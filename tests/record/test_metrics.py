@@ -104,6 +104,16 @@ def test_a_run_that_starts_anew_starts_the_file_anew(tmp_path):
     assert steps_in(path) == [0]
 
 
+@pytest.mark.parametrize("whole", [0, 3, 300])
+def test_a_last_row_that_was_cut_short_is_left_out_however_many_there_are(tmp_path, whole):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(whole)) + '{"ste')
+    assert [row["step"] for row in read_rows(path)] == list(range(whole))
+    path.write_text('{"ste\n' + path.read_text())
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1: not a row of metrics"):
+        read_rows(path)
+
+
 def test_a_run_that_goes_on_keeps_the_row_of_its_last_step_and_follows_it(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricsFile(path) as file:

@@ -63,6 +63,11 @@ def test_a_reason_that_did_not_occur_is_counted_as_none():
     assert selection.reason_counts() == {"rejected/not_scored": 0, "rejected/truncated": 0}
 
 
+def test_a_reason_that_no_selector_has_is_counted_like_any_other():
+    selection = nothing_kept([group([1.0, 2.0]), group([3.0])], "the step went bad")
+    assert selection.reason_counts() == {"rejected/step_went_bad": 3}
+
+
 def test_groups_of_different_sizes_are_walked_without_the_places_that_do_not_exist():
     groups = [group([1.0, 2.0, 3.0]), group([5.0])]
     selection = chain({"name": "topk", "k": 2}).select(groups, NOW)
