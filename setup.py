@@ -100,7 +100,7 @@ setup(
         "dev": [
             *("axe-playwright-python", "furo", "hypothesis", "import-linter", "ipykernel", "matplotlib"),
             *("mypy", "myst-parser", "nbclient", "nbformat", "playwright", "pytest", "pytest-timeout"),
-            *("ruff", "sphinx"),
+            *("ruff", "sphinx", "trustme"),
         ],
     },
 )

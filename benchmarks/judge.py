@@ -35,9 +35,10 @@ from typing import Any
 
 import psutil
 
+from rs_aligner.address import Address
 from rs_aligner.config import EndpointConfig, JudgeConfig, RemoteRMConfig
+from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.kserve import Arrays
-from rs_aligner.remote.transport import TransportError
 from rs_aligner.remote.triton import TritonConnection
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.judges import load_judge
@@ -127,7 +128,7 @@ def by_bare_threads(port: int, requests: list[Arrays]) -> float:
     waiting, lock = list(requests), threading.Lock()
 
     def send() -> None:
-        connection = TritonConnection("127.0.0.1", port, "reward_model")
+        connection = TritonConnection(Address("127.0.0.1", port), "reward_model")
         while True:
             with lock:
                 if not waiting:
@@ -172,7 +173,7 @@ def cost(num_rows: int, repeats: int) -> dict[str, Any]:
     for name in ("sentiment", "exact_answer"):
         sides: dict[str, Callable[[], float]]
         with served(f"judge.name={name}") as port:
-            ids = "row_ids" in TritonConnection("127.0.0.1", port, "reward_model").offer(10).inputs
+            ids = "row_ids" in TritonConnection(Address("127.0.0.1", port), "reward_model").offer(10).inputs
             asked = [with_ids(request) if ids else request for request in requests]
             sides = {
                 "client": lambda port=port: through_the_client(port, rows),

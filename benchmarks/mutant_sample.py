@@ -72,6 +72,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "proof/chance.py": ("tests/proof/test_chance.py", "tests/record/test_metrics.py"),
     "proof/estimates.py": ("tests/proof/test_estimates.py", "tests/proof/test_chance.py"),
     "proof/watched.py": ("tests/proof/test_watched.py", *LOOP),
+    "address.py": ("tests/test_address.py",),
     "trainers/pool.py": LOOP,
     "trainers/collect.py": LOOP,
     "trainers/rs.py": LOOP,

@@ -23,6 +23,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rs_aligner.address import Address
 from rs_aligner.child import die_with_parent, start_process
 from rs_aligner.config import ConfigError, ServeRewardConfig, load_config
 from rs_aligner.config.tree import plain, read_tree, tree_of
@@ -79,7 +80,8 @@ def serve(
             process = start_process(command, stdout=output, stderr=subprocess.STDOUT)
         try:
             _wait_until_ready(process, log, timeout)
-            yield Served(f"{typed.inference.host}:{typed.inference.port}", process.pid)
+            where = Address(typed.inference.host.strip("[]"), typed.inference.port)
+            yield Served(where.netloc, process.pid)
         finally:
             _end(process)
 

@@ -24,6 +24,7 @@ from rs_aligner.api import inputs
 from rs_aligner.api.inputs import TRAIN, VALIDATION, ModelSource, Rows, TextsOrRows
 from rs_aligner.config import (
     ConfigError,
+    EndpointConfig,
     TrainConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
@@ -244,9 +245,9 @@ def _carried_out(
 
 
 def _refuse_other_judge(tree: DictConfig) -> None:
-    for key in ("reward_model", "endpoints", "in_process", "judge", "token_file", "pad_to_length"):
+    for key in ("reward_model", "endpoints", "in_process", "judge", "token_file", "ca_file", "pad_to_length"):
         there = OmegaConf.select(tree, f"remote_rm.{key}")
-        default = {"name": "reward_model", "ip": "localhost", "port": 5555} if key == "reward_model" else None
+        default = EndpointConfig().model_dump() if key == "reward_model" else None
         if there and there != default:
             raise ConfigError(
                 [f"remote_rm.{key} is {there}, but reward_fn is the judge: leave one of the two out"]

@@ -220,7 +220,7 @@ def _check_judges(config: Config) -> Iterator[tuple[changes.Part | None, str, st
 def _at(asked: RemoteRMConfig) -> str:
     if asked.in_process:
         return " in this process"
-    return ": " + ", ".join(f"{server.ip}:{server.port}" for server in asked.servers)
+    return ": " + ", ".join(server.url for server in asked.servers)
 
 
 def _models(judge: JudgeConfig) -> bool:

@@ -9,6 +9,7 @@ and whether a judge answers; both come right after.
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,6 +58,16 @@ def file_problems(key: str, file: str | None) -> Iterator[str]:
     """What is wrong if the file that a key names is not there."""
     if file is not None and not Path(file).is_file():
         yield problem(key, file, f"there is no such file (relative to {Path.cwd()})")
+
+
+def authority_problems(key: str, file: str | None) -> Iterator[str]:
+    """What is wrong with a file of certificates that a key names."""
+    yield from file_problems(key, file)
+    if file is not None and Path(file).is_file():
+        try:
+            ssl.create_default_context(cafile=file)
+        except OSError:  # the errors of ssl, too
+            yield problem(key, file, "there are no certificates in it that can be read; should be PEM")
 
 
 def data_problems(key: str, files: Sequence[str]) -> Iterator[str]:

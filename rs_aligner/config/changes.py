@@ -66,7 +66,7 @@ _KINDS: dict[Kind, list[str]] = {
         "model.rs.offload_adam_states",
         "model.optim.offload_fraction",
         # How servers are asked, and how long a judge may take: a row that fails is rejected, never scored.
-        *_under(_JUDGES, "token_file max_batch_size max_wait_seconds max_in_flight max_queued"),
+        *_under(_JUDGES, "token_file ca_file max_batch_size max_wait_seconds max_in_flight max_queued"),
         *_under(_JUDGES, "startup_timeout request_timeout on_failure give_up_after max_attempts"),
         *_under(_JUDGES, "max_failed_fraction judge.time_limit"),
         "judge.time_limit",

@@ -6,11 +6,13 @@ Left out on purpose: how servers are asked (`rs_aligner/remote/`).
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
+from rs_aligner.address import FORMS, Address
 from rs_aligner.config.base import (
     Count,
     NotNegative,
@@ -19,12 +21,14 @@ from rs_aligner.config.base import (
     Section,
     Share,
     Text,
+    authority_problems,
     file_problems,
     problem,
 )
 from rs_aligner.config.judge import JudgeConfig
 
 _logger = logging.getLogger("rs_aligner")
+_PATH = re.compile(r"/[^\s?#]*")
 
 
 class EndpointConfig(Section):
@@ -33,15 +37,35 @@ class EndpointConfig(Section):
     name: Text = "reward_model"
     """The model's name on the server."""
     ip: Text = "localhost"
-    """Host name or address."""
+    """Host name or address, without port; an address of IPv6 with or without brackets."""
     port: Port = 5555
     """The port of its HTTP service."""
+    https: bool = False
+    """Whether it speaks TLS there, as behind a proxy; `https://` in an address says the same."""
+    path: str = ""
+    """What its paths begin with, where a proxy has put it below one, such as `/rm`."""
+
+    @property
+    def address(self) -> Address:
+        """Where it is asked."""
+        return Address(self.ip.strip("[]"), self.port, self.https, self.path.rstrip("/"))
 
     @property
     def url(self) -> str:
         """Its address, to be shown."""
-        host = f"[{self.ip}]" if ":" in self.ip else self.ip
-        return f"http://{host}:{self.port}"
+        return str(self.address)
+
+    def problems(self, key: str) -> Iterator[str]:
+        """Host and path are no more than that."""
+        try:
+            is_host = Address.parse(self.address.netloc).host == self.address.host.lower()
+        except ValueError:
+            is_host = False
+        if not is_host:
+            only = "should be a host's name or address alone; a URL is given in endpoints"
+            yield problem(f"{key}.ip", self.ip, only)
+        if self.path and not _PATH.fullmatch(self.path):
+            yield problem(f"{key}.path", self.path, "should begin with a slash, for example /rm")
 
 
 class RemoteRMConfig(Section):
@@ -49,7 +73,12 @@ class RemoteRMConfig(Section):
 
     reward_model: EndpointConfig = EndpointConfig()
     endpoints: tuple[EndpointConfig, ...] = ()
-    """Several servers of the same judge, each "host:port" or {ip, port, name}; empty for `reward_model`."""
+    """Several servers of the same judge; empty for `reward_model`.
+
+    Each is {ip, port, name, https, path} or an address: "host:port", "[::1]:port" or a URL, for example https://judges.example.com/rm.
+    """
+    ca_file: Text | None = None
+    """File (PEM) of the authority that vouches for `https://` servers; null for the system's."""
     in_process: bool = False
     """Judges in the trainer's own processes, by `judge`, without a server."""
     judge: JudgeConfig | None = None
@@ -93,7 +122,7 @@ class RemoteRMConfig(Section):
         if isinstance(value, str):
             value = (value,)
         if not isinstance(value, list | tuple):
-            raise ValueError('should be a list of "host:port" or {ip, port, name}')
+            raise ValueError(f"should be a list of {FORMS}, or of {{ip, port, name}}")
         common = info.data.get("reward_model")
         names = {} if common is None else {"name": common.name}
         return tuple(
@@ -118,13 +147,16 @@ class RemoteRMConfig(Section):
             least = f"should be at least {key}.max_batch_size = {self.max_batch_size}"
             yield problem(f"{key}.max_queued", self.max_queued, least)
         yield from file_problems(f"{key}.token_file", self.token_file)
+        yield from authority_problems(f"{key}.ca_file", self.ca_file)
+        if self.ca_file is not None and (self.in_process or not any(one.https for one in self.servers)):
+            _logger.warning("%s.ca_file has no effect: no server is asked by https://", key)
 
     def _servers(self, key: str) -> Iterator[str]:
-        addresses = [(endpoint.ip, endpoint.port, endpoint.name) for endpoint in self.endpoints]
+        addresses = [(endpoint.address, endpoint.name) for endpoint in self.endpoints]
         if len(set(addresses)) < len(addresses):
             yield problem(f"{key}.endpoints", [one.url for one in self.endpoints], "names a server twice")
         one, default = self.reward_model, EndpointConfig()
-        for name in ("ip", "port") if addresses else ():
+        for name in ("ip", "port", "https", "path") if addresses else ():
             value = getattr(one, name)
             if value not in (getattr(default, name), *(getattr(other, name) for other in self.endpoints)):
                 known = f"{key}.endpoints lists other servers; set one of the two, or add it there"
@@ -164,9 +196,6 @@ class WatchedRMConfig(RemoteRMConfig):
 
 
 def _from_text(text: str) -> dict[str, Any]:
-    """`host:port`; a host that has colons itself is in brackets."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("http://").strip("[]")
-    if not colon or not host or not port.isdigit():
-        raise ValueError(f'{text!r} should be "host:port", for example judge-node:5555')
-    return {"ip": host, "port": int(port)}
+    """An address as a section."""
+    found = Address.parse(text)
+    return {"ip": found.host, "port": found.port, "https": found.is_tls, "path": found.path}

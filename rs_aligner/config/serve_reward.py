@@ -19,7 +19,7 @@ class InferenceConfig(Section):
     """The reward service."""
 
     host: Text = "127.0.0.1"
-    """Address to listen at; the default can be reached from this machine only."""
+    """Address to listen at, IPv4 or IPv6; the default can be reached from this machine only."""
     port: Port = 5555
     """Port of the HTTP service."""
     model_name: Text = "reward_model"

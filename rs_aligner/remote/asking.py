@@ -20,9 +20,9 @@ from typing import Generic, Protocol, TypeVar
 
 from rs_aligner import stopping
 from rs_aligner.remote.endpoints import SERVER, Endpoint, EndpointPool, Role
+from rs_aligner.remote.errors import BadAnswer, TransportError
 from rs_aligner.remote.queue import Result, Row, RowQueue, Waiting
 from rs_aligner.remote.retry import AskError, Patience, is_transient, is_worth_halving
-from rs_aligner.remote.transport import BadAnswer, TransportError
 
 PROBE_SECONDS = 5.0  # for a server that was left out to say that it is ready
 

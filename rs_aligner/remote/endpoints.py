@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from rs_aligner import stopping
+from rs_aligner.remote.errors import UNTRUSTED, TransportError
 from rs_aligner.remote.retry import AskError, is_transient, jittered
-from rs_aligner.remote.transport import TransportError
 
 Link = TypeVar("Link")
 """A conversation with a server, of whatever kind."""
@@ -176,7 +176,7 @@ class EndpointPool(Generic[Link]):
 
     def failed(self, endpoint: Endpoint[Link], error: BaseException) -> None:
         """An answer did not come, or was wrong."""
-        gone = isinstance(error, TransportError) and error.kind in ("unreachable", "timeout")
+        gone = isinstance(error, TransportError) and error.kind in ("unreachable", "timeout", *UNTRUSTED)
         with self._changed:
             endpoint.in_flight -= 1
             self._changed.notify_all()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 
-from rs_aligner.remote.transport import BadAnswer, TransportError
+from rs_aligner.remote.errors import BadAnswer, TransportError
 
 AskError = TransportError | BadAnswer
 """Why a request has no answer that can be used."""

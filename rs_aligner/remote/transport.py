@@ -1,9 +1,9 @@
-"""One HTTP conversation with a server, and how it can fail.
+"""One HTTP conversation with a server.
 
-Over the standard library's HTTP client. A connection is made for each request: next to a batch of rows it
-costs nothing, and none can go stale. Whatever a server sends becomes an answer or a `TransportError`, and
-takes neither more time nor more memory than it was given. Left out on purpose: what is said (`triton` speaks
-the KServe protocol), and whether to ask again (`retry`).
+Over the standard library's HTTP client. A connection is made for each request (`connecting`): next to a batch
+of rows it costs nothing, and none can go stale. Whatever a server sends becomes an answer or a
+`TransportError`, and takes neither more time nor more memory than it was given. Left out on purpose: what is
+said (`triton` speaks the KServe protocol), and whether to ask again (`retry`).
 """
 
 from __future__ import annotations
@@ -15,32 +15,15 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+from rs_aligner.address import Address
+from rs_aligner.remote.connecting import Line, connect
+from rs_aligner.remote.errors import TransportError
 
 # An answer has some bytes a row. What goes on beyond this is no answer.
 MAX_ANSWER_BYTES = 256 * 2**20
 _CHUNK_BYTES = 2**20
-
-Kind = Literal["unreachable", "timeout", "refused", "unreadable"]
-
-
-class TransportError(Exception):
-    """A request without a usable answer; the message says why.
-
-    Attributes:
-        kind: `unreachable` (no connection, or it was cut), `timeout`, `refused` (another HTTP status than
-            200) or `unreadable` (an answer that is none).
-        status: the HTTP status, where there is one.
-    """
-
-    def __init__(self, message: str, kind: Kind, status: int | None = None) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.status = status
-
-
-class BadAnswer(ValueError):
-    """An answer that cannot be trusted in any row; the message says why."""
 
 
 class HTTPAnswer(NamedTuple):
@@ -55,15 +38,16 @@ class Conversation:
     """Requests to one server, one at a time. To be used by one thread; `abort` may come from another.
 
     Args:
-        host: name or address of the server.
-        port: its HTTP port.
+        address: of the server.
         headers: sent with each request.
+        authority: a file with the certificates that are trusted, for TLS; None for the system's.
     """
 
-    def __init__(self, host: str, port: int, headers: Mapping[str, str] | None = None) -> None:
-        self._host = host
-        self._port = port
-        self._headers = {"Connection": "close", **(headers or {})}
+    def __init__(
+        self, address: Address, headers: Mapping[str, str] | None = None, authority: str | None = None
+    ) -> None:
+        self._address, self._authority = address, authority
+        self._headers = {"Host": address.netloc, "Connection": "close", **(headers or {})}
         self._open: socket.socket | None = None
         self._aborted = False
 
@@ -86,28 +70,30 @@ class Conversation:
             TransportError: not reached, no answer in time, or one that is not HTTP.
         """
         deadline = time.monotonic() + timeout
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        sock: socket.socket | None = None
         try:
-            connection.connect()
-            assert connection.sock is not None
-            self._open = sock = connection.sock  # http.client lets go of it before the body is read
-            if self._aborted:  # while connecting, when there was no socket to shut down
-                raise TransportError("the request was cut short", "unreachable")
-            sock.settimeout(_time_left(deadline))
-            connection.request(method, path, body, {**self._headers, **(headers or {})})
-            sock.settimeout(_time_left(deadline))
+            sock = connect(self._address, self._authority, deadline, self._opened)
+            connection = http.client.HTTPConnection(self._address.host, self._address.port)
+            connection.sock = Line(sock, deadline)
+            connection.request(
+                method, f"{self._address.path}{path}", body, {**self._headers, **(headers or {})}
+            )
             response = connection.getresponse()
-            answer = _read(response, sock, deadline)
+            answer = _read(response)
             return HTTPAnswer(response.status, {k.lower(): v for k, v in response.getheaders()}, answer)
         except TimeoutError as error:
             raise TransportError(f"no answer within {timeout:g} s", "timeout") from error
+        except http.client.RemoteDisconnected as error:
+            hint = "" if self._address.is_tls else " (a server that speaks TLS is asked by https://)"
+            raise TransportError(f"{type(error).__name__}: {error}{hint}", "unreachable") from error
         except OSError as error:
             raise TransportError(f"{type(error).__name__}: {error}", "unreachable") from error
         except (http.client.HTTPException, ValueError) as error:
             raise not_http(error) from error
         finally:
             self._open = None
-            connection.close()
+            if sock is not None:
+                sock.close()
 
     def abort(self) -> None:
         """Cut the request in flight short, and let none follow: whoever waits gets a `TransportError`."""
@@ -115,7 +101,13 @@ class Conversation:
         sock = self._open
         if sock is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                # Below TLS: its own way to end takes the line from under whoever reads.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def _opened(self, sock: socket.socket) -> None:
+        self._open = sock
+        if self._aborted:  # while connecting, when there was no socket to shut down
+            raise TransportError("the request was cut short", "unreachable")
 
 
 def error_text(body: bytes) -> str:
@@ -138,12 +130,11 @@ def not_http(error: BaseException) -> TransportError:
     return TransportError(f"the answer is not HTTP: {in_short(error)}", "unreadable")
 
 
-def _read(response: http.client.HTTPResponse, sock: socket.socket, deadline: float) -> bytes:
+def _read(response: http.client.HTTPResponse) -> bytes:
     """The body, as long as it is neither late nor endless."""
     parts: list[bytes] = []
     size = 0
     while not response.isclosed():
-        sock.settimeout(_time_left(deadline))
         part = response.read1(_CHUNK_BYTES)
         if not part:
             break
@@ -154,10 +145,3 @@ def _read(response: http.client.HTTPResponse, sock: socket.socket, deadline: flo
     if response.length:  # read1 does not mind an answer that was cut short
         raise ConnectionResetError(f"the answer was cut short after {size} bytes")
     return b"".join(parts)
-
-
-def _time_left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
+from rs_aligner.address import Address
+from rs_aligner.remote.errors import UNTRUSTED, TransportError
 from rs_aligner.remote.kserve import Arrays, json_object, pack_request, unpack_answer
-from rs_aligner.remote.transport import Conversation, TransportError, error_text, in_short, not_http
+from rs_aligner.remote.transport import Conversation, error_text, in_short, not_http
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 # PyTriton restricts inference to requests with this header (`TritonSecurityConfig`).
@@ -50,17 +52,24 @@ class TritonConnection:
     """Requests to one model, one at a time. To be used by one thread; `abort` may come from another.
 
     Args:
-        host: name or address of the server.
-        port: its HTTP port.
+        address: of the server.
         model: the model's name there.
         token: what a server with restricted inference wants to see; None for none.
         called: what the server is called in messages.
+        authority: a file with the certificates that are trusted, for TLS; None for the system's.
     """
 
     def __init__(
-        self, host: str, port: int, model: str, token: str | None = None, *, called: str = "server"
+        self,
+        address: Address,
+        model: str,
+        token: str | None = None,
+        *,
+        called: str = "server",
+        authority: str | None = None,
     ) -> None:
-        self._conversation = Conversation(host, port, {} if token is None else {TOKEN_HEADER: token})
+        headers = {} if token is None else {TOKEN_HEADER: token}
+        self._conversation = Conversation(address, headers, authority)
         self._model = model
         self._called = called
         self._path = f"/v2/models/{quote(model, safe='')}"
@@ -70,10 +79,15 @@ class TritonConnection:
 
         Returns:
             None if it is, else what is wrong, with the models that are there as far as the server tells.
+
+        Raises:
+            TransportError: its certificate is not good, which time does not mend.
         """
         try:
             status, _, body = self._exchange("GET", f"{self._path}/ready", timeout)
         except TransportError as error:
+            if error.kind in UNTRUSTED:
+                raise
             return str(error)
         if status == 200:
             return None

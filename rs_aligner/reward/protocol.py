@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rs_aligner.precision import PRECISIONS, Precision
+from rs_aligner.remote.errors import BadAnswer
 from rs_aligner.remote.kserve import Arrays
-from rs_aligner.remote.transport import BadAnswer
 from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure
 
 Mode = Literal["text", "tokens"]

@@ -73,9 +73,11 @@ def set_up_judges(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     """What the judge's client asks of servers, of the clock, and how long it would go on."""
 
     class Connection:
-        def __init__(self, ip: str, port: int, name: str, token: str | None = None, **_: Any) -> None:
-            notes.add("servers", ip, port, name, token)
-            self.judge = LocalJudge(_Judge(port), 64)  # type: ignore[arg-type]  # a stand-in
+        def __init__(
+            self, address: Any, name: str, token: str | None = None, *, authority: Any, **_: Any
+        ) -> None:
+            notes.add("servers", str(address), name, token, authority)
+            self.judge = LocalJudge(_Judge(address.port), 64)  # type: ignore[arg-type]  # a stand-in
 
         def problem(self, timeout: float) -> None: ...
 

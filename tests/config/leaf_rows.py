@@ -218,12 +218,21 @@ def remote_judge(shows: str) -> Rows:
     return {
         **shown_by(
             "servers",
-            {"reward_model.name": "other", "reward_model.ip": "10.0.0.2", "reward_model.port": 6000},
+            {
+                "reward_model.name": "other",
+                "reward_model.ip": "10.0.0.2",
+                "reward_model.port": 6000,
+                "reward_model.https": True,
+                "reward_model.path": "/rm",
+            },
         ),
         "endpoints": Row(["10.0.0.3:6003", "10.0.0.4:6004"], "servers"),
         "endpoints[].name": server(name="other"),
         "endpoints[].ip": server(ip="10.0.0.5"),
         "endpoints[].port": server(port=6005),
+        "endpoints[].https": server(https=True),
+        "endpoints[].path": server(path="/rm"),
+        "ca_file": Row("@/authority.pem", "servers", {"reward_model.https": True}),
         "in_process": Row(True, shows, also={"judge.function": "@/judges.py:one"}),
         **with_given(under("judge", judge(shows)), {"in_process": True}),
         "token_file": Row("@/token", "servers"),

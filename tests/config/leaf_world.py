@@ -29,6 +29,7 @@ from typing import Any
 
 import pytest
 import torch
+import trustme
 from omegaconf import OmegaConf
 
 from rs_aligner import progress, stopping
@@ -110,6 +111,7 @@ def make_place(place: Path) -> None:
     write("scored.jsonl", [{**row, "responses": ["a", "bb"], "rewards": [row["n"], 0.5]} for row in prompts])
     write("check.jsonl", [{"prompt": "1 + 1 = ", "response": "2"}, {"prompt": "2 + 2 = ", "response": "5"}])
     (place / "token").write_text("a-secret-token-of-the-test\n")
+    trustme.CA().cert_pem.write_to_path(place / "authority.pem")
     (place / "judges.py").write_text(JUDGES)
 
 

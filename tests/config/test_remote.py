@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+import trustme
 
 from rs_aligner.config import (
     TrainRSConfig,
@@ -30,6 +31,8 @@ def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):
                 {"ip": "b", "port": 2, "name": "own"},
                 "http://[::1]:3",
                 {"ip": "c", "port": 4},
+                "https://d.example.com/rm/",
+                {"ip": "[::1]", "port": 6, "https": True, "path": "/rm"},
             ],
             "remote_rm.reward_model.name": "judge",
         }
@@ -40,8 +43,17 @@ def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):
         ("b", 2, "own"),
         ("::1", 3, "judge"),
         ("c", 4, "judge"),
+        ("d.example.com", 443, "judge"),
+        ("[::1]", 6, "judge"),
     ]
-    assert [one.url for one in servers] == ["http://a:1", "http://b:2", "http://[::1]:3", "http://c:4"]
+    assert [one.url for one in servers] == [
+        "http://a:1",
+        "http://b:2",
+        "http://[::1]:3",
+        "http://c:4",
+        "https://d.example.com:443/rm",
+        "https://[::1]:6/rm",
+    ]
     alone = load_config(tree(**{"remote_rm.reward_model.port": 7}), TrainRSConfig).remote_rm
     assert [one.port for one in alone.servers] == [7]
     composed = compose("train_rs", ["remote_rm.endpoints=[node1:5555,node2:5556]"])
@@ -54,6 +66,23 @@ def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):
     [
         ({"endpoints": ["judge-node"]}, "'judge-node' should be \"host:port\""),
         ({"endpoints": 7}, 'should be a list of "host:port"'),
+        ({"endpoints": ["grpc://a:1"]}, "the scheme should be http:// or https://"),
+        ({"endpoints": ["https://a", {"ip": "a", "port": 443, "https": True}]}, "names a server twice"),
+        (
+            {"endpoints": ["a:1"], "reward_model": {"https": True}},
+            "remote_rm.reward_model.https is true: remote_rm.endpoints lists other servers",
+        ),
+        (
+            {"reward_model": {"ip": "https://a"}},
+            'remote_rm.reward_model.ip is "https://a": should be a host\'s name or address alone',
+        ),
+        ({"reward_model": {"ip": "a:5555"}}, "a URL is given in endpoints"),
+        (
+            {"reward_model": {"path": "rm"}},
+            'remote_rm.reward_model.path is "rm": should begin with a slash',
+        ),
+        ({"ca_file": "nowhere.pem"}, 'remote_rm.ca_file is "nowhere.pem": there is no such file'),
+        ({"ca_file": __file__}, "there are no certificates in it that can be read; should be PEM"),
         ({"endpoints": ["a:1", "a:1"]}, "names a server twice"),
         ({"endpoints": ["a:1", 7]}, "remote_rm.endpoints.1 is 7"),
         ({"endpoints": ["a:0"]}, "remote_rm.endpoints.0.port is 0"),
@@ -93,6 +122,16 @@ def test_one_server_may_be_named_in_both_ways(tree):
         **{"remote_rm.endpoints": ["a:1", "b:2"], "remote_rm.reward_model": {"ip": "b", "port": 2}}
     )
     assert len(load_config(changed, TrainRSConfig).remote_rm.servers) == 2
+
+
+def test_a_file_of_an_authority_without_tls_is_told(tree, caplog, tmp_path):
+    trustme.CA().cert_pem.write_to_path(file := tmp_path / "authority.pem")
+    with caplog.at_level(logging.WARNING, logger="rs_aligner"):
+        load_config(tree(**{"remote_rm.ca_file": str(file)}), TrainRSConfig)
+    assert "remote_rm.ca_file has no effect: no server is asked by https://" in caplog.text
+    caplog.clear()
+    load_config(tree(**{"remote_rm.ca_file": str(file), "remote_rm.reward_model.https": True}), TrainRSConfig)
+    assert "no effect" not in caplog.text
 
 
 def test_a_watched_judge_is_told_what_it_cannot_do(tree, caplog):

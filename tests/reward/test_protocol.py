@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rs_aligner.remote.transport import BadAnswer
+from rs_aligner.remote.errors import BadAnswer
 from rs_aligner.reward.protocol import (
     bytes_column,
     parse_answer,

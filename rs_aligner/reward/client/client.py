@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rs_aligner.remote.asking import PROBE_SECONDS, Asker, Asking
 from rs_aligner.remote.endpoints import Endpoint, Role
+from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.queue import Waiting
 from rs_aligner.remote.retry import AskError, is_transient
-from rs_aligner.remote.transport import TransportError
 from rs_aligner.remote.triton import Connection, TritonConnection
 from rs_aligner.reward.client.trial import JudgeUnreachable, Trial, explained, unreachable
 from rs_aligner.reward.protocol import parse_answer
@@ -216,7 +216,5 @@ def _endpoints(
 ) -> list[Endpoint[Connection]]:
     if local is not None:
         return [Endpoint("remote_rm.judge", lambda: local)]
-    return [
-        Endpoint(one.url, partial(TritonConnection, one.ip, one.port, one.name, token, called=JUDGE.name))
-        for one in cfg.servers
-    ]
+    ask = partial(TritonConnection, token=token, called=JUDGE.name, authority=cfg.ca_file)
+    return [Endpoint(one.url, partial(ask, one.address, one.name)) for one in cfg.servers]

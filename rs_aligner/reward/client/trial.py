@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.remote.endpoints import Endpoint
+from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.kserve import Arrays
 from rs_aligner.remote.retry import UNAUTHORIZED, is_transient
-from rs_aligner.remote.transport import TransportError
 from rs_aligner.remote.triton import Connection, Offer
 from rs_aligner.reward.protocol import (
     Mode,
@@ -67,7 +67,10 @@ class Trial:
             JudgeUnreachable: it will not score before something is changed.
             ValueError: it is not the judge that the config, or the other servers, make it.
         """
-        problem = connection.problem(ready_timeout)
+        try:
+            problem = connection.problem(ready_timeout)
+        except TransportError as error:
+            raise JudgeUnreachable(explained(endpoint, error)) from error
         if problem is not None:
             raise TransportError(problem, "unreachable")
         offer = connection.offer(ready_timeout)
@@ -167,6 +170,11 @@ def explained(endpoint: Endpoint[Connection], error: Exception) -> str:
     hint = ""
     if isinstance(error, TransportError) and error.kind == "timeout":
         hint = " (remote_rm.request_timeout)"
+    elif isinstance(error, TransportError) and error.kind == "unknown_authority":
+        hint = (
+            "; set remote_rm.ca_file to the certificate (PEM) of the authority that signed it, if that is "
+            "one of your own"
+        )
     elif isinstance(error, TransportError) and error.status in UNAUTHORIZED:
         hint = (
             "; set remote_rm.token_file, or the variable RS_ALIGNER_JUDGE_TOKEN, to the token that the "

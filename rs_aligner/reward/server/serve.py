@@ -25,9 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from rs_aligner.address import Address
 from rs_aligner.reward.judges import ServedJudge, load_judge
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.server.check import check
+from rs_aligner.reward.server.relay import relay
 from rs_aligner.reward.server.scorer import Decode, Scorer
 from rs_aligner.reward.server.scratch import remove_shared_memory, scratch_folder
 from rs_aligner.reward.server.serving import ServedModel, end_processes, serving, use_our_libpython
@@ -153,10 +155,14 @@ def _run(
     stack: contextlib.ExitStack,
 ) -> NoReturn:
     """Serve, and start again what breaks, until a signal raises SystemExit."""
-    host, port, name = cfg.inference.host, cfg.inference.port, cfg.inference.model_name
+    name, shown_at = cfg.inference.model_name, Address(cfg.inference.host.strip("[]"), cfg.inference.port)
     log_file = Path(cfg.log_dir or scratch) / "triton.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     statistics, triton_port, shown = scorer.statistics, None, ""
+    where = address, cfg.inference.port
+    if ":" in address:
+        where = "127.0.0.1", _any_free_port()
+        stack.enter_context(relay(address, cfg.inference.port, where))
     if cfg.inference.metrics_port is not None:
         metrics_host = cfg.inference.metrics_host
 
@@ -165,7 +171,7 @@ def _run(
 
         try:
             endpoint = metrics_endpoint(metrics_host, cfg.inference.metrics_port, figures)
-            shown = f", metrics at http://{metrics_host}:{stack.enter_context(endpoint)}/metrics"
+            shown = f", metrics at {Address(metrics_host.strip('[]'), stack.enter_context(endpoint))}/metrics"
         except OSError as error:
             raise ValueError(
                 f"cannot show metrics at {metrics_host}:{cfg.inference.metrics_port}: "
@@ -174,8 +180,8 @@ def _run(
     fruitless, scored = 0, 0
     while True:
         triton_port = _any_free_port() if shown else None
-        with serving(cfg.inference, address, scorer, scratch, log_file, triton_port) as model:
-            print(f"judge {name} ready at http://{host}:{port} ({fingerprint}{shown})", flush=True)
+        with serving(cfg.inference, where, scorer, scratch, log_file, triton_port) as model:
+            print(f"judge {name} ready at {shown_at} ({fingerprint}{shown})", flush=True)
             problem = _watch(model, statistics)
         fruitless = fruitless + 1 if statistics.num_rows == scored else 1
         scored = statistics.num_rows
@@ -231,18 +237,19 @@ def _leave(scratch: Path | None) -> NoReturn:
 
 
 def _free_address(host: str, port: int) -> str:
-    """Resolve the host and make sure that its port can be bound."""
+    """Resolve the host, IPv4 where it has both, and make sure that its port can be bound."""
     try:
-        address = str(socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        family, where = min((family == socket.AF_INET6, family, one) for family, _, _, _, one in found)[1:]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address, port))
+            probe.bind(where)
     except OSError as error:
         raise ValueError(
             f"cannot serve at {host}:{port}: {error.strerror or error}; "
             "set inference.port to a free port and inference.host to an address of this machine"
         ) from None
-    return address
+    return str(where[0])
 
 
 def _any_free_port() -> int:

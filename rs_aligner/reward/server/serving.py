@@ -106,7 +106,7 @@ def end_processes() -> None:
 @contextlib.contextmanager
 def serving(
     cfg: InferenceConfig,
-    address: str,
+    where: tuple[str, int],
     scorer: Scorer,
     scratch: Path,
     log_file: Path,
@@ -116,7 +116,7 @@ def serving(
 
     Args:
         cfg: the service.
-        address: what its host means.
+        where: IPv4 address and port to listen at.
         scorer: what answers requests.
         scratch: a folder for its files.
         log_file: where it writes its log: it is talkative, and nobody reads it until it fails.
@@ -125,10 +125,11 @@ def serving(
     Raises:
         RuntimeError: it does not start, or the judge does not let go of it.
     """
+    address, port = where
     config = TritonConfig(
         id=f"judge:{cfg.model_name}",  # what `GET /v2` tells a client that asks for another model
         http_address=address,
-        http_port=cfg.port,
+        http_port=port,
         http_header_forward_pattern=TOKEN_HEADER,
         allow_grpc=False,
         allow_metrics=metrics_port is not None,

@@ -14,9 +14,9 @@ import pytest
 
 from rs_aligner.config import EndpointConfig, JudgeConfig, RemoteRMConfig
 from rs_aligner.remote.endpoints import Endpoint, EndpointPool
+from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.queue import RowQueue, Waiting
 from rs_aligner.remote.retry import LONGEST_DELAY, Patience, jittered
-from rs_aligner.remote.transport import TransportError
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
 from rs_aligner.reward.token import read_token
 from rs_aligner.rollout import Score, ScoreFailure

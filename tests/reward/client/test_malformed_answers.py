@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rs_aligner.remote.errors import BadAnswer
 from rs_aligner.remote.kserve import Arrays, pack_tensors, unpack_answer
-from rs_aligner.remote.transport import BadAnswer
 from rs_aligner.reward.protocol import bytes_column, parse_answer
 from rs_aligner.rollout import Score
 

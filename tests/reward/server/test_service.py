@@ -19,8 +19,10 @@ import numpy as np
 import psutil
 import pytest
 
+from rs_aligner.address import Address
 from rs_aligner.config import EndpointConfig, RemoteRMConfig
-from rs_aligner.remote.transport import TransportError
+from rs_aligner.remote.errors import TransportError
+from rs_aligner.remote.transport import Conversation
 from rs_aligner.remote.triton import TritonConnection
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
 from rs_aligner.rollout import Score, ScoreFailure
@@ -159,7 +161,7 @@ def test_a_malformed_request_is_answered_with_what_is_wrong(
     served: Service, inputs: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(TransportError, match=message):
-        TritonConnection("127.0.0.1", served.port, "reward_model").infer(inputs, timeout=20)
+        TritonConnection(Address("127.0.0.1", served.port), "reward_model").infer(inputs, timeout=20)
 
 
 def test_a_refusal_is_one_line_without_the_servers_code(served: Service) -> None:
@@ -205,17 +207,26 @@ def test_a_config_that_cannot_work_ends_in_seconds_with_one_message(
         assert "Traceback" not in running.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "host", "shown"), [(signal.SIGTERM, "127.0.0.1", "127.0.0.1"), (signal.SIGINT, "::1", "[::1]")]
+)
 def test_a_signal_ends_the_server_after_what_is_in_flight_and_nothing_stays(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, host: str, shown: str
 ) -> None:
     (tmp_path / "length.py").write_text(JUDGE)
-    with service(tmp_path, free_port(), "judge.function=length.py:judge") as running:
+    hosts = [f"inference.host={host}", f"inference.metrics_host={host}"]
+    with service(tmp_path, free_port(), "judge.function=length.py:judge", *hosts) as running:
         running.wait_until_ready()
+        (figures,) = re.findall(r"metrics at (\S+)/metrics", running.output)
+        assert f"ready at http://{shown}:{running.port}" in running.output
+        assert figures.startswith(f"http://{shown}:")
+        told = Conversation(Address.parse(figures)).exchange("GET", "/metrics", 10)
+        assert b"judge_rows_total 0" in told.body
         family = running.processes()
         assert shared_memory(running.process.pid)
         assert any("tritonserver" in process.name() for process in family)
-        with RemoteGPTRMClient(remote(running.port, max_wait_seconds=0)) as client:
+        asked = RemoteRMConfig(endpoints=(f"{shown}:{running.port}",), max_wait_seconds=0)  # type: ignore[arg-type]
+        with RemoteGPTRMClient(asked) as client:
             future = client.submit(*row("sleep 2"))
             running.wait_until_at_work()
             start = time.monotonic()
@@ -268,7 +279,7 @@ def test_tokens_are_refused_where_no_tokenizer_is_set(tmp_path: Path) -> None:
         running.wait_until_ready()
         tokens = {"tokens": np.ones((1, 3), np.int64), "sequence_lengths": np.array([[3]])}
         with pytest.raises(TransportError, match="tokenizer=<folder"):
-            TritonConnection("127.0.0.1", running.port, "reward_model").infer(tokens, timeout=20)
+            TritonConnection(Address("127.0.0.1", running.port), "reward_model").infer(tokens, timeout=20)
 
 
 def shared_memory_of(process: psutil.Process) -> set[str]:
