@@ -153,7 +153,7 @@ def _tokens(value: Any) -> Any:
 def _seconds(value: Any) -> Any:
     """Seconds of `DD:HH:MM:SS`, the format of NeMo's `max_time_per_run`."""
     if not isinstance(value, str):
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float):  # true and false, too
             raise ValueError('should be "DD:HH:MM:SS" in quotes, so that YAML reads it as text')
         return value
     parts = value.split(":")

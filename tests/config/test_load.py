@@ -140,3 +140,18 @@ def test_a_section_that_nothing_reads_is_not_built() -> None:
     assert not Mine.__pydantic_complete__
     assert Mine(number=2).number == 2
     assert Mine.__pydantic_complete__
+
+
+def test_a_config_stays_as_it_was_checked(tree):
+    config = load_config(tree(), TrainRSConfig)
+    with pytest.raises(ValueError, match="frozen"):
+        config.model.seed = 7
+
+
+def test_a_time_is_text_or_null(tree):
+    key = "exp_manager.max_time_per_run"
+    assert load_config(tree(**{key: None}), TrainRSConfig).exp_manager.max_time_per_run is None
+    assert load_config(tree(**{key: "00:01:00:00"}), TrainRSConfig).exp_manager.max_time_per_run == 3600
+    for value, shown in ((3600, "3600"), (True, "true")):
+        (line,) = problems(tree(**{key: value}))
+        assert line.startswith(f"{key} is {shown}: ")
