@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import Annotated, Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from rs_aligner.config import (
     ConfigError,
+    GenerateConfig,
     ServeRewardConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
@@ -17,7 +20,7 @@ from rs_aligner.config import (
     register_resolvers,
 )
 from rs_aligner.config.base import Section
-from rs_aligner.config.keys import meaning, sections, walk
+from rs_aligner.config.keys import leaves, meaning, sections, walk
 from tests.config.conftest import compose, problems
 
 pytestmark = pytest.mark.timeout(60)
@@ -155,3 +158,19 @@ def test_a_time_is_text_or_null(tree):
     for value, shown in ((3600, "3600"), (True, "true")):
         (line,) = problems(tree(**{key: value}))
         assert line.startswith(f"{key} is {shown}: ")
+
+
+@pytest.mark.parametrize(
+    "schema", [TrainRSConfig, TrainSFTConfig, TrainRewardModelConfig, GenerateConfig, ServeRewardConfig]
+)
+def test_true_is_no_number_anywhere(schema):
+    """To Python it is the integer 1."""
+    for leaf in leaves(schema):
+        kind = leaf.field.annotation
+        for constraint in leaf.field.metadata:
+            kind = Annotated[kind, constraint]
+        for value in (True, [True]):
+            with contextlib.suppress(ValueError):
+                read = TypeAdapter(kind).validate_python(value)
+                (inner,) = read if isinstance(read, list | tuple) else [read]
+                assert isinstance(inner, bool), f"{leaf.key}={value} is read as {read!r}"
