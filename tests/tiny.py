@@ -23,6 +23,9 @@ class FakeTokenizer:
     def encode(self, text: str, *, is_chat: bool = False, plain: Sequence[tuple[int, int]] = ()) -> list[int]:
         raise NotImplementedError
 
+    def prepare(self, texts: Sequence[str]) -> None:
+        pass
+
     def decode(self, ids: Sequence[int], *, raw: bool = False) -> str:
         return " ".join(map(str, ids))
 

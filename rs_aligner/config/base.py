@@ -74,7 +74,12 @@ def data_problems(key: str, files: Sequence[str]) -> Iterator[str]:
     """What is wrong with the data files that a key names, as far as it shows without reading them."""
     for name in files:
         if not Path(name).exists():
-            what: str | None = "is not there"
+            is_weight = name.replace(".", "", 1).isdigit()
+            what: str | None = (
+                "is a number, and files have no weights; a file that is named twice is read twice"
+                if is_weight
+                else "is not there"
+            )
         else:
             what = data_folder_problem(Path(name)) if Path(name).is_dir() else None
         if what is not None:

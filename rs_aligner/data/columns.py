@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from rs_aligner.config.template import example
+
 PROMPTS = ("text", "prompt", "messages", "conversations")
 """Names under which a row may have its prompt."""
 Wanted = Literal["prompt", "response", "chosen", "rejected"]
@@ -97,7 +99,17 @@ def advice(row: Mapping[str, Any], *wanted: Wanted) -> str:
     return f'"model.data.columns={{{inside}}}"' if found else ""
 
 
-def text_key(row: Mapping[str, Any]) -> str | None:
+def prompt_advice(row: Mapping[str, Any]) -> str:
+    """The settings that would make a prompt of a row that has none: the end of a sentence."""
+    key = _text_key(row)
+    ways = [advice(row, "prompt")]
+    if key is not None:
+        ways.append(f'model.data.prompt_template, for example "{example(key)}"')
+    known = ", or ".join(filter(None, ways))
+    return f"; set {known}" if known else "; no text or chat in it could be the prompt"
+
+
+def _text_key(row: Mapping[str, Any]) -> str | None:
     """The key whose text is likely the prompt, or asks for it; None where no key has a text."""
     texts = {key: value for key, value in row.items() if key.isidentifier()}
     return _likeliest(
@@ -107,7 +119,10 @@ def text_key(row: Mapping[str, Any]) -> str | None:
 
 def is_turned(row: Mapping[str, Any]) -> bool:
     """Whether it is a whole table as `pandas` writes one unless told otherwise: a mapping for each column."""
-    return bool(row) and all(isinstance(value, dict) and "0" in value for value in row.values())
+    for value in row.values():
+        if not isinstance(value, dict) or "0" not in value:
+            return False
+    return bool(row)
 
 
 def _likeliest(row: Mapping[str, Any], names: tuple[str, ...], taken: set[str]) -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from rs_aligner.data.batches import Item, read_batches
 from rs_aligner.data.columns import Wanted, advice
 from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
@@ -13,6 +15,7 @@ from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
 from rs_aligner.data.shapes import in_our_shape
 from rs_aligner.rollout import PreferencePair
 
+_ANSWERS: tuple[Wanted, ...] = ("chosen", "rejected")
 _logger = logging.getLogger("rs_aligner")
 
 
@@ -57,19 +60,12 @@ def load_pairs(
     pairs: list[PreferencePair] = []
     num_too_long = num_ties = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
-    for where, raw in read_rows(files, columns):
-        row = in_our_shape(where, raw)
-        for key in ("chosen", "rejected"):
-            if key not in row:
-                wanted: tuple[Wanted, ...] = ("chosen", "rejected")
-                found = advice(row, *(wanted if template is not None else ("prompt", *wanted)))
-                what = f"set {found}" if found else "no two texts in it could be the answers"
-                raise ValueError(f"{where}: has no {key!r} but {shown_keys(row)}; {what}")
-            check_text(where, repr(key), row[key])
-        prompt = reader.prompt(where, row, "prompt")
-        chosen, rejected = (
-            prompt.token_ids + reader.response(where, prompt, row[key]) for key in ("chosen", "rejected")
-        )
+    items = (
+        _item(where, in_our_shape(where, row), template is not None)
+        for where, row in read_rows(files, columns)
+    )
+    for (where, row, answers, _), prompt in read_batches(reader, items, "prompt"):
+        chosen, rejected = (prompt.token_ids + reader.response(where, prompt, answer) for answer in answers)
         pair = PreferencePair(chosen, rejected)
         if chosen == rejected:
             num_ties += 1
@@ -86,3 +82,13 @@ def load_pairs(
     if num_ties:
         _logger.warning("%s: left out %d pairs whose answers are the same", names, num_ties)
     return PairSet(tuple(pairs), num_too_long, num_ties, origins)
+
+
+def _item(where: str, row: dict[str, Any], has_template: bool) -> Item:
+    """The row, with its two answers."""
+    for key in _ANSWERS:
+        if key not in row:
+            found = advice(row, *(_ANSWERS if has_template else ("prompt", *_ANSWERS)))
+            what = f"set {found}" if found else "no two texts in it could be the answers"
+            raise ValueError(f"{where}: has no {key!r} but {shown_keys(row)}; {what}")
+    return Item(where, row, [check_text(where, repr(key), row[key]) for key in _ANSWERS])

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rs_aligner.data.batches import Item, read_batches
 from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, read_rows
@@ -62,9 +63,11 @@ def load_prompts(
     prompts: list[Prompt] = []
     num_too_long = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
-    for where, raw in read_rows(files, columns):
-        row = as_prompt(where, raw) if template is None else raw
-        read = reader.prompt(where, row, "text")
+    items = (
+        Item(where, as_prompt(where, row) if template is None else row)
+        for where, row in read_rows(files, columns)
+    )
+    for (where, row, *_), read in read_batches(reader, items, "text"):
         if len(read.token_ids) > max_prompt_length:
             num_too_long += 1
             continue

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rs_aligner.config.template import PromptTemplate, example
+from rs_aligner.config.template import PromptTemplate
 from rs_aligner.data.chats import Message, arguments_of, check_messages, tools_of
-from rs_aligner.data.columns import advice, text_key
+from rs_aligner.data.columns import prompt_advice
 from rs_aligner.data.control import ControlTokens, Spans, unmark
 from rs_aligner.data.rows import check_text, shown_keys
 from rs_aligner.rollout import PREFILLED
@@ -36,6 +36,8 @@ class ReadingTokenizer(Protocol):
     def encode(
         self, text: str, *, is_chat: bool = False, plain: Sequence[tuple[int, int]] = ()
     ) -> list[int]: ...
+
+    def prepare(self, texts: Sequence[str]) -> None: ...
 
     def decode(self, ids: Sequence[int], *, raw: bool = False) -> str: ...
 
@@ -114,6 +116,10 @@ class RowReader:
         Raises:
             ValueError: it has none; with its file and line.
         """
+        return self.tokenized(where, self.draft(where, row, key))
+
+    def draft(self, where: str, row: dict[str, Any], key: str) -> ReadPrompt:
+        """The same, without tokens."""
         if self._template is not None:
             text, plain = unmark(self._fill(where, self._template, row))
             return self._read(where, check_text(where, "the prompt", text), plain)
@@ -125,9 +131,15 @@ class RowReader:
             return self._read(where, check_text(where, repr(key), row[key]), (), is_free=True)
         if "messages" not in row:
             raise ValueError(
-                f"{where}: has neither {key!r} nor 'messages' but {shown_keys(row)}{_what_would_fit(row)}"
+                f"{where}: has neither {key!r} nor 'messages' but {shown_keys(row)}{prompt_advice(row)}"
             )
         return self._chat(where, row)
+
+    def tokenized(self, where: str, draft: ReadPrompt) -> ReadPrompt:
+        """The prompt of a draft."""
+        text, begun, plain = draft.text, draft.has_its_begin, draft.plain
+        ids = self._tokenize(where, text, begun, plain)
+        return ReadPrompt(text, ids, draft.is_turn, begun, draft.prefilled, plain, draft.goes_on)
 
     def answer(self, where: str, row: dict[str, Any], messages: list[Message]) -> str:
         """The text of the assistant's last turn; with tool calls or thoughts, as the chat template writes it.
@@ -231,8 +243,7 @@ class RowReader:
         text, plain = unmark(marked)
         check_text(where, "the chat", text)
         self._note_plain(where, plain)
-        ids = self._tokenize(where, text, True, plain)
-        return ReadPrompt(text, ids, True, True, prefilled, plain, messages[-1]["role"] == "assistant")
+        return ReadPrompt(text, (), True, True, prefilled, plain, messages[-1]["role"] == "assistant")
 
     def _read(self, where: str, text: str, plain: Spans, *, is_free: bool = False) -> ReadPrompt:
         """A prompt that no chat template has made here; with `is_free` it may have made it elsewhere."""
@@ -242,8 +253,7 @@ class RowReader:
             tokens = self._control.found(text)
             if tokens and not (text.startswith(tokens[0]) and self._is_begin(tokens)):
                 self._note("the text has control tokens in it, which are read as such", where)
-        ids = self._tokenize(where, text, has_its_begin, plain)
-        return ReadPrompt(text, ids, is_turn, has_its_begin, prefilled, plain)
+        return ReadPrompt(text, (), is_turn, has_its_begin, prefilled, plain)
 
     def _is_begin(self, tokens: Sequence[str]) -> bool:
         bos = self.tokenizer.bos_id
@@ -284,13 +294,3 @@ class RowReader:
             f"the answer begins with {begun!r}, which the prompt ends with already; it is kept once", where
         )
         return rest
-
-
-def _what_would_fit(row: Mapping[str, Any]) -> str:
-    """The settings that would make a prompt of a row that has none under a known name."""
-    key = text_key(row)
-    ways = [advice(row, "prompt")]
-    if key is not None:
-        ways.append(f'model.data.prompt_template, for example "{example(key)}"')
-    known = ", or ".join(filter(None, ways))
-    return f"; set {known}" if known else "; no text or chat in it could be the prompt"

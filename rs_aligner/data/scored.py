@@ -19,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rs_aligner.data.batches import Item, read_batches
 from rs_aligner.data.chats import check_messages
 from rs_aligner.data.prompts import row_id
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
@@ -137,15 +138,15 @@ def _check_tokenizer(folder: Path, step: int, prompt: Prompt, tokenizer: Reading
 def _from_file(
     name: str, reader: RowReader, columns: Mapping[str, str] | None, *, has_template: bool
 ) -> Iterator[Group]:
-    for where, row in _grouped(read_rows([name], columns), reader):
-        answers = _answers(where, row, reader.tokenizer)
+    items = (
+        _item(where, row, reader.tokenizer, has_template)
+        for where, row in _grouped(read_rows([name], columns), reader)
+    )
+    for (where, prompt_row, _, (row, answers)), prompt in read_batches(reader, items, "text"):
         precision = row.get("reward_dtype", "float64")
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ValueError(f"{where}: 'reward_dtype' is {precision!r}; known are {known}")
-        prompt_row = {key: value for key, value in row.items() if key not in _ANSWERS}
-        prompt_row = prompt_row if has_template else as_prompt(where, prompt_row)
-        prompt = reader.prompt(where, prompt_row, "text")
         rollouts = []
         for index, (response, _, finish_reason) in enumerate(answers):
             # A cut answer that is empty is its end token: a row without any token cannot be learnt.
@@ -161,6 +162,14 @@ def _from_file(
         told = reader.metadata(where, prompt_row, prompt)
         made = Prompt(row_id(where, row), prompt.text, prompt.token_ids, metadata=told)
         yield Group(made, rollouts, list(scores))
+
+
+def _item(where: str, row: dict[str, Any], tokenizer: ReadingTokenizer, has_template: bool) -> Item:
+    """The row, with its answers apart from the prompt."""
+    answers = _answers(where, row, tokenizer)
+    asked = {key: value for key, value in row.items() if key not in _ANSWERS}
+    asked = asked if has_template else as_prompt(where, asked)
+    return Item(where, asked, [text for text, *_ in answers], (row, answers))
 
 
 def _grouped(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rs_aligner.data.batches import Item, read_batches
 from rs_aligner.data.chats import check_messages
 from rs_aligner.data.columns import advice
 from rs_aligner.data.overlap import Origins
@@ -55,10 +56,11 @@ def load_sft_rows(
     rows: list[TrainingRow] = []
     num_too_long = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
-    for where, raw in read_rows(files, columns):
-        row = in_our_shape(where, raw)
-        prompt_row, response = _split_response(where, row, reader, template is not None)
-        prompt = reader.prompt(where, prompt_row, "prompt")
+    items = (
+        _item(where, in_our_shape(where, row), reader, template is not None)
+        for where, row in read_rows(files, columns)
+    )
+    for (where, row, (response,), _), prompt in read_batches(reader, items, "prompt"):
         prompt_ids, response_ids = (
             prompt.token_ids,
             reader.response(where, prompt, response, is_closed=row.get("finish_reason") != "length"),
@@ -74,16 +76,15 @@ def load_sft_rows(
     return SFTSet(tuple(rows), num_too_long, origins)
 
 
-def _split_response(
-    where: str, row: dict[str, Any], reader: RowReader, has_template: bool
-) -> tuple[dict[str, Any], str]:
+def _item(where: str, row: dict[str, Any], reader: RowReader, has_template: bool) -> Item:
+    """The row, with the response apart from the prompt."""
     if "messages" not in row or has_template:
         if "response" not in row:
             found = advice(row, *(("response",) if has_template else ("prompt", "response")))
             what = f"set {found}" if found else "no other text in it could be the answer"
             raise ValueError(f"{where}: has no 'response' but {shown_keys(row)}; {what}")
-        return row, check_text(where, "'response'", row["response"])
+        return Item(where, row, (check_text(where, "'response'", row["response"]),))
     messages = check_messages(where, row["messages"])
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise ValueError(f"{where}: should end with the assistant's answer to a message before it")
-    return {**row, "messages": messages[:-1]}, reader.answer(where, row, messages)
+    return Item(where, {**row, "messages": messages[:-1]}, (reader.answer(where, row, messages),))

@@ -186,7 +186,7 @@ class ChatTemplate:
 
     def marks(self, arguments: Mapping[str, Any] | None = None) -> TurnMarks:
         """What the template writes around an assistant's turn; empty texts where that cannot be told."""
-        key = json.dumps(dict(arguments or {}), sort_keys=True, default=str)
+        key = json.dumps(dict(arguments), sort_keys=True, default=str) if arguments else "{}"
         if key not in self._marks:
             self._marks[key] = self._compare(arguments) if self.sources else TurnMarks()
         return self._marks[key]

@@ -133,6 +133,10 @@ class Tokenizer:
         """Token ids of a prompt or an answer; see `Encoder.encode`."""
         return self._encoder.encode(text, is_chat=is_chat, plain=plain)
 
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Tokenize what `encode` is going to be asked for next, all at once; see `Encoder.prepare`."""
+        self._encoder.prepare(texts)
+
     def closing(self, is_chat: bool) -> tuple[int, ...]:
         """What closes a response: the end of a turn, or the end token for other texts.
 
@@ -226,8 +230,8 @@ class Tokenizer:
         """
         marks = self.template.marks()
         is_asked = bool(marks.prompt) and text.endswith(marks.prompt)
-        is_told = any(token in marks.opening + marks.prompt for token in self.control_tokens)
-        if not is_told or not (is_asked or (marks.opening and marks.opening in text)):
+        is_chat = is_asked or (bool(marks.opening) and marks.opening in text)
+        if not is_chat or not any(token in marks.opening + marks.prompt for token in self.control_tokens):
             return False, False, ""
         begins = (self._tokenizer.bos_token, "bos_token")
         writes_bos = any(begin and begin in source for begin in begins for source in self.template.sources)

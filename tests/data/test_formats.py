@@ -109,5 +109,7 @@ def test_a_folder_of_several_splits_is_refused_with_one_that_works(tmp_path: Pat
     next(iter((folder / "test").glob("*.arrow"))).unlink()
     (problem,) = data_problems("key", [str(folder / "test")])
     assert "lacks data-00000-of-00001.arrow" in problem
+    (problem,) = data_problems("key", ["0.3", named])
+    assert "files have no weights; a file that is named twice is read twice" in problem
     (problem,) = data_problems("key", [str(tmp_path)])
     assert "is a folder; name JSON Lines" in problem
