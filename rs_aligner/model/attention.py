@@ -2,8 +2,8 @@
 
 Takes the place of Megatron's forward pass around its own layers, so that attention keeps to the rows of a
 line (`line.py`). Rows of equal length that lie side by side go through torch's fused kernel together (flash
-attention on a GPU). Left out on purpose: dropout, caches of a decoder (`generation` has its own network), and
-context parallelism.
+attention on a GPU), or all of them through flash-attn's, where it is installed (`installed.py`). Left out on
+purpose: dropout, caches of a decoder (`generation` has its own network), and context parallelism.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from megatron.core.transformer.attention import SelfAttention
 from torch.nn import functional
 
 from rs_aligner.model import native
+from rs_aligner.model.installed import attend, varlen_of
 from rs_aligner.model.line import Line, Rotation, Rows, rotation_of, rows_side_by_side
 from rs_aligner.model.native import Batch, Heads, Kernels, address, kernels_of
 
@@ -57,6 +58,7 @@ class RotaryAttention(torch.nn.Module):
         self.dim = config.kv_channels
         self.softmax_scale = self.dim**-0.5 if softmax_scale is None else softmax_scale
         self.kernels = kernels_of(config)
+        self.varlen = varlen_of(config)[0]
 
     def forward(
         self, heads: tuple[torch.Tensor, ...], angles: torch.Tensor, line: Line | None
@@ -96,6 +98,8 @@ class RotaryAttention(torch.nn.Module):
     ) -> torch.Tensor:
         if line is None:
             return self._causal(query, key, value)
+        if self.varlen is not None:
+            return attend(self.varlen, query, key, value, line, self.softmax_scale)
         parts, start = [], 0
         for length, alike in groupby(line.lengths):
             count = len(list(alike))

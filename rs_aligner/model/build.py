@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch.nn import functional
 
 from rs_aligner.config.recompute import Recompute
+from rs_aligner.model import installed
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.line import Line
@@ -128,6 +129,8 @@ class LineModel(GPTModel):
 def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime) -> GPTModel:
     """This rank's part of the model, randomly initialised, on the rank's device."""
     family = family_of(arch)
+    if runtime.rank == 0:
+        installed.tell(config)
     block = TransformerBlockSubmodules(
         layer_specs=[family.spec(arch)] * get_num_layers_to_build(config),
         layer_norm=ModuleSpec(module=family.final_norm()),

@@ -43,6 +43,7 @@ class Line(PackedSeqParams):
     lengths: tuple[int, ...] = ()
     places: torch.Tensor | None = None
     _rotations: dict[torch.dtype, Rotation] = field(default_factory=dict)
+    _ends: torch.Tensor | None = None
 
     @classmethod
     def of(cls, lengths: Sequence[int], places: torch.Tensor | None = None) -> Line:
@@ -61,6 +62,13 @@ class Line(PackedSeqParams):
         """The boundaries as tensors."""
         lengths_B = torch.tensor(self.lengths)
         return Rows(lengths_B.cumsum(0) - lengths_B, lengths_B, 1, max(self.lengths))
+
+    def ends(self, device: torch.device) -> torch.Tensor:
+        """Where rows begin and the last one ends, made once for all layers: int32 `[B + 1]`."""
+        if self._ends is None:
+            starts = [*self.rows.starts.tolist(), sum(self.lengths)]
+            self._ends = torch.tensor(starts, dtype=torch.int32, device=device)
+        return self._ends
 
     def positions(self, device: torch.device) -> torch.Tensor:
         """The place of each token in its row: int64 `[T]`."""

@@ -1,7 +1,12 @@
 """The states of Adam inside Megatron's optimizers: begun, forgotten, and brought through a checkpoint.
 
-Torch's Adam begins its states in its first step, and counts steps by parameter. Megatron's checkpoints expect
-states that are there and one count for all. Left out on purpose: what is in a checkpoint (`checkpoint.py`).
+Megatron takes the Adam of Transformer Engine where it is installed, else Apex's, else torch's. Their averages
+are the same tensors under the same names. Torch's counts steps by parameter, among the states; the fused ones
+by group, as a Python integer, and take nothing else among the states than averages. Their groups have
+settings of their own. So what is loaded is put into the form of the Adam that is there; the settings of a
+group are the config's anyway. The fused ones need a GPU: tests hold this with stand-ins, written after the
+sources of both, and nobody has run it with the real ones. Left out on purpose: what is in a checkpoint
+(`checkpoint.py`), and averages in fewer bits.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import torch
 from megatron.core import optimizer as optimizers
 from megatron.core.optimizer import MegatronOptimizer, distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import param_group_identifier_keys
 
 AVERAGES = ("exp_avg", "exp_avg_sq")
 
@@ -26,11 +32,16 @@ def parts_of(optimizer: MegatronOptimizer) -> list[Any]:
 
 def torchs_adams(optimizer: MegatronOptimizer) -> list[Any]:
     """Those that have torch's Adam inside (and not Apex's or TE's)."""
-    return [
-        part
-        for part in parts_of(optimizer)
-        if isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW)
-    ]
+    return [part for part in parts_of(optimizer) if _is_torchs(part)]
+
+
+def _is_torchs(part: Any) -> bool:
+    return isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW)
+
+
+def whose(optimizer: MegatronOptimizer) -> str:
+    """The package that its Adam is of."""
+    return next((type(part.optimizer).__module__.partition(".")[0] for part in parts_of(optimizer)), "nobody")
 
 
 def use_torchs() -> None:
@@ -49,9 +60,12 @@ def begin(part: Any, parameters: Iterable[torch.Tensor] | None = None) -> None:
     """Give Adam the state that it would give itself in its first step; Megatron cannot save without.
 
     Args:
-        part: one of Megatron's optimizers, with torch's Adam inside.
+        part: one of Megatron's optimizers.
         parameters: of it; None for all.
     """
+    if not _is_torchs(part):
+        part.init_state_fn(part.optimizer, part.config)
+        return
     for parameter in parameters_of(part) if parameters is None else parameters:
         if not part.optimizer.state[parameter]:
             part.optimizer.state[parameter] = {
@@ -69,15 +83,48 @@ def forget(part: Any) -> None:
                 state[name].zero_()
 
 
-def add_step_of_zero(state: Any) -> None:
-    """Megatron leaves Adam's common step out of a checkpoint where it is 0, and misses it when it loads."""
-    if not isinstance(state, dict):
-        return
-    if "state" in state and "param_groups" in state:
-        state["state"].setdefault("common_step", torch.zeros(()))
-        return
-    for part in state.values():
-        add_step_of_zero(part)
+def adopt(loaded: Any, optimizer: MegatronOptimizer) -> None:
+    """Put what a checkpoint has of an optimizer into the form of the Adams that are there, in place.
+
+    Args:
+        loaded: as `load_state_dict` of the optimizer takes it.
+        optimizer: which will take it.
+    """
+    chained = getattr(optimizer, "chained_optimizers", [optimizer])
+    for number, part in enumerate(chained):
+        if getattr(part, "optimizer", None) is not None:
+            _adopt(loaded if len(chained) == 1 else loaded[number], part)
+
+
+def _adopt(loaded: dict[str, Any], part: Any) -> None:
+    inner = loaded.get("optimizer", loaded)
+    step, is_shared_out = _steps_of(inner), isinstance(part, DistributedOptimizer)
+    own = {_name(group): group for group in part.optimizer.param_groups}
+    for group in inner["param_groups"]:
+        settings = own.get(_name(group), group)  # Megatron says what is wrong with a group that is not there
+        kept = {key: value for key, value in settings.items() if key not in ("params", "step")}
+        kept |= {key: group[key] for key in ("params",) if key in group}
+        group.clear()
+        group.update(kept)
+        if not _is_torchs(part):
+            group["step"] = step
+        elif is_shared_out:
+            group["step"] = float(step)
+    if not is_shared_out:
+        inner["state"].pop("common_step", None)
+        if _is_torchs(part):
+            inner["state"]["common_step"] = torch.tensor(float(step))
+
+
+def _name(group: dict[str, Any]) -> tuple[Any, ...]:
+    """By what Megatron knows a group."""
+    return tuple(group.get(key) for key in param_group_identifier_keys)
+
+
+def _steps_of(inner: dict[str, Any]) -> int:
+    """How many steps Adam has made, wherever it is counted; Megatron leaves out what is 0."""
+    counts = [inner.get("state", {}).get("common_step"), *(g.get("step") for g in inner["param_groups"])]
+    return max((int(count) for count in counts if count is not None), default=0)
 
 
 @contextmanager

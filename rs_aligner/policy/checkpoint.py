@@ -34,7 +34,7 @@ from rs_aligner.model.adapter_folder import check_scheme, write_adapter_config
 from rs_aligner.model.folder_copy import copy_all_but_weights, export_dtype
 from rs_aligner.model.lora import Adapters
 from rs_aligner.model.runtime import Runtime
-from rs_aligner.policy.adam_states import add_step_of_zero, begin, bridged, torchs_adams
+from rs_aligner.policy.adam_states import adopt, begin, bridged, parts_of
 from rs_aligner.policy.checkpoint_files import SummedFiles, Writer, read_common, read_metadata
 from rs_aligner.policy.training import BaseTrainer
 from rs_aligner.record import manifest
@@ -95,7 +95,7 @@ def save(
     with _whole_or_none(folder, partial, runtime):
         runtime.together(lambda: _begin_folder(partial, wanted, trainer), first_only=True)
         trainer.offload.states_here(changes=False)
-        for part in torchs_adams(trainer.optimizer):
+        for part in parts_of(trainer.optimizer):
             begin(part)
         with runtime.cuda_stand_in():
             sharded, common = save_preprocess({**_state(trainer, False), "counters": counters})
@@ -239,8 +239,7 @@ def load(folder: Path, trainer: BaseTrainer, runtime: Runtime) -> dict[str, Any]
     trainer.offload.states_here(changes=True)
     with runtime.cuda_stand_in(), torch.no_grad(), bridged(trainer.optimizer):
         state = _read(_state(trainer, True), folder)
-        if torchs_adams(trainer.optimizer):
-            add_step_of_zero(state["optimizer"])
+        adopt(state["optimizer"], trainer.optimizer)
         trainer.trained.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
     counters: dict[str, Any] = state["counters"]

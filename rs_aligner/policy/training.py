@@ -35,6 +35,7 @@ from rs_aligner.model.lean_megatron import build_optimizers_plainly
 from rs_aligner.model.lora import Adapters
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import Inputs, terms_of
+from rs_aligner.policy.adam_states import whose
 from rs_aligner.policy.batches import MicroBatch, Split, denominator, micro_batches
 from rs_aligner.policy.logits import as_logits, predictions, run_line
 from rs_aligner.policy.offload import NOTHING, Offload, Offloading
@@ -103,6 +104,8 @@ class BaseTrainer:
         build_optimizers_plainly()
         with runtime.cuda_stand_in():
             self.optimizer: MegatronOptimizer = get_megatron_optimizer(optimizer_config, [self.ddp])
+        if runtime.rank == 0 and runtime.device.type == "cuda":
+            _logger.info("Adam: that of %s", whose(self.optimizer))
         self.offload.take(self.optimizer)
 
     @property

@@ -5,13 +5,15 @@ The reference is plain torch in float64, written out; nothing here starts Megatr
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
-from rs_aligner.model import native
+from rs_aligner.model import installed, native
 from rs_aligner.model.attention import RotaryAttention
 from rs_aligner.model.fused import rms_norm, swiglu
 from rs_aligner.model.line import Line
@@ -75,15 +77,48 @@ def assert_near(found: list[torch.Tensor], expected: list[torch.Tensor], toleran
         assert (one.double() - other).norm() <= tolerance * other.norm()
 
 
-@pytest.mark.parametrize("way", ["kernels", "torch"])
+def varlen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    deterministic: bool = False,
+) -> torch.Tensor:
+    """A stand-in for `flash_attn.flash_attn_varlen_func`, as its documentation has it: `[T, heads, dim]`."""
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    lengths = cu_seqlens_q.diff()
+    assert max_seqlen_q == max_seqlen_k == lengths.max()
+    assert cu_seqlens_q[-1] == len(q)
+    assert causal
+    assert deterministic
+    assert not dropout_p
+    found = []
+    for row in zip(*(x.split(lengths.tolist()) for x in (q, k, v)), strict=True):
+        query, key, value = (x.transpose(0, 1) for x in row)
+        out = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=softmax_scale, enable_gqa=True
+        )
+        found.append(out.transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("way", ["kernels", "torch", "flash-attn"])
 @pytest.mark.parametrize(("dim", "groups", "per_group", "lengths"), SHAPES)
 def test_attention_along_a_line_is_that_of_its_rows_alone(
     dim: int, groups: int, per_group: int, lengths: tuple[int, ...], way: str
 ) -> None:
     attention = RotaryAttention(config(dim))
     assert attention.kernels is not None
-    if way == "torch":
+    if way != "kernels":
         attention.kernels = None
+    if way == "flash-attn":
+        attention.varlen = varlen
     torch.manual_seed(0)
     mixed = torch.randn(sum(lengths), 1, groups, (per_group + 2) * dim)
     turn = angles(max(lengths), dim).float()
@@ -184,3 +219,51 @@ def test_without_a_compiler_torch_does_it(tmp_path: Any, monkeypatch: pytest.Mon
         assert native.load(7) is None
     finally:
         native.load.cache_clear()
+
+
+# Which attention a GPU is used with
+
+
+def on_gpu(dtype: torch.dtype = torch.bfloat16, dim: int = 64) -> Any:
+    return SimpleNamespace(kv_channels=dim, use_cpu_initialization=False, params_dtype=dtype)
+
+
+def test_flash_attn_is_used_where_it_can_be_and_is_never_needed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="rs_aligner")
+    installed.tell(config(64))
+    assert caplog.messages == []  # on a CPU there is nothing to choose
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=varlen))
+    assert RotaryAttention(on_gpu()).varlen is varlen
+    installed.tell(on_gpu())
+    for broken in (on_gpu(torch.float32), on_gpu(dim=288)):
+        assert RotaryAttention(broken).varlen is None
+        installed.tell(broken)
+    monkeypatch.setattr(installed, "_capability", lambda: (7, 5))
+    installed.tell(on_gpu())
+    monkeypatch.setattr(installed, "_capability", lambda: (9, 0))
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace())  # too old
+    installed.tell(on_gpu())
+
+    def lacks(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'einops'", name="einops")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(installed.importlib, "import_module", lacks)
+        installed.tell(on_gpu())
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    assert RotaryAttention(on_gpu()).varlen is None
+    monkeypatch.setattr(installed.metadata, "version", lambda package: "2.9")
+    installed.tell(on_gpu())
+    said = [line.removeprefix("attention: ") for line in caplog.messages]
+    assert said == [
+        "flash-attn, a call for all rows",
+        "torch's, a call a length: flash-attn is for weights of 16 bits",
+        "torch's, a call a length: flash-attn is for heads of at most 256 numbers",
+        "torch's, a call a length: flash-attn is for GPUs of compute capability 8 or more",
+        "torch's, a call a length: flash-attn cannot be used (no flash_attn_varlen_func)",
+        "torch's, a call a length: flash-attn cannot be used (No module named 'einops')",
+        "torch's, a call a length: flash-attn is not installed",
+        "layers: Megatron's; Transformer Engine 2.9 is used for Adam only",
+    ]
