@@ -158,11 +158,20 @@ class Score:
         return rounded(self.reward, self.precision) > rounded(bar, self.precision)
 
 
+LATE = "(judge.time_limit)"
+"""Ends the reason of a failure that came by the clock; so it is counted, whatever way the reason came."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreFailure:
     """The judge gave no usable answer, and why. Never a number."""
 
     reason: str
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the judge took longer than it may over the row."""
+        return self.reason.endswith(LATE)
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ from rs_aligner.reward.judges.limit import LimitedJudge
 judge = LimitedJudge(sys.argv[2], {}, None)
 library = Library()
 library.same("\\\\sin x", "x")
-os.write(1, f"{judge._child._process.pid} {library._child._process.pid} ".encode())
+os.write(1, f"{judge._workers[0]._child._process.pid} {library._child._process.pid} ".encode())
 threading.Thread(target=judge.score_texts, args=(["p"], ["r"], [{}])).start()
 """
 # The judge blocks every signal that can be blocked, in C, and somebody else holds its connection open.

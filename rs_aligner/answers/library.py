@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rs_aligner.child import Child, live
+from rs_aligner.rollout import LATE
 
 _MANY = 8192  # pairs that are remembered
 _START_LIMIT = 120.0  # seconds that importing it may take
@@ -83,7 +84,7 @@ class Library:
             self._child.end()
             return "math-verify's process died over this answer"
         self._child.end()
-        return f"math-verify took more than {self._limit:g} s over this answer (judge.time_limit)"
+        return f"math-verify took more than {self._limit:g} s over this answer {LATE}"
 
     def _start(self) -> Connection[Any, Any]:
         connection = self._child.start()

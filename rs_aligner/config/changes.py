@@ -68,8 +68,8 @@ _KINDS: dict[Kind, list[str]] = {
         # How servers are asked, and how long a judge may take: a row that fails is rejected, never scored.
         *_under(_JUDGES, "token_file ca_file max_batch_size max_wait_seconds max_in_flight max_queued"),
         *_under(_JUDGES, "startup_timeout request_timeout on_failure give_up_after max_attempts"),
-        *_under(_JUDGES, "max_failed_fraction judge.time_limit"),
-        "judge.time_limit",
+        *_under(_JUDGES, "max_failed_fraction judge.time_limit judge.workers"),
+        *_under(("judge",), "time_limit workers"),
     ],
     Kind.LENGTH: _under(_LOOPS, "max_epochs max_steps"),
     Kind.PLACE: [

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rs_aligner.config.base import FUNCTION, Positive, Real, Section, Text, function_problems
+from rs_aligner.config.base import FUNCTION, Count, Positive, Real, Section, Text, function_problems, problem
 
 JudgeName = Literal[
     "exact_answer",
@@ -24,6 +24,9 @@ JudgeName = Literal[
     "huggingface",
     "megatron_reward_model",
 ]
+
+SPREAD: tuple[JudgeName, ...] = ("regex",)
+"""What `workers` is for, beside functions."""
 
 
 class JudgeSource(Section):
@@ -40,6 +43,11 @@ class JudgeSource(Section):
 
     A function has a process of its own, with a limit a `regex` too, which is ended when a row takes longer.
     """
+    workers: Count = 1
+    """Processes that a `function` or a `regex` has, so that a slow row, or one that hangs, holds up no other.
+
+    Each loads the judge. Scores are the same whatever their number, for a judge that remembers nothing.
+    """
 
     @property
     def _ways(self) -> dict[str, Any]:
@@ -55,6 +63,10 @@ class JudgeSource(Section):
                 f"exact_answer, {key}.function, to {FUNCTION}"
                 + (f", and {key}.parts, a judge by each name" if "parts" in self._ways else "")
             )
+        if self.workers > 1 and self.function is None and self.name not in SPREAD:
+            spread = f"only {key}.function and {key}.name={' or '.join(SPREAD)} are spread over processes"
+            parts = f"; set {key}.parts.*.workers" if "parts" in named else "; leave it at 1"
+            yield problem(f"{key}.workers", self.workers, spread + parts)
         if self.function is not None:
             yield from function_problems(f"{key}.function", self.function)
 

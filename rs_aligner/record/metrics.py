@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from rs_aligner.files import checksum, write_whole
-from rs_aligner.rollout import Group, Score
+from rs_aligner.rollout import Group, Score, ScoreFailure
 
 if TYPE_CHECKING:
     from rs_aligner.selection import Selection  # brings torch, which is not needed here
@@ -43,7 +43,8 @@ def step_metrics(
         `reward/mean` and `reward/std` (the population's, over the scored ones of `sampled`),
         `reward/best_of_n` (mean of the maxima of its groups with a score) and `response_length/mean` (tokens,
         over all of it, the ending token included); `reward/kept_mean` (over all that is kept),
-        `rollouts/total`, `/scored`, `/failed`, `/kept`, `/truncated` (counts) and `rejected/...` (a count for
+        `rollouts/total`, `/scored`, `/failed`, `/timed_out` (failed by
+        `judge.time_limit`), `/kept`, `/truncated` (counts) and `rejected/...` (a count for
         each reason, as `Selection.reason_counts`). What is undefined is absent.
 
     Raises:
@@ -61,6 +62,9 @@ def step_metrics(
         "rollouts/total": len(rollouts),
         "rollouts/scored": num_scored,
         "rollouts/failed": len(rollouts) - num_scored,
+        "rollouts/timed_out": sum(
+            isinstance(score, ScoreFailure) and score.is_late for group in groups for score in group.scores
+        ),
         "rollouts/kept": len(kept),
         "rollouts/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
         **selection.reason_counts(),

@@ -111,10 +111,10 @@ def set_up_judges(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     _note(patch, notes, pool, "__init__", lambda _, limit, *__: notes.add("in flight", limit))
     _note(patch, notes, pool, "open", lambda timeout: notes.add("startup", timeout))
 
-    def limited(spec: str, kwargs: dict[str, Any], seconds: float) -> Any:
+    def limited(spec: str, kwargs: dict[str, Any], seconds: float, workers: int) -> Any:
         from rs_aligner.reward.judges.functions import users_judge
 
-        notes.add("time limits", spec, seconds)
+        notes.add("time limits", spec, seconds, workers)
         return users_judge(spec, kwargs)[0]
 
     patch.setattr("rs_aligner.reward.judges.load.LimitedJudge", limited)
@@ -154,7 +154,7 @@ def set_up_server(patch: pytest.MonkeyPatch, notes: Notes) -> None:
 
         def bind(self, *, config: Any, infer_func: Any, model_name: str, **_: Any) -> None:
             notes.add("served", model_name, config)
-            bound["ask"] = infer_func
+            bound["ask"] = infer_func[0]
 
         def run(self) -> None: ...
 

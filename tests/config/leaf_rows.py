@@ -193,6 +193,7 @@ def judge(shows: str) -> Rows:
         "name": Row("length", shows, {"function": one}, {"function": None, "kwargs": {"at_most": 4}}),
         "kwargs": Row({"scale": 3.0}, shows, {"function": one}),
         "time_limit": Row(2.5, "time limits", {"function": one}),
+        "workers": Row(3, "time limits", {"function": one}),
         "parts.*.function": Row(two, shows, part, at="parts.a.function"),
         "parts.*.name": Row(
             "length",
@@ -203,6 +204,7 @@ def judge(shows: str) -> Rows:
         ),
         "parts.*.kwargs": Row({"scale": 3.0}, shows, part, at="parts.a.kwargs"),
         "parts.*.time_limit": Row(2.5, "time limits", part, at="parts.a.time_limit"),
+        "parts.*.workers": Row(3, "time limits", part, at="parts.a.workers"),
         "parts.*.weight": Row(2.0, shows, part, at="parts.a.weight"),
     }
 

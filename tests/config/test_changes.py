@@ -80,6 +80,7 @@ GOES_ON = (
     "trainer.rs.val_check_interval trainer.rs.save_interval trainer.rs.max_steps trainer.rs.max_epochs "
     "trainer.rs.patience remote_rm.request_timeout remote_rm.max_in_flight remote_rm.reward_model.port "
     "remote_rm.endpoints[].ip exp_manager.wandb_logger_kwargs remote_rm.judge.time_limit "
+    "remote_rm.judge.workers "
     "pretrained_checkpoint.restore_from_path model.data.data_prefix.train model.rs.offline"
 )
 

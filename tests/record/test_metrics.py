@@ -12,7 +12,7 @@ from rs_aligner.record.metrics import MetricsFile, read_rows, step_metrics
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.selection import Progress, build_chain
 
-FAILED = ScoreFailure("timed out")
+FAILED = ScoreFailure("the judge took more than 5 s over this row (judge.time_limit)")
 
 
 def measure(rewards: list[list[float | None]], num_select: int = 1, **kwargs: float) -> dict[str, float]:
@@ -37,6 +37,7 @@ def test_the_figures_of_a_step():
         "rollouts/total": 6,
         "rollouts/scored": 5,
         "rollouts/failed": 1,
+        "rollouts/timed_out": 1,
         "rollouts/kept": 2,
         "rollouts/truncated": 2,
         "rejected/not_scored": 1,

@@ -8,6 +8,7 @@ one for each row of a function that the config names.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from rs_aligner.remote.kserve import Arrays
 from rs_aligner.remote.triton import Offer
-from rs_aligner.reward.judges import ServedJudge, score_rows
+from rs_aligner.reward.judges import ServedJudge, score_rows, takes_calls_at_once
 from rs_aligner.reward.protocol import bytes_column
 from rs_aligner.rollout import Score, ScoreFailure
 
@@ -36,7 +37,7 @@ class LocalJudge:
     def __init__(self, judge: ServedJudge, max_rows: int) -> None:
         self._judge = judge
         self._max_rows = max_rows
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = contextlib.nullcontext() if takes_calls_at_once(judge) else threading.Lock()
 
     @property
     def fingerprint(self) -> str:

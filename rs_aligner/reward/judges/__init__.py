@@ -5,6 +5,8 @@ rest are judges, a file for each kind. To add one, write a function or a class a
 it: users in `judge.function`, this project in `load.BUILT_IN`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from rs_aligner.reward.judges.base import (
     BadResult,
     JudgeFunction,
@@ -13,9 +15,13 @@ from rs_aligner.reward.judges.base import (
     TokenJudge,
     Value,
     content_hash,
+    counters_of,
     score_rows,
+    takes_calls_at_once,
 )
-from rs_aligner.reward.judges.load import BUILT_IN, load_judge
+
+if TYPE_CHECKING:
+    from rs_aligner.reward.judges.load import BUILT_IN, load_judge
 
 __all__ = [
     "BUILT_IN",
@@ -26,6 +32,17 @@ __all__ = [
     "TokenJudge",
     "Value",
     "content_hash",
+    "counters_of",
     "load_judge",
     "score_rows",
+    "takes_calls_at_once",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What is in `load`, when it is asked for: a worker's process is started often, and needs none of it."""
+    if name in ("BUILT_IN", "load_judge"):
+        from rs_aligner.reward.judges import load
+
+        return getattr(load, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,21 +16,23 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from rs_aligner import __version__
 from rs_aligner.precision import as_meant
 from rs_aligner.rollout import PREFILLED, Score, ScoreFailure
 from rs_aligner.users_code import describe
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 Metadata = dict[str, Any]
 Value = float | Mapping[str, float] | Score | ScoreFailure
 """What a judge may say of a row."""
 JudgeFunction = Callable[[list[str], list[str], list[Metadata]], Sequence[Value]]
-Tokens = npt.NDArray[np.int64]
+# A worker's process is started often, and most judges need no numpy.
+Tokens: TypeAlias = "npt.NDArray[np.int64]"
 
 REWARD = "reward"
 
@@ -48,6 +50,8 @@ class ServedJudge(Protocol):
     """Scores texts. What calls it never does so from two threads at once.
 
     A judge with a tokenizer of its own names its folder in an attribute `tokenizer_folder`, for `check=true`.
+    One that may be called from several threads at once says so by `takes_calls_at_once = True`, and one that
+    counts what it does has `counters`, numbers by name since its start, which only grow.
     """
 
     @property
@@ -87,6 +91,16 @@ class TokenJudge(ServedJudge, Protocol):
             lengths: `[B]`, how many of a row's tokens count.
         """
         ...
+
+
+def takes_calls_at_once(judge: ServedJudge) -> bool:
+    """Whether several threads may call a judge at once."""
+    return bool(getattr(judge, "takes_calls_at_once", False))
+
+
+def counters_of(judge: ServedJudge) -> dict[str, float]:
+    """What a judge has counted since its start, by name; empty for one that counts nothing."""
+    return dict(getattr(judge, "counters", {}))
 
 
 def whole_answers(responses: Sequence[str], metadata: Sequence[Metadata]) -> list[str]:

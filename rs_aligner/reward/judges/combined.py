@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from rs_aligner.reward.judges.base import (
     Tokens,
     Value,
     content_hash,
+    counters_of,
     score_rows,
+    takes_calls_at_once,
 )
 from rs_aligner.rollout import Score, ScoreFailure
 
@@ -35,6 +38,15 @@ class WeightedJudge:
         self.fingerprint = content_hash("weighted", said)
         if all(isinstance(judge, TokenJudge) for _, judge in self._parts.values()):
             self.score_tokens = self._score_tokens
+        self.takes_calls_at_once = all(takes_calls_at_once(judge) for _, judge in self._parts.values())
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """The sums of what the parts have counted."""
+        total: Counter[str] = Counter()
+        for _, judge in self._parts.values():
+            total.update(counters_of(judge))
+        return dict(total)
 
     def score_texts(
         self, prompts: list[str], responses: list[str], metadata: list[Metadata]
@@ -86,8 +98,14 @@ class StandardisedJudge:
         self._judge, self._mean, self._std = judge, mean, std
         self.fingerprint = content_hash("standardised", judge.fingerprint, mean, std)
         self.tokenizer_folder = getattr(judge, "tokenizer_folder", None)
+        self.takes_calls_at_once = takes_calls_at_once(judge)
         if isinstance(judge, TokenJudge):
             self.score_tokens = self._score_tokens
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """What the other judge has counted."""
+        return counters_of(self._judge)
 
     def score_texts(
         self, prompts: list[str], responses: list[str], metadata: list[Metadata]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from rs_aligner.config import JudgeConfig, JudgePart, JudgeSource
 from rs_aligner.reward.judges.base import ServedJudge, Value, content_hash
@@ -60,13 +59,13 @@ def load_judge(cfg: JudgeSource) -> ServedJudge:
     if parts:
         return _weighted(parts)
     if cfg.name is not None:
-        return _built_in(cfg.name, cfg.kwargs, cfg.time_limit)
+        return _built_in(cfg.name, cfg)
     assert cfg.function is not None
-    return LimitedJudge(cfg.function, cfg.kwargs, cfg.time_limit)
+    return LimitedJudge(cfg.function, cfg.kwargs, cfg.time_limit, cfg.workers)
 
 
-def _built_in(name: str, kwargs: dict[str, Any], time_limit: float | None) -> ServedJudge:
-    found = BUILT_IN[name]
+def _built_in(name: str, cfg: JudgeSource) -> ServedJudge:
+    found, kwargs, time_limit = BUILT_IN[name], cfg.kwargs, cfg.time_limit
     if isinstance(found, type):
         if name in _TIMED:
             kwargs = {"time_limit": time_limit, **kwargs}
@@ -76,8 +75,8 @@ def _built_in(name: str, kwargs: dict[str, Any], time_limit: float | None) -> Se
             raise ValueError(f"judge.kwargs: {name} does not take them: {error}") from None
         return found(**kwargs)
     function = bind("judge.name", name, found, kwargs)
-    if name in _LIMITED and time_limit is not None:
-        return LimitedJudge(_LIMITED[name], kwargs, time_limit)
+    if name in _LIMITED and (time_limit is not None or cfg.workers > 1):
+        return LimitedJudge(_LIMITED[name], kwargs, time_limit, cfg.workers)
     judge = FunctionJudge(function, content_hash(name, kwargs))
     smoke_test(judge)
     return judge

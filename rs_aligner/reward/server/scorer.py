@@ -9,6 +9,7 @@ The access token is looked at here and not by Triton, which wants it on its comm
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import threading
@@ -21,7 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rs_aligner.remote.kserve import Arrays
-from rs_aligner.reward.judges import Metadata, ServedJudge, TokenJudge, score_rows
+from rs_aligner.reward.judges import (
+    Metadata,
+    ServedJudge,
+    TokenJudge,
+    counters_of,
+    score_rows,
+    takes_calls_at_once,
+)
 from rs_aligner.reward.server.statistics import Statistics
 from rs_aligner.reward.token import TOKEN_VARIABLE
 from rs_aligner.rollout import Score, ScoreFailure
@@ -86,7 +94,13 @@ class Scorer:
         self._max_bytes = max_bytes
         self.statistics = statistics or Statistics()
         self._fingerprint = judge.fingerprint.encode()
-        self._one_at_a_time = threading.Lock()  # the threads of a Triton that ends and of the one after it
+        # The threads of a Triton that ends and of the one after it, and of one with several at once.
+        self._one_at_a_time = contextlib.nullcontext() if takes_calls_at_once(judge) else threading.Lock()
+        self.takes_calls_at_once = takes_calls_at_once(judge)
+
+    def counters(self) -> dict[str, float]:
+        """What the judge itself has counted."""
+        return counters_of(self._judge)
 
     def __call__(self, requests: Sequence[Any]) -> list[Arrays]:
         """Answer each of PyTriton's requests.

@@ -167,7 +167,7 @@ def _run(
         metrics_host = cfg.inference.metrics_host
 
         def figures() -> str:
-            return statistics.text(fingerprint) + triton_metrics(triton_port)
+            return statistics.text(fingerprint, scorer.counters()) + triton_metrics(triton_port)
 
         try:
             endpoint = metrics_endpoint(metrics_host, cfg.inference.metrics_port, figures)

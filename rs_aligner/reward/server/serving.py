@@ -30,6 +30,8 @@ from rs_aligner.users_code import describe
 # Triton refuses a request with more rows than this; the judge never sees more than
 # inference_micro_batch_size of them at a time.
 MAX_REQUEST_ROWS = 4096
+# Batches that a judge gets at once, where it can take several.
+CALLS_AT_ONCE = 4
 # How long requests in flight may take at the end.
 FINISH_SECONDS = 5
 # How long a judge may take to let go of a Triton that broke.
@@ -153,7 +155,8 @@ def serving(
         try:
             triton.bind(
                 model_name=cfg.model_name,
-                infer_func=scorer,
+                # A batch with a row that hangs keeps one of them; the others go on.
+                infer_func=[scorer] * (CALLS_AT_ONCE if scorer.takes_calls_at_once else 1),
                 inputs=INPUTS,
                 outputs=OUTPUTS,
                 config=ModelConfig(max_batch_size=MAX_REQUEST_ROWS, batcher=batcher),

@@ -10,7 +10,7 @@ import contextlib
 import http.client
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from rs_aligner.rollout import Score, ScoreFailure
@@ -51,18 +51,19 @@ class Statistics:
         with self._lock:
             self.num_restarts += 1
 
-    def text(self, fingerprint: str) -> str:
-        """All figures, in the text format of Prometheus."""
+    def text(self, fingerprint: str, counters: Mapping[str, float] | None = None) -> str:
+        """All figures, in the text format of Prometheus; `counters` are the judge's own."""
         with self._lock:
-            counters = [
+            counted: list[tuple[str, str, float]] = [
                 ("rows", "Rows that were judged.", self.num_rows),
                 ("failed_rows", "Rows that got no score.", self.num_failed),
                 ("refused_requests", "Requests that could not be read, or had no access.", self.num_refused),
                 ("restarts", "Times that Triton was started again.", self.num_restarts),
+                *((name, "Counted by the judge itself.", value) for name, value in (counters or {}).items()),
             ]
             calls, total = list(self._calls), self._sum
         lines = [f'# TYPE judge_info gauge\njudge_info{{fingerprint="{fingerprint}"}} 1']
-        for name, what, value in counters:
+        for name, what, value in counted:
             lines.append(f"# HELP judge_{name}_total {what}\n# TYPE judge_{name}_total counter")
             lines.append(f"judge_{name}_total {value}")
         lines.append("# HELP judge_call_seconds Time that rows spent in the judge together.")

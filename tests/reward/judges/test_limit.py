@@ -69,7 +69,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "judges.limit" in " ".join(p.cmdline())]
+    return [p for p in psutil.Process().children() if "judges.worker" in " ".join(p.cmdline())]
 
 
 def score(judge: LimitedJudge, *responses: str) -> list[Score | ScoreFailure]:
@@ -212,7 +212,7 @@ def test_the_process_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
         "import time\n"
         "from rs_aligner.reward.judges.limit import LimitedJudge\n"
         f"judge = LimitedJudge('{tmp_path}/judge.py:judge', {{}}, 5.0)\n"
-        "print(judge._child._process.pid, flush=True)\n"
+        "print(judge._workers[0]._child._process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -202,6 +202,27 @@ def test_a_row_that_loops_fails_alone(guarded: Service) -> None:
     assert answer["errors"][1] == b"the judge took more than 1 s over this row (judge.time_limit)"
 
 
+@pytest.mark.slow
+def test_a_row_that_hangs_holds_up_no_other_request_where_there_are_several_workers(tmp_path: Path) -> None:
+    overrides = [write_judge(tmp_path), "judge.time_limit=5", "judge.workers=2"]
+    (tmp_path / "judge.py").write_text(JUDGE.replace("pass", f"open('{tmp_path}/loops', 'w')"))
+    with service(tmp_path, free_port(), *overrides) as running:
+        running.wait_until_ready()
+        found: list[Any] = []
+        slow = threading.Thread(target=lambda: found.append(ask(running.port, **texts(b"loop"))))
+        slow.start()
+        while not (tmp_path / "loops").exists():
+            assert slow.is_alive()
+            time.sleep(0.05)
+        assert ask(running.port, **texts(b"abc", b"ab"))["rewards"] == [3.0, 2.0]
+        assert slow.is_alive()
+        slow.join(60)
+        assert found[0]["errors"] == [b"the judge took more than 5 s over this row (judge.time_limit)"]
+        figures = metrics(running)
+        assert figures["judge_timed_out_rows_total"] == 1
+        assert figures["judge_worker_restarts_total"] <= 1
+
+
 def test_metrics_count_rows_failures_and_times(guarded: Service) -> None:
     before = metrics(guarded)
     ask(guarded.port, TOKEN, **texts(b"abc", b"\xff", b"a"))
