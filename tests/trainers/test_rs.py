@@ -21,7 +21,8 @@ VALIDATION_KEYS = {"validation/reward", "validation/reward_error", "validation/r
 STEP_KEYS = {
     *("step", "policy_version", "consumed_prompts", "tokens/generated"),
     *("reward/mean", "reward/std", "reward/kept_mean", "reward/best_of_n"),
-    *("rollouts/total", "rollouts/scored", "rollouts/failed", "rollouts/kept", "rollouts/truncated"),
+    *("rollouts/total", "rollouts/scored", "rollouts/failed", "rollouts/timed_out"),
+    *("rollouts/kept", "rollouts/truncated"),
     *("response_length/mean", "rejected/not_in_top_n", "rejected/not_scored", "kl/to_start"),
     *("control/random_mean", "control/random_std", "control/z", "kl/best_of_n"),
     *("reward/kept_minus_mean", "reward/headroom"),
