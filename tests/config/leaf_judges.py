@@ -190,7 +190,7 @@ def set_up_server(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     for name, fake in {"_watch": watch, "metrics_endpoint": endpoint, "_free_address": address}.items():
         patch.setattr(server, name, fake)
     patch.setattr(server, "_any_free_port", lambda: 4321)
-    for name in ("_end_triton", "_stop_or_give_up", "_refuse_in_one_line", "ServedModel"):
+    for name in ("_end_triton", "_stop_or_give_up", "_amend", "ServedModel"):
         patch.setattr(serving, name, lambda *_: None)
     for name in ("TritonConfig", "DynamicBatcher", "ModelConfig"):
         patch.setattr(serving, name, dict)

@@ -211,6 +211,8 @@ def test_what_has_to_be_mended_is_one_message_before_anything_is_loaded(workplac
     said = train_reward_model(
         workplace, tmp_path / "run", f"model.data.data_prefix={{train: {bad}}}", status=2
     )
-    assert said.splitlines()[-1] == f"error: {bad}:2: has no 'rejected' but 'prompt', 'chosen'"
+    assert said.splitlines()[-1] == (
+        f"error: {bad}:2: has no 'rejected' but 'prompt', 'chosen'; no two texts in it could be the answers"
+    )
     said = train_reward_model(workplace, tmp_path / "run", "trainer.rm.max_step=3", status=2)
     assert "trainer.rm.max_step is not a key; the nearest one is trainer.rm.max_steps" in said

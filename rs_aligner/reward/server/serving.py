@@ -76,6 +76,13 @@ def _execute(self, requests, execute=TritonPythonModel.execute):
 TritonPythonModel.execute = _execute
 """
 
+# Of several instances all but the first ask the first how to reach us. PyTriton lets them wait a second for
+# it, which is too short where all of them start at once on a busy machine.
+_HANDSHAKE = """
+
+get_config_from_handshake_server.__defaults__ = (60.0,)
+"""
+
 # The processes of the Triton that runs: those of one that ended early may be nobody's children any more.
 _running: list[psutil.Process] = []
 
@@ -161,7 +168,7 @@ def serving(
                 outputs=OUTPUTS,
                 config=ModelConfig(max_batch_size=MAX_REQUEST_ROWS, batcher=batcher),
             )
-            _refuse_in_one_line(workspace)
+            _amend(workspace)
             with private_files():
                 triton.run()  # returns when the model, not just the server, is ready
             close_shared_memory(os.getpid())
@@ -207,11 +214,11 @@ def _stop_or_give_up(triton: Triton) -> None:
         raise RuntimeError(f"Triton broke, and the judge did not end its last call in {LET_GO_SECONDS:g} s")
 
 
-def _refuse_in_one_line(workspace: Path) -> None:
-    """Let clients be told what is wrong in one line, without what the server's code looks like."""
+def _amend(workspace: Path) -> None:
+    """Let clients be told what is wrong in one line, without our code in it, and instances be patient."""
     (model,) = workspace.rglob("model.py")
     with model.open("a", encoding="utf-8") as file:
-        file.write(_REFUSAL)
+        file.write(_REFUSAL + _HANDSHAKE)
 
 
 def _name(process: psutil.Process) -> str:
