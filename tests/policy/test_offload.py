@@ -5,7 +5,6 @@ Here a CPU's memory is taken to be a device's, beside that of the CPU; on a GPU 
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +207,8 @@ def test_pieces_are_of_torchs_adam_whatever_is_installed(
 
 
 def test_on_a_cpu_it_has_no_effect_and_is_said(
-    folder: Path, rt: Runtime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    folder: Path, rt: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("rs_aligner"), "propagate", True)
     with caplog.at_level("WARNING", "rs_aligner"):
         policy = new(folder, rt, WAYS["half, the rest while sampling"])
     assert sum("has no effect" in message for message in caplog.messages) == 1
