@@ -71,7 +71,7 @@ STORIES: dict[str, tuple[dict[str, Any], list[int]]] = {
     "anchor": (
         {
             "model.rs.objective.anchor": {"files": ["ANCHORS"], "share": 0.1, "weight": 3.0},
-            "model.optim.lr": 2e-4,
+            "model.optim.lr": 2.5e-4,
             "model.max_tokens_per_microbatch": 2048,  # anchors are long: rows share lines, about equally full
         },
         [2, 3, 5, 6],
