@@ -33,9 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 # Behind the path that they are found on (E402).
-from rs_aligner.answers import Undecided, final_answer, is_right, library, reading, verdict  # noqa: E402
-from tests.answers.grammar import drawn  # noqa: E402
-from tests.answers.pairs import pairs  # noqa: E402
+from rs_aligner.answers import Undecided, final_answer, is_right, library, reading, verdict  # noqa: E402  # behind the path
+from tests.answers.grammar import drawn  # noqa: E402  # behind the path
+from tests.answers.pairs import pairs  # noqa: E402  # behind the path
 
 DATA = Path(os.environ.get("RS_ALIGNER_TEST_DATA", "../shared/data"))
 Pair = tuple[str, str]
@@ -150,7 +150,7 @@ def costs(num_rollouts: int) -> dict[str, float]:
         texts = [text.rpartition("####")[0] + style.format(text.rpartition("#### ")[2]) for text in solutions]
         references = dict(zip(texts, solutions, strict=True))
         # Mypy sees no type of the lambda.
-        found[f"plain number, {name}"] = each(lambda text, by=references: is_right(text, by[text]), texts)  # type: ignore[misc]
+        found[f"plain number, {name}"] = each(lambda text, by=references: is_right(text, by[text]), texts)  # type: ignore[misc]  # bound by default
     for size in (280, 1690, 2000):
         text = (WORDS * 40)[:size]
         found[f"words, {size} characters"] = each(lambda said: is_right(said, "18"), [text] * 100)

@@ -407,7 +407,7 @@ def test_a_function_for_trl_is_called_as_trl_does() -> None:
     chat = {"messages": [{"role": "user", "content": "b"}], "prefilled": "<think>"}
     first, second = judge.score_texts(["a", "b"], ["c", "d"], [{}, chat])
     # A judge may give failures, and here gives numbers.
-    assert (math.isnan(first), second) == (True, len("<think>d"))  # type: ignore[arg-type]
+    assert (math.isnan(first), second) == (True, len("<think>d"))  # type: ignore[arg-type]  # rewards are there
 
 
 def test_a_function_may_say_which_form_it_has() -> None:

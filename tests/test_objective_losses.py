@@ -247,4 +247,4 @@ def test_what_does_not_fit_is_refused() -> None:
         kl_to_reference(values, values, mask, 0)
     with pytest.raises(ValueError, match="normalization must be"):
         # A wrong value on purpose.
-        kl_to_reference(values, values, mask, 1, "batch")  # type: ignore[arg-type]
+        kl_to_reference(values, values, mask, 1, "batch")  # type: ignore[arg-type]  # on purpose

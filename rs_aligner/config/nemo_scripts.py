@@ -169,7 +169,7 @@ def _value(text: str) -> object:
     """A value as the config reads it."""
     try:
         # OmegaConf says Any.
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]  # untyped there
     except Exception:  # the YAML parser raises its own
         return text
 

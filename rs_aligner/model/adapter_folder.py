@@ -55,7 +55,7 @@ def _read(stored: Stored, name: str) -> torch.Tensor:
     try:
         with safe_open(stored.file, "pt") as file:
             # safetensors' file is no mapping: it has keys(), and cannot be iterated.
-            keys = {key.removeprefix(PREFIX).removesuffix(".weight"): key for key in file.keys()}  # noqa: SIM118
+            keys = {key.removeprefix(PREFIX).removesuffix(".weight"): key for key in file.keys()}  # noqa: SIM118  # no mapping
             tensor: torch.Tensor = file.get_tensor(keys[name.removesuffix(".weight")])
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{stored.file} is damaged ({error}): fetch it again") from None

@@ -87,7 +87,7 @@ def pretend() -> Iterator[None]:
     install()
     torch.Tensor.type = cuda_type  # type: ignore[method-assign,assignment]  # what `pretend` is for
     # What `pretend` is for.
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]  # stands in
     try:
         yield
     finally:

@@ -47,7 +47,7 @@ class Projection(torch.nn.Module):
             )
             # Megatron reads it off a parameter.
             # Megatron reads this mark on parameters, which torch's type has not.
-            parameter.sequence_parallel = sums and name != split  # type: ignore[attr-defined]
+            parameter.sequence_parallel = sums and name != split  # type: ignore[attr-defined]  # Megatron's mark
             self.register_parameter(name, parameter)
 
     a: torch.nn.Parameter

@@ -25,7 +25,7 @@ class RMSNorm(torch.nn.Module):
         self.eps, self.kernels = eps, kernels_of(config)
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         # Megatron reads it off a parameter.
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return rms_norm(hidden, self.weight, self.eps, self.kernels)

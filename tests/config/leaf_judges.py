@@ -37,7 +37,7 @@ class Notes:
         self.place, self._found = place, defaultdict[str, list[str]](list)
         self.handler = logging.Handler(logging.WARNING)
         # A handler that only notes.
-        self.handler.emit = lambda record: self.add("warnings", record.getMessage())  # type: ignore[method-assign]
+        self.handler.emit = lambda record: self.add("warnings", record.getMessage())  # type: ignore[method-assign]  # to listen
 
     def add(self, name: str, *values: Any) -> None:
         self._found[name].append(repr(values))

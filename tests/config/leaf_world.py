@@ -205,7 +205,7 @@ class _Runtime(Runtime):
 
 
 # A rank without groups.
-ALONE = _Runtime(torch.device("cpu"), 0, 1, 0, 1, 0, 1, 0, 1, None)  # type: ignore[arg-type]
+ALONE = _Runtime(torch.device("cpu"), 0, 1, 0, 1, 0, 1, 0, 1, None)  # type: ignore[arg-type]  # no group is asked
 
 
 def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
@@ -291,7 +291,7 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         notes.add("model", folder.name, precision, how)
         arch = read_architecture(folder)
         # A stand-in for the model.
-        return sampler.Loaded(model, model.config, arch, torch.float32, folder)  # type: ignore[arg-type]
+        return sampler.Loaded(model, model.config, arch, torch.float32, folder)  # type: ignore[arg-type]  # a stand-in
 
     def load_reward_model(folder: Path, _: Runtime, **how: Any) -> Any:
         notes.add("model", folder.name, how)

@@ -124,7 +124,7 @@ def _forked(asked: dict[str, Any]) -> int:
         os.dup2(log, 2)
         os.closerange(3, 64)
         # Open for as long as the process lives (SIM115).
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115  # for life
         if asked["point"] is not None:
             arm(Point(**asked["point"]))
         status = _script(asked["arguments"])

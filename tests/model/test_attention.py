@@ -215,7 +215,7 @@ def test_without_a_compiler_torch_does_it(tmp_path: Any, monkeypatch: pytest.Mon
         out = attention((mixed,), angles(5, 8).float(), Line.of((4, 5)))
         assert_near([out], [plain(mixed.double(), (4, 5), 8)])
         # A config of which nothing else is read.
-        assert native.kernels_of(SimpleNamespace(use_cpu_initialization=False)) is None  # type: ignore[arg-type]
+        assert native.kernels_of(SimpleNamespace(use_cpu_initialization=False)) is None  # type: ignore[arg-type]  # a stand-in
         assert native.load(7) is None
     finally:
         native.load.cache_clear()

@@ -86,7 +86,7 @@ def test_a_language_model_does_not_score_and_a_reward_model_does_not_generate(
         (tmp_path / "reward" / name).write_bytes((folder / name).read_bytes())
     for use in ("score", "train_scoring"):
         # Any of the uses, as a text.
-        read_model_folder(str(tmp_path / "reward"), KEY, use=use)  # type: ignore[arg-type]
+        read_model_folder(str(tmp_path / "reward"), KEY, use=use)  # type: ignore[arg-type]  # any text
     with pytest.raises(ValueError, match=r"the\.key: .* is a reward model.*cannot generate"):
         read_model_folder(str(tmp_path / "reward"), KEY)
 

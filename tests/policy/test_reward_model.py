@@ -55,7 +55,7 @@ def test_transformers_gives_the_same_rewards_in_every_family(
     model, arch = load_reward_model(start, rt, seed=5)
     rewards = SequenceScorer(model, rt, 2)(sequences())
     # All that is read of it.
-    changes = config_changes(arch, SimpleNamespace(pad_id=None))  # type: ignore[arg-type]
+    changes = config_changes(arch, SimpleNamespace(pad_id=None))  # type: ignore[arg-type]  # a stand-in
     huggingface.save_weights(tmp_path / "reward", model, arch, rt, start, changes)
     assert rewards == pytest.approx(by_transformers(tmp_path / "reward"), rel=1e-3, abs=1e-4)
     assert len(set(rewards)) == len(rewards)
@@ -178,7 +178,7 @@ def test_a_reward_model_of_a_bfloat16_folder_is_written_in_bfloat16(rt: Runtime,
     transformers.AutoModelForCausalLM.from_pretrained(start, dtype=torch.bfloat16).save_pretrained(start)
     model, arch = load_reward_model(start, rt)
     # All that is read of it.
-    changes = config_changes(arch, SimpleNamespace(pad_id=None))  # type: ignore[arg-type]
+    changes = config_changes(arch, SimpleNamespace(pad_id=None))  # type: ignore[arg-type]  # a stand-in
     huggingface.save_weights(tmp_path / "reward", model, arch, rt, start, changes)
     written = load_file(tmp_path / "reward" / "model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}

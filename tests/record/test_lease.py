@@ -27,7 +27,7 @@ WHAT = "exp_manager.explicit_log_dir=runs/first"
 
 def lease(folder: Path, **settings: object) -> Lease:
     # Settings of many types.
-    return Lease(folder / "owner", WHAT, **{"renew_every": None, **settings})  # type: ignore[arg-type]
+    return Lease(folder / "owner", WHAT, **{"renew_every": None, **settings})  # type: ignore[arg-type]  # of the test's own
 
 
 def elsewhere(host: str = "node7") -> Owner:

@@ -54,7 +54,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def score(endpoint: str, **settings: Any) -> object:
     """What one row gets from the judge there."""
-    cfg = RemoteRMConfig(endpoints=(endpoint,), **{"on_failure": "drop", "startup_timeout": 8, **settings})  # type: ignore[arg-type]
+    cfg = RemoteRMConfig(endpoints=(endpoint,), **{"on_failure": "drop", "startup_timeout": 8, **settings})  # type: ignore[arg-type]  # as people write it
     with RemoteGPTRMClient(cfg) as client:
         future = client.submit(*row("abc"))
         client.flush()
@@ -133,7 +133,7 @@ def test_a_server_whose_certificate_goes_bad_in_mid_run_is_left_out_and_comes_ba
     tls = certificate(authority, "localhost")
     with front(judge.port, tls) as port, front(judge.port) as plain:
         cfg = RemoteRMConfig(
-            endpoints=(f"https://localhost:{port}", f"http://127.0.0.1:{plain}"),  # type: ignore[arg-type]
+            endpoints=(f"https://localhost:{port}", f"http://127.0.0.1:{plain}"),  # type: ignore[arg-type]  # as people write it
             ca_file=ca_file,
             max_in_flight=1,
         )
@@ -239,7 +239,7 @@ def test_a_conversation_that_speaks_tls_can_be_cut_short(
 
     judge.answer = hold
     with front(judge.port, certificate(authority, "localhost")) as port:
-        cfg = RemoteRMConfig(endpoints=(f"https://localhost:{port}",), ca_file=ca_file)  # type: ignore[arg-type]
+        cfg = RemoteRMConfig(endpoints=(f"https://localhost:{port}",), ca_file=ca_file)  # type: ignore[arg-type]  # as people write it
         client = RemoteGPTRMClient(cfg)
         future = client.submit(*row("abc"))
         client.flush()

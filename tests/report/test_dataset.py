@@ -57,7 +57,7 @@ def test_each_text_is_there_once_and_kept_if_it_ever_was(
 ) -> None:
     path = tmp_path / "data.jsonl"
     # A parameter of the test.
-    written = write_dataset(repeated, path, Wanted(content))  # type: ignore[arg-type]
+    written = write_dataset(repeated, path, Wanted(content))  # type: ignore[arg-type]  # from a parameter
     ledger = [row for row in ledger_rows(repeated) if content == "all" or row.kept]
     kept = {(row.prompt, row.response) for row in ledger if row.kept}
     rows = rows_of(path)
@@ -109,7 +109,7 @@ def test_parquet_holds_the_same_and_bare_rows_are_of_the_shape_alone(
         lines, table, bare = (tmp_path / name for name in ("a.jsonl", "a.parquet", "bare.jsonl"))
         for path, is_bare in ((lines, False), (table, False), (bare, True)):
             # A parameter of the test.
-            write_dataset(repeated, path, Wanted("all", shape, is_bare))  # type: ignore[arg-type]
+            write_dataset(repeated, path, Wanted("all", shape, is_bare))  # type: ignore[arg-type]  # from a parameter
         loaded = load_dataset("parquet", data_files=str(table), cache_dir=str(tmp_path))["train"]
         assert loaded.to_list() == rows_of(lines)
         as_json = load_dataset("json", data_files=str(lines), cache_dir=str(tmp_path))["train"]

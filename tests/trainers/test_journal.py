@@ -205,7 +205,7 @@ class Slow(FakeJudge):
 def test_a_slow_answer_holds_back_nothing_that_was_scored_before(run: FakeRun, other: FakeRun) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         # Stand-ins.
-        run.start(judge=lambda _: Slow(by_tokens, run.events, 0.0), **HOW)  # type: ignore[arg-type,return-value]
+        run.start(judge=lambda _: Slow(by_tokens, run.events, 0.0), **HOW)  # type: ignore[arg-type,return-value]  # a stand-in
     run.start(**HOW)
     other.start(**HOW)
     assert_same_end(run, other)

@@ -330,10 +330,10 @@ def test_the_reference_answers_of_gsm8k_are_all_right(test_data: Path) -> None:
     rows = problems(test_data)
     answers = [row["answer"] for row in rows]
     # A list of rows whose values are all texts is another type to mypy.
-    assert final_answer(answers, answers, rows) == [1.0] * 600  # type: ignore[arg-type]
+    assert final_answer(answers, answers, rows) == [1.0] * 600  # type: ignore[arg-type]  # any mapping
     last_numbers = [answer.replace("####", "") for answer in answers]
     # A list of rows whose values are all texts is another type to mypy.
-    assert final_answer(answers, last_numbers, rows) == [1.0] * 600  # type: ignore[arg-type]
+    assert final_answer(answers, last_numbers, rows) == [1.0] * 600  # type: ignore[arg-type]  # any mapping
 
 
 def test_thirty_forms_of_each_answer_of_gsm8k_are_all_right(test_data: Path) -> None:

@@ -127,7 +127,7 @@ def test_whoever_calls_a_judge_calls_it_from_several_threads_where_it_says_that_
 
     for ask in (lambda: local.infer(request, 60.0), lambda: scorer([Request()])[0]):
         answers: list[Any] = []
-        threads = [threading.Thread(target=lambda: answers.append(ask())) for _ in range(2)]  # noqa: B023
+        threads = [threading.Thread(target=lambda: answers.append(ask())) for _ in range(2)]  # noqa: B023  # called in this turn
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -195,7 +195,7 @@ def test_a_regex_is_spread_too_and_parts_add_up_what_they_count() -> None:
         assert isinstance(found[1], ScoreFailure)
         assert found[1].is_late
         assert counters_of(judge)["timed_out_rows"] == 2
-        assert judge.takes_calls_at_once  # type: ignore[attr-defined]
+        assert judge.takes_calls_at_once  # type: ignore[attr-defined]  # what it has
     finally:
         judge.close()
 

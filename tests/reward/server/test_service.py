@@ -225,7 +225,7 @@ def test_a_signal_ends_the_server_after_what_is_in_flight_and_nothing_stays(
         family = running.processes()
         assert shared_memory(running.process.pid)
         assert any("tritonserver" in process.name() for process in family)
-        asked = RemoteRMConfig(endpoints=(f"{shown}:{running.port}",), max_wait_seconds=0)  # type: ignore[arg-type]
+        asked = RemoteRMConfig(endpoints=(f"{shown}:{running.port}",), max_wait_seconds=0)  # type: ignore[arg-type]  # as people write it
         with RemoteGPTRMClient(asked) as client:
             future = client.submit(*row("sleep 2"))
             running.wait_until_at_work()
