@@ -6,9 +6,9 @@ Read without the library, which takes seconds to import and is no requirement. L
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+
+from rs_aligner.files import json_object_if_any
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
@@ -21,13 +21,13 @@ def is_data_folder(folder: Path) -> bool:
 def data_folder_problem(folder: Path) -> str | None:
     """Why the rows of a folder cannot be read, and what would work; None where it is one set of rows."""
     if (folder / _SPLITS).is_file():
-        names = list(read_json(folder / _SPLITS).get("splits", []))
+        names = list(json_object_if_any(folder / _SPLITS).get("splits", []))
         several = ", ".join(map(repr, names)) or "none"
         example = folder / str(names[0] if names else "train")
         return f"is a DatasetDict with the splits {several}; name one of them, e.g. {example}"
     if not is_data_folder(folder):
         return "is a folder"
-    state = read_json(folder / _STATE)
+    state = json_object_if_any(folder / _STATE)
     if state.get("_indices_files") or state.get("_indices_data_files"):
         return "was saved with indices beside its rows; save it again with a newer version of datasets"
     missing = [file.name for file in data_files(folder) if not file.is_file()]
@@ -38,13 +38,6 @@ def data_folder_problem(folder: Path) -> str | None:
 
 def data_files(folder: Path) -> list[Path]:
     """The files with the rows of a set, in order."""
-    return [folder / str(one["filename"]) for one in read_json(folder / _STATE).get("_data_files", [])]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """What a file of the folder says; nothing where it cannot be read."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return [
+        folder / str(one["filename"]) for one in json_object_if_any(folder / _STATE).get("_data_files", [])
+    ]

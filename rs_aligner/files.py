@@ -133,6 +133,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def json_object_if_any(path: Path) -> dict[str, Any]:
+    """A JSON object of a folder that may be anything; an empty one where there is none that can be read."""
+    try:
+        return read_json_object(path)
+    except (OSError, ValueError):
+        return {}
+
+
 def hugging_face_part(folder: Path) -> Path:
     """Where config and tokenizer of a policy are: in a checkpoint, or the Hugging Face folder itself."""
     inside = folder / CHECKPOINT_PART

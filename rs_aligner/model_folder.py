@@ -8,12 +8,11 @@ said in the first second. Left out on purpose: what the files hold (`model/archi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from rs_aligner.files import CHECKPOINT_PART
+from rs_aligner.files import CHECKPOINT_PART, json_object_if_any
 from rs_aligner.peft_folder import ADAPTER_CONFIG
 
 WANTED = "a Hugging Face folder (config.json, *.safetensors, the tokenizer's files) or a checkpoint of a run"
@@ -183,7 +182,7 @@ def _gguf(what: str) -> str:
 
 
 def _adapter(root: Path) -> str:
-    base = _json(root / ADAPTER_CONFIG).get("base_model_name_or_path") or "its base model"
+    base = json_object_if_any(root / ADAPTER_CONFIG).get("base_model_name_or_path") or "its base model"
     return (
         f"holds a PEFT adapter of {base}; name that, and the adapter in model.peft.restore_from_path (with "
         "model.peft.peft_scheme=lora, if it is to be trained), or merge it first: "
@@ -198,7 +197,7 @@ def _base_of_adapters(root: Path) -> str | None:
     config = root / CHECKPOINT_PART / ADAPTER_CONFIG
     if not config.is_file():
         return None
-    base = str(_json(config).get("base_model_name_or_path") or "")
+    base = str(json_object_if_any(config).get("base_model_name_or_path") or "")
     if (why := problem_with(base)) is None:
         return None
     return (
@@ -208,17 +207,9 @@ def _base_of_adapters(root: Path) -> str | None:
 
 
 def _auto_class(root: Path) -> str:
-    heads = _json(root / "config.json").get("architectures")
+    heads = json_object_if_any(root / "config.json").get("architectures")
     is_classifier = isinstance(heads, list) and any("SequenceClassification" in str(head) for head in heads)
     return "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
-
-
-def _json(file: Path) -> dict[str, object]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _first(root: Path, pattern: str) -> str:
