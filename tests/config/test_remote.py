@@ -86,6 +86,7 @@ def test_endpoints_are_texts_or_sections_and_take_the_models_name(tree):
         ({"endpoints": ["a:1", "a:1"]}, "names a server twice"),
         ({"endpoints": ["a:1", 7]}, "remote_rm.endpoints.1 is 7"),
         ({"endpoints": ["a:0"]}, "remote_rm.endpoints.0.port is 0"),
+        ({"endpoints": [{"ip": "a", "port": 65536}]}, "remote_rm.endpoints.0.port is 65536"),
         ({"endpoints": [{"ip": "a", "prot": 1}]}, "remote_rm.endpoints.0.prot is not a key"),
         (
             {"endpoints": ["a:1"], "reward_model": {"ip": "b"}},

@@ -155,7 +155,7 @@ def test_the_other_old_keys_of_a_launch_script_need_no_plus(workplace, caplog):
         f"pretrained_checkpoint.restore_from_path={workplace}/policy",
         f"model.data.data_prefix.train={workplace}/train.jsonl",
         f"exp_manager.explicit_log_dir={workplace}/results",
-        'exp_manager.max_time_per_run="00:03:30:00"',
+        'exp_manager.max_time_per_run="01:03:30:15"',
         "model.rs.offload_adam_states=true",
         "model.peft.peft_scheme=none",
         "model.data.data_impl=jsonl",
@@ -164,7 +164,7 @@ def test_the_other_old_keys_of_a_launch_script_need_no_plus(workplace, caplog):
         'model.rs.length_params.max_length="${int_div:${model.encoder_seq_length},4}"',
     ]
     config = load_config(compose("train_rs", overrides), TrainRSConfig)
-    assert config.exp_manager.max_time_per_run == 3.5 * 3600
+    assert config.exp_manager.max_time_per_run == 27.5 * 3600 + 15
     assert config.remote_rm.pad_to_length == 1024
     assert config.model.rs.length_params.max_length == 128
     assert config.model.rs.offload_adam_states

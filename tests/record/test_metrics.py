@@ -128,6 +128,24 @@ def test_a_run_that_goes_on_keeps_the_row_of_its_last_step_and_follows_it(tmp_pa
     assert [row["step"] for row in read_rows(path)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("steps", "last_step", "again_until", "kept"),
+    [
+        ((0, 1, 2, 3, 4), 1, 3, [0, 1, 2, 3]),  # 4 has no step in the ledger
+        ((1, 2, 3), -1, 3, [1, 2, 3]),  # no checkpoint and no validation before the first step
+        ((0, 1, 3, 4), 1, 4, [0, 1]),  # the row of step 2 is not there
+        ((1, 2, 1), -1, 2, [1, 2]),  # a step that stands twice
+    ],
+)
+def test_rows_of_steps_that_are_trained_again_stay_as_far_as_there_is_no_gap(
+    tmp_path, steps, last_step, again_until, kept
+):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in steps))
+    MetricsFile(path, last_step, again_until=again_until).close()
+    assert steps_in(path) == kept
+
+
 def test_the_first_row_may_be_of_step_0_and_none_may_be_below(tmp_path):
     for last_step in (-1, 3):
         with MetricsFile(tmp_path / f"{last_step}.jsonl", last_step=last_step) as file:
