@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rs_aligner.config import JudgeConfig
 from rs_aligner.reward.judges import TokenJudge, load_judge, score_rows
 from rs_aligner.reward.judges.limit import LimitedJudge
 from rs_aligner.rollout import Score, ScoreFailure
+from tests.reward.judges.limited import Make, limited_judges, worker_processes
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -47,29 +48,11 @@ def judge(prompts, responses, metadata, slow=0.0):
     return rewards
 """
 
-Make = Callable[..., LimitedJudge]
-
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    (tmp_path / "judge.py").write_text(JUDGE)
-    judges: list[LimitedJudge] = []
-
-    def start(time_limit: float = 1.0, **kwargs: Any) -> LimitedJudge:
-        config = JudgeConfig(function=f"{tmp_path}/judge.py:judge", kwargs=kwargs, time_limit=time_limit)
-        judge = load_judge(config)
-        assert isinstance(judge, LimitedJudge)
-        judges.append(judge)
-        return judge
-
-    yield start
-    for judge in judges:
-        judge.close()
-    assert children() == []
-
-
-def children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "judges.worker" in " ".join(p.cmdline())]
+    with limited_judges(tmp_path, JUDGE, seconds=1.0) as start:
+        yield start
 
 
 def score(judge: LimitedJudge, *responses: str) -> list[Score | ScoreFailure]:
@@ -102,7 +85,7 @@ def test_a_judge_may_set_alarms_of_its_own_with_a_limit_and_without(
         assert judge.score_texts([""], ["a"], [{}]) == [Score(1.0)]
     finally:
         judge.close()
-    assert children() == []
+    assert worker_processes() == []
 
 
 def test_scores_and_components_come_back_from_the_other_process(make: Make) -> None:
@@ -128,12 +111,12 @@ def test_a_row_that_takes_its_process_along_fails_alone(make: Make, bad: str, re
     assert [s.reward for s in scores if isinstance(s, Score)] == [1.0, 3.0, 2.0]
     assert scores[1] == ScoreFailure(reason)
     assert score(judge, "abcd") == [Score(4.0, {"twice": 8.0})]
-    assert len(children()) == 1
+    assert len(worker_processes()) == 1
 
 
 def test_a_process_that_was_killed_while_it_waited_is_started_again_and_no_row_fails(make: Make) -> None:
     judge = make()
-    (process,) = children()
+    (process,) = worker_processes()
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # all its threads are gone, not only the first
     assert score(judge, "a") == [Score(1.0, {"twice": 2.0})]
@@ -143,7 +126,7 @@ def test_a_process_that_was_killed_while_it_waited_is_started_again_and_no_row_f
 def test_a_judge_whose_code_has_changed_is_not_started_again(make: Make, tmp_path: Path) -> None:
     judge = make()
     (tmp_path / "judge.py").write_text(JUDGE + "# other\n")
-    (process,) = children()
+    (process,) = worker_processes()
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # all its threads are gone, not only the first
     (failure,) = score(judge, "a")
@@ -169,7 +152,7 @@ def test_a_class_that_takes_token_ids_does_so_there_too(tmp_path: Path) -> None:
         assert isinstance(values[0], ScoreFailure)
     finally:
         judge.close()
-    assert children() == []
+    assert worker_processes() == []
 
 
 @pytest.mark.slow
@@ -203,7 +186,7 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason(tmp_path: Path) -> Non
     (tmp_path / "exits.py").write_text("import os\nos._exit(3)\n")
     with pytest.raises(ValueError, match=r"died while it was loaded \(exit status 3\)"):
         load_judge(JudgeConfig(function=f"{tmp_path}/exits.py:judge"))
-    assert children() == []
+    assert worker_processes() == []
 
 
 def test_the_process_dies_with_the_one_that_started_it(tmp_path: Path) -> None:

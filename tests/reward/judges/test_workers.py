@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from rs_aligner.config import JudgeConfig
 from rs_aligner.reward.client.in_process import LocalJudge
 from rs_aligner.reward.judges import counters_of, load_judge, score_rows
 from rs_aligner.reward.judges.combined import StandardisedJudge
-from rs_aligner.reward.judges.limit import LimitedJudge
 from rs_aligner.reward.judges.spread import GOOD_ROWS, Call, Spread
 from rs_aligner.reward.server.scorer import Scorer
 from rs_aligner.rollout import Score, ScoreFailure
+from tests.reward.judges.limited import Make, limited_judges, worker_processes
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -40,32 +40,11 @@ def judge(prompts, responses, metadata, waits_for=None):
     return [float(len(response)) for response in responses]
 """
 
-Make = Callable[..., LimitedJudge]
-
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    (tmp_path / "judge.py").write_text(JUDGE)
-    judges: list[LimitedJudge] = []
-
-    def start(workers: int, time_limit: float | None = 0.5, **kwargs: Any) -> LimitedJudge:
-        judge = load_judge(
-            JudgeConfig(
-                function=f"{tmp_path}/judge.py:judge", kwargs=kwargs, time_limit=time_limit, workers=workers
-            )
-        )
-        assert isinstance(judge, LimitedJudge)
-        judges.append(judge)
-        return judge
-
-    yield start
-    for judge in judges:
-        judge.close()
-    assert children() == []
-
-
-def children(of: int | None = None) -> list[psutil.Process]:
-    return [p for p in psutil.Process(of).children() if "judges.worker" in " ".join(p.cmdline())]
+    with limited_judges(tmp_path, JUDGE, seconds=0.5) as start:
+        yield start
 
 
 def score(judge: Any, responses: list[str]) -> list[Score | ScoreFailure]:
@@ -75,7 +54,7 @@ def score(judge: Any, responses: list[str]) -> list[Score | ScoreFailure]:
 
 @pytest.mark.slow
 def test_rows_that_hang_are_shared_by_count_and_all_others_have_their_scores(make: Make) -> None:
-    judge = make(4)
+    judge = make(workers=4)
     responses = ["a" * i if i % 4 else "loop" for i in range(256)]
     random.Random(3).shuffle(responses)
     scores = score(judge, responses)
@@ -88,7 +67,7 @@ def test_rows_that_hang_are_shared_by_count_and_all_others_have_their_scores(mak
 
 
 def test_a_row_that_hangs_holds_up_neither_other_rows_nor_other_calls(make: Make, tmp_path: Path) -> None:
-    judge = make(2, time_limit=None, waits_for=str(tmp_path / "go"))
+    judge = make(workers=2, time_limit=None, waits_for=str(tmp_path / "go"))
     local = StandardisedJudge(judge, 0.0, 1.0)
     found: list[Any] = []
     slow = threading.Thread(target=lambda: found.extend(score(local, ["wait"])))
@@ -137,7 +116,7 @@ def test_whoever_calls_a_judge_calls_it_from_several_threads_where_it_says_that_
 
 def test_scores_and_their_order_are_the_same_whatever_the_number_of_workers(make: Make) -> None:
     responses = ["a" * (i % 7) if i % 30 else "die" for i in range(90)]
-    one, three = score(make(1), responses), score(make(3), responses)
+    one, three = score(make(workers=1), responses), score(make(workers=3), responses)
     assert one == three
     assert [text for text, score in zip(responses, one, strict=True) if isinstance(score, ScoreFailure)] == [
         "die"
@@ -157,7 +136,7 @@ def test_all_workers_end_with_their_parent_even_when_it_is_killed(tmp_path: Path
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
-        workers = children(parent.pid)
+        workers = worker_processes(parent.pid)
         assert len(workers) == 3
         os.kill(parent.pid, signal.SIGKILL)
         _, alive = psutil.wait_procs(workers, timeout=20)
@@ -168,7 +147,7 @@ def test_what_cannot_be_loaded_leaves_no_worker(tmp_path: Path) -> None:
     (tmp_path / "exits.py").write_text("import os\nos._exit(3)\n")
     with pytest.raises(ValueError, match=r"died while it was loaded \(exit status 3\)"):
         load_judge(JudgeConfig(function=f"{tmp_path}/exits.py:judge", workers=3))
-    assert children() == []
+    assert worker_processes() == []
 
 
 def test_workers_are_refused_where_a_judge_has_none() -> None:
