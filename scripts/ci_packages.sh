@@ -16,6 +16,8 @@ need slurmd slurmd
 need srun slurm-client
 need munged munge
 need chromium chromium  # the report in a browser
+need jq jq  # data files as other programs write them
+need gzip gzip
 
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

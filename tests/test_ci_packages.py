@@ -24,12 +24,13 @@ def run(folder: Path, **commands: str) -> tuple[str, list[str]]:
 
 
 APT = 'echo "$@" >>"$LOG"; exit ${STATUS:-0}'
+PACKERS = {"jq": "", "gzip": ""}
 SLURM = dict.fromkeys(("slurmctld", "slurmd", "srun", "munged"), "")
-ALL = "gcc libc6-dev slurmctld slurmd slurm-client munge chromium"
+ALL = "gcc libc6-dev slurmctld slurmd slurm-client munge chromium jq gzip"
 
 
 def test_nothing_is_done_where_all_is_there(tmp_path: Path) -> None:
-    commands = {"cc": "", **SLURM, "chromium": "", "id": "echo 0", "apt-get": APT}
+    commands = {"cc": "", **SLURM, "chromium": "", **PACKERS, "id": "echo 0", "apt-get": APT}
     assert run(tmp_path, **commands) == ("", [])
 
 
@@ -37,8 +38,8 @@ def test_nothing_is_done_where_all_is_there(tmp_path: Path) -> None:
     ("there", "missing"),
     [
         ({}, ALL),
-        ({**SLURM, "chromium": ""}, "gcc libc6-dev"),
-        ({"cc": "", "srun": ""}, "slurmctld slurmd munge chromium"),
+        ({**SLURM, "chromium": "", **PACKERS}, "gcc libc6-dev"),
+        ({"cc": "", "srun": "", "gzip": ""}, "slurmctld slurmd munge chromium jq"),
     ],
 )
 def test_what_is_missing_is_installed_by_root(there: dict[str, str], missing: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from rs_aligner.api.inputs import rows_of
 from rs_aligner.data import load_pairs, load_prompts, load_scored, load_sft_rows
 from rs_aligner.data.rows import read_rows
 from rs_aligner.reward.judges.verifiers import exact_answer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, does_without
 from tests.tiny import FakeTokenizer
 
 pytestmark = pytest.mark.timeout(60)
@@ -73,7 +73,7 @@ def test_a_file_is_read_as_the_program_wrote_it(
     program = how.split(maxsplit=1)[0]
     if program in ("jq", "gzip"):
         if shutil.which(program) is None:
-            pytest.skip(f"there is no {program}")
+            does_without(program)
         subprocess.run(how, shell=True, check=True, timeout=30)
     else:
         library = how.partition(".")[0]
