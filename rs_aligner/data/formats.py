@@ -13,6 +13,7 @@ import contextlib
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from rs_aligner.data.arrow import ARROW_FILE, ARROW_STREAM, PARQUET, arrow_rows,
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PIECE = 1 << 16  # bytes read at once, where lines do not tell where a row ends
 _CUT = 12  # letters that may be the beginning of a word of JSON
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class _Bytes(Protocol):
@@ -176,12 +180,12 @@ class _Window:
     def _next(self) -> str:
         """The next letter that is no white space; empty at the end."""
         while True:
-            rest = self._text[self._place :].lstrip(" \t\r\n")
-            gone = len(self._text) - self._place - len(rest)
-            self._line += self._text.count("\n", self._place, self._place + gone)
-            self._text, self._place = rest, 0
-            if rest or not self._more():
-                return rest[:1]
+            space = _SPACE.match(self._text, self._place)
+            assert space is not None  # there may be none of it
+            self._line += self._text.count("\n", self._place, space.end())
+            self._place = space.end()
+            if self._place < len(self._text) or not self._more():
+                return self._text[self._place : self._place + 1]
 
     def _skip(self) -> None:
         self._place += 1
@@ -197,7 +201,7 @@ class _Window:
                 is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT
                 if is_cut and self._more():
                     continue
-                line = self._line + self._text.count("\n", 0, error.pos)
+                line = self._line + self._text.count("\n", self._place, error.pos)
                 at = f" in line {line}" if line != self._line else ""
                 raise ValueError(f"{where}: not valid JSON ({error.msg}{at}){_advice(self._name)}") from None
             except UnicodeError as error:
@@ -221,6 +225,7 @@ class _Window:
         """Read on; says whether there was anything."""
         if self._is_all:
             return False
+        self._text, self._place = self._text[self._place :], 0  # once a piece, not once a value
         piece = self._file.read(max(_PIECE, len(self._text)))
         self._add(piece)
         return bool(piece)
@@ -230,7 +235,9 @@ class _Window:
         try:
             self._text += self._decoder.decode(piece, final=self._is_all)
         except UnicodeDecodeError as error:
-            line = self._line + self._text.count("\n") + error.object.count(b"\n", 0, error.start)
+            line = (
+                self._line + self._text.count("\n", self._place) + error.object.count(b"\n", 0, error.start)
+            )
             raise ValueError(f"{self._name}:{line}: not valid UTF-8 text ({error.reason})") from None
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 
 from rs_aligner.config.base import data_problems
+from rs_aligner.data import formats
 from rs_aligner.data.rows import read_rows
 
 pytestmark = pytest.mark.timeout(60)
@@ -85,6 +87,46 @@ def test_a_file_is_read_piece_by_piece_wherever_it_is_cut(
         for text in (json.dumps(rows, indent=1), "\n".join(json.dumps(row, indent=3) for row in rows)):
             path.write_text(text)
             assert [row for _, row in read_rows([str(path)])] == rows
+
+
+class CountedText(str):
+    """A text that counts the letters of what is cut from it."""
+
+    cut = 0
+
+    def __getitem__(self, key: Any) -> str:
+        found = super().__getitem__(key)
+        CountedText.cut += len(found)
+        return found
+
+    def lstrip(self, letters: str | None = None) -> str:
+        found = super().lstrip(letters)
+        CountedText.cut += len(found)
+        return found
+
+
+class CountedWindow(formats._Window):
+    """A window whose text counts."""
+
+    @property
+    def _text(self) -> str:
+        return self._held
+
+    @_text.setter
+    def _text(self, value: str) -> None:
+        self._held = CountedText(value)
+
+
+def test_reading_a_list_copies_its_text_a_few_times_however_many_values_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_Window", CountedWindow)
+    path = tmp_path / "rows.json"
+    for number in (500, 5000):
+        path.write_text(json.dumps([{"text": "abc"}] * number, indent=1))
+        CountedText.cut = 0
+        assert len(list(read_rows([str(path)]))) == number
+        assert CountedText.cut < 3 * path.stat().st_size
 
 
 def test_the_first_rows_of_a_file_come_before_the_rest_is_read(tmp_path: Path) -> None:
