@@ -9,7 +9,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rs_aligner.config.base import Count, Port, Positive, Real, Section, Size, Text, file_problems, problem
+from rs_aligner.config.base import (
+    Count,
+    Port,
+    Positive,
+    Real,
+    Section,
+    Size,
+    Text,
+    data_problems,
+    file_problems,
+    problem,
+)
 from rs_aligner.config.judge import JudgeConfig
 
 _logger = logging.getLogger("rs_aligner")
@@ -85,11 +96,11 @@ class ServeRewardConfig(Section):
     check_policy: Text | None = None
     """Hugging Face folder of a policy whose tokenizer and chat template are compared with the judge's."""
     check_data: Text | None = None
-    """JSON Lines of {"prompt", "response"} and what the judge reads, to check with; null makes some up."""
+    """Data of {"prompt", "response"} and what the judge reads, to check with; null makes some up."""
 
     def problems(self, key: str) -> Iterator[str]:
         """Files and folders are there, and those of the check have a check."""
-        yield from file_problems("check_data", self.check_data)
+        yield from data_problems("check_data", [self.check_data] if self.check_data is not None else [])
         for name, folder in {"tokenizer": self.tokenizer, "check_policy": self.check_policy}.items():
             if folder is not None and not Path(folder).is_dir():
                 yield problem(name, folder, "should be the policy's Hugging Face folder")

@@ -9,14 +9,15 @@ the network adds is not in these times.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.answers import kind_of
+from rs_aligner.data.chats import check_messages
+from rs_aligner.data.rows import read_rows, shown_keys
+from rs_aligner.data.shapes import as_prompt, in_our_shape
 from rs_aligner.reward.judges import Metadata, ServedJudge, TokenJudge, score_rows
 from rs_aligner.reward.judges.functions import AnyRow
 from rs_aligner.rollout import Score, ScoreFailure
@@ -104,20 +105,19 @@ def _references(cfg: ServeRewardConfig) -> Iterator[str]:
     for where, source in sources.items():
         if cfg.check_data is not None and source.name == "final_answer":
             key = str(source.kwargs.get("answer_key", "answer"))
-            numbered = [
-                (number, row[key]) for number, row in _json_rows(cfg.check_data) if row.get(key) is not None
-            ]
-            yield f"{where} final_answer: {len(numbered)} references ({key})"
-            found: dict[str, list[tuple[int, str]]] = {}
-            for number, reference in numbered:
-                found.setdefault(kind_of(str(reference)), []).append((number, str(reference)))
-            strange = len(numbered) - len(found.get("number", []))
+            rows = ((place, as_prompt(place, row)) for place, row in _read(cfg.check_data))
+            placed = [(place, row[key]) for place, row in rows if row.get(key) is not None]
+            yield f"{where} final_answer: {len(placed)} references ({key})"
+            found: dict[str, list[tuple[str, str]]] = {}
+            for place, reference in placed:
+                found.setdefault(kind_of(str(reference)), []).append((place, str(reference)))
+            strange = len(placed) - len(found.get("number", []))
             yield f"  {strange} of them are no numbers" + (":" if strange else "")
-            for kind, rows in sorted(found.items(), key=lambda item: -len(item[1])):
+            for kind, those in sorted(found.items(), key=lambda item: -len(item[1])):
                 if kind != "number":
-                    example = " ".join(rows[0][1].split())
+                    example = " ".join(those[0][1].split())
                     shown = example if len(example) <= 60 else f"...{example[-57:]}"
-                    yield f"  {len(rows)} {_READ.get(kind, kind)}, first line {rows[0][0]}: {shown}"
+                    yield f"  {len(those)} {_READ.get(kind, kind)}, the first at {those[0][0]}: {shown}"
 
 
 def _ways(judge: ServedJudge, rows: list[Row], most: int) -> Iterator[tuple[str, Scores]]:
@@ -230,33 +230,36 @@ def _rows(file: str | None) -> list[Row]:
         return [
             (f"Question {i}: ", " ".join(texts[: i % 12 + 1]), AnyRow(id=f"made-up:{i}")) for i in range(24)
         ]
-    rows: list[Row] = []
-    for number, row in itertools.islice(_json_rows(file), MOST_ROWS):
-        if "response" not in row:
-            raise _no_row(file, number)
-        rows.append((str(row.get("prompt", row.get("text", ""))), str(row["response"]), row))
+    rows = [_judged(where, row) for where, row in itertools.islice(_read(file), MOST_ROWS)]
     if not rows:
         raise ValueError(f"check_data: {file} has no rows")
     return rows
 
 
-def _json_rows(file: str) -> Iterator[tuple[int, Metadata]]:
-    """The rows of a file with their line numbers."""
-    with Path(file).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise _no_row(file, number)
-            yield number, row
+def _read(file: str) -> Iterator[tuple[str, Metadata]]:
+    """The rows of a file with their places; as data files are read, whatever their format."""
+    try:
+        yield from read_rows([file])
+    except ValueError as error:
+        raise ValueError(f"check_data: {error}") from None
 
 
-def _no_row(file: str, number: int) -> ValueError:
-    return ValueError(f'check_data: {file}:{number} should be a JSON object with "prompt" and "response"')
+def _judged(where: str, row: Metadata) -> Row:
+    """The prompt where it is a text, the response, what a judge is told; a chat ends with its response."""
+    try:
+        ours, told = in_our_shape(where, row), as_prompt(where, row)
+        if "response" not in ours and "messages" in ours:
+            *before, last = check_messages(where, ours["messages"])
+            if before and last["role"] == "assistant":
+                ours, told = {**ours, "response": last["content"]}, {**told, "messages": before}
+    except ValueError as error:
+        raise ValueError(f"check_data: {error}") from None
+    if not isinstance(ours.get("response"), str):
+        raise ValueError(
+            f'check_data: {where}: should have a "response" beside its "prompt", or be a chat that ends with '
+            f"the assistant's answer; has {shown_keys(row)}"
+        )
+    return str(ours.get("prompt", ours.get("text", ""))), ours["response"], told
 
 
 def _reasons(scores: Scores) -> list[str]:

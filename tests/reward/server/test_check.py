@@ -100,8 +100,46 @@ def test_rows_of_a_file_are_judged_with_their_metadata(tmp_path: Path) -> None:
     assert "rows: 2 (" in text
     assert "rewards from 0 to 1, mean 0.5" in text
     file.write_text('{"prompt": "a"}\n')
-    with pytest.raises(ValueError, match=r"check_data: .*rows.jsonl:1 should be a JSON object"):
+    with pytest.raises(ValueError, match=r"check_data: .*rows.jsonl:1: should have a \"response\" beside"):
         report(None, check_data=str(file))
+    file.write_text('{"prompt": "a", "response": }\n')
+    with pytest.raises(ValueError, match=r"check_data: .*rows.jsonl:1: not valid JSON"):
+        report(None, check_data=str(file))
+
+
+def test_check_data_may_be_of_any_format_and_shape(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    asked = [{"role": "user", "content": "2+2="}]
+    rows = [
+        {"prompt": "2+2=", "response": "4", "answer": "4"},
+        {"prompt": "2+3=", "completion": "4", "answer": "5"},
+        {"messages": [*asked, {"role": "assistant", "content": "4"}], "answer": "4"},
+        {"prompt": asked, "completion": [{"role": "assistant", "content": "4"}], "answer": "5"},
+        {"prompt": asked, "response": "4", "reward_model": {"ground_truth": "4"}},
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
+    pandas.DataFrame(rows[:1]).to_parquet(tmp_path / "frame.parquet")
+    judge = {"name": "exact_answer"}
+    _, text = report(None, judge=judge, check_data=str(tmp_path / "list.json"))
+    assert "5 of them scored" in text
+    assert "rewards from 0 to 1, mean 0.6" in text
+    _, text = report(None, judge=judge, check_data=str(tmp_path / "frame.parquet"))
+    assert "1 of them scored" in text
+    _, text = report(None, judge={"name": "final_answer"}, check_data=str(tmp_path / "list.json"))
+    assert "judge final_answer: 5 references (answer)" in text
+
+
+def test_a_chat_that_is_checked_is_judged_without_its_answer(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
+    seen = []
+
+    def judge(prompts: list[str], responses: list[str], metadata: list[Any]) -> list[float]:
+        seen.extend(zip(responses, metadata, strict=True))
+        return [0.0] * len(responses)
+
+    report(judge, check_data=str(tmp_path / "chat.jsonl"))
+    assert seen[0] == ("4", {"messages": turns[:1]})
 
 
 def test_the_time_of_a_row_and_of_a_batch_is_measured() -> None:
@@ -146,9 +184,11 @@ def test_references_that_are_no_numbers_are_counted_by_how_they_are_read(tmp_pat
     _, text = report(None, judge=judge, check_data=str(file))
     assert "judge final_answer: 160 references (gold)" in text
     assert "120 of them are no numbers:" in text
-    assert r"40 expressions, compared by value, first line 3: 7\sqrt{11}" in text
-    assert "20 inequalities, compared as they are or turned round, first line 5: x > 3" in text
-    assert "20 intervals and points, compared with brackets and in order, first line 6: (4, 9)" in text
-    assert "40 texts that are compared word by word, first line 7: Paris" in text
+    assert rf"40 expressions, compared by value, the first at {file}:3: 7\sqrt{{11}}" in text
+    assert f"20 inequalities, compared as they are or turned round, the first at {file}:5: x > 3" in text
+    assert (
+        f"20 intervals and points, compared with brackets and in order, the first at {file}:6: (4, 9)" in text
+    )
+    assert f"40 texts that are compared word by word, the first at {file}:7: Paris" in text
     _, text = report(None, judge={"parts": {"right": judge}}, check_data=str(file))
     assert "judge.parts.right final_answer: 160 references (gold)" in text
