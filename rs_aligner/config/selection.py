@@ -22,7 +22,8 @@ from rs_aligner.config.base import (
     function_problems,
     problem,
 )
-from rs_aligner.config.selector import Most, SelectorSection, UpToK
+from rs_aligner.config.pessimistic import PessimisticConfig
+from rs_aligner.config.selector import BestK, Most, SelectorSection, UpToK
 
 
 def _pattern(value: Any) -> Any:
@@ -36,31 +37,13 @@ def _pattern(value: Any) -> Any:
     return value
 
 
-class TopKConfig(UpToK):
+class TopKConfig(BestK):
     """The best of each prompt."""
 
     name: Literal["topk"]
-    k: Count | None = None
-    """How many of a prompt; null is `model.rs.top_n_rollouts`."""
-
-    @property
-    def num(self) -> int:
-        """`k`, once it has been filled in."""
-        assert self.k is not None, "with_top_n comes first"
-        return self.k
-
-    @property
-    def reads_top_n(self) -> bool:
-        return self.k is None
-
-    def with_top_n(self, top_n: int) -> TopKConfig:
-        return self.model_copy(update={"k": top_n}) if self.reads_top_n else self
 
     def in_words(self) -> str:
         return f"the best {self.num}"
-
-    def keeps(self, left: Most) -> Most:
-        return Most(min(left.each, self.num), left.whole)
 
 
 class PercentileConfig(SelectorSection):
@@ -292,6 +275,7 @@ SelectorConfig = Annotated[
     | DistinctAnswersConfig
     | PassRateConfig
     | FunctionConfig
-    | DiverseConfig,
+    | DiverseConfig
+    | PessimisticConfig,
     Field(discriminator="name"),
 ]

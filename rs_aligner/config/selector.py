@@ -53,6 +53,11 @@ class SelectorSection(Section):
         return iter(())
 
     @property
+    def judges(self) -> tuple[str, ...]:
+        """Components of the score that it takes for judges of the same thing."""
+        return ()
+
+    @property
     def reads_top_n(self) -> bool:
         """Whether `model.rs.top_n_rollouts` stands in for a key that is not set."""
         return False
@@ -71,3 +76,26 @@ class UpToK(SelectorSection):
         """A prompt can have `k` rollouts."""
         if self.k is not None and self.k > most:
             yield problem(f"{key}.k", self.k, f"should be at most {bound} = {most}")
+
+
+class BestK(UpToK):
+    """A selector that keeps the `k` best of each prompt, by whatever it holds for good."""
+
+    k: Count | None = None
+    """How many of a prompt; null is `model.rs.top_n_rollouts`."""
+
+    @property
+    def num(self) -> int:
+        """`k`, once it has been filled in."""
+        assert self.k is not None, "with_top_n comes first"
+        return self.k
+
+    @property
+    def reads_top_n(self) -> bool:
+        return self.k is None
+
+    def with_top_n(self, top_n: int) -> Self:
+        return self.model_copy(update={"k": top_n}) if self.reads_top_n else self
+
+    def keeps(self, left: Most) -> Most:
+        return Most(min(left.each, self.num), left.whole)

@@ -17,8 +17,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rs_aligner.midranks import midranks
 from rs_aligner.proof.chance import kept_rows
 from rs_aligner.rollout import Group, Score, ScoreFailure
 
@@ -89,16 +89,9 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     """
     if len(first) < 2 or min(first) == max(first) or min(second) == max(second):
         return None
-    x, y = _ranks(first), _ranks(second)
+    x, y = np.array(midranks(first)), np.array(midranks(second))
     x, y = x - x.mean(), y - y.mean()
     return float(x @ y / math.sqrt((x @ x) * (y @ y)))
-
-
-def _ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:
-    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    ranks: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
-    return ranks
 
 
 def mean_and_error(scores: Sequence[Sequence[Result]]) -> tuple[float, float] | None:

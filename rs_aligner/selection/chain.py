@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from rs_aligner.config import selection as conf
 from rs_aligner.config.selector import SelectorSection
 from rs_aligner.rollout import Group, Score
-from rs_aligner.selection import bars, distinct, filters
+from rs_aligner.selection import bars, distinct, filters, pessimistic
 from rs_aligner.selection.base import Places, Progress, Selector
 from rs_aligner.selection.result import KEPT, NOT_SCORED, Selection, selection_of
 
@@ -107,18 +107,19 @@ def build_chain(configs: Sequence[SelectorSection], *, top_n: int, min_reward: f
         return Chain([bars.Threshold(min_reward, reason="below min_reward"), bars.TopK(top_n)])
     if min_reward is not None:
         raise ValueError("min_reward has no place beside a chain; put a threshold selector into it")
-    made = (
-        MAKERS[type(config)](config.with_top_n(top_n), f"model.rs.selection.{i}")
-        for i, config in enumerate(configs)
-    )
-    return Chain([selector for selector in made if selector is not None])
+    made: list[Selector] = []
+    for number, config in enumerate(configs):
+        links = MAKERS[type(config)](config.with_top_n(top_n), f"model.rs.selection.{number}")
+        made += [links] if isinstance(links, Selector) else links
+    return Chain(made)
 
 
-Maker = Callable[[Any, str], Selector | None]
-"""Makes the selector of a section that stands at a key; None if it keeps all."""
+Links = Selector | Sequence[Selector]
+Maker = Callable[[Any, str], Links]
+"""Makes the links of a section that stands at a key: one, several in a row, or none if it keeps all."""
 
 
-def _row(section: type[AnySection], make: Callable[[AnySection, str], Selector | None]) -> tuple[type, Maker]:
+def _row(section: type[AnySection], make: Callable[[AnySection, str], Links]) -> tuple[type, Maker]:
     return section, make
 
 
@@ -135,7 +136,7 @@ MAKERS: Mapping[type, Maker] = dict(
         _row(conf.PositiveConfig, lambda c, _: bars.Positive(c.above)),
         _row(conf.TopFractionConfig, lambda c, _: bars.TopFraction(c.fraction)),
         _row(conf.MedianConfig, lambda *_: bars.Median()),
-        _row(conf.AllConfig, lambda *_: None),
+        _row(conf.AllConfig, lambda *_: ()),
         _row(conf.TruncatedConfig, lambda *_: filters.Truncated()),
         _row(conf.LengthConfig, lambda c, _: filters.Length(c.min_tokens, c.max_tokens)),
         _row(conf.PassRateConfig, lambda c, _: filters.PassRate(c.min, c.max, c.above)),
@@ -147,6 +148,7 @@ MAKERS: Mapping[type, Maker] = dict(
         _row(conf.NearDuplicatesConfig, lambda c, _: distinct.NearDuplicates(c.similarity, c.measure, c.n)),
         _row(conf.DistinctAnswersConfig, lambda c, _: distinct.DistinctAnswers(c.k, c.pattern)),
         _row(conf.DiverseConfig, lambda c, _: distinct.Diverse(c.k, c.n)),
+        _row(conf.PessimisticConfig, pessimistic.links),
     )
 )
 """By the kind of section: what makes its selector."""

@@ -60,6 +60,7 @@ def selector(
 
 
 _WATCHED = {"watched_rm.max_wait_seconds": 0.05}  # as it is by default: the section is there
+_VIEWS = {"remote_rm.in_process": True, "remote_rm.judge.function": "@/judges.py:views"}
 _UNTIL = {"until.accepted": 1, "until.at_least": 0.2, "until.max_rollouts": 8}
 _ANCHOR = {"anchor.files": "@/sft.jsonl", "anchor.share": 0.4}
 _ADVANTAGE = {"advantage": "group", "/model.rs.selection": [{"name": "all"}]}
@@ -183,6 +184,15 @@ TRAIN_RS: Rows = {
         kwargs={"most": 12},
     ),
     **selector("diverse", {"k": 2}, k=3, n=1),
+    **selector("pessimistic", {"disagreement": "second"}, _VIEWS, disagreement="third", coefficient=0),
+    **selector(
+        "pessimistic",
+        {"components": ["first", "second"]},
+        _VIEWS,
+        k=2,
+        components=["first", "third"],
+        scale="none",
+    ),
     **under("remote_rm", remote_judge("metrics")),
     "remote_rm.max_failed_fraction": Row(0.1, "error", {f"{_PREFIX}.train": "@/failing.jsonl"}),
     **with_given(under("watched_rm", remote_judge("metrics")), _WATCHED),

@@ -52,6 +52,8 @@ from tests.tiny import save_tiny_adapter, save_tiny_with_tokenizer
 WORDS = ("red", "Red", "dog", "runs")
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
 JUDGES = """
+import random
+
 def one(prompts, responses, metadata, scale=1.0):
     return [scale * len(response) for response in responses]
 
@@ -60,6 +62,10 @@ def two(prompts, responses, metadata):
 
 def together(prompts, responses, metadata):
     return [float(len(responses))] * len(responses)
+
+def views(prompts, responses, metadata):
+    names = ("reward", "first", "second", "third")
+    return [{name: random.Random(name + text).random() for name in names} for text in responses]
 
 def keep_short(prompt, responses, rewards, metadata, most=8):
     return [len(response) <= most for response in responses]

@@ -37,7 +37,7 @@ def problems(tree):
 
 def test_every_key_of_every_selector_is_described_here_and_on_its_page():
     page = (Path(__file__).parents[2] / "docs" / "selection.md").read_text()
-    assert len(SECTIONS) >= 15
+    assert len(SECTIONS) >= 16
     for name, section in SECTIONS.items():
         assert f"`{name}`" in page
         for key in section.model_fields:
@@ -91,6 +91,31 @@ def test_a_chain_can_be_written_on_the_command_line(tree):
         (
             {"name": "function", "function": "no.py:f"},
             f'{KEY}.0.function is "no.py:f": there is no such file',
+        ),
+        ({"name": "pessimistic"}, f"{KEY}.0: nothing says where judges disagree; set {KEY}.0.components"),
+        (
+            {"name": "pessimistic", "components": "first"},
+            f'{KEY}.0.components is ["first"]: should be two names or more, each once',
+        ),
+        (
+            {"name": "pessimistic", "components": ["first", "first"]},
+            f'{KEY}.0.components is ["first", "first"]: should be two names or more, each once',
+        ),
+        (
+            {"name": "pessimistic", "components": ["first", "second"], "disagreement": "std"},
+            f'{KEY}.0.disagreement is "std": has no place beside {KEY}.0.components',
+        ),
+        (
+            {"name": "pessimistic", "disagreement": "std", "scale": "zscore"},
+            f'{KEY}.0.scale is "zscore": is of {KEY}.0.components; leave it out',
+        ),
+        (
+            {"name": "pessimistic", "disagreement": "std", "coefficient": -1},
+            f"{KEY}.0.coefficient is -1: should be greater than or equal to 0",
+        ),
+        (
+            {"name": "pessimistic", "disagreement": "std", "k": 5},
+            "should be at most model.rs.num_rollouts_per_prompt = 4",
         ),
     ],
 )
@@ -149,6 +174,7 @@ def test_every_selector_has_words(tree, name):
         "length": {"min_tokens": 2},
         "diverse": {"k": 3},
         "function": {"function": "os.path:join"},
+        "pessimistic": {"components": ["helpful", "harmless"]},
     }
     config = load_config(tree(**{KEY: [{"name": name, **needed.get(name, {})}]}), TrainRSConfig)
     (line,) = [line for line in plan(config).splitlines() if line.startswith("kept a step")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -38,6 +39,11 @@ def group(
     )
 
 
+def with_views(score: Score, first: float, second: float) -> Score:
+    """A score of a judge that has two judges as components."""
+    return replace(score, components={"first": first, "second": second})
+
+
 def chain(*selectors: dict[str, Any], top_n: int = 1) -> Chain:
     """The chain that the config makes of these sections."""
     return build_chain(CONFIGS.validate_python(selectors), top_n=top_n)
@@ -57,11 +63,13 @@ def select(groups: Sequence[Group], *selectors: dict[str, Any], progress: Progre
 def steps(draw: st.DrawFn, ties: bool = True) -> list[Group]:
     """A step of groups of any size, without or with rewards that are equal.
 
-    Few words and tokens, so that texts are equal or alike often.
+    Few words and tokens, so that texts are equal or alike often. Scores have two components, `first`, which
+    is the reward, and `second`.
     """
     sizes = draw(st.lists(st.integers(0, 6), max_size=4))
     values = st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0]) if ties else st.floats(-1e6, 1e6, width=32)
     rewards = draw(st.lists(values, min_size=sum(sizes), max_size=sum(sizes), unique=not ties))
+    seconds = draw(st.lists(values, min_size=sum(sizes), max_size=sum(sizes)))
     groups = []
     for row, size in enumerate(sizes):
         mine = [rewards.pop() for _ in range(size)]
@@ -79,4 +87,8 @@ def steps(draw: st.DrawFn, ties: bool = True) -> list[Group]:
                 row=row,
             )
         )
+        groups[-1].scores = [
+            with_views(score, score.reward, seconds.pop()) if isinstance(score, Score) else score
+            for score in groups[-1].scores
+        ]
     return groups

@@ -63,14 +63,14 @@ class Shortest(GroupSelector):
 CHANGES = {
     "config/selection.py": {
         "SelectorConfig = Annotated[\n": f"{SECTION}SelectorConfig = Annotated[\n",
-        "    | DiverseConfig,\n": "    | DiverseConfig\n    | ShortestConfig,\n",
+        "    | PessimisticConfig,\n": "    | PessimisticConfig\n    | ShortestConfig,\n",
     },
     "selection/chain.py": {
         "        _row(conf.DiverseConfig, ": (
             "        _row(conf.ShortestConfig, lambda c, _: shortest.Shortest(c.least, c.most)),\n"
             "        _row(conf.DiverseConfig, "
         ),
-        "import bars, distinct, filters\n": "import bars, distinct, filters, shortest\n",
+        "distinct, filters, pessimistic\n": "distinct, filters, pessimistic, shortest\n",
     },
 }
 PROGRAM = """

@@ -26,6 +26,11 @@ SHARES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 WITH_K: dict[str, dict[str, Any]] = {
     "topk": {},
     "diverse": {"n": st.integers(1, 3)},
+    "pessimistic": {
+        "components": st.just(["first", "second"]),
+        "scale": st.sampled_from(["rank", "zscore", "none"]),
+        "coefficient": st.sampled_from([None, 0.0, 0.5, 2.0]),
+    },
     "distinct_answers": {"pattern": st.sampled_from([None, r"(\d)"])},
 }
 SELECTORS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
@@ -65,7 +70,7 @@ ANY = st.one_of(*SELECTORS.values())
 EACH = pytest.mark.parametrize("name", SELECTORS)
 PROGRESS = st.builds(Progress, st.integers(1, 3), st.just(3), st.integers(0, 2), st.just(3))
 slowly = settings(max_examples=40)
-each_slowly = settings(max_examples=15)  # of each of 15 selectors, so that a property sees hundreds
+each_slowly = settings(max_examples=15)  # of each of 16 selectors, so that a property sees hundreds
 
 
 def short(
