@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rs_aligner.config.template import PromptTemplate
 from rs_aligner.data.chats import Message, arguments_of, check_messages, tools_of
@@ -62,8 +61,7 @@ class ReadingTokenizer(Protocol):
     def chat_in(self, text: str) -> tuple[bool, bool, str]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ReadPrompt:
+class ReadPrompt(NamedTuple):
     """A row's prompt.
 
     Attributes:
@@ -137,9 +135,7 @@ class RowReader:
 
     def tokenized(self, where: str, draft: ReadPrompt) -> ReadPrompt:
         """The prompt of a draft."""
-        text, begun, plain = draft.text, draft.has_its_begin, draft.plain
-        ids = self._tokenize(where, text, begun, plain)
-        return ReadPrompt(text, ids, draft.is_turn, begun, draft.prefilled, plain, draft.goes_on)
+        return draft._replace(token_ids=self._tokenize(where, draft.text, draft.has_its_begin, draft.plain))
 
     def answer(self, where: str, row: dict[str, Any], messages: list[Message]) -> str:
         """The text of the assistant's last turn; with tool calls or thoughts, as the chat template writes it.

@@ -19,7 +19,7 @@ class Encoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._ready: dict[str, list[int]] = {}
-        self._numbers: dict[int, int] = {}
+        self._numbers: list[int] = []
         self._before = self._own_rule()
 
     def encode(self, text: str, *, is_chat: bool = False, plain: Sequence[tuple[int, int]] = ()) -> list[int]:
@@ -34,6 +34,13 @@ class Encoder:
             is_chat: whether a chat template has written all that belongs in front; nothing is added then.
             plain: parts of the text, by first and last place, that are no control tokens though they look so.
         """
+        ids = self._around(text, plain) if plain else self._raw(text)
+        if is_chat or ids[: len(self._before)] == self._before:
+            return ids
+        return [*self._before, *ids]
+
+    def _around(self, text: str, plain: Sequence[tuple[int, int]]) -> list[int]:
+        """Tokens of a text with parts that are spelled out."""
         ids: list[int] = []
         place = 0
         for first, last in (*plain, (len(text), len(text))):
@@ -41,9 +48,7 @@ class Encoder:
             ids += self.inside(between) if place else self._raw(between)
             ids += self._spelled(text[first:last])
             place = last
-        if is_chat or ids[: len(self._before)] == self._before:
-            return ids
-        return [*self._before, *ids]
+        return ids
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Tokenize texts all at once, so that `encode` need not; they take the place of those before them.
@@ -53,9 +58,14 @@ class Encoder:
         wanted = list(dict.fromkeys(filter(None, texts)))
         self._ready = {}
         if len(wanted) > 1:
-            one = self._numbers.setdefault
-            found = ([one(number, number) for number in ids] for ids in self._batch(wanted))
-            self._ready = dict(zip(wanted, found, strict=True))
+            self._ready = dict(zip(wanted, map(self._as_one, self._batch(wanted)), strict=True))
+
+    def _as_one(self, ids: list[int]) -> list[int]:
+        try:
+            return list(map(self._numbers.__getitem__, ids))
+        except IndexError:
+            self._numbers += range(len(self._numbers), max(ids) + 1)
+            return self._as_one(ids)
 
     def _batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts, by the library underneath where there is one: it leaves out what nobody asks for."""

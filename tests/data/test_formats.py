@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,31 @@ def test_a_file_is_read_piece_by_piece_wherever_it_is_cut(
         for text in (json.dumps(rows, indent=1), "\n".join(json.dumps(row, indent=3) for row in rows)):
             path.write_text(text)
             assert [row for _, row in read_rows([str(path)])] == rows
+
+
+def test_lines_are_read_as_the_careful_reader_reads_them() -> None:
+    """What the quick reader takes, the other one takes as the same value; it takes nothing else."""
+    draw = random.Random(0)
+    line = b'{"id": "p0", "t": "\\u00e9\\ud83d\\ude00 \\n", "n": [1, -0, 2.5e3, null, {"a": "\xc3\xa9"}]}'
+    odd = b'-0.0 1e400 0.1e-7 123456789012345678901234567890 NaN 01 1. "\\ud800" "\t" "\xff" {"a":1,"a":2}'
+    lines = [line, *odd.split(b" ")]
+    for _ in range(20_000):
+        made = bytearray(line)
+        for _ in range(draw.randint(1, 3)):
+            made[draw.randrange(len(made))] = draw.choice([draw.randrange(256), *b'"\\{}[],:u0e-. '])
+        lines.append(bytes(made))
+    lines += [repr(draw.gauss(0, 1) * 10 ** draw.randint(-300, 300)).encode() for _ in range(2_000)]
+    taken = 0
+    for one in lines:
+        try:
+            quick = formats._QUICK.decode(one)
+        except ValueError:
+            continue
+        taken += 1
+        careful = formats._DECODER.decode(one.decode("utf-8"))
+        assert repr(quick) == repr(careful)  # the order of keys and the sign of nothing, too
+        formats.check_letters(careful, one)
+    assert 2_000 < taken < len(lines)
 
 
 class CountedText(str):
