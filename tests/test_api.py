@@ -224,6 +224,36 @@ def test_a_run_goes_on_where_it_was_after_ctrl_c_too_and_a_judge_that_fails_ends
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
+def test_rows_that_weights_stand_before_are_drawn_by_their_shares(policy: Path, tmp_path: Path) -> None:
+    import pandas
+
+    few, many = PROMPTS[:2], pandas.DataFrame([{"prompt": f"{n} makes "} for n in range(6)])
+    given: dict[str, Any] = {
+        "prompts": [3, few, 1, many],
+        "config": settings(**{"trainer.rs.max_steps": 2, "model.rs.num_rollout_samples": 4}),
+        "model_path": policy,
+        "output_dir": tmp_path / "run",
+    }
+    result = rs_aligner.train(reward_fn=distinct, **given)
+    assert [row["data/share/prompts.jsonl"] for row in result.metrics] == [0.75, 0.75]
+    assert [row["data/share/prompts_2.jsonl"] for row in result.metrics] == [0.25, 0.25]
+    ledger = Ledger.existing(result.folder / "rollouts")
+    drawn = [row.prompt for step in (1, 2) for row in ledger.read(step) if row.index == 0]
+    assert sorted(prompt.endswith("is ") for prompt in drawn) == [False] * 2 + [True] * 6
+    assert {drawn.count(row["prompt"]) for row in few} == {3}
+    with pytest.raises(ValueError, match=r"prompts\[1\] is empty"):
+        rs_aligner.train(reward_fn=distinct, **{**given, "prompts": [3, [], 1, many]})
+    with pytest.raises(ValueError, match=r"data_prefix\.train is -3\.0: a weight should be above 0"):
+        rs_aligner.train(
+            reward_fn=distinct, **{**given, "prompts": [-3, few, 1, many], "output_dir": tmp_path / "new"}
+        )
+    given["prompts"] = [1, few, 3, many]
+    with pytest.raises(
+        ValueError, match=r"(?s)the data to train on.*allow_changes=\[model\.data\.data_prefix"
+    ):
+        rs_aligner.train(reward_fn=distinct, **given)
+
+
 def test_a_watched_judge_anchors_and_offline_rollouts_come_by_the_config(
     policy: Path, tmp_path: Path
 ) -> None:

@@ -38,8 +38,10 @@ TextsOrRows = Any
 """Rows, or a list with texts."""
 ModelSource = str | Path | tuple[Any, Any]
 """A model folder, or a model with its tokenizer."""
-Given = tuple[str, str, list[dict[str, Any]]]
-"""Rows for a file: the key that names it, the argument that they came by, the rows."""
+Parts = list[tuple[float | None, list[dict[str, Any]]]]
+"""Rows of a file each, with its weight where it has one."""
+Given = tuple[str, str, Parts]
+"""Rows for files: the key that names these, the argument that they came by, and the rows."""
 TRAIN, VALIDATION = "model.data.data_prefix.train", "model.data.data_prefix.validation"
 FOLDER, MODEL = "exp_manager.explicit_log_dir", "pretrained_checkpoint.restore_from_path"
 
@@ -49,9 +51,10 @@ def set_key(tree: DictConfig, key: str, value: Any, argument: str) -> None:
     if value is None:
         return
     there = OmegaConf.select(tree, key)  # None where it is missing or ???
-    if there not in (None, [], str(value)):
+    put = list(map(str, value)) if isinstance(value, list) else str(value)
+    if there not in (None, [], put):
         raise ConfigError([f"{key} is {there} in the config, and {argument} is {value}: give one of the two"])
-    OmegaConf.update(tree, key, str(value))
+    OmegaConf.update(tree, key, put)
 
 
 def tree_from(
@@ -132,6 +135,33 @@ def rows_of(argument: str, given: Any, *, are_prompts: bool = True) -> list[dict
     return found
 
 
+def parts_of(argument: str, given: Any, *, are_prompts: bool = True) -> Parts:
+    """What is trained on, as rows of files: of one, or of several that weights stand before.
+
+    Args:
+        argument: by which they came, for messages.
+        given: as for `rows_of`; or weights and such rows in turns, `[0.3, rows, 0.7, others]`.
+        are_prompts: whether a row is a prompt.
+
+    Raises:
+        ValueError: as `rows_of`.
+    """
+    if isinstance(given, list | tuple) and given and len(given) % 2 == 0:
+        weights, rows = given[::2], given[1::2]
+        if all(isinstance(one, int | float) and not isinstance(one, bool) for one in weights):
+            return [
+                (float(weight), rows_of(f"{argument}[{2 * number + 1}]", some, are_prompts=are_prompts))
+                for number, (weight, some) in enumerate(zip(weights, rows, strict=True))
+            ]
+    return whole(argument, given, are_prompts=are_prompts)
+
+
+def whole(argument: str, given: Any, *, are_prompts: bool = True) -> Parts:
+    """Rows of one file, or of none; as `rows_of`."""
+    found = rows_of(argument, given, are_prompts=are_prompts)
+    return [(None, found)] if found else []
+
+
 def keys_of(tree: DictConfig, rows: Sequence[Row]) -> list[str]:
     """All keys that the judge gets of these rows, once they are read as `model.data` of the config says."""
     columns = OmegaConf.select(tree, "model.data.columns") or {}
@@ -145,7 +175,7 @@ def keys_of(tree: DictConfig, rows: Sequence[Row]) -> list[str]:
 
 @contextlib.contextmanager
 def given_in_folder(
-    tree: DictConfig, rows: Sequence[Given], model: ModelSource | None = None
+    tree: DictConfig, given: Sequence[Given], model: ModelSource | None = None
 ) -> Iterator[list[Path]]:
     """Write what was given as objects into the run's folder, and name it in the config.
 
@@ -154,7 +184,7 @@ def given_in_folder(
 
     Args:
         tree: the config, which is changed.
-        rows: of files.
+        given: rows of files.
         model: a folder, or a model with its tokenizer, both with `save_pretrained`; None for the config's.
     """
     folder = Path(OmegaConf.select(tree, FOLDER))
@@ -166,11 +196,14 @@ def given_in_folder(
             model, made = _save(folder, model)
             written += [model] * made
         set_key(tree, MODEL, model, "model_path")
-        for key, argument, some in rows:
-            if some:
-                path, made = _write(folder, argument, some)
+        for key, argument, parts in given:
+            named: list[Any] = []
+            for weight, rows in parts:
+                path, made = _write(folder, argument, rows)
                 written += [path] * made
-                set_key(tree, key, path, argument)
+                named += [path] if weight is None else [weight, path]
+            if parts:
+                set_key(tree, key, named if len(named) > 1 else named[0], argument)
         yield written
     except BaseException:
         remove(written)

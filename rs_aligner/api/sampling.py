@@ -44,7 +44,7 @@ def generate(
         ValueError: config or prompts cannot be used; with the key, or the argument and the row.
         JudgeFailed: the judge scored too little.
     """
-    rows = inputs.rows_of("prompts", prompts)
+    rows = inputs.whole("prompts", prompts)
     with tempfile.TemporaryDirectory(prefix="rs_aligner_") as scratch:
         tree = inputs.tree_from(config, output_dir=scratch)
         inputs.set_key(tree, _OUTPUT, output, "output")

@@ -78,7 +78,8 @@ def train(
             sampled meanwhile: a judge that is slow is better served. None: the judge that `remote_rm` of the
             config names.
         prompts: to train on: texts, or rows as in a prompt file (docs/data.md), whose keys the judge gets; in
-            a list, a `datasets.Dataset`, a pandas data frame or an Arrow table. None: the config's files.
+            a list, a `datasets.Dataset`, a pandas data frame or an Arrow table; or several of these with
+            weights, `[0.3, rows, 0.7, others]`. None: the config's files.
         eval_prompts: held-out prompts, never trained on.
         config: overrides of the tree of `train_rs.yaml`, nested or with dotted keys, or a YAML file of it.
         model_path: the policy, where the config does not name it: a folder, or a pair (model, tokenizer) of
@@ -106,9 +107,9 @@ def train(
             `exp_manager.max_time_per_run`, which counts from this call. It is a SystemExit of status 75.
     """
     tree = inputs.tree_from(config, output_dir=output_dir)
-    train_rows = inputs.rows_of("prompts", prompts)
-    held_out_rows = inputs.rows_of("eval_prompts", eval_prompts)
-    keys = inputs.keys_of(tree, [*train_rows, *held_out_rows])
+    train = inputs.parts_of("prompts", prompts)
+    held_out = inputs.whole("eval_prompts", eval_prompts)
+    keys = inputs.keys_of(tree, [row for _, rows in (*train, *held_out) for row in rows])
     judge = metrics_of = None
     if reward_fn is not None:
         from rs_aligner.reward.judges.callables import judge_of
@@ -122,7 +123,7 @@ def train(
         from rs_aligner.reward.judges.callables import metrics_by
 
         metrics_of = metrics_by(metric_fn, keys)
-    files = [(TRAIN, "prompts", train_rows), (VALIDATION, "eval_prompts", held_out_rows)]
+    files = [(TRAIN, "prompts", train), (VALIDATION, "eval_prompts", held_out)]
     with inputs.given_in_folder(tree, files, model_path) as written:
         typed = load_config(tree, TrainRSConfig)
         inputs.refuse_ranks(typed, "train")
@@ -162,8 +163,8 @@ def sft(
     """
     tree = inputs.tree_from(config, what="sft", output_dir=output_dir)
     files = [
-        (TRAIN, "rows", inputs.rows_of("rows", rows, are_prompts=False)),
-        (VALIDATION, "eval_prompts", inputs.rows_of("eval_prompts", eval_prompts)),
+        (TRAIN, "rows", inputs.parts_of("rows", rows, are_prompts=False)),
+        (VALIDATION, "eval_prompts", inputs.whole("eval_prompts", eval_prompts)),
     ]
     with inputs.given_in_folder(tree, files, model_path) as written:
         typed = load_config(tree, TrainSFTConfig)
@@ -201,8 +202,8 @@ def reward_model(
     """
     tree = inputs.tree_from(config, what="reward_model", output_dir=output_dir)
     files = [
-        (TRAIN, "pairs", inputs.rows_of("pairs", pairs, are_prompts=False)),
-        (VALIDATION, "eval_pairs", inputs.rows_of("eval_pairs", eval_pairs, are_prompts=False)),
+        (TRAIN, "pairs", inputs.parts_of("pairs", pairs, are_prompts=False)),
+        (VALIDATION, "eval_pairs", inputs.whole("eval_pairs", eval_pairs, are_prompts=False)),
     ]
     with inputs.given_in_folder(tree, files, model_path) as written:
         typed = load_config(tree, TrainRewardModelConfig)

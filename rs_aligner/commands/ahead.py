@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from rs_aligner.commands import attempt, build
 from rs_aligner.commands.machine import check_disk, fit_of_rows, fit_of_rs
-from rs_aligner.commands.run_data import read_pair_data, read_prompts, read_rs_data, read_sft_data
+from rs_aligner.commands.run_data import (
+    EpochData,
+    read_pair_data,
+    read_prompts,
+    read_rs_data,
+    read_sft_data,
+)
 from rs_aligner.config import (
     GenerateConfig,
     JudgeConfig,
@@ -35,6 +41,7 @@ from rs_aligner.config import (
     plan,
     schedule_steps,
 )
+from rs_aligner.data import shares
 from rs_aligner.record.attempts import attempt_files, compare, latest
 from rs_aligner.record.format import work_in
 from rs_aligner.record.room import check_open_files, check_writable_above
@@ -83,18 +90,11 @@ def plan_of(config: Config) -> Plan:
             told = f"{len(data.scored) or len(data.prompts):,} prompts, {len(data.validation):,} held out"
             return Plan(text, told, attempt.of_rs_data(config, data), planned, fit)
         case TrainSFTConfig():
-            rows, held_out = read_sft_data(config, tokenizer, positions)
-            found = attempt.of_sft(config, rows, held_out, None)
-            fit = fit_of_rows(config, rows)
-            return _plan_of_epochs(config, found, (len(rows), len(held_out)), "rows", fit)
+            rows = read_sft_data(config, tokenizer, positions)
+            return _plan_of_rows(config, rows, attempt.of_sft(rows, None), "rows")
         case TrainRewardModelConfig():
-            pairs, kept_apart = read_pair_data(config, tokenizer, positions)
-            found = {
-                changes.TRAIN: attempt.of_pairs(pairs),
-                changes.HELD_OUT: attempt.of_pairs(kept_apart),
-            }
-            fit = fit_of_rows(config, pairs)
-            return _plan_of_epochs(config, found, (len(pairs), len(kept_apart)), "pairs", fit)
+            pairs = read_pair_data(config, tokenizer, positions)
+            return _plan_of_rows(config, pairs, attempt.of_preferences(pairs), "pairs")
         case GenerateConfig():
             return _plan_of_answers(config, tokenizer, positions)
 
@@ -161,23 +161,31 @@ def plan_of_rs(config: TrainRSConfig, data: RSData, fit: Fit) -> tuple[str, dict
     """What rejection sampling would do with its data: for people, and how long it would be."""
     number = len(data.scored) or len(data.prompts)
     largest = max((len(group.rollouts) for group in data.scored), default=None)
-    text = plan(config, number, len(data.validation), largest, fit.lines())
+    further = [*shares.lines(data.shares), *fit.lines()]
+    text = plan(config, number, len(data.validation), largest, further)
     steps, optimizer_steps = num_steps(config, number), schedule_steps(config, number, largest)
     return text, {"steps": steps, "optimizer_steps": optimizer_steps}
 
 
-def _plan_of_epochs(
+def plan_of_epochs(
+    config: TrainSFTConfig | TrainRewardModelConfig, data: EpochData[Any, Any], fit: Fit
+) -> str:
+    """What a training that passes over rows would do with them, for people."""
+    further = [*shares.lines(data.shares), *fit.lines()]
+    return epoch_plan(config, len(data.rows), len(data.held_out), further)
+
+
+def _plan_of_rows(
     config: TrainSFTConfig | TrainRewardModelConfig,
+    data: EpochData[Any, Any],
     found: Mapping[changes.Part, str],
-    numbers: tuple[int, int],
     what: str,
-    fit: Fit,
 ) -> Plan:
-    number, held_out = numbers
-    steps = num_epoch_steps(config, number)
-    told = f"{number:,} {what}, {held_out:,} held out"
+    fit = fit_of_rows(config, data.rows)
+    steps = num_epoch_steps(config, len(data.rows))
+    told = f"{len(data.rows):,} {what}, {len(data.held_out):,} held out"
     planned = {"steps": steps, "optimizer_steps": steps}
-    return Plan(epoch_plan(config, number, held_out, fit.lines()), told, found, planned, fit)
+    return Plan(plan_of_epochs(config, data, fit), told, found, planned, fit)
 
 
 def _plan_of_answers(config: GenerateConfig, tokenizer: Any, positions: int) -> Plan:

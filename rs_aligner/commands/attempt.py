@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rs_aligner.config import RemoteRMConfig, TrainConfig, TrainRSConfig, TrainSFTConfig
+from rs_aligner.config import RemoteRMConfig, TrainConfig, TrainRSConfig
 from rs_aligner.config import changes as parts
 from rs_aligner.config.changes import Part, settings_of
 from rs_aligner.files import checksum, checksum_of_file, running_checksum
@@ -23,6 +23,8 @@ from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
 
 if TYPE_CHECKING:
     from rs_aligner.commands.fitting import Fit
+    from rs_aligner.commands.run_data import EpochData
+    from rs_aligner.data import Share
     from rs_aligner.reward.client import RemoteGPTRMClient
     from rs_aligner.trainers.rs import RSData
 
@@ -110,7 +112,7 @@ def of_rs(
 def of_rs_data(config: TrainRSConfig, data: RSData) -> dict[Part, str]:
     """Fingerprints of what rejection sampling reads."""
     return {
-        parts.TRAIN: of_prompts(data.prompts),
+        parts.TRAIN: _drawn(of_prompts(data.prompts), data.shares),
         parts.HELD_OUT: of_prompts(data.validation),
         parts.OFFLINE: of_groups(data.scored),
         parts.ANCHORS: of_rows(data.anchors),
@@ -118,17 +120,29 @@ def of_rs_data(config: TrainRSConfig, data: RSData) -> dict[Part, str]:
     }
 
 
-def of_sft(
-    config: TrainSFTConfig,
-    rows: Sequence[TrainingRow],
-    validation: Sequence[Prompt],
-    judge: RemoteGPTRMClient | None,
-) -> dict[Part, str]:
+def of_sft(data: EpochData[TrainingRow, Prompt], judge: RemoteGPTRMClient | None) -> dict[Part, str]:
     """Fingerprints of what supervised training reads and asks."""
-    found = {parts.TRAIN: of_rows(rows), parts.HELD_OUT: of_prompts(validation)}
+    found = {
+        parts.TRAIN: _drawn(of_rows(data.rows), data.shares),
+        parts.HELD_OUT: of_prompts(data.held_out),
+    }
     if judge is not None:
         found[parts.SFT_JUDGE] = of_judge(judge, None)
     return found
+
+
+def of_preferences(data: EpochData[PreferencePair, PreferencePair]) -> dict[Part, str]:
+    """Fingerprints of what a reward model is trained on."""
+    train = _drawn(of_pairs(data.rows), data.shares)
+    return {parts.TRAIN: train, parts.HELD_OUT: of_pairs(data.held_out)}
+
+
+def _drawn(fingerprint: str, shares: Sequence[Share]) -> str:
+    """The fingerprint of files that are drawn from by weight; of others it is their own."""
+    if not shares:
+        return fingerprint
+    numbers = [[f"{share.share:.12g}", share.rows] for share in shares]
+    return checksum(json.dumps([fingerprint, numbers]).encode())
 
 
 def of_prompts(prompts: Sequence[Prompt]) -> str:

@@ -6,8 +6,9 @@ whose prompt is held out, too. Left out on purpose: what a row is and which prom
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from rs_aligner.config import (
     GenerateConfig,
@@ -20,19 +21,37 @@ from rs_aligner.data import (
     Origins,
     PromptSet,
     ReadingTokenizer,
+    Share,
     held_apart,
     load_pairs,
     load_prompts,
     load_scored,
     load_sft_rows,
+    shares_of,
     tell_duplicates,
 )
 from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
 from rs_aligner.trainers.rs import RSData
 
 T = TypeVar("T")
+Row_co = TypeVar("Row_co", covariant=True)
+HeldOut_co = TypeVar("HeldOut_co", covariant=True)
 Read_co = TypeVar("Read_co", covariant=True)
 _TRAIN = "model.data.data_prefix.train"
+
+
+class EpochData(NamedTuple, Generic[Row_co, HeldOut_co]):
+    """What a training that passes over rows reads.
+
+    Attributes:
+        rows: to learn.
+        held_out: never learnt; may be empty.
+        shares: of the files that the rows come from, where they have weights.
+    """
+
+    rows: Sequence[Row_co]
+    held_out: Sequence[HeldOut_co]
+    shares: Sequence[Share]
 
 
 def read_prompts(
@@ -68,9 +87,10 @@ def read_rs_data(config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: 
     """
     data, rs = config.model.data, config.model.rs
     validation = _held_out(config, tokenizer, positions)
-    prompts = read_prompts(data.data_prefix.train, config, tokenizer, positions)
-    kept = _apart(config, _TRAIN, prompts.prompts, prompts.origins, validation.origins)
-    tell_duplicates(data.data_prefix.train, "prompts", prompts.origins)
+    files = data.data_prefix.train_files
+    prompts = read_prompts(files, config, tokenizer, positions)
+    kept = _apart(config, _TRAIN, prompts.origins, validation.origins)
+    tell_duplicates(files, "prompts", prompts.origins)
     scored: tuple[Group, ...] = ()
     if rs.offline:
         scored = load_scored(
@@ -81,34 +101,43 @@ def read_rs_data(config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: 
             columns=data.columns,
             max_length=config.model.sequence_length(positions),
         )
-        scored = _apart(config, "model.rs.offline", scored, _origins_of(scored), validation.origins)
+        apart = _apart(config, "model.rs.offline", _origins_of(scored), validation.origins)
+        scored = _only(scored, apart)
     anchors = _read_anchors(config, tokenizer, positions, validation.origins)
-    return RSData(kept, validation.prompts, scored, anchors)
+    return RSData(
+        _only(prompts.prompts, kept),
+        validation.prompts,
+        scored,
+        anchors,
+        shares=_shares(config, prompts.origins, kept),
+    )
 
 
 def read_sft_data(
     config: TrainSFTConfig, tokenizer: ReadingTokenizer, positions: int
-) -> tuple[tuple[TrainingRow, ...], tuple[Prompt, ...]]:
+) -> EpochData[TrainingRow, Prompt]:
     """The rows to learn and the held-out prompts; as `read_rs_data`."""
-    files = config.model.data.data_prefix.train
+    files = config.model.data.data_prefix.train_files
     validation = _held_out(config, tokenizer, positions)
     rows = _read(load_sft_rows, files, config, tokenizer, positions)
     tell_duplicates(files, "rows", rows.origins)
-    return _apart(config, _TRAIN, rows.rows, rows.origins, validation.origins), validation.prompts
+    kept = _apart(config, _TRAIN, rows.origins, validation.origins)
+    return EpochData(_only(rows.rows, kept), validation.prompts, _shares(config, rows.origins, kept))
 
 
 def read_pair_data(
     config: TrainRewardModelConfig, tokenizer: ReadingTokenizer, positions: int
-) -> tuple[tuple[PreferencePair, ...], tuple[PreferencePair, ...]]:
+) -> EpochData[PreferencePair, PreferencePair]:
     """The pairs to learn and the held-out ones; as `read_rs_data`."""
     prefix = config.model.data.data_prefix
-    pairs = _read(load_pairs, prefix.train, config, tokenizer, positions)
-    tell_duplicates(prefix.train, "pairs", pairs.origins)
+    pairs = _read(load_pairs, prefix.train_files, config, tokenizer, positions)
+    tell_duplicates(prefix.train_files, "pairs", pairs.origins)
     if not prefix.validation:
-        return pairs.pairs, ()
+        return EpochData(pairs.pairs, (), _shares(config, pairs.origins, range(len(pairs.pairs))))
     validation = _read(load_pairs, prefix.validation, config, tokenizer, positions)
     tell_duplicates(prefix.validation, "pairs", validation.origins)
-    return _apart(config, _TRAIN, pairs.pairs, pairs.origins, validation.origins), validation.pairs
+    kept = _apart(config, _TRAIN, pairs.origins, validation.origins)
+    return EpochData(_only(pairs.pairs, kept), validation.pairs, _shares(config, pairs.origins, kept))
 
 
 def _held_out(
@@ -131,14 +160,24 @@ def _read_anchors(
         return []
     found = _read(load_sft_rows, anchor.files, config, tokenizer, positions)
     tell_duplicates(anchor.files, "rows", found.origins)
-    rows = _apart(config, "model.rs.objective.anchor.files", found.rows, found.origins, held_out)
+    rows = _only(found.rows, _apart(config, "model.rs.objective.anchor.files", found.origins, held_out))
     return shuffled_anchors(rows, anchor.weight, config.model.seed)
 
 
-def _apart(
-    config: TrainConfig, key: str, rows: Sequence[T], origins: Origins, held_out: Origins
-) -> tuple[T, ...]:
-    return held_apart(key, rows, origins, held_out, config.model.data.overlap)
+def _apart(config: TrainConfig, key: str, origins: Origins, held_out: Origins) -> Sequence[int]:
+    return held_apart(key, origins, held_out, config.model.data.overlap)
+
+
+def _only(rows: tuple[T, ...], places: Sequence[int]) -> tuple[T, ...]:
+    return rows if len(places) == len(rows) else tuple(rows[place] for place in places)
+
+
+def _shares(config: TrainConfig, origins: Origins, kept: Sequence[int]) -> list[Share]:
+    """Of the files to train on, by what is left of them."""
+    prefix = config.model.data.data_prefix
+    left = Counter(origins.files[place] for place in kept) if prefix.weights else Counter()
+    numbers = [left[file] for file in range(len(prefix.train_files))]
+    return shares_of(_TRAIN, prefix.train_files, prefix.weights, numbers)
 
 
 def _origins_of(groups: Sequence[Group]) -> Origins:

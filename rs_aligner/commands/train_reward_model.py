@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.commands import attempt, build
-from rs_aligner.config import TrainRewardModelConfig, changes, epoch_plan, num_epoch_steps
+from rs_aligner.config import TrainRewardModelConfig, num_epoch_steps
 
 if TYPE_CHECKING:
     from rs_aligner.record.run import Run
@@ -51,19 +51,20 @@ def _fit(
 ) -> None:
     tokenizer, positions = build.read_tokenizer(config)
 
+    from rs_aligner.commands.ahead import plan_of_epochs
     from rs_aligner.commands.machine import fit_of_rows
     from rs_aligner.commands.run_data import read_pair_data
     from rs_aligner.trainers.preference import PreferenceTrainer
 
-    pairs, validation = read_pair_data(config, tokenizer, positions)
+    data = read_pair_data(config, tokenizer, positions)
+    number = num_epoch_steps(config, len(data.rows))
     if run.is_first:
-        fit = fit_of_rows(config, pairs)
-        print(epoch_plan(config, len(pairs), len(validation), fit.lines()), flush=True)
+        fit = fit_of_rows(config, data.rows)
+        print(plan_of_epochs(config, data, fit), flush=True)
         fit.check()
-        number = num_epoch_steps(config, len(pairs))
         planned = {"steps": number, "optimizer_steps": number}
-        found = {changes.TRAIN: attempt.of_pairs(pairs), changes.HELD_OUT: attempt.of_pairs(validation)}
-        run.prepare(attempt.attempt(config, found, planned, given))
-    with build.reward_model_of(config, tokenizer, num_epoch_steps(config, len(pairs))) as model:
+        run.prepare(attempt.attempt(config, attempt.of_preferences(data), planned, given))
+    with build.reward_model_of(config, tokenizer, number) as model:
         build.open_loggers(config, run, loggers)
-        PreferenceTrainer(config, model, pairs=pairs, validation=validation, run=run).fit()
+        pairs, validation, shares = data
+        PreferenceTrainer(config, model, pairs=pairs, validation=validation, run=run, shares=shares).fit()

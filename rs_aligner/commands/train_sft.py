@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.commands import attempt, build
-from rs_aligner.config import JudgeConfig, RemoteRMConfig, TrainSFTConfig, epoch_plan, num_epoch_steps
+from rs_aligner.config import JudgeConfig, RemoteRMConfig, TrainSFTConfig, num_epoch_steps
 
 if TYPE_CHECKING:
     from rs_aligner.record.run import Run
@@ -53,25 +53,26 @@ def _fit(
 ) -> None:
     tokenizer, positions = build.read_tokenizer(config)
 
+    from rs_aligner.commands.ahead import plan_of_epochs
     from rs_aligner.commands.machine import fit_of_rows
     from rs_aligner.commands.run_data import read_sft_data
     from rs_aligner.trainers.sft import SFTTrainer
 
     with contextlib.ExitStack() as stack:
         judge = None if config.judge is None else stack.enter_context(_in_process(config.judge))
-        rows, validation = read_sft_data(config, tokenizer, positions)
+        data = read_sft_data(config, tokenizer, positions)
+        number = num_epoch_steps(config, len(data.rows))
         if run.is_first:
-            fit = fit_of_rows(config, rows)
-            print(epoch_plan(config, len(rows), len(validation), fit.lines()), flush=True)
+            fit = fit_of_rows(config, data.rows)
+            print(plan_of_epochs(config, data, fit), flush=True)
             fit.check()
-            number = num_epoch_steps(config, len(rows))
             planned = {"steps": number, "optimizer_steps": number}
-            found = attempt.of_sft(config, rows, validation, judge)
-            run.prepare(attempt.attempt(config, found, planned, given))
-        policy = stack.enter_context(build.policy_of(config, tokenizer, num_epoch_steps(config, len(rows))))
+            run.prepare(attempt.attempt(config, attempt.of_sft(data, judge), planned, given))
+        policy = stack.enter_context(build.policy_of(config, tokenizer, number))
         build.open_loggers(config, run, loggers)
         mine = judge if policy.runtime.is_source else None
-        SFTTrainer(config, policy, mine, rows=rows, validation=validation, run=run).fit()
+        rows, validation, shares = data
+        SFTTrainer(config, policy, mine, rows=rows, validation=validation, run=run, shares=shares).fit()
 
 
 def _in_process(judge: JudgeConfig) -> RemoteGPTRMClient:

@@ -9,6 +9,7 @@ and whether a judge answers; both come right after.
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,20 +71,25 @@ def authority_problems(key: str, file: str | None) -> Iterator[str]:
             yield problem(key, file, "there are no certificates in it that can be read; should be PEM")
 
 
+def is_weight(name: str) -> bool:
+    """Whether what stands among files is a number, as NeMo has weights before them; `./7` is a file."""
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", name) is not None
+
+
 def data_problems(key: str, files: Sequence[str]) -> Iterator[str]:
     """What is wrong with the data files that a key names, as far as it shows without reading them."""
     for name in files:
         if not Path(name).exists():
-            is_weight = name.replace(".", "", 1).isdigit()
-            what: str | None = (
-                "is a number, and files have no weights; a file that is named twice is read twice"
-                if is_weight
-                else "is not there"
-            )
+            what: str | None = "is not there"
+            if is_weight(name):
+                what = (
+                    "is a number; weights and files take turns in data_prefix.train, as in [0.3, a.jsonl, "
+                    "0.7, b.jsonl], and elsewhere a file that is named twice is read twice"
+                )
         else:
             what = data_folder_problem(Path(name)) if Path(name).is_dir() else None
         if what is not None:
-            formats = "" if "name one" in what else f"; name {DATA}"
+            formats = "" if "name one" in what or is_weight(name) else f"; name {DATA}"
             yield problem(key, name, f"{what}{formats} (relative to {Path.cwd()})")
 
 

@@ -5,7 +5,9 @@ Left out on purpose: which rows a command needs; each command's config says so.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from math import inf
 from typing import Any, Literal
 
 from pydantic import Field
@@ -18,6 +20,8 @@ from rs_aligner.config.base import (
     Text,
     Texts,
     data_problems,
+    is_weight,
+    problem,
 )
 
 
@@ -25,13 +29,35 @@ class DataPrefix(Section):
     """The data files: JSON Lines, JSON, parquet or Arrow, or folders that `datasets` saved (docs/data.md)."""
 
     train: Texts
-    """Files to train on: a path or a list of paths."""
+    """Files to train on: a path or a list of paths; with weights [0.3, a.jsonl, 0.7, b.jsonl]."""
     validation: Texts = ()
     """Held-out prompts, never trained on: a path or a list of paths; empty for no validation."""
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether weights and files take turns in `train`."""
+        numbers = [is_weight(name) for name in self.train]
+        return bool(numbers) and numbers == [True, False] * (len(numbers) // 2)
+
+    @property
+    def train_files(self) -> tuple[str, ...]:
+        """The files to train on."""
+        return self.train[1::2] if self.is_weighted else self.train
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weight of each of them; empty where every row counts alike."""
+        return tuple(map(float, self.train[::2])) if self.is_weighted else ()
+
     def problems(self, key: str) -> Iterator[str]:
-        """The files are there."""
-        yield from data_problems(f"{key}.train", self.train)
+        """The files are there, and weights are some."""
+        yield from data_problems(f"{key}.train", self.train_files)
+        for weight, file in zip(self.weights, self.train_files, strict=False):
+            if not 0 < weight < inf:
+                yield problem(f"{key}.train", weight, f"a weight should be above 0; or drop it, and {file}")
+        for file, number in Counter(self.train_files if self.weights else ()).items():
+            if number > 1:
+                yield problem(f"{key}.train", file, "has several weights; name it once, with their sum")
         yield from data_problems(f"{key}.validation", self.validation)
 
 

@@ -21,7 +21,7 @@ def num_epoch_steps(config: TrainConfig, num_rows: int) -> int:
 
 
 def epoch_plan(
-    config: TrainConfig, num_rows: int, num_validation: int, memory: Iterable[parts.Line] = ()
+    config: TrainConfig, num_rows: int, num_validation: int, further: Iterable[parts.Line] = ()
 ) -> str:
     """The run as a table of two columns.
 
@@ -29,12 +29,12 @@ def epoch_plan(
         config: a checked config.
         num_rows: rows, or pairs, of the training files; at least one.
         num_validation: held-out prompts or pairs.
-        memory: lines on the memory of a rank, where its model is known.
+        further: lines on the data's shares and the memory of a rank, where its model is known.
 
     Returns:
         Lines without a trailing line break.
     """
-    return parts.table([*_lines(config, num_rows, num_validation), *memory])
+    return parts.table([*_lines(config, num_rows, num_validation), *further])
 
 
 def _lines(config: TrainConfig, num_rows: int, num_validation: int) -> Iterator[parts.Line]:

@@ -75,7 +75,7 @@ SFT = _with_shared(
             "name the files in model.data.data_prefix.train=[a.jsonl, b.jsonl]"
         ),
         "model.data.train_ds.concat_sampling_probabilities": Refusal(
-            "the rows of all files are one epoch; repeat a file's rows for more of them"
+            "a weight stands before its file in model.data.data_prefix.train=[0.3, a.jsonl, 0.7, b.jsonl]"
         ),
         "model.data.train_ds.label_key": Refusal(
             "the answer of a row is its response, completion, or output beside an input", ("output",)

@@ -95,7 +95,7 @@ def plan(
     num_prompts: int | None = None,
     num_val_prompts: int | None = None,
     largest: int | None = None,
-    memory: Iterable[parts.Line] = (),
+    further: Iterable[parts.Line] = (),
 ) -> str:
     """The run as a table of two columns.
 
@@ -104,7 +104,7 @@ def plan(
         num_prompts: prompts of the training files; None if they have not been read.
         num_val_prompts: prompts of the validation files; None if they have not been read.
         largest: most rollouts of a prompt, where they are read instead of sampled; None if not known.
-        memory: lines on the memory of a rank, where its model is known.
+        further: lines on the data's shares and the memory of a rank, where its model is known.
 
     Returns:
         Lines without a trailing line break.
@@ -130,7 +130,7 @@ def plan(
             *_rates(config, num_prompts, largest),
             ("validation", _validation(config, num_val_prompts)),
             *_special(config, kept, num_prompts, largest),
-            *memory,
+            *further,
             *_warnings(config, num_prompts, largest),
         ]
     )

@@ -10,6 +10,7 @@ from rs_aligner.data.prompts import PromptSet, load_prompts
 from rs_aligner.data.reading import ReadingTokenizer
 from rs_aligner.data.scored import load_scored
 from rs_aligner.data.sft import SFTSet, load_sft_rows
+from rs_aligner.data.shares import Share, shares_of
 
 __all__ = [
     "DataOrder",
@@ -19,10 +20,12 @@ __all__ = [
     "PromptSet",
     "ReadingTokenizer",
     "SFTSet",
+    "Share",
     "held_apart",
     "load_pairs",
     "load_prompts",
     "load_scored",
     "load_sft_rows",
+    "shares_of",
     "tell_duplicates",
 ]

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import logging
 import unicodedata
+from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Literal, TypeVar
+from typing import Literal
 
 _logger = logging.getLogger("rs_aligner")
 Overlap = Literal["warn", "drop", "refuse"]
-T = TypeVar("T")
 
 
 class Origins:
@@ -29,6 +29,7 @@ class Origins:
         exact: a digest of each prompt as it is.
         alike: a digest of each prompt as `normalised`.
         rows: a digest of the prompt as `normalised` with its answers, if the row has any.
+        files: the number of its file, of each row.
     """
 
     def __init__(self) -> None:
@@ -36,12 +37,14 @@ class Origins:
         self.exact: list[bytes] = []
         self.alike: list[bytes] = []
         self.rows: list[bytes] = []
+        self.files = array("I")
 
     def __len__(self) -> int:
         return len(self.where)
 
-    def add(self, where: str, prompt: str, *answers: str) -> None:
+    def add(self, where: str, prompt: str, *answers: str, file: int = 0) -> None:
         """Note the next row of the set."""
+        self.files.append(file)
         alike = normalised(prompt)
         digest = _digest(alike)
         self.where.append(where)
@@ -76,17 +79,17 @@ def tell_duplicates(files: Sequence[str], what: str, origins: Origins) -> None:
         )
 
 
-def held_apart(
-    key: str, rows: Sequence[T], origins: Origins, held_out: Origins, overlap: Overlap
-) -> tuple[T, ...]:
-    """The rows to train on, once prompts that are held out have been looked for among them.
+def held_apart(key: str, origins: Origins, held_out: Origins, overlap: Overlap) -> Sequence[int]:
+    """Which rows to train on, once prompts that are held out have been looked for among them.
 
     Args:
         key: the setting that names their files.
-        rows: a training set, whose `origins` are in the same order.
-        origins: of the rows.
+        origins: of a training set's rows.
         held_out: of the validation prompts.
         overlap: what to do: `warn`, `drop` the rows, or `refuse`.
+
+    Returns:
+        The places of the rows that stay, in order.
 
     Raises:
         ValueError: there are such prompts, and they are refused, or nothing else is left.
@@ -95,13 +98,14 @@ def held_apart(
     for place, digest in enumerate(held_out.alike):
         places.setdefault(digest, place)
     shared = [place for place, digest in enumerate(origins.alike) if digest in places]
+    everything = range(len(origins))
     if not shared:
-        return tuple(rows)
+        return everything
     exact = set(held_out.exact)
     same = sum(origins.exact[place] in exact for place in shared)
     first = shared[0]
     found = (
-        f"{key}: {len(shared):,} of {len(rows):,} rows have a validation prompt ({same:,} to the letter, "
+        f"{key}: {len(shared):,} of {len(origins):,} rows have a validation prompt ({same:,} to the letter, "
         f"{len(shared) - same:,} but for case and white space; the first: {origins.where[first]} and "
         f"{held_out.where[places[origins.alike[first]]]})"
     )
@@ -111,9 +115,9 @@ def held_apart(
         _logger.warning(
             "%s: held-out figures flatter; model.data.overlap=drop leaves them out of training", found
         )
-        return tuple(rows)
-    if len(shared) == len(rows):
+        return everything
+    if len(shared) == len(origins):
         raise ValueError(f"{found}, and model.data.overlap=drop leaves nothing to train on; use other files")
     _logger.warning("%s: left out of training, as model.data.overlap says", found)
     left_out = set(shared)
-    return tuple(row for place, row in enumerate(rows) if place not in left_out)
+    return [place for place in everything if place not in left_out]

@@ -11,7 +11,7 @@ from rs_aligner.data.batches import Item, read_batches
 from rs_aligner.data.columns import Wanted, advice
 from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
-from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
+from rs_aligner.data.rows import account, check_text, numbered_rows, shown_keys
 from rs_aligner.data.shapes import in_our_shape
 from rs_aligner.rollout import PreferencePair
 
@@ -61,10 +61,10 @@ def load_pairs(
     num_too_long = num_ties = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
     items = (
-        _item(where, in_our_shape(where, row), template is not None)
-        for where, row in read_rows(files, columns)
+        _item(where, in_our_shape(where, row), template is not None)._replace(rest=file)
+        for file, where, row in numbered_rows(files, columns)
     )
-    for (where, row, answers, _), prompt in read_batches(reader, items, "prompt"):
+    for (where, row, answers, file), prompt in read_batches(reader, items, "prompt"):
         chosen, rejected = (prompt.token_ids + reader.response(where, prompt, answer) for answer in answers)
         pair = PreferencePair(chosen, rejected)
         if chosen == rejected:
@@ -72,7 +72,7 @@ def load_pairs(
         elif len(pair) > max_length or len(prompt.token_ids) > (max_prompt_length or max_length):
             num_too_long += 1
         else:
-            origins.add(where, prompt.text, row["chosen"], row["rejected"])
+            origins.add(where, prompt.text, row["chosen"], row["rejected"], file=file)
             pairs.append(pair)
     reader.tell()
     names = ", ".join(files)

@@ -14,7 +14,7 @@ from typing import Any
 from rs_aligner.data.batches import Item, read_batches
 from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
-from rs_aligner.data.rows import account, read_rows
+from rs_aligner.data.rows import account, numbered_rows
 from rs_aligner.data.shapes import as_prompt
 from rs_aligner.rollout import Prompt
 
@@ -64,14 +64,14 @@ def load_prompts(
     num_too_long = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
     items = (
-        Item(where, as_prompt(where, row) if template is None else row)
-        for where, row in read_rows(files, columns)
+        Item(where, as_prompt(where, row) if template is None else row, rest=file)
+        for file, where, row in numbered_rows(files, columns)
     )
-    for (where, row, *_), read in read_batches(reader, items, "text"):
+    for (where, row, _, file), read in read_batches(reader, items, "text"):
         if len(read.token_ids) > max_prompt_length:
             num_too_long += 1
             continue
-        origins.add(where, read.text)
+        origins.add(where, read.text, file=file)
         told = reader.metadata(where, row, read)
         prompts.append(
             Prompt(row_id(where, row), read.text, read.token_ids, metadata=told, position=len(prompts))

@@ -43,6 +43,15 @@ def read_rows(
             yield where, renamed(where, row, columns) if columns else row
 
 
+def numbered_rows(
+    files: Sequence[str], columns: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The same, with the number of its file before each row."""
+    for number, name in enumerate(files):
+        for where, row in read_rows([name], columns):
+            yield number, where, row
+
+
 def check_text(where: str, what: str, value: Any) -> str:
     """The value, if it is a text with something in it."""
     if not isinstance(value, str):

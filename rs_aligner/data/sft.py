@@ -11,7 +11,7 @@ from rs_aligner.data.chats import check_messages
 from rs_aligner.data.columns import advice
 from rs_aligner.data.overlap import Origins
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
-from rs_aligner.data.rows import account, check_text, read_rows, shown_keys
+from rs_aligner.data.rows import account, check_text, numbered_rows, shown_keys
 from rs_aligner.data.shapes import in_our_shape
 from rs_aligner.rollout import TrainingRow
 
@@ -57,10 +57,10 @@ def load_sft_rows(
     num_too_long = 0
     reader, origins = RowReader(tokenizer, template, add_bos), Origins()
     items = (
-        _item(where, in_our_shape(where, row), reader, template is not None)
-        for where, row in read_rows(files, columns)
+        _item(where, in_our_shape(where, row), reader, template is not None)._replace(rest=file)
+        for file, where, row in numbered_rows(files, columns)
     )
-    for (where, row, (response,), _), prompt in read_batches(reader, items, "prompt"):
+    for (where, row, (response,), file), prompt in read_batches(reader, items, "prompt"):
         prompt_ids, response_ids = (
             prompt.token_ids,
             reader.response(where, prompt, response, is_closed=row.get("finish_reason") != "length"),
@@ -69,7 +69,7 @@ def load_sft_rows(
         if is_too_long or len(prompt_ids) + len(response_ids) > max_length:
             num_too_long += 1
         else:
-            origins.add(where, prompt.text, response)
+            origins.add(where, prompt.text, response, file=file)
             rows.append(TrainingRow(prompt_ids, response_ids))
     reader.tell()
     account(files, "rows", len(rows), num_too_long, max_length)

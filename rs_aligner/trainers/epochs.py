@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from rs_aligner import progress, stopping
 from rs_aligner.config import TrainConfig, num_epoch_steps
-from rs_aligner.data import DataOrder
+from rs_aligner.data import DataOrder, Share
 from rs_aligner.record.run import Run
 from rs_aligner.trainers.bad_steps import BadSteps
-from rs_aligner.trainers.measure import training_metrics
+from rs_aligner.trainers.measure import drawn_metrics, training_metrics
 from rs_aligner.trainers.pace import Pace, is_due, resume, timed_save
 from rs_aligner.trainers.protocols import Trainee
 
@@ -36,14 +36,23 @@ class EpochTrainer(Generic[Row]):
         trainee: what is trained.
         rows: to train on.
         run: the run's folder.
+        shares: of the files that the rows come from, where they have weights.
     """
 
     section: ClassVar[str]
     """The loop's, below `trainer`."""
 
-    def __init__(self, config: TrainConfig, trainee: Trainee[Row], rows: Sequence[Row], run: Run) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainee: Trainee[Row],
+        rows: Sequence[Row],
+        run: Run,
+        shares: Sequence[Share] = (),
+    ) -> None:
         self.loop, self.trainee, self.rows, self.run = config.loop, trainee, rows, run
-        self.order = DataOrder(len(rows), config.model.global_batch_size, seed=config.model.seed, even=True)
+        each, seed = config.model.global_batch_size, config.model.seed
+        self.order = DataOrder(len(rows), each, seed=seed, even=True, shares=shares)
         self.num_steps = num_epoch_steps(config, len(rows))
         self.pace = Pace(trainee)
         self.bad = BadSteps(run.folder, self.loop.max_bad_steps, writes=run.is_first)
@@ -103,7 +112,7 @@ class EpochTrainer(Generic[Row]):
             metrics = {
                 "step": done,
                 "policy_version": done,
-                "consumed_prompts": self.order.consumed_prompts,
+                **drawn_metrics(self.order),
                 **training_metrics(stats),
                 **self.trainee.maximum({"time/step": time.monotonic() - began}),
             }

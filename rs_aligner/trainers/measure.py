@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from rs_aligner.batching import is_few
+from rs_aligner.data import DataOrder
 from rs_aligner.proof.chance import proof_metrics
 from rs_aligner.proof.watched import watched_metrics
 from rs_aligner.record.metrics import step_metrics
@@ -49,6 +50,12 @@ def training_metrics(stats: Sequence[Stats]) -> dict[str, float]:
         **{name: fmean(values) for name, values in figures.items()},
         **counted,
     }
+
+
+def drawn_metrics(order: DataOrder) -> dict[str, float]:
+    """How many prompts or rows were drawn so far, and each file's share of them where files have weights."""
+    shares = {f"data/share/{name}": share for name, share in order.shares_drawn().items()}
+    return {"consumed_prompts": order.consumed_prompts, **shares}
 
 
 def measure(candidates: Candidates, selection: Selection, *, passed_above: float = 0.0) -> dict[str, float]:

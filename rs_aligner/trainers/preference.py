@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rs_aligner.config import TrainRewardModelConfig
+from rs_aligner.data import Share
 from rs_aligner.record.run import Run
 from rs_aligner.rollout import PreferencePair
 from rs_aligner.trainers.epochs import EpochTrainer
@@ -36,6 +37,7 @@ class PreferenceTrainer(EpochTrainer[PreferencePair]):
         pairs: to train on.
         validation: held-out pairs, never trained on; may be none.
         run: the run's folder.
+        shares: of the files to train on, where they have weights.
     """
 
     section = "rm"
@@ -47,8 +49,9 @@ class PreferenceTrainer(EpochTrainer[PreferencePair]):
         pairs: Sequence[PreferencePair],
         validation: Sequence[PreferencePair],
         run: Run,
+        shares: Sequence[Share] = (),
     ) -> None:
-        super().__init__(config, model, pairs, run)
+        super().__init__(config, model, pairs, run, shares)
         self.model, self.validation = model, validation
 
     def validate(self, step: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from rs_aligner import progress, stopping
 from rs_aligner.config import TrainRSConfig, num_steps
-from rs_aligner.data import DataOrder
+from rs_aligner.data import DataOrder, Share
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.ledger_row import NOT_TRAINED
 from rs_aligner.record.run import Run
@@ -37,7 +37,7 @@ from rs_aligner.trainers.failures import RanksDiffer
 from rs_aligner.trainers.held_out import HeldOut, MetricsOf
 from rs_aligner.trainers.journal import Journal
 from rs_aligner.trainers.learner import Learner
-from rs_aligner.trainers.measure import Teller, measure
+from rs_aligner.trainers.measure import Teller, drawn_metrics, measure
 from rs_aligner.trainers.pace import Pace, is_due, resume, timed_save
 from rs_aligner.trainers.pool import Candidates, Pool, SampledRollouts, ScoredRollouts, Source
 from rs_aligner.trainers.protocols import Policy
@@ -50,7 +50,7 @@ class RSData(NamedTuple):
     """What rejection sampling reads; each may be empty.
 
     Attributes:
-        prompts: to train on.
+        prompts, shares: to train on, and the parts of their files in an epoch, where these have weights.
         validation: held-out prompts, never trained on.
         scored: groups to train on instead of sampling; there are no prompts then.
         anchors: supervised rows to mix in, in the order in which they are taken.
@@ -62,6 +62,7 @@ class RSData(NamedTuple):
     scored: Sequence[Group] = ()
     anchors: Sequence[TrainingRow] = ()
     metrics_of: MetricsOf | None = None
+    shares: Sequence[Share] = ()
 
 
 class RSTrainer:
@@ -87,9 +88,9 @@ class RSTrainer:
         chain: Chain | None = None,
     ) -> None:
         self.config, self.policy, self.run = config, policy, run
-        self.rs, self.loop = config.model.rs, config.trainer.rs
-        number = len(data.scored) or len(data.prompts)
-        self.order = DataOrder(number, self.rs.num_rollout_samples, seed=config.model.seed)
+        self.rs, self.loop, seed = config.model.rs, config.trainer.rs, config.model.seed
+        number = len(data.scored or data.prompts)
+        self.order = DataOrder(number, self.rs.num_rollout_samples, seed=seed, shares=data.shares)
         collector = Collector(config, policy, judges, is_first=run.is_first)
         speaks, watches = judges.judge is not None, judges.watched is not None
         self.journal = Journal(policy, run, speaks=speaks, watches=watches)
@@ -141,15 +142,14 @@ class RSTrainer:
         while done < self.num_steps and not self.held_out.is_over:
             self.pace.begin_step()
             began = time.monotonic()
-            before, step = self._counters(done), done + 1
-            self._behind = before
+            self._behind, step = self._counters(done), done + 1
             progress.enter("sampling", step=step, steps=self.num_steps)
             candidates = self.pool.draw(step)
             if candidates.failure is not None:
-                self._stop_before(step, before, candidates)
+                self._stop_before(step, candidates)
             generated = time.monotonic()
             progress.enter("training")
-            selection = self._agreed(step, before, candidates)
+            selection = self._agreed(step, candidates)
             self._write(step, candidates, selection)
             distance = self.learner.distance(candidates, version=done)
             learnt = self.learner.learn(candidates, selection)
@@ -169,7 +169,7 @@ class RSTrainer:
             metrics = {
                 "step": step,
                 "policy_version": self.policy.version,
-                "consumed_prompts": self.order.consumed_prompts,
+                **drawn_metrics(self.order),
                 "tokens/generated": candidates.new_tokens,
                 **measure(candidates, selection, passed_above=self.rs.passed_above),
                 **distance,
@@ -238,18 +238,13 @@ class RSTrainer:
         if self._behind["step"] > max(self._saved, 0):
             self._save(self._behind)
 
-    def _stop_before(self, step: int, before: dict[str, Any], candidates: Candidates) -> NoReturn:
+    def _stop_before(self, step: int, candidates: Candidates) -> NoReturn:
         """End a run whose judge failed in this step: write it down, untrained, and save what was done."""
         self._write(step, candidates, nothing_kept(candidates.groups, NOT_TRAINED))
-        self._save_before(step, before)
+        self._save_behind()
         raise JudgeFailed(f"{candidates.failure}; nothing of it was trained, start the run again to go on")
 
-    def _save_before(self, step: int, before: dict[str, Any]) -> None:
-        """Save what was done before a step that is not trained, unless it is saved already."""
-        if step - 1 > max(self._saved, 0):
-            self._save(before)
-
-    def _agreed(self, step: int, before: dict[str, Any], candidates: Candidates) -> Selection:
+    def _agreed(self, step: int, candidates: Candidates) -> Selection:
         """Who is kept, the same on every rank."""
         found: Selection | Exception
         progress = Progress(step, self.num_steps, candidates.improve_step, self.rs.pool.improve_steps)
@@ -264,7 +259,7 @@ class RSTrainer:
         try:
             return check_step(self.policy, step, candidates.groups, found, further)
         except RanksDiffer:
-            self._save_before(step, before)
+            self._save_behind()
             raise
 
     def _write(self, step: int, candidates: Candidates, selection: Selection) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from rs_aligner.config import TrainSFTConfig
+from rs_aligner.data import Share
 from rs_aligner.record.run import Run
 from rs_aligner.record.sinks import Sampled
 from rs_aligner.reward.protocol import Judge, JudgeFailed
@@ -39,6 +40,7 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
         rows: to train on.
         validation: held-out prompts, never trained on.
         run: the run's folder.
+        shares: of the files to train on, where they have weights.
     """
 
     section = "sft"
@@ -51,8 +53,9 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
         rows: Sequence[TrainingRow],
         validation: Sequence[Prompt],
         run: Run,
+        shares: Sequence[Share] = (),
     ) -> None:
-        super().__init__(config, policy, rows, run)
+        super().__init__(config, policy, rows, run, shares)
         self.config, self.policy, self.judge, self.sft = config, policy, judge, config.model.sft
         self.validation = validation[: self.sft.num_val_samples]
 

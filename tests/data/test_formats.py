@@ -178,6 +178,6 @@ def test_a_folder_of_several_splits_is_refused_with_one_that_works(tmp_path: Pat
     (problem,) = data_problems("key", [str(folder / "test")])
     assert "lacks data-00000-of-00001.arrow" in problem
     (problem,) = data_problems("key", ["0.3", named])
-    assert "files have no weights; a file that is named twice is read twice" in problem
+    assert "weights and files take turns in data_prefix.train, as in [0.3, a.jsonl, 0.7, b.jsonl]" in problem
     (problem,) = data_problems("key", [str(tmp_path)])
     assert "is a folder; name JSON Lines" in problem

@@ -155,12 +155,12 @@ def test_rows_with_answers_are_looked_at_by_their_prompts(
 ) -> None:
     rows = [{"prompt": prompt, "response": "yes"} for prompt in ("a", "b", "c")]
     held_out = texts("B")
-    (kept, validation) = read(TrainSFTConfig, config(TrainSFTConfig, rows, held_out, "drop"))
+    (kept, validation, _) = read(TrainSFTConfig, config(TrainSFTConfig, rows, held_out, "drop"))
     assert (len(kept), len(validation)) == (2, 1)
     pairs = [{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in ("a", "b", "c")]
     held_out = [{"prompt": "c", "chosen": "fine", "rejected": "bad"}]
     made = config(TrainRewardModelConfig, pairs, held_out, "drop")
-    (kept, validation) = read(TrainRewardModelConfig, made)
+    (kept, validation, _) = read(TrainRewardModelConfig, made)
     assert (len(kept), len(validation)) == (2, 1)
     assert f"{TRAIN}: 1 of 3 rows have a validation prompt" in caplog.text
 
@@ -215,4 +215,4 @@ def test_the_cost_grows_with_the_number_of_prompts_only() -> None:
         return found
 
     train, held_out = origins(0), origins(39_999)
-    assert len(held_apart("key", range(40_000), train, held_out, "drop")) == 39_999
+    assert len(held_apart("key", train, held_out, "drop")) == 39_999
