@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.identity_op import IdentityOp
 from torch.nn import functional
 
 from rs_aligner.model import native
@@ -41,7 +42,8 @@ class LineAttention(SelfAttention):
         Without a line rows are padded on the right, so the causal mask keeps padding out of every real token.
         """
         # Never computed again in the backward pass: no scores are kept.
-        has_norms = self.q_layernorm is not None or self.k_layernorm is not None
+        nothing = (type(None), IdentityOp)
+        has_norms = not (isinstance(self.q_layernorm, nothing) and isinstance(self.k_layernorm, nothing))
         found = self.get_query_key_value_tensors(hidden_states, split_qkv=has_norms)
         heads = found if has_norms else found[:1]
 

@@ -4,7 +4,8 @@ Megatron names the device "cuda" in its factories, asks `torch.cuda` for the cur
 its generator, and compares `tensor.type()` with the names of CUDA tensors. Rather than lie to all
 of torch, `install` gives Megatron's own modules a copy of the `torch` namespace in which just
 those few names mean the CPU; everything else in the process sees the real torch, and nothing is
-slowed down. Two tensor methods cannot be replaced per module; `pretend` swaps them, for as long as
+slowed down. Apex's kernel that adds a weight's gradient to the sum has a stand-in, too, for layers that
+are asked to use it. Two tensor methods cannot be replaced per module; `pretend` swaps them, for as long as
 a model is built, or an optimizer is built, stepped, saved or loaded.
 """
 
@@ -50,6 +51,16 @@ def _get_rng_state(device: Any = "cuda", clone: bool = False, graph_safe: bool =
     return torch.get_rng_state()
 
 
+def _add_weight_gradient(inputs: torch.Tensor, grads: torch.Tensor, total: torch.Tensor) -> None:
+    """Add `grads^T inputs`, `[T, out]` and `[T, in]`, to `total` `[out, in]`; in the product, if it can."""
+    if inputs.dtype == grads.dtype == total.dtype:
+        total.addmm_(grads.t(), inputs)
+    else:
+        total.add_(grads.t() @ inputs)
+
+
+_WEIGHT_GRADIENTS = types.SimpleNamespace(wgrad_gemm_accum_fp32=_add_weight_gradient)
+
 _CUDA = _namespace(
     torch.cuda,
     current_device=lambda: _CPU,
@@ -68,6 +79,9 @@ def install() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
             module.torch = _TORCH  # type: ignore[attr-defined]  # what `install` is for
+    layers = sys.modules.get("megatron.core.tensor_parallel.layers")
+    if layers is not None:
+        layers.fused_weight_gradient_mlp_cuda = _WEIGHT_GRADIENTS  # type: ignore[attr-defined]  # the same
     rng = sys.modules.get("megatron.core.tensor_parallel.random")
     if rng is not None:
         rng._set_cuda_rng_state = _set_rng_state  # type: ignore[attr-defined]  # what `install` is for

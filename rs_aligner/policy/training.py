@@ -4,9 +4,7 @@
 become micro-batches is in `batches.py`.
 
 The denominator is counted over the whole global batch before the first forward and handed to every
-micro-batch, so the micro-batches and the ranks simply add up. Megatron would divide by micro-batches
-(schedules), by data-parallel ranks (DDP) and by tokens (`finalize_model_grads`): the config's
-`calculate_per_token_loss` switches the first two off and `_finalize` the third.
+micro-batch, so the micro-batches and the ranks simply add up (`added_up.py`).
 """
 
 from __future__ import annotations
@@ -18,11 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -36,6 +29,7 @@ from rs_aligner.model.lora import Adapters
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import Inputs, terms_of
 from rs_aligner.policy.adam_states import whose
+from rs_aligner.policy.added_up import with_gradients
 from rs_aligner.policy.batches import MicroBatch, Split, denominator, micro_batches
 from rs_aligner.policy.logits import as_logits, predictions, run_line
 from rs_aligner.policy.offload import NOTHING, Offload, Offloading
@@ -50,10 +44,6 @@ Forward = Callable[[Any, Any], tuple[torch.Tensor, Callable[[torch.Tensor], torc
 
 The sums are added up over the global batch; the first of them is the loss.
 """
-
-
-def _finalize(model: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
-    finalize_model_grads(model, None, **kwargs)
 
 
 class BaseTrainer:
@@ -90,15 +80,13 @@ class BaseTrainer:
         self.runtime = runtime
         self.config = config
         self._has_told = False
-        ddp = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            use_distributed_optimizer=optimizer_config.use_distributed_optimizer,
-            overlap_grad_reduce=overlap_grad_reduce and runtime.dp_size > 1,
+        self.ddp = with_gradients(
+            model,
+            config,
+            runtime,
+            distributed=optimizer_config.use_distributed_optimizer,
+            overlap=overlap_grad_reduce,
         )
-        config.finalize_model_grads_func = _finalize
-        self.ddp = DistributedDataParallel(config, ddp, model)
-        if ddp.overlap_grad_reduce:
-            config.no_sync_func = self.ddp.no_sync  # until the last micro-batch
         self._weight_decay, self._decays_all = optimizer_config.weight_decay, decay_norms_and_biases
         self.offload = Offload(self.ddp, offload, runtime)
         build_optimizers_plainly()

@@ -16,6 +16,7 @@ import transformers
 from megatron.core.optimizer import OptimizerConfig
 
 from rs_aligner import stopping
+from rs_aligner.config import OptimConfig
 from rs_aligner.loss import Normalization
 from rs_aligner.model import huggingface
 from rs_aligner.model.build import build_model, transformer_config
@@ -55,11 +56,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trainer(folder: Path, rt: Runtime) -> Trainer:
+    return new_trainer(folder, rt)
+
+
+def new_trainer(folder: Path, rt: Runtime) -> Trainer:
     arch = read_architecture(folder)
     config = transformer_config(arch, rt, dtype=torch.float32)
     model = build_model(arch, config, rt)
     huggingface.load_weights(folder, model, arch, rt)
-    return Trainer(model, config, rt, OptimizerConfig(optimizer="adam", lr=1e-3))
+    optimizer = training.adam(OptimConfig(lr=1e-3), dtype=torch.float32, clip_grad=1.0)
+    return Trainer(model, config, rt, optimizer)
 
 
 def _main_grad(parameter: Any) -> torch.Tensor:
@@ -258,3 +264,22 @@ def test_a_stop_comes_between_micro_batches_before_a_weight_has_moved_and_behind
     finally:
         stopping.forget()
         trainer.moved = False
+
+
+def test_a_step_on_one_replica_moves_no_gradient_weight_or_head_that_could_stay_where_it_is(
+    folder: Path, rt: Runtime
+) -> None:
+    trainer, rows = new_trainer(folder, rt), rows_ending_in(2)
+    for batches in (1, 3):  # micro-batches
+        with torch.profiler.profile(record_shapes=True) as found:
+            trainer.step(rows, split=Split(-(-len(rows) // batches)), learning_rate=1e-3)
+        events = found.events()
+        assert not [
+            event.name for event in events if "scatter_tensor" in event.name or "allgather" in event.name
+        ]
+        # Four layers in each of two, and the output layer: their gradients are added up by the products.
+        assert sum(event.name == "aten::addmm_" for event in events) == batches * (4 * 2 + 1)
+        heads = [
+            event.input_shapes[0] for event in events if event.name in ("aten::clone", "aten::zeros_like")
+        ]
+        assert not [shape for shape in heads if len(shape) == 4 and shape[-1] == 8]
