@@ -149,6 +149,10 @@ class Score:
             if not math.isfinite(value):
                 raise ValueError(f"a score must be finite, but {name} is {value}")
 
+    def component(self, name: str) -> float | None:
+        """A component; for `reward` the reward itself, unless one has that name. None if there is none."""
+        return self.components.get(name, self.reward if name == "reward" else None)
+
     def reaches(self, bar: float) -> bool:
         """Whether the reward is at least `bar`, as the judge's type can tell."""
         return rounded(self.reward, self.precision) >= rounded(bar, self.precision)

@@ -131,13 +131,18 @@ def test_a_judge_with_a_flaw_is_measured_with_every_remedy_asked_for(tmp_path: P
     data = {"RS_ALIGNER_TEST_DATA": str(test_data)}
     run(*command, timeout=390, **data)
     found = json.loads(out.read_text())
-    assert set(found["results"]) == {"plain", "anchor", "early_stopping"}
+    assert set(found["results"]) == {"plain", "anchor", "early_stopping", "pessimistic"}
     plain = found["results"]["plain"]
     assert [row["step"] for row in plain["course"]] == [0, 1, 2, 3]
     assert plain["final"]["drift"]["mean"] != 0
     for row in plain["course"]:
         assert row["validation/reward"]["mean"] >= row["validation/watched"]["mean"]  # the flaw only adds
     assert (tmp_path / "work" / "anchor_1" / "result.json").is_file()
+    distrusting = found["results"]["pessimistic"]
+    ends = distrusting["course"][-1]["validation/watched"]["mean"]
+    highest = max(row["validation/watched"]["mean"] for row in distrusting["course"])
+    assert distrusting["below_highest"] == [pytest.approx(1 - ends / highest, abs=1e-3)]
+    assert all("tail/watched" in row for row in distrusting["course"][1:])
 
 
 def test_the_cost_of_answers_is_measured(monkeypatch: pytest.MonkeyPatch, test_data: Path) -> None:

@@ -82,6 +82,11 @@ class RSConfig(Section):
         return "model.rs.num_rollouts_per_prompt", self.num_rollouts_per_prompt
 
     @property
+    def judges(self) -> tuple[str, ...]:
+        """Components of the scores that the selectors take for judges of the same thing."""
+        return tuple(dict.fromkeys(name for selector in self.selection for name in selector.judges))
+
+    @property
     def needs_start(self) -> bool:
         """Whether the starting weights are asked for again: for the KL, trained or measured, or a restart."""
         return self.objective.kl > 0 or self.pool.restart or self.measures_distance

@@ -156,6 +156,10 @@ class Run:
         if self._metrics is not None:
             self._sampled.append((step, sampled))
 
+    def figures(self) -> list[dict[str, float]]:
+        """What is recorded of every step; nothing on ranks that do not write."""
+        return [] if self._metrics is None else read_rows(self._metrics.path)
+
     def record(self, metrics: dict[str, float]) -> None:
         """Write the figures of a step, everywhere; those that an earlier start wrote stay."""
         step, seen, self._sampled = int(metrics["step"]), self._sampled, []

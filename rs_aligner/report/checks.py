@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from rs_aligner.proof.tail import Tails
 from rs_aligner.proof.watched import Parting, Validation
 from rs_aligner.report.facts import LAST, Facts, Rows
 from rs_aligner.report.pictures import number
@@ -171,6 +172,18 @@ def _parting(facts: Facts) -> Finding:
     return Finding(shown, "amber" if falls else "good", more)
 
 
+def _tail(facts: Facts) -> Finding:
+    tails = Tails()
+    for row in facts.steps:
+        tails.observe(row)
+    places = tails.places
+    if not places:
+        return unknown("No second judge is watched, and no selector compares judges.")
+    shown = ", ".join(f"{number(best)}, then {number(now)} ({name})" for name, (best, now) in places.items())
+    more = "The highest and the last; 1 is above all other answers of the prompt, 0 is where chance would."
+    return Finding(shown, "red" if tails.lost else "good", more)
+
+
 CHECKS = (
     Check(
         "Drift from the starting policy",
@@ -229,6 +242,13 @@ CHECKS = (
         "checkpoint_callback_params.monitor=validation/watched.",
         "validation/watched",
         _parting,
+    ),
+    Check(
+        "Where other judges place the best of N",
+        "red when less than half of it is left, by the rule that warns in the log",
+        "Keep what two judges find good (the selector pessimistic); stop at the best watched score.",
+        "tail/watched",
+        _tail,
     ),
     Check(
         "Steps that kept nothing",

@@ -150,8 +150,9 @@ _OF_RS: list[Maker] = [
         Line("held-out", "validation/watched", "validation/watched_error"),
     ),
     _figures(
-        Frame("agreement", "Do the two judges order answers alike?", "rank correlation"),
+        Frame("agreement", "Do the two judges order answers alike?", "by rank, -1 to 1"),
         Line("rank correlation", "watched/rank_correlation"),
+        Line("where the watched one places the kept", "tail/watched"),
     ),
     pass_at_k,
     _figures(

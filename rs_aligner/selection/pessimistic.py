@@ -23,16 +23,8 @@ from rs_aligner.midranks import midranks
 from rs_aligner.rollout import Group, Score
 from rs_aligner.selection.base import GroupSelector, Places, Progress, Selector, reward, score
 
-REWARD = "reward"
-"""The name of the score itself, where it has no component of that name."""
-
 Views = list[list[list[float]]]
 """What each judge says of each rollout that is left: `[P][J][N]`, groups, judges and places in order."""
-
-
-def view(one: Score, name: str) -> float | None:
-    """A component of a score; None if it has none of that name."""
-    return one.components.get(name, one.reward if name == REWARD else None)
 
 
 def links(config: PessimisticConfig, key: str) -> list[Selector]:
@@ -68,8 +60,8 @@ class HasComponents(GroupSelector):
         """
         scores = [one for group in groups for one in group.scores if isinstance(one, Score)]
         for name in self._names:
-            if scores and all(view(one, name) is None for one in scores):
-                known = ", ".join(sorted({REWARD, *(name for one in scores for name in one.components)}))
+            if scores and all(one.component(name) is None for one in scores):
+                known = ", ".join(sorted({"reward", *(name for one in scores for name in one.components)}))
                 raise ValueError(
                     f"{self._key}: no score has the component {name!r}; this judge's are {known}"
                 )
@@ -77,7 +69,7 @@ class HasComponents(GroupSelector):
 
     def of_group(self, group: Group, left: Places, progress: Progress) -> Places:
         """What has all of them."""
-        return [p for p in left if all(view(score(group, p), name) is not None for name in self._names)]
+        return [p for p in left if all(score(group, p).component(name) is not None for name in self._names)]
 
 
 class LessDisagreement(GroupSelector):
@@ -99,7 +91,7 @@ class LessDisagreement(GroupSelector):
 
         def order(place: int) -> tuple[float, float, int]:
             one = score(group, place)
-            return self._coefficient * one.components[self._name] - one.reward, -one.reward, place
+            return self._coefficient * _seen(one, self._name) - one.reward, -one.reward, place
 
         return sorted(left, key=order)[: self.k]
 
@@ -155,7 +147,7 @@ class Pessimistic(Selector):
 
 
 def _seen(one: Score, name: str) -> float:
-    found = view(one, name)
+    found = one.component(name)
     assert found is not None, "HasComponents comes first"
     return found
 

@@ -12,12 +12,13 @@ unbiased without a budget, without a bound for a prompt and in rounds of one onl
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from rs_aligner.batching import is_few
 from rs_aligner.data import DataOrder
 from rs_aligner.proof.chance import proof_metrics
+from rs_aligner.proof.tail import Tails, tail_metrics
 from rs_aligner.proof.watched import watched_metrics
 from rs_aligner.record.metrics import step_metrics
 from rs_aligner.rollout import ScoreFailure
@@ -58,13 +59,16 @@ def drawn_metrics(order: DataOrder) -> dict[str, float]:
     return {"consumed_prompts": order.consumed_prompts, **shares}
 
 
-def measure(candidates: Candidates, selection: Selection, *, passed_above: float = 0.0) -> dict[str, float]:
+def measure(
+    candidates: Candidates, selection: Selection, *, passed_above: float = 0.0, judges: Sequence[str] = ()
+) -> dict[str, float]:
     """What follows from a step's rollouts, scores and selection; docs/metrics.md has each key.
 
     Args:
         candidates: what the step chose from.
         selection: of it.
         passed_above: `model.rs.passed_above`.
+        judges: components of the scores that judge the same thing.
     """
     everyone, places = candidates.groups, candidates.by_design()
     groups = [group.only(part) for group, part in zip(everyone, places, strict=True)]
@@ -72,6 +76,7 @@ def measure(candidates: Candidates, selection: Selection, *, passed_above: float
     is_all = sum(map(len, places)) == sum(len(group.rollouts) for group in everyone)
     metrics = step_metrics(everyone, selection, sampled=groups)
     metrics |= proof_metrics(groups, part, passed_above=passed_above, is_all=is_all)
+    metrics |= tail_metrics(groups, part, judges)
     if any(group.watched for group in everyone):
         metrics |= watched_metrics(groups, part, [group.watched_scores() for group in groups])
         answers = [answer for group in everyone for answer in group.watched_scores()]
@@ -85,13 +90,23 @@ class Teller:
     Args:
         num_steps: of the run.
         batch_size: `model.global_batch_size`.
+        earlier: the figures of all steps before, which an earlier start may have written; asked once.
     """
 
-    def __init__(self, num_steps: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        num_steps: int,
+        batch_size: int,
+        earlier: Callable[[], Sequence[Mapping[str, float]]] = lambda: (),
+    ) -> None:
         self._num_steps, self._batch_size, self._said_few = num_steps, batch_size, False
+        self._earlier = earlier
+        self._tails: Tails | None = None
 
     def tell(self, metrics: Mapping[str, float]) -> None:
-        """A line on a step; once, a warning where a step keeps few."""
+        """A line on a step; a warning where a step keeps few, once, and where judges part in the tail."""
+        for warning in self._look_at_tails(metrics):
+            _logger.warning("%s", warning)
         few, most = int(metrics["rollouts/kept"]), self._batch_size
         if is_few(few, most) and not self._said_few:
             self._said_few = True
@@ -111,3 +126,11 @@ class Teller:
             *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
             *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
         )
+
+    def _look_at_tails(self, metrics: Mapping[str, float]) -> list[str]:
+        if self._tails is None:
+            self._tails = Tails()
+            for row in self._earlier():
+                if row["step"] < metrics["step"]:
+                    self._tails.observe(row)
+        return self._tails.observe(metrics)

@@ -103,7 +103,7 @@ class RSTrainer:
         self.num_steps = num_steps(config, number)
         self.pace = Pace(policy)
         self.bad = BadSteps(run.folder, self.loop.max_bad_steps, writes=run.is_first)
-        self.teller = Teller(self.num_steps, config.model.global_batch_size)
+        self.teller = Teller(self.num_steps, config.model.global_batch_size, run.figures)
         self._unlooked: dict[str, Any] | None = None  # figures of a step that held-out ones still belong to
         self._inputs = {
             "the prompts": digest_of_prompts(data.prompts),
@@ -171,7 +171,7 @@ class RSTrainer:
                 "policy_version": self.policy.version,
                 **drawn_metrics(self.order),
                 "tokens/generated": candidates.new_tokens,
-                **measure(candidates, selection, passed_above=self.rs.passed_above),
+                **measure(candidates, selection, passed_above=self.rs.passed_above, judges=self.rs.judges),
                 **distance,
                 **learnt,
                 **times,

@@ -109,6 +109,15 @@ def test_judges_part_where_the_run_itself_warns() -> None:
     assert found(key, looks((0.1, 0.5)))[:2] == ("unknown", "not known")
 
 
+def test_a_tail_that_one_judge_sees_is_red_where_the_run_itself_warns() -> None:
+    def tails(*places: float) -> list[Row]:
+        figures = {"tail/watched_error": 0.05, "tail/watched_gap": 1.0}
+        return [{"step": step, "tail/watched": place, **figures} for step, place in enumerate(places, 1)]
+
+    assert found("tail/watched", tails(0.9, 0.6))[:2] == ("good", "0.9, then 0.6 (watched)")
+    assert found("tail/watched", tails(0.8, 0.9, 0.1))[:2] == ("red", "0.9, then 0.1 (watched)")
+
+
 def test_without_figures_each_check_says_why_it_knows_nothing() -> None:
     for told in checked(Facts([])):
         assert (told.found.value, told.found.state) == ("not known", "unknown")

@@ -30,6 +30,8 @@ CHAINS: dict[str, list[dict[str, Any]]] = {
     "percentile": [{"name": "percentile", "start": 0.2, "end": 0.8, "over": "run"}],
     "of the step": [{"name": "top_fraction", "fraction": 0.3}],
     "with a memory": [{"name": "duplicates", "against": "both"}, {"name": "median"}],
+    "two judges": [{"name": "pessimistic", "components": ["style", "length"], "k": 2}],
+    "an unsure judge": [{"name": "pessimistic", "disagreement": "length", "coefficient": 0.5}],
 }
 
 

@@ -76,6 +76,14 @@ def watched_tokens(prompt: Prompt, rollout: Rollout) -> Result:
     return Score(float(total)) if total % 5 else ScoreFailure("no idea")
 
 
+def two_judges(prompt: Prompt, rollout: Rollout) -> Result:
+    """Two judges that see different things; now and then the second one says nothing."""
+    first, second = (int(digest(name, rollout.token_ids)[:4], 16) / 1e4 for name in ("first", "second"))
+    parts = {"first": first, "second": second}
+    return Score(first + second, parts if sum(rollout.token_ids) % 7 else {"first": first})
+
+
+DISTRUST = [{"name": "pessimistic", "components": ["first", "second"]}]
 UNTIL = {"accepted": 2, "at_least": 1.0, "max_rollouts": 9}
 DUPLICATES = [{"name": "duplicates", "against": "both"}, {"name": "topk"}]
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -101,6 +109,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "two replicas until": {"score": passes, "until": UNTIL, "replicas": 2, "save_interval": 2},
     "memory": {"score": by_tokens, "selection": DUPLICATES, "text_length": 1, "save_interval": 2},
+    "two judges": {
+        "score": two_judges,
+        "selection": DISTRUST,
+        "pool": {"max_staleness": 2},
+        "watched": watched_tokens,
+        "save_interval": 3,
+        "epochs": 9,
+    },
     "patience": {"score": by_tokens, "patience": 2, "save_interval": 2, "params": {"save_top_k": -1}},
 }
 
