@@ -16,7 +16,7 @@ def explained() -> list[re.Pattern[str]]:
     """What the first columns of the page's tables name; `<k>` stands for any number, others for words."""
     cells = re.findall(r"^\| (`[^|]+`) \|", PAGE.read_text(), re.MULTILINE)
     keys = [key for cell in cells for key in re.findall(r"`([^`]+)`", cell)]
-    some = {"<k>": r"\d+", "<reason>": r"\w+", "<name>": ".+"}
+    some = {"<k>": r"\d+", "<reason>": r"\w+", "<name>": ".+", "<file>": ".+"}
     return [re.compile(re.sub("<\\w+>", lambda found: some[found[0]], re.escape(key))) for key in keys]
 
 

@@ -6,7 +6,7 @@ the first step, when there are scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from rs_aligner.config.base import NotNegative, Text, Texts, problem
@@ -29,6 +29,11 @@ class PessimisticConfig(BestK):
     @property
     def judges(self) -> tuple[str, ...]:
         return self.components
+
+    @property
+    def components_read(self) -> Sequence[tuple[str, str]]:
+        own = [] if self.disagreement is None else [("disagreement", self.disagreement)]
+        return [*(("components", name) for name in self.components), *own]
 
     def in_words(self) -> str:
         times = 1.0 if self.coefficient is None else self.coefficient

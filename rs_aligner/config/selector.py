@@ -8,7 +8,7 @@ a bar depends on the judge.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -55,6 +55,11 @@ class SelectorSection(Section):
     @property
     def judges(self) -> tuple[str, ...]:
         """Components of the score that it takes for judges of the same thing."""
+        return ()
+
+    @property
+    def components_read(self) -> Sequence[tuple[str, str]]:
+        """Components of the score that it reads, each behind the key that names it."""
         return ()
 
     @property

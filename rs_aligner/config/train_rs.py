@@ -98,9 +98,22 @@ class TrainRSConfig(PolicyTrainConfig):
             yield problem(f"{params_key}.save_top_k", 0, best)
 
     def _judges(self) -> Iterator[str]:
+        yield from self._components()
         longest = self.model.encoder_seq_length
         for name, remote in (("remote_rm", self.remote_rm), ("watched_rm", self.watched_rm)):
             pad = None if remote is None else remote.pad_to_length
             if pad is not None and longest is not None and pad < longest:
                 least = f"should be null or at least {longest} (model.encoder_seq_length)"
                 yield problem(f"{name}.pad_to_length", pad, least)
+
+    def _components(self) -> Iterator[str]:
+        """What selectors ask of a judge whose parts are known: one in this process, made of others."""
+        judge = self.remote_rm.judge
+        if not self.remote_rm.in_process or judge is None or not judge.parts:
+            return
+        for number, selector in enumerate(self.model.rs.selection):
+            for key, name in selector.components_read:
+                if name != "reward" and not any(f"{name}/".startswith(f"{part}/") for part in judge.parts):
+                    known = ", ".join(judge.parts)
+                    wrong = f"should be one of remote_rm.judge.parts: {known}; or reward, their weighted sum"
+                    yield problem(f"model.rs.selection.{number}.{key}", name, wrong)

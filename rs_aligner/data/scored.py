@@ -3,7 +3,8 @@
 A row of a file has a prompt, as prompt files have it, and its answers: `"responses": [...]` with
 `"rewards": [...]`, as `examples/generate.py` writes them. A reward may be null, where the judge failed. With
 `"finish_reasons": [...]`, an answer that was cut at the length limit ("length") gets no end token, and with
-`"reward_dtype": "float32"` rewards meet bars as numbers of that type. Or a row has one answer with its
+`"reward_dtype": "float32"` rewards meet bars as numbers of that type; with `"components": [...]`, a score has
+those parts. Or a row has one answer with its
 `score`, as `rs-aligner dataset` writes them in any shape; successive rows of the same `group` are one. So
 groups are rows, or named, and never found by comparing text. A run's ledger (its `rollouts/` folder) keeps
 the very tokens that were sampled; those of a file come from the tokenizer. Left out on purpose:
@@ -32,7 +33,7 @@ from rs_aligner.record.ledger_row import LedgerRow, groups_of
 from rs_aligner.rollout import FinishReason, Group, Prompt, Rollout, Score, ScoreFailure
 
 _logger = logging.getLogger("rs_aligner")
-_ANSWERS = ("responses", "rewards", "finish_reasons", "reward_dtype")
+_ANSWERS = ("responses", "rewards", "components", "finish_reasons", "reward_dtype")
 
 
 def load_scored(
@@ -148,7 +149,7 @@ def _from_file(
             known = ", ".join(PRECISIONS)
             raise ValueError(f"{where}: 'reward_dtype' is {precision!r}; known are {known}")
         rollouts = []
-        for index, (response, _, finish_reason) in enumerate(answers):
+        for index, (response, _, _, finish_reason) in enumerate(answers):
             # A cut answer that is empty is its end token: a row without any token cannot be learnt.
             is_closed = finish_reason == "stop" or not response
             tokens = reader.response(where, prompt, response, is_closed=is_closed)
@@ -156,8 +157,8 @@ def _from_file(
         scores = [
             ScoreFailure("no reward in the file")
             if reward is None
-            else Score(float(reward), precision=precision)
-            for _, reward, _ in answers
+            else Score(float(reward), components, precision=precision)
+            for _, reward, components, _ in answers
         ]
         told = reader.metadata(where, prompt_row, prompt)
         made = Prompt(row_id(where, row), prompt.text, prompt.token_ids, metadata=told)
@@ -218,8 +219,8 @@ def _one_answer(where: str, row: dict[str, Any], reader: RowReader) -> tuple[dic
 
 def _answers(
     where: str, row: dict[str, Any], tokenizer: ReadingTokenizer
-) -> list[tuple[str, float | None, FinishReason]]:
-    """Each answer with its reward and why it ended."""
+) -> list[tuple[str, float | None, dict[str, float], FinishReason]]:
+    """Each answer with its reward, the parts of it, and why it ended."""
     responses, rewards = row.get("responses"), row.get("rewards")
     if not isinstance(responses, list) or not isinstance(rewards, list) or len(responses) != len(rewards):
         raise ValueError(
@@ -239,7 +240,25 @@ def _answers(
                 f"{where}: a response is empty, and this tokenizer has no end token to stand for it"
             )
     for reward in rewards:
-        is_number = isinstance(reward, int | float) and not isinstance(reward, bool)
-        if reward is not None and not (is_number and math.isfinite(reward)):
+        if reward is not None and not _is_number(reward):
             raise ValueError(f"{where}: a reward should be a finite number or null, not {reward!r}")
-    return list(zip(responses, rewards, reasons, strict=True))
+    return list(zip(responses, rewards, _components(where, row, len(responses)), reasons, strict=True))
+
+
+def _components(where: str, row: dict[str, Any], number: int) -> list[dict[str, float]]:
+    """The parts of each answer's score, as `rs-aligner generate` writes them; most files have none."""
+    found = row.get("components", [None] * number)
+    parts = [{} if one is None else one for one in found] if isinstance(found, list) else None
+    if parts is None or len(parts) != number or not all(map(_are_numbers, parts)):
+        raise ValueError(
+            f"{where}: 'components' should be a list of objects of finite numbers, one for each response"
+        )
+    return [{name: float(value) for name, value in one.items()} for one in parts]
+
+
+def _are_numbers(parts: Any) -> bool:
+    return isinstance(parts, dict) and all(map(_is_number, parts.values()))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -124,6 +124,28 @@ def test_a_selector_that_cannot_work_says_what_would(problems, selector, line):
     assert line in told
 
 
+PARTS = {
+    "remote_rm.in_process": True,
+    "remote_rm.judge.parts": {"first": {"name": "length"}, "second": {"name": "length"}},
+}
+
+
+def test_a_component_that_the_judge_in_this_process_cannot_have_is_told_ahead(tree):
+    def told(*names: str) -> list[str]:
+        chain = [{"name": "pessimistic", "components": list(names)}]
+        try:
+            load_config(tree(**{KEY: chain}, **PARTS), TrainRSConfig)
+        except ConfigError as error:
+            return list(error.problems)
+        return []
+
+    assert told("first", "second/disagreement") == told("reward", "second") == []
+    known = "should be one of remote_rm.judge.parts: first, second; or reward, their weighted sum"
+    assert told("first", "secnd") == [f'{KEY}.0.components is "secnd": {known}']
+    with pytest.raises(ConfigError, match=f'{KEY}.0.disagreement is "std": should be one of remote_rm'):
+        load_config(tree(**{KEY: [{"name": "pessimistic", "disagreement": "std"}]}, **PARTS), TrainRSConfig)
+
+
 def test_the_place_in_the_list_is_named(problems):
     assert problems({"name": "truncated"}, {"name": "topk", "k": 0})[0].startswith(f"{KEY}.1.k is 0")
     assert problems({"name": "all"}, {"name": "all"}, {"name": "x"})[0].startswith(f"{KEY}.2.name is ")

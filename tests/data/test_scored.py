@@ -126,6 +126,8 @@ def test_a_template_makes_the_prompt_and_does_not_see_the_answers(write: Write) 
         ({"responses": ["c", 1]}, "a response should be a text, not 1"),
         ({"rewards": [1, "2"]}, "a reward should be a finite number or null, not '2'"),
         ({"rewards": [1, True]}, "a reward should be a finite number or null, not True"),
+        ({"components": [{"a": 1}]}, "'components' should be a list of objects of finite numbers"),
+        ({"components": [{"a": "b"}, None]}, "'components' should be a list of objects of finite numbers"),
         ({"finish_reasons": ["stop"]}, "'finish_reasons' should be a list"),
         ({"finish_reasons": ["stop", ["length"]]}, "'finish_reasons' should be a list"),
     ],
@@ -153,7 +155,7 @@ def test_the_file_of_generate_is_read_back_as_it_was_sampled(write: Write) -> No
         assert group.scores[0] == Score(0.0)
         assert isinstance(group.scores[1], ScoreFailure)
         assert isinstance(group.scores[2], Score)
-        assert group.scores[2].reward == 1.0
+        assert (group.scores[2].reward, group.scores[2].components) == (1.0, {"right": 1.0})
         assert group.prompt.metadata["metadata"]["answer"] == 4
 
 
