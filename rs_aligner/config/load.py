@@ -184,7 +184,9 @@ def _unknown_key(key: str, value: Any, fields: dict[str, FieldInfo]) -> str:
     candidates = [name for name, field in fields.items() if bool(sections(field)) == section] or list(fields)
     # A key of that very name, under another section, is what is meant, however unlike the whole.
     same = [name for name in candidates if _leaf(name) == _leaf(key)]
-    nearest = _nearest(key, same or candidates)
+    words = set(_leaf(key).split("_"))  # `num_rollouts` is short for `num_rollouts_per_prompt`
+    longer = [name for name in candidates if len(words) > 1 and words < set(_leaf(name).split("_"))]
+    nearest = _nearest(key, same or longer or candidates)
     lines = [f"{key} is not a key; the nearest one is {nearest}"]
     for name in _leaves(value) if section else ():
         there = meant(_leaf(name), fields)

@@ -335,8 +335,8 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     patch.setattr(training, "get_megatron_optimizer", optimizer)
     patch.setattr(
         training,
-        "DistributedDataParallel",
-        lambda config, ddp, module: SimpleNamespace(module=module, eval=lambda: None, train=lambda: None),
+        "with_gradients",
+        lambda model, *_, **__: SimpleNamespace(module=model, eval=lambda: None, train=lambda: None),
     )
 
     begin = training.BaseTrainer.__init__

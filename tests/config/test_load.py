@@ -70,6 +70,7 @@ def test_a_missing_value_of_an_optional_key_is_named_too(tree):
     [
         ("model.rs.top_n_rollout", 2, "model.rs.top_n_rollouts"),
         ("model.rs.num_rollout_per_prompt", 2, "model.rs.num_rollouts_per_prompt"),
+        ("model.rs.num_rollouts", 3, "model.rs.num_rollouts_per_prompt"),
         ("rs.min_reward", 1.0, "model.rs.min_reward"),
         ("trainer.max_step", 3, "trainer.rs.max_steps"),
         ("model.rs.sampling_param", {"top_k": 1}, "model.rs.sampling_params"),
