@@ -247,7 +247,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--number", type=int, default=200, help="mutants of the sample")
-    parser.add_argument("--seed", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--only", nargs="+", default=["*"], help="modules, as patterns below rs_aligner/")
     parser.add_argument("--list", action="store_true", help="show the sample only")
     parser.add_argument("--again", choices=("all", "survivors"), help="run what was run before, too")

@@ -152,6 +152,8 @@ def test_a_judge_can_be_set_from_the_command_line_of_the_supervised_training(wor
             'checkpoint_callback_params.mode is "max": should be min, since validation/loss is monitored',
         ),
         ("exp_manager.checkpoint_callback_params.monitor", "val_global_rewards", "'validation/accuracy' or"),
+        ("model.optim", 3, "model.optim is 3: this is a section"),
+        ("model.peft", 3, "model.peft is 3: this is a section"),
         ("model.loss_normalization", "token", "model.loss_normalization is not a key; the nearest one is"),
         ("model.tensor_model_parallel_size", 2, "trainer.devices is 1: 1 x 1 = 1 ranks should be a multiple"),
         ("model.encoder_seq_length", 1024, "the policy was made for at most 512 positions"),
