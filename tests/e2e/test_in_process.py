@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from rs_aligner.midranks import midranks
 from rs_aligner.record.ledger import Ledger
+from rs_aligner.record.ledger_row import groups_of
+from rs_aligner.rollout import Score
 from tests.e2e.launch import read_metrics, run_script
 from tests.tiny import save_tiny_with_tokenizer
 
@@ -47,3 +50,48 @@ def test_a_run_needs_no_server(tmp_path: Path) -> None:
     assert f"report: {run / 'report.html'}" in done.stdout
     assert "It finished, with 2 steps." in page
     assert "Nobody can tell: no held-out answers were scored." in page
+
+
+def test_what_two_judges_in_one_find_good_is_trained_on(tmp_path: Path) -> None:
+    save_tiny_with_tokenizer(tmp_path / "policy")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"text": f"{n}"}) + "\n" for n in range(8)))
+    (tmp_path / "mine.py").write_text(
+        "def many(prompts, responses, metadata):\n    return [len(set(r)) for r in responses]\n\n"
+        "def short(prompts, responses, metadata):\n    return [-len(r) for r in responses]\n"
+    )
+    run, mine = tmp_path / "run", tmp_path / "mine.py"
+    done = run_script(
+        "train_rs.py",
+        f"exp_manager.explicit_log_dir={run}",
+        f"pretrained_checkpoint.restore_from_path={tmp_path / 'policy'}",
+        f"model.data.data_prefix.train={tmp_path / 'prompts.jsonl'}",
+        *(
+            "model.rs.num_rollout_samples=4",
+            "model.rs.length_params.max_length=8",
+            "model.global_batch_size=4",
+        ),
+        *(
+            "trainer.accelerator=cpu",
+            "exp_manager.report=false",
+            "exp_manager.create_tensorboard_logger=false",
+        ),
+        "model.rs.selection=[{name: pessimistic, components: [many, short]}]",
+        "remote_rm.in_process=true",
+        f"remote_rm.judge.parts={{many: {{function: '{mine}:many'}}, short: {{function: '{mine}:short'}}}}",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "(the best 1 by the lowest of many and short)" in done.stdout
+    ledger = Ledger.existing(run / "rollouts")
+    for group in groups_of([row for step in (1, 2) for row in ledger.read(step)]):
+        many, short = (
+            midranks([score.components[name] for score in group.scores if isinstance(score, Score)])
+            for name in ("many", "short")
+        )
+        lowest = [min(views) for views in zip(many, short, strict=True)]
+        kept = [row.kept for step in (1, 2) for row in ledger.read(step) if row.prompt_id == group.prompt.id]
+        assert lowest[kept.index(True)] == max(lowest)
+        assert kept.count(True) == 1
+    for row in read_metrics(run):
+        assert row["rejected/not_in_pessimistic_top_n"] == 12
+        assert row["rejected/score_without_many_or_short"] == 0
