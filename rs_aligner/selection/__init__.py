@@ -3,8 +3,9 @@
 `build_chain` makes the chain of selectors that the config names; `Chain.select` turns a step's groups into a
 `Selection`, a keep mask with a reason for each rollout. A step is selected as a whole, and every rank that
 holds it comes to the same selection by itself. `topk` has the plain recipe's choice as a tensor function;
-`base` says what a selector is; the selectors are in `bars` (by reward), `filters` (by what a rollout is) and
-`distinct` (by what the others are). What measures likeness is in `likeness`.
+`base` says what a selector is; the selectors are in `bars` (by reward), `pessimistic` (by judges that are
+not trusted), `filters` (by what a rollout is) and `distinct` (by what the others are). What measures
+likeness is in `likeness`.
 """
 
 from rs_aligner.selection.base import Progress, Selector
