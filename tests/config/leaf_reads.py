@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.config import load
+from rs_aligner.config import reading
 from rs_aligner.config.base import Section, check
 
 READS = "reads"
@@ -23,13 +23,13 @@ def note_reads(patch: pytest.MonkeyPatch) -> set[tuple[type[Section], str]]:
             reads.add((type(section), name))
         return object.__getattribute__(section, name)
 
-    def check_unseen(config: Section) -> list[str]:
+    def check_unseen(config: Section, key: str) -> list[str]:
         is_checking.append(True)
         try:
-            return list(check(config))
+            return list(check(config, key))
         finally:
             is_checking.pop()
 
     patch.setattr(Section, "__getattribute__", get, raising=False)
-    patch.setattr(load, "check", check_unseen)
+    patch.setattr(reading, "check", check_unseen)
     return reads
