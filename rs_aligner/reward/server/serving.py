@@ -77,10 +77,24 @@ TritonPythonModel.execute = _execute
 """
 
 # Of several instances all but the first ask the first how to reach us. PyTriton lets them wait a second for
-# it, which is too short where all of them start at once on a busy machine.
-_HANDSHAKE = """
+# it, which is too short where all of them start at once on a busy machine; and one that asks between its
+# socket's `bind` and `listen` is turned away, which would end the server.
+HANDSHAKE = """
 
-get_config_from_handshake_server.__defaults__ = (60.0,)
+def _get_config(socket_path, get=get_config_from_handshake_server, seconds=60.0):
+    import time
+
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return get(socket_path, seconds)
+        except ConnectionRefusedError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+get_config_from_handshake_server = _get_config
 """
 
 # The processes of the Triton that runs: those of one that ended early may be nobody's children any more.
@@ -218,7 +232,7 @@ def _amend(workspace: Path) -> None:
     """Let clients be told what is wrong in one line, without our code in it, and instances be patient."""
     (model,) = workspace.rglob("model.py")
     with model.open("a", encoding="utf-8") as file:
-        file.write(_REFUSAL + _HANDSHAKE)
+        file.write(_REFUSAL + HANDSHAKE)
 
 
 def _name(process: psutil.Process) -> str:
