@@ -1,7 +1,7 @@
 """What gives a response its score: a judge that comes with RS Aligner, a user's function, or a sum of some.
 
-Left out on purpose: a judge's own keyword arguments, which it checks itself, and the server
-(`serve_reward.py`).
+Left out on purpose: a judge's own keyword arguments, which it checks itself, but for those that have a
+section (`SETTINGS`), and the server (`serve_reward.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,19 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rs_aligner.config.base import FUNCTION, Count, Positive, Real, Section, Text, function_problems, problem
+from rs_aligner.config.base import (
+    FUNCTION,
+    ConfigError,
+    Count,
+    Positive,
+    Real,
+    Section,
+    Text,
+    function_problems,
+    problem,
+)
+from rs_aligner.config.openai_judge import OpenAIConfig
+from rs_aligner.config.reading import read_section
 
 JudgeName = Literal[
     "exact_answer",
@@ -23,10 +35,14 @@ JudgeName = Literal[
     "sentiment",
     "huggingface",
     "megatron_reward_model",
+    "openai",
 ]
 
 SPREAD: tuple[JudgeName, ...] = ("regex",)
 """What `workers` is for, beside functions."""
+
+SETTINGS: dict[JudgeName | None, type[Section]] = {"openai": OpenAIConfig}
+"""Judges whose `kwargs` are looked at with the config."""
 
 
 class JudgeSource(Section):
@@ -42,6 +58,7 @@ class JudgeSource(Section):
     """Seconds that `function`, `regex` or `final_answer` may take over a row, or it fails; null for no limit.
 
     A function has a process of its own, with a limit a `regex` too, which is ended when a row takes longer.
+    Of `openai` it is the time of a request.
     """
     workers: Count = 1
     """Processes that a `function` or a `regex` has, so that a slow row, or one that hangs, holds up no other.
@@ -69,6 +86,11 @@ class JudgeSource(Section):
             yield problem(f"{key}.workers", self.workers, spread + parts)
         if self.function is not None:
             yield from function_problems(f"{key}.function", self.function)
+        if self.function is None and self.name in SETTINGS:
+            try:
+                read_section(SETTINGS[self.name], self.kwargs, f"{key}.kwargs")
+            except ConfigError as error:
+                yield from error.problems
 
 
 class JudgePart(JudgeSource):

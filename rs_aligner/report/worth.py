@@ -71,6 +71,14 @@ def costs(facts: Facts) -> list[Cost]:
         found.append(Cost("answers judged", f"{scored:,}", "each once; what was asked again is not counted"))
         if sums.watched:
             found.append(Cost("answers judged by the watched judge", f"{sums.watched:,}"))
+    asked, read, written = (
+        _of_judge(facts, key) for key in ("requests", "prompt_tokens", "completion_tokens")
+    )
+    if read or written:
+        told = f"{read:,.0f} read, {written:,.0f} written"
+        found.append(
+            Cost("tokens of the judge", told, f"in {asked:,.0f} requests, held-out answers included")
+        )
     steps = facts.steps
     whole = facts.total("time/step")
     if steps and whole:
@@ -90,6 +98,12 @@ def costs(facts: Facts) -> list[Cost]:
                 part = facts.total(key)
                 found.append(Cost(f"of it {name}", duration(part), f"{part / whole:.0%}"))
     return found
+
+
+def _of_judge(facts: Facts, name: str) -> float:
+    """What a judge of the run's own processes counted, over all steps and held-out looks."""
+    keys = (f"{where}judge/{name}" for where in ("", "validation/"))
+    return math.fsum(row.get(key, 0.0) for key in keys for row in facts.rows)
 
 
 def duration(seconds: float) -> str:

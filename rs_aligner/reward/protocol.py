@@ -42,7 +42,8 @@ class JudgeFailed(RuntimeError):
 class Judge(Protocol):
     """Whatever scores rollouts while others are still being generated.
 
-    A context manager: leaving it closes the judge.
+    A context manager: leaving it closes the judge. One that is in this process, and counts what it does, has
+    `counters` (`reward.counters`).
     """
 
     def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Score | ScoreFailure]:

@@ -1,4 +1,4 @@
-"""The access token of a judge: where server and client find the same secret.
+"""The access token of a server: where those who ask it find the secret.
 
 From a file or the environment, never from an override: command lines can be read by everybody on a machine.
 """
@@ -9,14 +9,16 @@ import os
 from pathlib import Path
 
 TOKEN_VARIABLE = "RS_ALIGNER_JUDGE_TOKEN"
+"""That of our own judge's server."""
 
 
-def read_token(key: str, file: str | None) -> str | None:
+def read_token(key: str, file: str | None, variable: str = TOKEN_VARIABLE) -> str | None:
     """The access token, without white space around it.
 
     Args:
         key: the config key of `file`, for messages.
-        file: a file that holds the token alone; None for the variable RS_ALIGNER_JUDGE_TOKEN.
+        file: a file that holds the token alone; None for the variable.
+        variable: of the environment.
 
     Returns:
         The token; None if neither is set.
@@ -25,7 +27,7 @@ def read_token(key: str, file: str | None) -> str | None:
         ValueError: the file cannot be read, or holds what cannot be a token.
     """
     if file is None:
-        where, text = f"the variable {TOKEN_VARIABLE}", os.environ.get(TOKEN_VARIABLE, "")
+        where, text = f"the variable {variable}", os.environ.get(variable, "")
         if not text:
             return None
     else:

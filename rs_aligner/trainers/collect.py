@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rs_aligner.config import SamplingParams, TrainRSConfig, UntilConfig
+from rs_aligner.reward.counters import added
 from rs_aligner.rollout import Group, Prompt, Score
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.failures import judge_failure
@@ -112,6 +113,7 @@ class Collector:
             tried, rollouts_left = tried + size, rollouts_left - size * len(asked)
             everything.waited += found.waited
             everything.num_sampled += found.num_sampled
+            everything.counted = added((everything.counted, found.counted))
             everything.failure = found.failure or judge_failure(groups, self.remote_rm, what)
             if everything.failure is not None:
                 break

@@ -73,6 +73,7 @@ class HeldOut:
             **held_out_figures("validation/reward", [group.scores for group in found.groups]),
             **held_out_figures("validation/watched", [group.watched for group in found.groups]),
             "validation/response_length/mean": fmean(lengths),
+            **{f"validation/{name}": number for name, number in found.counted.items()},
         }
         if self._metrics_of is not None:
             found_by_user = self._metrics_of(found.groups)

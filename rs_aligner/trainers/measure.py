@@ -81,7 +81,7 @@ def measure(
         metrics |= watched_metrics(groups, part, [group.watched_scores() for group in groups])
         answers = [answer for group in everyone for answer in group.watched_scores()]
         metrics["watched/failed"] = sum(isinstance(answer, ScoreFailure) for answer in answers)
-    return metrics
+    return {**metrics, **candidates.counted}
 
 
 class Teller:

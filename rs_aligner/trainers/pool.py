@@ -14,7 +14,7 @@ A run that continues finds both in the ledger, so the checkpoint holds no rollou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from rs_aligner.config import PoolConfig, RSConfig
 from rs_aligner.data import DataOrder
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.ledger_row import LedgerRow, groups_of
+from rs_aligner.reward.counters import Counters
 from rs_aligner.rollout import Group, Prompt
 from rs_aligner.selection import Selection
 from rs_aligner.trainers.collect import Collector, num_tokens
@@ -107,6 +108,7 @@ class Candidates:
         waited: seconds spent waiting for scores.
         failure: why the judge failed too much to go on; None if it did not.
         num_new: of each group, how many of its first rollouts are not of the bank; None for all.
+        counted: what judges of this run's processes counted for it, by the figures' names.
     """
 
     groups: list[Group]
@@ -115,6 +117,7 @@ class Candidates:
     waited: float = 0.0
     failure: str | None = None
     num_new: Sequence[int] | None = None
+    counted: Counters = field(default_factory=dict)
 
     def by_design(self) -> list[list[int]]:
         """Of each group the places of the rollouts that are there whatever was scored before.
@@ -158,7 +161,9 @@ class Pool:
         groups = _joined(found.groups, self._fresh_enough(step))
         of_other_prompts = len(groups) - len(found.groups)
         num_new = [*(len(group.rollouts) for group in found.groups), *[0] * of_other_prompts]
-        return Candidates(groups, improve_step, new_tokens, found.waited, found.failure, num_new)
+        return Candidates(
+            groups, improve_step, new_tokens, found.waited, found.failure, num_new, found.counted
+        )
 
     def settle(self, groups: Sequence[Group], selection: Selection) -> None:
         """Note what a step kept."""

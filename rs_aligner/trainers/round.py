@@ -12,8 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from rs_aligner import progress, stopping
 from rs_aligner.record.lease import LeaseLost
 from rs_aligner.record.ledger_row import Answer, Judged
+from rs_aligner.reward.counters import Counters, added, counters_of, gained
 from rs_aligner.reward.protocol import Judge
 from rs_aligner.rollout import Group, Prompt, Rollout, ScoreFailure
 from rs_aligner.sample_request import SampleRequest
@@ -46,6 +48,14 @@ class Judges(NamedTuple):
     judge: Judge | None = None
     watched: Judge | None = None
 
+    def counters(self) -> dict[str, float]:
+        """What those of this process have counted, by the figures' names."""
+        return {
+            f"{prefix}/{name}": number
+            for prefix, judge in (("judge", self.judge), ("watched/judge", self.watched))
+            for name, number in counters_of(judge).items()
+        }
+
 
 class Share(NamedTuple):
     """What a replica brings to a round.
@@ -55,12 +65,14 @@ class Share(NamedTuple):
         problem: why its judge cannot be asked any more; None if it can.
         unwritten: why they could not be written down; None if they are.
         is_stopped: whether its rank was asked to stop.
+        counted: what its judges counted meanwhile, by the figures' names.
     """
 
     rollouts: Sequence[Judged]
     problem: str | None = None
     unwritten: OSError | LeaseLost | None = None
     is_stopped: bool = False
+    counted: Counters = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -73,6 +85,7 @@ class Collected:
         failure: why the judge failed too much to go on; None if it did not.
         is_new: whether they are the policy's, not read from a file of answers.
         num_sampled: how many were sampled now, not by an earlier start.
+        counted: what the judges of this run's processes counted for it now, by the figures' names.
     """
 
     groups: list[Group]
@@ -80,6 +93,7 @@ class Collected:
     failure: str | None = None
     is_new: bool = True
     num_sampled: int = 0
+    counted: Counters = field(default_factory=dict)
 
 
 def sample_and_score(
@@ -123,7 +137,8 @@ def sample_and_score(
         mine.hand_in(rollout)
     if request.step != VALIDATION:
         progress.enter("scoring")
-    shares = policy.gather(Share(list(mine.results()), mine.problem, notes.settle(), stopping.is_asked()))
+    results = list(mine.results())
+    shares = policy.gather(Share(results, mine.problem, notes.settle(), stopping.is_asked(), mine.counted()))
     for share in shares:
         if share.unwritten is not None:
             raise share.unwritten
@@ -137,7 +152,8 @@ def sample_and_score(
         if seen is not None:
             groups[place].watched.append(seen)
     failure = next((f"{what}: {share.problem}" for share in shares if share.problem is not None), None)
-    return Collected(groups, mine.waited, failure, num_sampled=len(sampled))
+    counted = added(share.counted for share in shares)
+    return Collected(groups, mine.waited, failure, num_sampled=len(sampled), counted=counted)
 
 
 class _Mine:
@@ -149,6 +165,7 @@ class _Mine:
     """
 
     def __init__(self, judges: Judges, request: SampleRequest, notes: OpenRollouts) -> None:
+        self._judges, self._before = judges, judges.counters()
         self._judge, self._watched = judges
         self._request, self._notes = request, notes
         self._rollouts: list[_Asked] = []
@@ -178,6 +195,10 @@ class _Mine:
                 self._write(asked)  # a future tells those who wait before those who want to know
                 yield Judged(asked.rollout, score, seen)
         self.waited += time.monotonic() - began
+
+    def counted(self) -> dict[str, float]:
+        """What the judges have counted since the round began."""
+        return gained(self._before, self._judges.counters())
 
     def _write(self, asked: _Asked) -> None:
         """Write a rollout down if all its answers are there, once; from any thread."""

@@ -33,6 +33,7 @@ def authority_file(authority: trustme.CA, folder: Path) -> str:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # as servers have it; five callers at once are turned away otherwise
 
     def handle_error(self, *_: Any) -> None:
         """Who asks for the wrong thing is told by the test."""

@@ -89,6 +89,28 @@ def test_a_watched_judge_is_asked_besides_and_ends_nothing() -> None:
             assert all(isinstance(score, Score) for score in group.scores)
 
 
+class Counting(FakeJudge):
+    """A judge that has worked before, and counts a request and two tokens for each row."""
+
+    @property
+    def counters(self) -> dict[str, float]:
+        number = self.scored.total()
+        return {"requests": 5 + number, "tokens": 2 * number}
+
+
+def test_what_the_judges_count_is_added_up_over_replicas_and_begins_with_the_round() -> None:
+    def counting() -> Counting:
+        return Counting(by_tokens, [], 0.0)
+
+    one, other = rounds({"judge": counting(), "watched": counting()}, {"judge": counting()})
+    of_watched = sum(len(group.rollouts) for group in one.groups[::2])
+    expected = {"judge/requests": 15, "judge/tokens": 30}
+    expected |= {"watched/judge/requests": of_watched, "watched/judge/tokens": 2 * of_watched}
+    assert one.counted == other.counted == expected
+    (none,) = rounds({"judge": judge()})
+    assert none.counted == {}
+
+
 def test_the_time_in_the_judges_counts_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(1000.0)  # a second from each look at it to the next
     monkeypatch.setattr("rs_aligner.trainers.round.time", SimpleNamespace(monotonic=lambda: next(clock)))

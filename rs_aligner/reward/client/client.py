@@ -78,6 +78,11 @@ class RemoteGPTRMClient:
         local = None if self._local is None else self._local.fingerprint
         return self._trial.fingerprint or local
 
+    @property
+    def counters(self) -> dict[str, float]:
+        """What a judge of this process has counted; a server's are on its `/metrics`."""
+        return {} if self._local is None else self._local.counters
+
     def wait_until_ready(self) -> None:
         """Wait until the judge's servers are ready; those that are not in time may join later.
 

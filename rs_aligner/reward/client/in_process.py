@@ -16,6 +16,7 @@ import numpy as np
 
 from rs_aligner.remote.kserve import Arrays
 from rs_aligner.remote.triton import Offer
+from rs_aligner.reward.counters import counters_of
 from rs_aligner.reward.judges import ServedJudge, score_rows, takes_calls_at_once
 from rs_aligner.reward.protocol import bytes_column
 from rs_aligner.rollout import Score, ScoreFailure
@@ -43,6 +44,11 @@ class LocalJudge:
     def fingerprint(self) -> str:
         """The judge's."""
         return self._judge.fingerprint
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """What the judge has counted."""
+        return counters_of(self._judge)
 
     def problem(self, timeout: float) -> str | None:
         """It is always ready."""

@@ -15,7 +15,6 @@ from rs_aligner.reward.judges.base import (
     TokenJudge,
     Value,
     content_hash,
-    counters_of,
     score_rows,
     takes_calls_at_once,
 )
@@ -32,7 +31,6 @@ __all__ = [
     "TokenJudge",
     "Value",
     "content_hash",
-    "counters_of",
     "load_judge",
     "score_rows",
     "takes_calls_at_once",

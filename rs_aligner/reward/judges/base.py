@@ -98,11 +98,6 @@ def takes_calls_at_once(judge: ServedJudge) -> bool:
     return bool(getattr(judge, "takes_calls_at_once", False))
 
 
-def counters_of(judge: ServedJudge) -> dict[str, float]:
-    """What a judge has counted since its start, by name; empty for one that counts nothing."""
-    return dict(getattr(judge, "counters", {}))
-
-
 def whole_answers(responses: Sequence[str], metadata: Sequence[Metadata]) -> list[str]:
     """The answers with what the prompt began them with, such as the `<think>` of a chat template."""
     return [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rs_aligner.reward.counters import added, counters_of
 from rs_aligner.reward.judges.base import (
     Metadata,
     ServedJudge,
@@ -14,7 +14,6 @@ from rs_aligner.reward.judges.base import (
     Tokens,
     Value,
     content_hash,
-    counters_of,
     score_rows,
     takes_calls_at_once,
 )
@@ -43,10 +42,7 @@ class WeightedJudge:
     @property
     def counters(self) -> dict[str, float]:
         """The sums of what the parts have counted."""
-        total: Counter[str] = Counter()
-        for _, judge in self._parts.values():
-            total.update(counters_of(judge))
-        return dict(total)
+        return added(counters_of(judge) for _, judge in self._parts.values())
 
     def score_texts(
         self, prompts: list[str], responses: list[str], metadata: list[Metadata]

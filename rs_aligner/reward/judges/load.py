@@ -9,6 +9,7 @@ from rs_aligner.config import JudgeConfig, JudgePart, JudgeSource
 from rs_aligner.reward.judges.base import ServedJudge, Value, content_hash
 from rs_aligner.reward.judges.combined import WeightedJudge
 from rs_aligner.reward.judges.functions import FunctionJudge, bind, smoke_test
+from rs_aligner.reward.judges.generative import OpenAIJudge
 from rs_aligner.reward.judges.huggingface import HuggingFaceJudge
 from rs_aligner.reward.judges.limit import LimitedJudge
 from rs_aligner.reward.judges.megatron import MegatronJudge
@@ -26,6 +27,7 @@ BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
     "sentiment": sentiment,
     "huggingface": HuggingFaceJudge,
     "megatron_reward_model": MegatronJudge,
+    "openai": OpenAIJudge,
 }
 """Functions, and classes that are made with `judge.kwargs`."""
 
@@ -33,7 +35,7 @@ BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
 _LIMITED = {"regex": "rs_aligner.reward.judges.rules:regex"}
 
 # These keep to the limit themselves.
-_TIMED = {"final_answer"}
+_TIMED = {"final_answer", "openai"}
 
 
 def load_judge(cfg: JudgeSource) -> ServedJudge:

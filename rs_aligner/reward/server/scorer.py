@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rs_aligner.remote.kserve import Arrays
+from rs_aligner.reward.counters import counters_of
 from rs_aligner.reward.judges import (
     Metadata,
     ServedJudge,
     TokenJudge,
-    counters_of,
     score_rows,
     takes_calls_at_once,
 )

@@ -17,7 +17,8 @@ import pytest
 
 from rs_aligner.config import JudgeConfig
 from rs_aligner.reward.client.in_process import LocalJudge
-from rs_aligner.reward.judges import counters_of, load_judge, score_rows
+from rs_aligner.reward.counters import counters_of
+from rs_aligner.reward.judges import load_judge, score_rows
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.judges.spread import GOOD_ROWS, Call, Spread
 from rs_aligner.reward.server.scorer import Scorer

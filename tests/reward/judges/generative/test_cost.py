@@ -1,0 +1,58 @@
+"""What a generative judge costs, where people look: in a run's figures, and on a server's page of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rs_aligner.config import JudgeConfig, RemoteRMConfig
+from rs_aligner.reward.client import RemoteGPTRMClient
+from rs_aligner.reward.judges import load_judge
+from rs_aligner.reward.judges.combined import StandardisedJudge
+from rs_aligner.reward.server.scorer import Scorer
+from tests.fake_run import FakeRun
+from tests.reward.judges.generative.stand_in import MODEL, Reply, StandIn, stand_in
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    with stand_in() as running:
+        running.answers(Reply("7"))
+        yield running
+
+
+def settings(server: StandIn) -> JudgeConfig:
+    return JudgeConfig(name="openai", kwargs={"url": server.url, "model": MODEL}, time_limit=20)
+
+
+def test_each_step_of_a_run_has_what_its_judge_cost(server: StandIn, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "run")
+    cfg = RemoteRMConfig(in_process=True, judge=settings(server))
+    run.start(steps=2, judge=lambda _: RemoteGPTRMClient(cfg))
+    validation, *steps = run.rows
+    for row in steps:
+        assert row["judge/requests"] == row["rollouts/total"] == row["rollouts/scored"]
+        assert row["judge/completion_tokens"] == row["judge/requests"]
+        assert row["judge/prompt_tokens"] > 50 * row["judge/requests"]
+        assert row["judge/retries"] == 0
+    assert validation["validation/judge/requests"] > 0
+    held_out = sum(row.get("validation/judge/requests", 0) for row in run.rows)
+    assert len(server.asked) == 1 + held_out + sum(row["judge/requests"] for row in steps)
+
+
+def test_a_server_shows_what_its_judge_cost(server: StandIn) -> None:
+    judge = StandardisedJudge(load_judge(settings(server)), mean=5.0, std=2.0)
+    try:
+        judge.score_texts(["a", "b"], ["c", "d"], [{}, {}])
+        scorer = Scorer(judge, max_rows=8)
+        lines = scorer.statistics.text("f", scorer.counters()).splitlines()
+    finally:
+        judge.close()
+    assert "judge_requests_total 3" in lines
+    assert "judge_completion_tokens_total 3" in lines
+    assert "judge_unreadable_answers_total 0" in lines
+    assert scorer.takes_calls_at_once
