@@ -70,6 +70,8 @@ class OpenAIJudge:
             self._how(one).by == "logprobs" for _, one in self._rubric()
         )
         token = read_token(f"{KEY}.token_file", cfg.token_file, cfg.token_variable)
+        if token is not None and not (cfg.address.is_tls or cfg.address.is_loopback):
+            _logger.warning("the judge's token can be read on its way to %s: it is no https://", cfg.address)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._pace = Pace(cfg.requests_per_minute)
         self._chat = Chat(

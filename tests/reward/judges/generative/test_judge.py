@@ -589,3 +589,15 @@ def test_settings_that_cannot_be_right_are_told_with_the_config(
         load_config({"judge": {"name": "openai", "kwargs": kwargs}}, ServeRewardConfig)
     with pytest.raises(ConfigError, match=message):
         load_judge(JudgeConfig(name="openai", kwargs=kwargs))
+
+
+def test_a_token_that_others_could_read_on_its_way_is_warned_of(
+    server: StandIn, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "hidden")
+    make()
+    assert "can be read on its way" not in caplog.text
+    with pytest.raises(ValueError, match="no server answers"):
+        make(url="http://judge.invalid:8000/v1", startup_timeout=0.3)
+    assert "token can be read on its way to http://judge.invalid:8000/v1" in caplog.text
+    assert "hidden" not in caplog.text
