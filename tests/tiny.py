@@ -18,6 +18,7 @@ class FakeTokenizer:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     control_tokens: tuple[str, ...] = ()
+    fingerprint: str | None = None
     chat_template_kwargs: Mapping[str, Any] = MappingProxyType({})
 
     def encode(self, text: str, *, is_chat: bool = False, plain: Sequence[tuple[int, int]] = ()) -> list[int]:

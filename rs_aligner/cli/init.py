@@ -201,7 +201,7 @@ def _template(asks: bool, files: str) -> str | None:
     ).replace("\\n", "\n")
 
 
-def _prompts(flag: str, files: str, tokenizer: Any, template: str | None, most: int) -> tuple[Prompt, ...]:
+def _prompts(flag: str, files: str, tokenizer: Any, template: str | None, most: int) -> Sequence[Prompt]:
     from rs_aligner.data.prompts import load_prompts
 
     if not Path(files).exists():

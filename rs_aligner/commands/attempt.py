@@ -147,7 +147,9 @@ def _drawn(fingerprint: str, shares: Sequence[Share]) -> str:
 
 def of_prompts(prompts: Sequence[Prompt]) -> str:
     """Of their tokens and rows, not of where they lie."""
-    return _sum(piece for prompt in prompts for piece in (_tokens(prompt.token_ids), _json(prompt.metadata)))
+    from rs_aligner.data.stored import sums_of
+
+    return sums_of(prompts)[0]
 
 
 def of_rows(rows: Sequence[TrainingRow]) -> str:

@@ -61,12 +61,14 @@ def fit_of_rs(config: TrainRSConfig, data: RSData, positions: int) -> Fit:
         data: as read.
         positions: of the model.
     """
+    from rs_aligner.data.stored import lengths_of
+
     most = config.model.sequence_length(positions)
-    prompts = [len(prompt.token_ids) for prompt in data.prompts]
-    asked = [*prompts, *(len(prompt.token_ids) for prompt in data.validation)]
-    longest = [min(most, length + config.model.rs.length_params.max_length) for length in prompts]
-    learnt = [config.model.rs.length_params.max_length] if prompts else []
-    shortest = [length + config.model.rs.length_params.min_length for length in prompts]
+    prompts, bounds = lengths_of(data.prompts), config.model.rs.length_params
+    asked = [found[1] for found in (prompts, lengths_of(data.validation)) if found is not None]
+    longest = [min(most, prompts[1] + bounds.max_length)] if prompts else []
+    learnt = [bounds.max_length] if prompts else []
+    shortest = [prompts[0] + bounds.min_length] if prompts else []
     for group in data.scored:
         rows = [len(rollout.token_ids) for rollout in group.rollouts] or [0]
         longest.append(len(group.prompt.token_ids) + max(rows))
@@ -75,7 +77,7 @@ def fit_of_rs(config: TrainRSConfig, data: RSData, positions: int) -> Fit:
     for row in data.anchors:
         longest.append(len(row))
         learnt.append(len(row.response))
-    number = min(len(prompts) or len(asked), config.model.rs.num_rollout_samples)
+    number = min(len(data.prompts) or len(data.validation), config.model.rs.num_rollout_samples)
     if not config.samples:
         asked, number = [], 0
     return _fit(

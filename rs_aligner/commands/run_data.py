@@ -6,9 +6,10 @@ whose prompt is held out, too. Left out on purpose: what a row is and which prom
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
 
 from rs_aligner.config import (
     GenerateConfig,
@@ -19,6 +20,7 @@ from rs_aligner.config import (
 )
 from rs_aligner.data import (
     Origins,
+    Places,
     PromptSet,
     ReadingTokenizer,
     Share,
@@ -105,7 +107,7 @@ def read_rs_data(config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: 
         scored = _only(scored, apart)
     anchors = _read_anchors(config, tokenizer, positions, validation.origins)
     return RSData(
-        _only(prompts.prompts, kept),
+        prompts.only(kept),
         validation.prompts,
         scored,
         anchors,
@@ -151,7 +153,7 @@ def _held_out(
 
 
 def _read_anchors(
-    config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: int, held_out: Origins
+    config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: int, held_out: Places
 ) -> list[TrainingRow]:
     from rs_aligner.objective.rows import shuffled_anchors
 
@@ -164,7 +166,7 @@ def _read_anchors(
     return shuffled_anchors(rows, anchor.weight, config.model.seed)
 
 
-def _apart(config: TrainConfig, key: str, origins: Origins, held_out: Origins) -> Sequence[int]:
+def _apart(config: TrainConfig, key: str, origins: Places, held_out: Places) -> Sequence[int]:
     return held_apart(key, origins, held_out, config.model.data.overlap)
 
 
@@ -172,12 +174,13 @@ def _only(rows: tuple[T, ...], places: Sequence[int]) -> tuple[T, ...]:
     return rows if len(places) == len(rows) else tuple(rows[place] for place in places)
 
 
-def _shares(config: TrainConfig, origins: Origins, kept: Sequence[int]) -> list[Share]:
+def _shares(config: TrainConfig, origins: Places, kept: Sequence[int]) -> list[Share]:
     """Of the files to train on, by what is left of them."""
     prefix = config.model.data.data_prefix
-    left = Counter(origins.files[place] for place in kept) if prefix.weights else Counter()
-    numbers = [left[file] for file in range(len(prefix.train_files))]
-    return shares_of(_TRAIN, prefix.train_files, prefix.weights, numbers)
+    if not prefix.weights:
+        return []
+    left = np.bincount(np.asarray(origins.files)[np.asarray(kept)], minlength=len(prefix.train_files))
+    return shares_of(_TRAIN, prefix.train_files, prefix.weights, left.tolist())
 
 
 def _origins_of(groups: Sequence[Group]) -> Origins:

@@ -1,10 +1,10 @@
 """Prompt files, chat templates, and an order whose place can be saved exactly.
 
-Left out on purpose: index files, packing and streaming; the prompts of a run fit in memory.
+Left out on purpose: packing; and streaming, since an order needs to know all rows.
 """
 
 from rs_aligner.data.order import DataOrder, Draw
-from rs_aligner.data.overlap import Origins, held_apart, tell_duplicates
+from rs_aligner.data.overlap import Origins, Places, held_apart, tell_duplicates
 from rs_aligner.data.pairs import PairSet, load_pairs
 from rs_aligner.data.prompts import PromptSet, load_prompts
 from rs_aligner.data.reading import ReadingTokenizer
@@ -17,6 +17,7 @@ __all__ = [
     "Draw",
     "Origins",
     "PairSet",
+    "Places",
     "PromptSet",
     "ReadingTokenizer",
     "SFTSet",

@@ -14,11 +14,37 @@ import logging
 import unicodedata
 from array import array
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, Protocol
+
+import numpy as np
 
 _logger = logging.getLogger("rs_aligner")
+DIGEST_SIZE = 16
 Overlap = Literal["warn", "drop", "refuse"]
+
+
+class Places(Protocol):
+    """Where the rows of a set stand, in order, with digests of their prompts; see `Origins`."""
+
+    @property
+    def where(self) -> Sequence[str]: ...
+
+    @property
+    def exact(self) -> Sequence[bytes]: ...
+
+    @property
+    def alike(self) -> Sequence[bytes]: ...
+
+    @property
+    def files(self) -> Sequence[int] | np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def those_in(self, digests: AbstractSet[bytes]) -> list[int]: ...
+
+    def repeated(self) -> tuple[int, tuple[int, int]]: ...
 
 
 class Origins:
@@ -52,6 +78,26 @@ class Origins:
         self.alike.append(digest)
         self.rows.append(_digest("\0".join((alike, *answers))) if answers else digest)
 
+    def those_in(self, digests: AbstractSet[bytes]) -> list[int]:
+        """Places whose prompt is `alike` one of these."""
+        return [place for place, digest in enumerate(self.alike) if digest in digests]
+
+    def repeated(self) -> tuple[int, tuple[int, int]]:
+        """How many rows stand there already, and the first of them behind the one that it repeats."""
+        seen: dict[bytes, int] = {}
+        number, first = 0, (0, 0)
+        for place, digest in enumerate(self.rows):
+            before = seen.setdefault(digest, place)
+            if before != place:
+                number += 1
+                first = first if number > 1 else (before, place)
+        return number, first
+
+
+def digests_of(prompt: str) -> tuple[bytes, bytes]:
+    """Of a prompt as it is, and as `normalised`."""
+    return _digest(prompt), _digest(normalised(prompt))
+
 
 def normalised(text: str) -> str:
     """The text with case, white space and composed letters made alike."""
@@ -59,18 +105,12 @@ def normalised(text: str) -> str:
 
 
 def _digest(text: str) -> bytes:
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_SIZE).digest()
 
 
-def tell_duplicates(files: Sequence[str], what: str, origins: Origins) -> None:
+def tell_duplicates(files: Sequence[str], what: str, origins: Places) -> None:
     """Warn of rows that stand in a set more than once: prompts, or prompts with the same answers."""
-    seen: dict[bytes, int] = {}
-    number, first = 0, (0, 0)
-    for place, digest in enumerate(origins.rows):
-        before = seen.setdefault(digest, place)
-        if before != place:
-            number += 1
-            first = first if number > 1 else (before, place)
+    number, first = origins.repeated()
     if number:
         _logger.warning(
             "%s: %s of %s %s stand there already, but for case and white space (the first: %s and %s)",
@@ -79,7 +119,7 @@ def tell_duplicates(files: Sequence[str], what: str, origins: Origins) -> None:
         )
 
 
-def held_apart(key: str, origins: Origins, held_out: Origins, overlap: Overlap) -> Sequence[int]:
+def held_apart(key: str, origins: Places, held_out: Places, overlap: Overlap) -> Sequence[int]:
     """Which rows to train on, once prompts that are held out have been looked for among them.
 
     Args:
@@ -97,7 +137,7 @@ def held_apart(key: str, origins: Origins, held_out: Origins, overlap: Overlap) 
     places: dict[bytes, int] = {}
     for place, digest in enumerate(held_out.alike):
         places.setdefault(digest, place)
-    shared = [place for place, digest in enumerate(origins.alike) if digest in places]
+    shared = origins.those_in(places.keys())
     everything = range(len(origins))
     if not shared:
         return everything
@@ -120,4 +160,4 @@ def held_apart(key: str, origins: Origins, held_out: Origins, overlap: Overlap) 
         raise ValueError(f"{found}, and model.data.overlap=drop leaves nothing to train on; use other files")
     _logger.warning("%s: left out of training, as model.data.overlap says", found)
     left_out = set(shared)
-    return [place for place in everything if place not in left_out]
+    return array("q", (place for place in everything if place not in left_out))

@@ -30,6 +30,9 @@ class ReadingTokenizer(Protocol):
     control_tokens: tuple[str, ...]
 
     @property
+    def fingerprint(self) -> str | None: ...
+
+    @property
     def chat_template_kwargs(self) -> Mapping[str, Any]: ...
 
     def encode(
@@ -191,6 +194,20 @@ class RowReader:
                 "the answer with; rename it"
             )
         return {**row, PREFILLED: prompt.prefilled}
+
+    @property
+    def has_template(self) -> bool:
+        """Whether a template makes the prompts."""
+        return self._template is not None
+
+    def notes(self) -> dict[str, Any]:
+        """What there is to tell, as plain JSON values."""
+        return {"rows": {what: list(found) for what, found in self._notes.items()}, "chats": self._saw_chats}
+
+    def recall(self, notes: dict[str, Any]) -> None:
+        """Have the same to tell as a reader before."""
+        self._notes = {what: (count, first) for what, (count, first) in notes["rows"].items()}
+        self._saw_chats = notes["chats"]
 
     def tell(self) -> None:
         """Log what was noted, a line each."""

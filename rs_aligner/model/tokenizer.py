@@ -7,6 +7,7 @@ of a list. Left out on purpose: which texts become tokens, and how rows with ans
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from rs_aligner.files import checksum
 from rs_aligner.model.chat_template import ChatTemplate, Message, TurnMarks
 from rs_aligner.model.encoding import Encoder
-from rs_aligner.model.tokenizer_files import named_end_tokens, read_files
+from rs_aligner.model.tokenizer_files import checksum_of_tokenizer, named_end_tokens, read_files
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -49,6 +51,7 @@ class Tokenizer:
             if isinstance(error, MemoryError) or "failed to map segment" in str(error):
                 raise  # too little memory, perhaps for a library that is imported now
             raise ValueError(f"{folder}: the tokenizer cannot be read ({error!r})") from error
+        self._folder = folder
         self.bos_id: int | None = self._tokenizer.bos_token_id
         self._own_eos: int | None = self._tokenizer.eos_token_id
         self.named_eos_ids = named_end_tokens(folder)
@@ -190,6 +193,14 @@ class Tokenizer:
             "model.data.judge_special_tokens=true",
             " ".join(found),
         )
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of all that decides which tokens a row becomes; None where it is the day, too."""
+        if any("strftime_now" in source for source in self.template.sources):
+            return None
+        told = json.dumps(self.chat_template_kwargs, sort_keys=True, default=str)
+        return checksum((checksum_of_tokenizer(self._folder) + told).encode())
 
     # Chats
 

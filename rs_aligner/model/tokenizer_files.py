@@ -5,12 +5,14 @@ Left out on purpose: what the project asks of a tokenizer (`tokenizer.py`).
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from rs_aligner.files import read_json_object
+from rs_aligner.files import checksum, checksums_of_files, read_json_object
 
 _OF_ANY_FILE = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """What the class of any `tokenizer.json` is called, in versions 5 and 4."""
@@ -46,6 +48,15 @@ def named_end_tokens(folder: Path) -> tuple[int, ...]:
         if value is not None:
             return tuple(dict.fromkeys(value if isinstance(value, list) else [value]))
     return ()
+
+
+def checksum_of_tokenizer(folder: Path) -> str:
+    """Of all files that a tokenizer may be read from, and of the libraries that read it."""
+    kinds = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file())
+    names = [str(path.relative_to(folder)) for path in paths]
+    versions = [version(name) for name in ("transformers", "tokenizers", "jinja2")]
+    return checksum(json.dumps([versions, names, checksums_of_files(paths)]).encode())
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -23,13 +23,13 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from rs_aligner.data.stored import sums_of
+from rs_aligner.data.sums import DIGEST_BYTES
 from rs_aligner.record.marker import put_marker, remove_markers, sees_marker
 from rs_aligner.rollout import Group, Prompt, Score, TrainingRow
 from rs_aligner.selection import KEPT, Selection
 from rs_aligner.trainers.failures import RanksDiffer
 from rs_aligner.trainers.protocols import Collective
-
-_BYTES = 6  # of a digest: a double, by which ranks compare, holds as many exactly
 
 _SELECTORS = (
     "All ranks have the same rollouts and scores, so a selector says different things of the same. Causes "
@@ -46,7 +46,7 @@ def digest(*parts: Any) -> int:
     Args:
         parts: bytes, or what JSON can express.
     """
-    state = blake2b(digest_size=_BYTES)
+    state = blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
         state.update(part if isinstance(part, bytes) else json.dumps(part, default=str).encode())
         state.update(b"\0")
@@ -55,7 +55,7 @@ def digest(*parts: Any) -> int:
 
 def digest_of_prompts(prompts: Sequence[Prompt]) -> int:
     """Of their ids and tokens."""
-    return digest(*(part for prompt in prompts for part in (prompt.id, _tokens(prompt.token_ids))))
+    return sums_of(prompts)[1]
 
 
 def digest_of_rows(rows: Sequence[TrainingRow]) -> int:
