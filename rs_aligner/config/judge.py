@@ -29,6 +29,7 @@ JudgeName = Literal[
     "exact_answer",
     "final_answer",
     "choice",
+    "code",
     "regex",
     "length",
     "format",
@@ -38,7 +39,7 @@ JudgeName = Literal[
     "openai",
 ]
 
-SPREAD: tuple[JudgeName, ...] = ("regex",)
+SPREAD: tuple[JudgeName, ...] = ("code", "regex")
 """What `workers` is for, beside functions."""
 
 SETTINGS: dict[JudgeName | None, type[Section]] = {"openai": OpenAIConfig}
@@ -58,12 +59,14 @@ class JudgeSource(Section):
     """Seconds that `function`, `regex` or `final_answer` may take over a row, or it fails; null for no limit.
 
     A function has a process of its own, with a limit a `regex` too, which is ended when a row takes longer.
-    Of `openai` it is the time of a request.
+    Of `openai` it is the time of a request. Of `code` it is for a row's tests: what is not passed by then has
+    not passed.
     """
     workers: Count = 1
     """Processes that a `function` or a `regex` has, so that a slow row, or one that hangs, holds up no other.
 
-    Each loads the judge. Scores are the same whatever their number, for a judge that remembers nothing.
+    Each loads the judge. Of `code`, how many rows are judged at once. Scores are the same whatever their
+    number, for a judge that remembers nothing.
     """
 
     @property

@@ -15,6 +15,7 @@ from rs_aligner.reward.judges.base import (
     TokenJudge,
     Value,
     content_hash,
+    remarks_of,
     score_rows,
     takes_calls_at_once,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Value",
     "content_hash",
     "load_judge",
+    "remarks_of",
     "score_rows",
     "takes_calls_at_once",
 ]

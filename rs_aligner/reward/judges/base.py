@@ -51,7 +51,8 @@ class ServedJudge(Protocol):
 
     A judge with a tokenizer of its own names its folder in an attribute `tokenizer_folder`, for `check=true`.
     One that may be called from several threads at once says so by `takes_calls_at_once = True`, and one that
-    counts what it does has `counters`, numbers by name since its start, which only grow.
+    counts what it does has `counters`, numbers by name since its start, which only grow. One that found out
+    something about the machine that its users should know has `remarks`, lines of text.
     """
 
     @property
@@ -96,6 +97,11 @@ class TokenJudge(ServedJudge, Protocol):
 def takes_calls_at_once(judge: ServedJudge) -> bool:
     """Whether several threads may call a judge at once."""
     return bool(getattr(judge, "takes_calls_at_once", False))
+
+
+def remarks_of(judge: ServedJudge) -> list[str]:
+    """What a judge has to say about the machine that it runs on, a line each."""
+    return list(getattr(judge, "remarks", ()))
 
 
 def whole_answers(responses: Sequence[str], metadata: Sequence[Metadata]) -> list[str]:

@@ -14,6 +14,7 @@ from rs_aligner.reward.judges.base import (
     Tokens,
     Value,
     content_hash,
+    remarks_of,
     score_rows,
     takes_calls_at_once,
 )
@@ -38,6 +39,9 @@ class WeightedJudge:
         if all(isinstance(judge, TokenJudge) for _, judge in self._parts.values()):
             self.score_tokens = self._score_tokens
         self.takes_calls_at_once = all(takes_calls_at_once(judge) for _, judge in self._parts.values())
+        self.remarks = [
+            f"{name}: {line}" for name, (_, judge) in self._parts.items() for line in remarks_of(judge)
+        ]
 
     @property
     def counters(self) -> dict[str, float]:
@@ -95,6 +99,7 @@ class StandardisedJudge:
         self.fingerprint = content_hash("standardised", judge.fingerprint, mean, std)
         self.tokenizer_folder = getattr(judge, "tokenizer_folder", None)
         self.takes_calls_at_once = takes_calls_at_once(judge)
+        self.remarks = remarks_of(judge)
         if isinstance(judge, TokenJudge):
             self.score_tokens = self._score_tokens
 

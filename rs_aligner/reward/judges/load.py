@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rs_aligner.config import JudgeConfig, JudgePart, JudgeSource
 from rs_aligner.reward.judges.base import ServedJudge, Value, content_hash
+from rs_aligner.reward.judges.code import CodeJudge
 from rs_aligner.reward.judges.combined import WeightedJudge
 from rs_aligner.reward.judges.functions import FunctionJudge, bind, smoke_test
 from rs_aligner.reward.judges.generative import OpenAIJudge
@@ -21,6 +22,7 @@ BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
     "exact_answer": exact_answer,
     "final_answer": FinalAnswer,
     "choice": choice,
+    "code": CodeJudge,
     "regex": regex,
     "length": length,
     "format": format_rules,
@@ -35,7 +37,10 @@ BUILT_IN: dict[str, Callable[..., Sequence[Value]] | type[ServedJudge]] = {
 _LIMITED = {"regex": "rs_aligner.reward.judges.rules:regex"}
 
 # These keep to the limit themselves.
-_TIMED = {"final_answer", "openai"}
+_TIMED = {"code", "final_answer", "openai"}
+
+# And these have workers of their own.
+_SPREAD = {"code"}
 
 
 def load_judge(cfg: JudgeSource) -> ServedJudge:
@@ -71,6 +76,8 @@ def _built_in(name: str, cfg: JudgeSource) -> ServedJudge:
     if isinstance(found, type):
         if name in _TIMED:
             kwargs = {"time_limit": time_limit, **kwargs}
+        if name in _SPREAD:
+            kwargs = {"workers": cfg.workers, **kwargs}
         try:
             inspect.signature(found).bind(**kwargs)
         except TypeError as error:

@@ -18,7 +18,7 @@ from rs_aligner.answers import kind_of
 from rs_aligner.data.chats import check_messages
 from rs_aligner.data.rows import read_rows, shown_keys
 from rs_aligner.data.shapes import as_prompt, in_our_shape
-from rs_aligner.reward.judges import Metadata, ServedJudge, TokenJudge, score_rows
+from rs_aligner.reward.judges import Metadata, ServedJudge, TokenJudge, remarks_of, score_rows
 from rs_aligner.reward.judges.functions import AnyRow
 from rs_aligner.rollout import Score, ScoreFailure
 
@@ -74,6 +74,8 @@ def check(cfg: ServeRewardConfig, judge: ServedJudge, say: Callable[[str], None]
     rows = _rows(cfg.check_data)
     say(f"judge {cfg.judge.function or cfg.judge.name or 'of parts'}, fingerprint {judge.fingerprint}")
     say(f"  takes {'texts and token ids' if isinstance(judge, TokenJudge) else 'texts'}")
+    for line in remarks_of(judge):
+        say(f"  {line}")
     most = cfg.inference.inference_micro_batch_size
     alone = [score for row in rows for score in _score(judge, [row], most)]
     scored = [score.reward for score in alone if isinstance(score, Score)]
