@@ -60,7 +60,9 @@ class Ours:
         config = transformer_config(arch, rt, dtype=torch.float32)
         self.model = build_model(arch, config, rt)
         huggingface.load_weights(work.folder, self.model, arch, rt)
-        self.decoder = new_decoder(self.model, arch, rt, GenerationConfig(compile=compiled))
+        self.decoder = new_decoder(
+            self.model, arch, rt, GenerationConfig(engine="kernels" if compiled else "torch")
+        )
         self.work = work
 
     def __call__(self) -> int:

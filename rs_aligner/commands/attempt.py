@@ -65,7 +65,7 @@ def attempt(
         everything[parts.ADAPTER] = of_model(Path(config.model.peft.restore_from_path))
     seen = {"device": "gpu" if on_gpu else "cpu"}
     if isinstance(config, TrainRSConfig) and not on_gpu:
-        seen["kernels"] = of_kernels() if config.model.rs.generation.compile else "torch"
+        seen["kernels"] = "torch" if config.model.rs.generation.engine == "torch" else of_kernels()
     return Attempt(
         settings_of(config),
         {part.name: fingerprint for part, fingerprint in everything.items()},

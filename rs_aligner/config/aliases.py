@@ -51,6 +51,9 @@ _MEANT: dict[tuple[str, ...], str] = {
         "max_tokens max_gen_len"
     ),
     _in(_SAMPLING, "length_params.min_length"): "min_new_tokens min_tokens",
+    ("model.rs.generation.engine", "model.answers.generation.engine"): (
+        "compile rollout_engine rollout_backend inference_engine inference_backend"
+    ),
     _in(_SAMPLING, "sampling_params.use_greedy"): "do_sample greedy",
     _in(_SAMPLING, "sampling_params.temperature"): "temperature",
     _in(_SAMPLING, "sampling_params.top_p"): "top_p",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from rs_aligner.config.base import Count, Fraction, NotNegative, Positive, Section, Size, Texts, problem
 
@@ -53,5 +54,5 @@ class GenerationConfig(Section):
     Null: a training on a GPU takes what its plan leaves of the device, and keeps to that as long as the
     run goes on; elsewhere there is no bound.
     """
-    compile: bool = True
-    """On a CPU: compiles the decoder's kernels for it (a second, once). False, or no C compiler: torch."""
+    engine: Literal["auto", "kernels", "torch"] = "auto"
+    """What decodes: kernels compiled for this CPU (a second, once), or torch; auto: the faster that can."""

@@ -99,10 +99,10 @@ class Engine:
 
     Attributes:
         name: in messages.
-        is_meant: whether the config and the kind of device ask for it at all; all ranks must say the same.
+        is_meant: whether it is to be tried where the config leaves the choice; all ranks must say the same.
         new: makes the decoder; raises `CannotDecode` where it cannot run this architecture, or not here.
     """
 
     name: str
-    is_meant: Callable[[GenerationConfig, torch.device], bool]
+    is_meant: Callable[[Offer], bool]
     new: Callable[[Offer], Decoder]

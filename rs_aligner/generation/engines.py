@@ -32,7 +32,9 @@ def new_decoder(
     *,
     allowed: torch.Tensor | None = None,
 ) -> Decoder:
-    """The first engine that can decode this model on all ranks; logs which, and why no faster one.
+    """The engine that the config names, or the first that can decode this model on all ranks.
+
+    Logs which, and why no faster one.
 
     Every rank must call it.
 
@@ -44,13 +46,14 @@ def new_decoder(
         allowed: bool `[V]`, the ids that may be sampled: those that the tokenizer has; None for all.
 
     Raises:
-        ValueError: `allowed` does not fit the model, or allows nothing; or no engine can decode it.
+        ValueError: `allowed` does not fit the model, or allows nothing; or no engine can decode it, or not
+            the one that was asked for.
     """
     config = config or GenerationConfig()
     offer = Offer(model, arch, runtime, config, check_allowed(allowed, arch.vocab_size))
     declined: dict[str, str] = {}
     for engine in ENGINES:
-        if not engine.is_meant(config, runtime.device):
+        if not (engine.is_meant(offer) if config.engine == "auto" else engine.name == config.engine):
             continue
         decoder, reason = _try(engine, offer)
         if runtime.maximum({"missing": float(decoder is None)})["missing"]:  # ranks must not differ
@@ -61,7 +64,8 @@ def new_decoder(
                 _logger.info("decoder: %s%s", decoder.description, slower)
             return decoder
     reasons = "; ".join(f"{name}: {why}" for name, why in declined.items()) or "none is meant for it"
-    raise ValueError(f"no engine can decode this {arch.family} model here: {reasons}")
+    wanted = "no engine can" if config.engine == "auto" else f"generation.engine={config.engine} cannot"
+    raise ValueError(f"{wanted} decode this {arch.family} model here: {reasons}")
 
 
 def _try(engine: Engine, offer: Offer) -> tuple[Decoder | None, str]:

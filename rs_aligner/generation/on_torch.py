@@ -38,4 +38,4 @@ def _new(offer: Offer) -> TorchDecoder:
     return TorchDecoder(network, offer.config.kv_cache_bytes)
 
 
-TORCH = Engine("torch", lambda config, device: True, _new)
+TORCH = Engine("torch", lambda offer: True, _new)

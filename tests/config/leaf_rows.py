@@ -176,7 +176,7 @@ SAMPLING: Rows = {
     "end_strings": Row(["END"], "controls"),
 }
 LENGTHS: Rows = shown_by("controls", {"max_length": 6, "min_length": 2})
-GENERATION: Rows = {"kv_cache_bytes": Row(1 << 20, "sampled"), "compile": Row(False, "decoder")}
+GENERATION: Rows = {"kv_cache_bytes": Row(1 << 20, "sampled"), "engine": Row("torch", "decoder")}
 
 
 def held_out(rows: Rows) -> Rows:

@@ -309,7 +309,7 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         return SimpleNamespace(param_groups=groups, config=config, step=lambda: (True, 2.0, 0))
 
     def new_decoder(model: Any, arch: Any, _: Runtime, config: Any, *, allowed: Any) -> Any:
-        notes.add("decoder", config.compile)
+        notes.add("decoder", config.engine)
         return config
 
     def adapters_for(_: Any, arch: Any, __: Runtime, config: Any, folder: Path) -> Any:

@@ -37,7 +37,7 @@ def load(request: pytest.FixtureRequest, one_rank: runtime.Runtime) -> Load:
         arch = read_architecture(folder)
         model = build_model(arch, transformer_config(arch, one_rank, dtype=dtype), one_rank).eval()
         huggingface.load_weights(folder, model, arch, one_rank)
-        decoder = new_decoder(model, arch, one_rank, GenerationConfig(compile=request.param == "kernels"))
+        decoder = new_decoder(model, arch, one_rank, GenerationConfig(engine=request.param))
         assert isinstance(decoder, kind)
         return decoder
 

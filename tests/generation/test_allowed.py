@@ -313,7 +313,9 @@ def test_the_decoder_is_built_with_the_mask(one_rank: Runtime, tmp_path: Path, c
     mask = torch.arange(arch.vocab_size) < 90
 
     def built(mask: torch.Tensor) -> torch.Tensor | None:
-        decoder = new_decoder(model, arch, one_rank, GenerationConfig(compile=compiled), allowed=mask)
+        decoder = new_decoder(
+            model, arch, one_rank, GenerationConfig(engine="kernels" if compiled else "torch"), allowed=mask
+        )
         assert isinstance(decoder, KernelDecoder if compiled else TorchDecoder)
         return decoder.network.allowed
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from rs_aligner.config import GenerationConfig, LengthParams, PolicyModelBase, SamplingParams
-from rs_aligner.generation import engines
+from rs_aligner.generation import engines, on_kernels
 from rs_aligner.generation.decoder import CannotDecode, Decoder, Engine, Offer, Wave
+from rs_aligner.generation.native import NoKernels
+from rs_aligner.generation.on_torch import TORCH
 from rs_aligner.generation.rows import Ended
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
@@ -43,7 +46,7 @@ class Counting:
             yield row, tokens, [0.0] * row.limit, "length"
 
 
-COUNTING = Engine("counting", lambda config, device: True, Counting)
+COUNTING = Engine("counting", lambda offer: True, Counting)
 
 # Its line.
 
@@ -100,17 +103,18 @@ def test_an_engine_that_cannot_run_the_model_says_why_and_the_next_one_decodes(
     def decline(offer: Offer) -> Decoder:
         raise CannotDecode(f"nobody counts to {offer.arch.vocab_size}")
 
-    declining = Engine("counting", lambda config, device: True, decline)
-    monkeypatch.setattr(engines, "ENGINES", [declining, *engines.ENGINES])
-    decoder_of(one_rank, tmp_path / "one", compile=False)
+    declining = Engine("counting", lambda offer: True, decline)
+    monkeypatch.setattr(engines, "ENGINES", [declining, TORCH])
+    decoder_of(one_rank, tmp_path / "one")
     assert log.messages == ["decoder: torch, which is slower, since nobody counts to 96"]
     monkeypatch.setattr(engines, "ENGINES", [declining])
     with pytest.raises(ValueError, match="no engine can decode this llama model here: counting: nobody"):
         decoder_of(one_rank, tmp_path / "none")
 
 
-@pytest.mark.usefixtures("registered")
-def test_ranks_agree_on_one_engine(one_rank: Runtime, tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+def test_ranks_agree_on_one_engine(
+    one_rank: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
     class OfTwo(Runtime):
         """A rank beside one that cannot count."""
 
@@ -119,15 +123,60 @@ def test_ranks_agree_on_one_engine(one_rank: Runtime, tmp_path: Path, log: pytes
             return {"missing": 1.0} if len(said) == 1 else values
 
     said: list[dict[str, float]] = []
-    decoder = decoder_of(OfTwo(**vars(one_rank)), tmp_path, compile=False)
+    monkeypatch.setattr(engines, "ENGINES", [COUNTING, TORCH])
+    decoder = decoder_of(OfTwo(**vars(one_rank)), tmp_path)
     assert decoder.description == "torch"
     assert said == [{"missing": 0.0}] * 2
     assert log.messages == ["decoder: torch, which is slower, since another rank has no counting"]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_the_engine_keeps_to_the_budget_of_the_config(
-    one_rank: Runtime, tmp_path: Path, compiled: bool
-) -> None:
-    decoder: Any = decoder_of(one_rank, tmp_path, compile=compiled, kv_cache_bytes=12345)
+@pytest.mark.parametrize("engine", ["kernels", "torch"])
+def test_the_engine_keeps_to_the_budget_of_the_config(one_rank: Runtime, tmp_path: Path, engine: str) -> None:
+    decoder: Any = decoder_of(one_rank, tmp_path, engine=engine, kv_cache_bytes=12345)
     assert decoder.kv_cache_bytes == 12345
+
+
+def test_the_engine_that_the_config_names_decodes_or_nobody_does(
+    one_rank: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert decoder_of(one_rank, tmp_path / "torch", engine="torch").description == "torch"
+
+    def none(*_: int) -> Any:
+        raise NoKernels("there is no C compiler")
+
+    monkeypatch.setattr(on_kernels, "load_kernels", none)
+    expected = (
+        "generation.engine=kernels cannot decode this llama model here: kernels: there is no C compiler"
+    )
+    with pytest.raises(ValueError, match=expected):
+        decoder_of(one_rank, tmp_path / "kernels", engine="kernels")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "width", "flags", "meant"),
+    [
+        ("cpu", torch.float32, 1024, "fpu amx_bf16", True),
+        (
+            "cpu",
+            torch.bfloat16,
+            1024,
+            "fpu amx_bf16 sse",
+            False,
+        ),  # twice as fast on torch, where it was measured
+        ("cpu", torch.bfloat16, 1024, "fpu avx512_bf16", True),
+        ("cpu", torch.bfloat16, 512, "fpu amx_bf16", True),
+        ("cuda", torch.bfloat16, 1024, "fpu", False),
+    ],
+)
+def test_which_of_our_engines_is_tried_follows_from_processor_and_shapes(
+    device: str, dtype: torch.dtype, width: int, flags: str, meant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_kernels, "processor", lambda: f"model name : some\nflags : {flags}")
+    parameter = torch.nn.Linear(1, 1, dtype=dtype)
+    offer: Any = SimpleNamespace(
+        model=parameter,
+        arch=SimpleNamespace(hidden_size=width),
+        runtime=SimpleNamespace(device=torch.device(device)),
+    )
+    assert on_kernels.KERNELS.is_meant(offer) is meant
+    assert TORCH.is_meant(offer)

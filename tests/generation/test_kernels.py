@@ -294,7 +294,7 @@ def test_what_decodes_is_logged_and_torch_takes_over(
     arch = read_architecture(save_tiny("llama", tmp_path))
     model = build_model(arch, transformer_config(arch, one_rank, dtype=torch.float32), one_rank)
     new_decoder(model, arch, one_rank)
-    new_decoder(model, arch, one_rank, GenerationConfig(compile=False))
+    new_decoder(model, arch, one_rank, GenerationConfig(engine="torch"))
     monkeypatch.setattr("rs_aligner.generation.on_kernels.load_kernels", none)
     new_decoder(model, arch, one_rank)
     kernels, told_not_to, failed = (record.getMessage() for record in caplog.records)

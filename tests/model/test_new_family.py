@@ -140,7 +140,7 @@ def test_a_further_family_is_read_decoded_and_written(
     prompts = [Prompt("a", "", (5, 9, 2)), Prompt("b", "", tuple(range(20, 40)))]
     asked = request_of(prompts, 1, Controls(greedy=True, max_length=8))
     for compiled in (True, False):
-        decoder = new_decoder(model, arch, rt, GenerationConfig(compile=compiled))
+        decoder = new_decoder(model, arch, rt, GenerationConfig(engine="kernels" if compiled else "torch"))
         assert decoder.description.startswith("kernels" if compiled else "torch")
         for rollout in generate(decoder, NoText(), asked, seed=1):
             assert rollout.token_ids == greedy(reference, prompts[rollout.group].token_ids, 8)

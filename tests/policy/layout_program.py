@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -44,7 +44,7 @@ from tests.policy.objective_cases import SPLITS, NoText, run_objectives
 from tests.ranks import save_result
 
 LAYOUTS = {1: {"one": (1, 1)}, 2: {"dp2": (1, 1), "tp2": (2, 1), "tp2sp": (2, 1), "pp2": (1, 2)}}
-WAYS = {"on kernels": True, "on torch": False}  # of decoding
+WAYS: dict[str, Literal["kernels", "torch"]] = {"on kernels": "kernels", "on torch": "torch"}  # of decoding
 RECOMPUTES = {
     "selective": Recompute("selective"),
     "full": Recompute("full"),
@@ -182,8 +182,8 @@ def run_layout(folder: Path, work: Path, rt: Runtime, elsewhere: Path | None) ->
         grads = huggingface.gather_tensors(other.ddp.module, arch, rt, of=lambda p: p.main_grad)
         found[f"gradient {name}"] = (loss, grads)
 
-    for way, compiled in WAYS.items():
-        decoder = new_decoder(trainer.ddp.module, arch, rt, GenerationConfig(compile=compiled))
+    for way, engine in WAYS.items():
+        decoder = new_decoder(trainer.ddp.module, arch, rt, GenerationConfig(engine=engine))
 
         def draw(num: int, controls: Controls, decoder: Any = decoder, **options: Any) -> list[Rollout]:
             asked = request_of(prompts(), num, controls, **options)

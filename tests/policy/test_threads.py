@@ -49,7 +49,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def policy_with(some: Threads, folder: Path, rt: Runtime, *, compiled: bool = True) -> MegatronPolicy:
-    options = {"keep_start": True, "generation": GenerationConfig(compile=compiled)}
+    options = {"keep_start": True, "generation": GenerationConfig(engine="kernels" if compiled else "torch")}
     return new(folder, replace(rt, threads=some), ObjectiveConfig(), **options)
 
 
