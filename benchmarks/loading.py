@@ -1,11 +1,14 @@
 """What reading many prompts costs: CPU seconds (all threads) and memory, for a file of short ones.
 
-    python benchmarks/loading.py [--prompts 1000000] [--tokens 23] [--model FOLDER] [--out results.json]
+    python benchmarks/loading.py [--prompts 1000000] [--tokens 23] [--model FOLDER] [--against CHECKOUT ...]
+        [--turns 1] [--out results.json]
 
 A row has an id and a text of so many tokens: words of the test data's openings, drawn at random. The file is
 made first and not counted. What counts is `load_prompts` in a process of its own, from the file to prompts
-with their tokens and the digests that tell overlaps; tokenizer and imports are there before. CPU seconds grow
-with what else the machine does, since two processes share a core's caches.
+with their tokens and the digests that tell overlaps; tokenizer and imports are there before. A first start
+reads a large file into a store of the node, a second one maps it. With `--against` code of other checkouts
+reads the same file in turns, before each pair of starts. CPU seconds grow with what else the machine does,
+since two processes share a core's caches.
 """
 
 from __future__ import annotations
@@ -32,24 +35,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=1_000_000)
     parser.add_argument("--tokens", type=int, default=23)
     parser.add_argument("--model", type=Path, default=DATA / "stories260k")
+    parser.add_argument("--against", type=Path, nargs="*", default=[], help="roots of other checkouts")
+    parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--file", type=Path, help="read this file; how this script runs itself")
     how = parser.parse_args(arguments)
     if how.file is not None:
         print(json.dumps(load(how.file, how.model)))
         return
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.jsonl"
         write(file, how.prompts, how.tokens, how.model)
-        command = [sys.executable, __file__, "--file", str(file), "--model", str(how.model)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found = {"load": os.getloadavg(), "cores": os.cpu_count(), **json.loads(done.stdout.splitlines()[-1])}
-    print(
-        f"{found['prompts']:,} prompts of {found['tokens']:.1f} tokens: {found['cpu_seconds']:.1f} CPU s, "
-        f"{found['seconds']:.1f} s, {found['mebibytes']:.0f} MiB"
-    )
+        for turn in range(how.turns):
+            for root, what in [
+                *((other.resolve(), other.name) for other in how.against),
+                *((ROOT, start) for start in ("first start", "second start")),
+            ]:
+                scratch = Path(folder) / f"{turn}"
+                scratch.mkdir(exist_ok=True)
+                found.append({"what": what, **_start(root, file, how.model, scratch)})
+                print(_line(found[-1]), flush=True)
     if how.out:
-        how.out.write_text(json.dumps(found, indent=1) + "\n")
+        how.out.write_text(json.dumps({"cores": os.cpu_count(), "starts": found}, indent=1) + "\n")
+
+
+def _start(root: Path, file: Path, model: Path, scratch: Path) -> dict[str, Any]:
+    """Read the file with the code of a checkout, in a process of its own."""
+    command = [sys.executable, "-P", __file__, "--file", str(file), "--model", str(model)]
+    load = os.getloadavg()[0]
+    env = {**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(scratch)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    return {"load": load, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def _line(found: dict[str, Any]) -> str:
+    return (
+        f"{found['what']:<14} {found['prompts']:,} prompts of {found['tokens']:.1f} tokens: "
+        f"{found['cpu_seconds']:.1f} CPU s, {found['seconds']:.1f} s, {found['mebibytes']:.0f} MiB "
+        f"(load {found['load']:.1f})"
+    )
 
 
 def write(file: Path, number: int, tokens: int, model: Path) -> None:
@@ -72,7 +97,7 @@ def write(file: Path, number: int, tokens: int, model: Path) -> None:
 
 
 def load(file: Path, model: Path) -> dict[str, Any]:
-    """Read a file, and say what it took."""
+    """Read a file with the package that is found first, and say what it took."""
     from rs_aligner.data import load_prompts
     from rs_aligner.model.tokenizer import Tokenizer
 

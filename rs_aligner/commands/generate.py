@@ -44,7 +44,7 @@ def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Grou
     data = config.model.data
     # What can be wrong without the judge comes before it.
     tokenizer, positions = build.read_tokenizer(config)
-    prompts = read_prompts(data.files, config, tokenizer, positions).prompts[: data.num_prompts]
+    prompts = tuple(read_prompts(data.files, config, tokenizer, positions).prompts[: data.num_prompts])
     output = Path(config.output)
     with contextlib.ExitStack() as stack:
         if is_first:

@@ -45,7 +45,7 @@ class HeldOut:
     ) -> None:
         self._metrics_of = metrics_of
         self.rs, self.collector, self.journal = config.model.rs, collector, journal
-        self.prompts = prompts[: self.rs.num_val_samples]
+        self.prompts = tuple(prompts[: self.rs.num_val_samples])
         self.patience = config.trainer.rs.patience
         self.monitor = config.exp_manager.checkpoint_callback_params
         self._found: dict[int, float] = {}  # the monitored figure, by step

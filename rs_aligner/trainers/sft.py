@@ -57,7 +57,7 @@ class SFTTrainer(EpochTrainer[TrainingRow]):
     ) -> None:
         super().__init__(config, policy, rows, run, shares)
         self.config, self.policy, self.judge, self.sft = config, policy, judge, config.model.sft
-        self.validation = validation[: self.sft.num_val_samples]
+        self.validation = tuple(validation[: self.sft.num_val_samples])
 
     def is_good_enough(self, found: dict[str, float]) -> bool:
         """Whether the held-out score has reached `stop_at_validation`."""

@@ -17,6 +17,11 @@ from typing import Any
 
 import pytest
 
+from rs_aligner.commands import attempt
+from rs_aligner.commands.build import read_tokenizer
+from rs_aligner.commands.machine import fit_of_rs
+from rs_aligner.commands.run_data import read_rs_data
+from rs_aligner.config import TrainRSConfig
 from rs_aligner.data import DataOrder, PromptSet, held_apart, load_prompts, prompts, store, tell_duplicates
 from rs_aligner.data.stored import StoredPrompts, lengths_of, sums_of
 from rs_aligner.model.tokenizer import Tokenizer
@@ -371,3 +376,37 @@ def test_a_rank_holds_the_prompts_of_its_step_however_many_there_are(
     assert mapped < number * 8 + (1 << 19)  # the order; and a step, and pieces of files
     monkeypatch.setattr(prompts, "LARGE", 1 << 60)
     assert peak() > 10 * mapped
+
+
+def test_a_training_reads_the_same_of_stored_prompts_with_weights_and_held_out_ones(
+    files: list[str], policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "held_out.jsonl").write_text('{"text": "nothing"}\n{"text": "a CAT"}\n')
+    config: Any = TrainRSConfig.model_validate(
+        {
+            "exp_manager": {"explicit_log_dir": str(tmp_path / "run")},
+            "pretrained_checkpoint": {"restore_from_path": str(policy)},
+            "model": {
+                "data": {
+                    "data_prefix": {
+                        "train": [1, files[0], 3, files[1]],
+                        "validation": str(tmp_path / "held_out.jsonl"),
+                    },
+                    "overlap": "drop",
+                    "seq_length": 40,
+                },
+                "rs": {"length_params": {"max_length": 8}},
+            },
+        }
+    )
+    tokenizer, positions = read_tokenizer(config)
+    stored = read_rs_data(config, tokenizer, positions)
+    with monkeypatch.context() as patch:
+        patch.setattr(prompts, "LARGE", 1 << 60)
+        plain = read_rs_data(config, tokenizer, positions)
+    assert isinstance(stored.prompts, StoredPrompts)
+    assert (tuple(stored.prompts), tuple(stored.validation)) == (plain.prompts, plain.validation)
+    assert stored.shares == plain.shares
+    assert [share.rows for share in plain.shares] == [3, 1]
+    assert attempt.of_rs_data(config, stored) == attempt.of_rs_data(config, plain)
+    assert fit_of_rs(config, stored, positions).lengths == fit_of_rs(config, plain, positions).lengths
