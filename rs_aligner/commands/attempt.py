@@ -12,7 +12,7 @@ import logging
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rs_aligner.config import RemoteRMConfig, TrainConfig, TrainRSConfig
 from rs_aligner.config import changes as parts
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from rs_aligner.commands.fitting import Fit
     from rs_aligner.commands.run_data import EpochData
     from rs_aligner.data import Share
+    from rs_aligner.data.sums import Sums
     from rs_aligner.reward.client import RemoteGPTRMClient
     from rs_aligner.trainers.rs import RSData
 
+T = TypeVar("T")
 _logger = logging.getLogger("rs_aligner")
 CACHE = "kv_cache_bytes"
 """What an attempt notes the decoder's budget under, where it comes from a GPU's memory."""
@@ -147,21 +149,29 @@ def _drawn(fingerprint: str, shares: Sequence[Share]) -> str:
 
 def of_prompts(prompts: Sequence[Prompt]) -> str:
     """Of their tokens and rows, not of where they lie."""
-    from rs_aligner.data.stored import sums_of
+    from rs_aligner.data.sums import PromptSums
 
-    return sums_of(prompts)[0]
+    return _summed(PromptSums, prompts)
 
 
 def of_rows(rows: Sequence[TrainingRow]) -> str:
     """Of tokens and weights of supervised rows."""
-    return _sum(
-        piece for row in rows for piece in (_tokens(row.prompt), _tokens(row.response), _json(row.weight))
-    )
+    from rs_aligner.data.sums import RowSums
+
+    return _summed(RowSums, rows)
 
 
 def of_pairs(pairs: Sequence[PreferencePair]) -> str:
     """Of the tokens of pairs."""
-    return _sum(piece for pair in pairs for piece in (_tokens(pair.chosen), _tokens(pair.rejected)))
+    from rs_aligner.data.sums import PairSums
+
+    return _summed(PairSums, pairs)
+
+
+def _summed(kind: type[Sums[T]], items: Sequence[T]) -> str:
+    from rs_aligner.data.stored import sums_of  # and with it numpy, which a config error does without
+
+    return str(sums_of(kind, items)["fingerprint"])
 
 
 def of_groups(groups: Sequence[Group]) -> str:
@@ -205,7 +215,3 @@ def _sum(pieces: Iterable[bytes]) -> str:
 
 def _tokens(token_ids: Sequence[int]) -> bytes:
     return array("q", token_ids).tobytes()
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode()

@@ -61,14 +61,14 @@ def fit_of_rs(config: TrainRSConfig, data: RSData, positions: int) -> Fit:
         data: as read.
         positions: of the model.
     """
-    from rs_aligner.data.stored import lengths_of
+    from rs_aligner.data.stored import spans_of
 
     most = config.model.sequence_length(positions)
-    prompts, bounds = lengths_of(data.prompts), config.model.rs.length_params
-    asked = [found[1] for found in (prompts, lengths_of(data.validation)) if found is not None]
-    longest = [min(most, prompts[1] + bounds.max_length)] if prompts else []
+    prompts, bounds = spans_of(data.prompts), config.model.rs.length_params
+    asked = [found.longest for found in (prompts, spans_of(data.validation)) if found is not None]
+    longest = [min(most, prompts.longest + bounds.max_length)] if prompts else []
     learnt = [bounds.max_length] if prompts else []
-    shortest = [prompts[0] + bounds.min_length] if prompts else []
+    shortest = [prompts.shortest + bounds.min_length] if prompts else []
     for group in data.scored:
         rows = [len(rollout.token_ids) for rollout in group.rollouts] or [0]
         longest.append(len(group.prompt.token_ids) + max(rows))
@@ -88,9 +88,11 @@ def fit_of_rs(config: TrainRSConfig, data: RSData, positions: int) -> Fit:
 
 def fit_of_rows(config: TrainConfig, rows: Sequence[TrainingRow] | Sequence[PreferencePair]) -> Fit:
     """Of a training that passes over rows, or pairs."""
-    lengths = [len(row) for row in rows]
-    learnt = max(len(row.response) if isinstance(row, TrainingRow) else 1 for row in rows)
-    return _fit(config, Lengths(max(lengths), min(lengths), learnt))
+    from rs_aligner.data.stored import spans_of
+
+    spans = spans_of(rows)
+    assert spans is not None  # a training has rows
+    return _fit(config, Lengths(spans.longest, spans.shortest, spans.learnt))
 
 
 def check_disk(config: TrainConfig) -> str:

@@ -32,6 +32,7 @@ from rs_aligner.data import (
     shares_of,
     tell_duplicates,
 )
+from rs_aligner.data.stored import only
 from rs_aligner.rollout import Group, PreferencePair, Prompt, TrainingRow
 from rs_aligner.trainers.rs import RSData
 
@@ -93,7 +94,7 @@ def read_rs_data(config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: 
     prompts = read_prompts(files, config, tokenizer, positions)
     kept = _apart(config, _TRAIN, prompts.origins, validation.origins)
     tell_duplicates(files, "prompts", prompts.origins)
-    scored: tuple[Group, ...] = ()
+    scored: Sequence[Group] = ()
     if rs.offline:
         scored = load_scored(
             rs.offline,
@@ -104,10 +105,10 @@ def read_rs_data(config: TrainRSConfig, tokenizer: ReadingTokenizer, positions: 
             max_length=config.model.sequence_length(positions),
         )
         apart = _apart(config, "model.rs.offline", _origins_of(scored), validation.origins)
-        scored = _only(scored, apart)
+        scored = only(scored, apart)
     anchors = _read_anchors(config, tokenizer, positions, validation.origins)
     return RSData(
-        prompts.only(kept),
+        only(prompts.prompts, kept),
         validation.prompts,
         scored,
         anchors,
@@ -124,7 +125,7 @@ def read_sft_data(
     rows = _read(load_sft_rows, files, config, tokenizer, positions)
     tell_duplicates(files, "rows", rows.origins)
     kept = _apart(config, _TRAIN, rows.origins, validation.origins)
-    return EpochData(_only(rows.rows, kept), validation.prompts, _shares(config, rows.origins, kept))
+    return EpochData(only(rows.rows, kept), validation.prompts, _shares(config, rows.origins, kept))
 
 
 def read_pair_data(
@@ -139,7 +140,7 @@ def read_pair_data(
     validation = _read(load_pairs, prefix.validation, config, tokenizer, positions)
     tell_duplicates(prefix.validation, "pairs", validation.origins)
     kept = _apart(config, _TRAIN, pairs.origins, validation.origins)
-    return EpochData(_only(pairs.pairs, kept), validation.pairs, _shares(config, pairs.origins, kept))
+    return EpochData(only(pairs.pairs, kept), validation.pairs, _shares(config, pairs.origins, kept))
 
 
 def _held_out(
@@ -162,16 +163,12 @@ def _read_anchors(
         return []
     found = _read(load_sft_rows, anchor.files, config, tokenizer, positions)
     tell_duplicates(anchor.files, "rows", found.origins)
-    rows = _only(found.rows, _apart(config, "model.rs.objective.anchor.files", found.origins, held_out))
+    rows = only(found.rows, _apart(config, "model.rs.objective.anchor.files", found.origins, held_out))
     return shuffled_anchors(rows, anchor.weight, config.model.seed)
 
 
 def _apart(config: TrainConfig, key: str, origins: Places, held_out: Places) -> Sequence[int]:
     return held_apart(key, origins, held_out, config.model.data.overlap)
-
-
-def _only(rows: tuple[T, ...], places: Sequence[int]) -> tuple[T, ...]:
-    return rows if len(places) == len(rows) else tuple(rows[place] for place in places)
 
 
 def _shares(config: TrainConfig, origins: Places, kept: Sequence[int]) -> list[Share]:

@@ -71,12 +71,11 @@ class Origins:
     def add(self, where: str, prompt: str, *answers: str, file: int = 0) -> None:
         """Note the next row of the set."""
         self.files.append(file)
-        alike = normalised(prompt)
-        digest = _digest(alike)
+        exact, alike, row = digests_of(prompt, *answers)
         self.where.append(where)
-        self.exact.append(_digest(prompt))
-        self.alike.append(digest)
-        self.rows.append(_digest("\0".join((alike, *answers))) if answers else digest)
+        self.exact.append(exact)
+        self.alike.append(alike)
+        self.rows.append(row)
 
     def those_in(self, digests: AbstractSet[bytes]) -> list[int]:
         """Places whose prompt is `alike` one of these."""
@@ -94,9 +93,11 @@ class Origins:
         return number, first
 
 
-def digests_of(prompt: str) -> tuple[bytes, bytes]:
-    """Of a prompt as it is, and as `normalised`."""
-    return _digest(prompt), _digest(normalised(prompt))
+def digests_of(prompt: str, *answers: str) -> tuple[bytes, bytes, bytes]:
+    """Of a prompt as it is, as `normalised`, and so with its answers, if there are any."""
+    text = normalised(prompt)
+    alike = _digest(text)
+    return _digest(prompt), alike, _digest("\0".join((text, *answers))) if answers else alike
 
 
 def normalised(text: str) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rs_aligner.data.batches import Item, read_batches
 from rs_aligner.data.columns import Wanted, advice
-from rs_aligner.data.overlap import Origins
-from rs_aligner.data.reading import ReadingTokenizer, RowReader
+from rs_aligner.data.kept import How, Reading, kept
+from rs_aligner.data.overlap import Origins, Places
+from rs_aligner.data.reading import ReadingTokenizer
 from rs_aligner.data.rows import account, check_text, numbered_rows, shown_keys
 from rs_aligner.data.shapes import in_our_shape
+from rs_aligner.data.stored import StoredPairs
+from rs_aligner.data.storing import Found
 from rs_aligner.rollout import PreferencePair
 
 _ANSWERS: tuple[Wanted, ...] = ("chosen", "rejected")
@@ -23,10 +26,10 @@ _logger = logging.getLogger("rs_aligner")
 class PairSet:
     """The pairs of some files, in file order, how many were left out, and why, and where each stands."""
 
-    pairs: tuple[PreferencePair, ...]
+    pairs: Sequence[PreferencePair]
     num_too_long: int
     num_ties: int
-    origins: Origins = field(default_factory=Origins, compare=False)
+    origins: Places = field(default_factory=Origins, compare=False)
 
 
 def load_pairs(
@@ -57,31 +60,43 @@ def load_pairs(
     Raises:
         ValueError: a row is malformed (with file and line), or nothing is left.
     """
-    pairs: list[PreferencePair] = []
-    num_too_long = num_ties = 0
-    reader, origins = RowReader(tokenizer, template, add_bos), Origins()
-    items = (
-        _item(where, in_our_shape(where, row), template is not None)._replace(rest=file)
-        for file, where, row in numbered_rows(files, columns)
-    )
-    for (where, row, answers, file), prompt in read_batches(reader, items, "prompt"):
-        chosen, rejected = (prompt.token_ids + reader.response(where, prompt, answer) for answer in answers)
-        pair = PreferencePair(chosen, rejected)
-        if chosen == rejected:
-            num_ties += 1
-        elif len(pair) > max_length or len(prompt.token_ids) > (max_prompt_length or max_length):
-            num_too_long += 1
-        else:
-            origins.add(where, prompt.text, row["chosen"], row["rejected"], file=file)
-            pairs.append(pair)
-    reader.tell()
-    names = ", ".join(files)
-    if num_ties and not pairs and not num_too_long:
-        raise ValueError(f"{names}: no pairs to use (in all {num_ties}, chosen and rejected are the same)")
-    account(files, "pairs", len(pairs), num_too_long, max_length)
-    if num_ties:
-        _logger.warning("%s: left out %d pairs whose answers are the same", names, num_ties)
-    return PairSet(tuple(pairs), num_too_long, num_ties, origins)
+    how = How(tokenizer, template, add_bos, columns or {}, max_length, max_prompt_length)
+    found = kept(_Pairs, files, how)
+    return PairSet(found.items, found.left_out["too long"], found.left_out["ties"], found.origins)
+
+
+class _Pairs(Reading[PreferencePair]):
+    """Rows with two answers."""
+
+    kind, what = StoredPairs, "pairs"
+
+    def found(self) -> Iterator[Found[PreferencePair]]:
+        """Those that say something and are not too long, in order."""
+        reader, how = self.reader, self.how
+        items = (
+            _item(where, in_our_shape(where, row), how.template is not None)._replace(rest=file)
+            for file, where, row in numbered_rows(self.files, how.columns)
+        )
+        for (where, row, answers, file), prompt in read_batches(reader, items, "prompt"):
+            chosen, rejected = (prompt.token_ids + reader.response(where, prompt, text) for text in answers)
+            pair = PreferencePair(chosen, rejected)
+            if chosen == rejected:
+                self.left_out["ties"] += 1
+            elif len(pair) > how.max_length or len(prompt.token_ids) > (
+                how.max_prompt_length or how.max_length
+            ):
+                self.left_out["too long"] += 1
+            else:
+                yield Found(pair, where, file, prompt.text, (row["chosen"], row["rejected"]))
+
+    def account(self, number: int) -> None:
+        """Say what was left out; see `rows.account`."""
+        names, ties, too_long = ", ".join(self.files), self.left_out["ties"], self.left_out["too long"]
+        if ties and not number and not too_long:
+            raise ValueError(f"{names}: no pairs to use (in all {ties}, chosen and rejected are the same)")
+        account(self.files, self.what, number, too_long, self.how.max_length)
+        if ties:
+            _logger.warning("%s: left out %d pairs whose answers are the same", names, ties)
 
 
 def _item(where: str, row: dict[str, Any], has_template: bool) -> Item:

@@ -195,11 +195,6 @@ class RowReader:
             )
         return {**row, PREFILLED: prompt.prefilled}
 
-    @property
-    def has_template(self) -> bool:
-        """Whether a template makes the prompts."""
-        return self._template is not None
-
     def notes(self) -> dict[str, Any]:
         """What there is to tell, as plain JSON values."""
         return {"rows": {what: list(found) for what, found in self._notes.items()}, "chats": self._saw_chats}

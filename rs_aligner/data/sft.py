@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rs_aligner.data.batches import Item, read_batches
 from rs_aligner.data.chats import check_messages
 from rs_aligner.data.columns import advice
-from rs_aligner.data.overlap import Origins
+from rs_aligner.data.kept import How, Reading, kept
+from rs_aligner.data.overlap import Origins, Places
 from rs_aligner.data.reading import ReadingTokenizer, RowReader
 from rs_aligner.data.rows import account, check_text, numbered_rows, shown_keys
 from rs_aligner.data.shapes import in_our_shape
+from rs_aligner.data.stored import StoredRows
+from rs_aligner.data.storing import Found
 from rs_aligner.rollout import TrainingRow
 
 
@@ -20,9 +23,9 @@ from rs_aligner.rollout import TrainingRow
 class SFTSet:
     """The rows of some files, in file order, how many were left out as too long, and where each stands."""
 
-    rows: tuple[TrainingRow, ...]
+    rows: Sequence[TrainingRow]
     num_too_long: int
-    origins: Origins = field(default_factory=Origins, compare=False)
+    origins: Places = field(default_factory=Origins, compare=False)
 
 
 def load_sft_rows(
@@ -53,27 +56,37 @@ def load_sft_rows(
     Raises:
         ValueError: a row is malformed (with file and line), or nothing is left.
     """
-    rows: list[TrainingRow] = []
-    num_too_long = 0
-    reader, origins = RowReader(tokenizer, template, add_bos), Origins()
-    items = (
-        _item(where, in_our_shape(where, row), reader, template is not None)._replace(rest=file)
-        for file, where, row in numbered_rows(files, columns)
-    )
-    for (where, row, (response,), file), prompt in read_batches(reader, items, "prompt"):
-        prompt_ids, response_ids = (
-            prompt.token_ids,
-            reader.response(where, prompt, response, is_closed=row.get("finish_reason") != "length"),
+    how = How(tokenizer, template, add_bos, columns or {}, max_length, max_prompt_length)
+    found = kept(_Rows, files, how)
+    return SFTSet(found.items, found.left_out["too long"], found.origins)
+
+
+class _Rows(Reading[TrainingRow]):
+    """Rows with the responses to learn."""
+
+    kind, what = StoredRows, "rows"
+
+    def found(self) -> Iterator[Found[TrainingRow]]:
+        """Those that are not too long, in order."""
+        reader, how = self.reader, self.how
+        items = (
+            _item(where, in_our_shape(where, row), reader, how.template is not None)._replace(rest=file)
+            for file, where, row in numbered_rows(self.files, how.columns)
         )
-        is_too_long = max_prompt_length is not None and len(prompt_ids) > max_prompt_length
-        if is_too_long or len(prompt_ids) + len(response_ids) > max_length:
-            num_too_long += 1
-        else:
-            origins.add(where, prompt.text, response, file=file)
-            rows.append(TrainingRow(prompt_ids, response_ids))
-    reader.tell()
-    account(files, "rows", len(rows), num_too_long, max_length)
-    return SFTSet(tuple(rows), num_too_long, origins)
+        for (where, row, (response,), file), prompt in read_batches(reader, items, "prompt"):
+            prompt_ids, response_ids = (
+                prompt.token_ids,
+                reader.response(where, prompt, response, is_closed=row.get("finish_reason") != "length"),
+            )
+            is_too_long = how.max_prompt_length is not None and len(prompt_ids) > how.max_prompt_length
+            if is_too_long or len(prompt_ids) + len(response_ids) > how.max_length:
+                self.left_out["too long"] += 1
+            else:
+                yield Found(TrainingRow(prompt_ids, response_ids), where, file, prompt.text, (response,))
+
+    def account(self, number: int) -> None:
+        """Say what was left out; see `rows.account`."""
+        account(self.files, self.what, number, self.left_out["too long"], self.how.max_length)
 
 
 def _item(where: str, row: dict[str, Any], reader: RowReader, has_template: bool) -> Item:

@@ -24,7 +24,7 @@ from secrets import token_hex
 from typing import Any
 
 from rs_aligner.data.stored import sums_of
-from rs_aligner.data.sums import DIGEST_BYTES
+from rs_aligner.data.sums import DIGEST_BYTES, PromptSums
 from rs_aligner.record.marker import put_marker, remove_markers, sees_marker
 from rs_aligner.rollout import Group, Prompt, Score, TrainingRow
 from rs_aligner.selection import KEPT, Selection
@@ -55,7 +55,7 @@ def digest(*parts: Any) -> int:
 
 def digest_of_prompts(prompts: Sequence[Prompt]) -> int:
     """Of their ids and tokens."""
-    return sums_of(prompts)[1]
+    return int(sums_of(PromptSums, prompts)["digest"])
 
 
 def digest_of_rows(rows: Sequence[TrainingRow]) -> int:

@@ -22,8 +22,19 @@ from rs_aligner.commands.build import read_tokenizer
 from rs_aligner.commands.machine import fit_of_rs
 from rs_aligner.commands.run_data import read_rs_data
 from rs_aligner.config import TrainRSConfig
-from rs_aligner.data import DataOrder, PromptSet, held_apart, load_prompts, prompts, store, tell_duplicates
-from rs_aligner.data.stored import StoredPrompts, lengths_of, sums_of
+from rs_aligner.data import (
+    DataOrder,
+    PromptSet,
+    held_apart,
+    kept,
+    load_pairs,
+    load_prompts,
+    load_sft_rows,
+    store,
+    tell_duplicates,
+)
+from rs_aligner.data.stored import Stored, StoredPrompts, only, spans_of, sums_of
+from rs_aligner.data.sums import PairSums, PromptSums, RowSums
 from rs_aligner.model.tokenizer import Tokenizer
 from tests.conftest import ROOT
 from tests.tiny import save_tiny_with_tokenizer
@@ -51,7 +62,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary folder of its own, and every file is a large one."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(prompts, "LARGE", 1)
+    monkeypatch.setattr(kept, "LARGE", 1)
     return tmp_path / "tmp" / f"rs_aligner_data_{os.geteuid()}"
 
 
@@ -68,7 +79,7 @@ def read(files: list[str], policy: Path, **how: Any) -> PromptSet:
 
 def in_memory(files: list[str], policy: Path, monkeypatch: pytest.MonkeyPatch, **how: Any) -> PromptSet:
     with monkeypatch.context() as patch:
-        patch.setattr(prompts, "LARGE", 1 << 60)
+        patch.setattr(kept, "LARGE", 1 << 60)
         return read(files, policy, **how)
 
 
@@ -76,13 +87,13 @@ def in_memory(files: list[str], policy: Path, monkeypatch: pytest.MonkeyPatch, *
 def makings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Where stores were made, in order."""
     made: list[Path] = []
-    write = prompts.write_prompts
+    write = kept.write_items
 
     def noted(folder: Path, *arguments: Any) -> None:
         made.append(folder)
         write(folder, *arguments)
 
-    monkeypatch.setattr(prompts, "write_prompts", noted)
+    monkeypatch.setattr(kept, "write_items", noted)
     return made
 
 
@@ -106,8 +117,66 @@ def test_what_comes_back_is_what_the_plain_reader_reads(
         assert list(found.origins.alike) == list(plain.origins.alike)
         assert list(found.origins.files) == list(plain.origins.files)
         assert found.origins.repeated() == plain.origins.repeated()
-        assert sums_of(found.prompts) == sums_of(plain.prompts)
-        assert lengths_of(found.prompts) == lengths_of(plain.prompts)
+        assert sums_of(PromptSums, found.prompts) == sums_of(PromptSums, plain.prompts)
+        assert spans_of(found.prompts) == spans_of(plain.prompts)
+
+
+ANSWERED: list[Any] = [
+    {"prompt": "2+2?", "response": "4", "chosen": "4", "rejected": "5"},
+    {"prompt": "2+2 ?", "response": "4", "chosen": "4", "rejected": "four"},
+    {"prompt": "too long", "response": "a word " * 60, "chosen": "a word " * 60, "rejected": "5"},
+    {"prompt": "A tie", "response": "it is cut", "chosen": "1", "rejected": "1", "finish_reason": "length"},
+    {"prompt": "2+2?", "response": "4", "chosen": "4", "rejected": "5"},
+    {
+        "prompt": "the last",
+        "response": "of them is the longest one",
+        "chosen": "one",
+        "rejected": "the other",
+    },
+]
+
+
+@pytest.mark.parametrize(
+    ("load", "items", "sums"), [(load_sft_rows, "rows", RowSums), (load_pairs, "pairs", PairSums)]
+)
+def test_rows_and_pairs_come_back_as_the_plain_reader_reads_them(
+    load: Any,
+    items: str,
+    sums: Any,
+    policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ANSWERED))
+    told = []
+
+    def read() -> Any:
+        caplog.clear()
+        found = load([str(tmp_path / "a.jsonl")], Tokenizer(policy), max_length=60, max_prompt_length=50)
+        tell_duplicates(["a"], items, found.origins)
+        told.append([line for line in caplog.messages if "this node" not in line and "before" not in line])
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "LARGE", 1 << 60)
+        plain = read()
+    expected = getattr(plain, items)
+    for _ in ("made", "mapped"):
+        found = read()
+        rows = getattr(found, items)
+        assert isinstance(rows, Stored)
+        assert repr(tuple(rows)) == repr(expected)
+        assert tuple(only(rows, [3, 0])) == (expected[3], expected[0])
+        for one, other in ((rows, expected), (only(rows, [3, 0]), only(expected, [3, 0]))):
+            assert sums_of(sums, one) == sums_of(sums, other)
+            assert spans_of(one) == spans_of(other)
+        assert found.num_too_long == plain.num_too_long == 1
+        assert found.origins.repeated() == plain.origins.repeated() == (1, (0, 3 if items == "rows" else 2))
+        for name in ("where", "exact", "alike", "files"):
+            assert list(getattr(found.origins, name)) == list(getattr(plain.origins, name))
+    assert told[0] == told[1] == told[2] != []
+    assert getattr(found, "num_ties", 1) == 1
 
 
 def test_some_of_them_are_those_of_the_plain_reader(
@@ -117,10 +186,10 @@ def test_some_of_them_are_those_of_the_plain_reader(
     assert len(found) == len(plain) == 7
     assert found[-1] == plain[-1]
     assert tuple(found[1:6:2]) == plain[1:6:2]
-    some = read(files, policy).only([4, 1])
+    some = only(found, [4, 1])
     assert list(some) == [plain[4], plain[1]]
-    assert sums_of(some) == sums_of([plain[4], plain[1]])
-    assert lengths_of(some) == lengths_of([plain[4], plain[1]])
+    assert sums_of(PromptSums, some) == sums_of(PromptSums, [plain[4], plain[1]])
+    assert spans_of(some) == spans_of([plain[4], plain[1]])
     with pytest.raises(IndexError):
         found[7]
     order = next(DataOrder(7, 7, seed=1))
@@ -140,9 +209,9 @@ def test_what_is_held_out_and_what_comes_twice_is_told_alike(
         caplog.clear()
         train, held_out = reader(files), reader([str(tmp_path / "held_out.jsonl")])
         caplog.set_level(logging.WARNING, "rs_aligner")
-        kept = held_apart("key", train.origins, held_out.origins, "drop")
+        left = held_apart("key", train.origins, held_out.origins, "drop")
         tell_duplicates(files, "prompts", train.origins)
-        said.append((list(kept), caplog.messages))
+        said.append((list(left), caplog.messages))
     assert said[0] == said[1]
     assert said[0][0] == [0, 3, 4, 6]
     assert len(said[0][1]) == 3  # what was left out as too long, too
@@ -219,12 +288,13 @@ def test_a_damaged_store_is_made_again(
 
 def test_what_a_killed_process_left_half_is_made_anew(files: list[str], policy: Path, home: Path) -> None:
     code = (
-        "import os, sys, tempfile, rs_aligner.data.prompts as p, rs_aligner.data.storing as s\n"
+        "import os, sys, tempfile, rs_aligner.data.kept as k, rs_aligner.data.storing as s\n"
+        "from rs_aligner.data import load_prompts\n"
         "from pathlib import Path\n"
         "from rs_aligner.model.tokenizer import Tokenizer\n"
-        "tempfile.tempdir, p.LARGE = sys.argv[1], 1\n"
+        "tempfile.tempdir, k.LARGE = sys.argv[1], 1\n"
         "s.Writer.finish = lambda *_: os.kill(os.getpid(), 9)\n"
-        "p.load_prompts(sys.argv[3:], Tokenizer(Path(sys.argv[2])), max_prompt_length=40)\n"
+        "load_prompts(sys.argv[3:], Tokenizer(Path(sys.argv[2])), max_prompt_length=40)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(home.parent), str(policy), *files], check=False, cwd=ROOT
@@ -236,15 +306,15 @@ def test_what_a_killed_process_left_half_is_made_anew(files: list[str], policy: 
 
 
 def _read_as_rank(rank: int, gate: Any, files: list[str], policy: Path, folder: Path) -> None:
-    tempfile.tempdir, prompts.LARGE = str(folder), 1
-    write = prompts.write_prompts
+    tempfile.tempdir, kept.LARGE = str(folder), 1
+    write = kept.write_items
 
     def noted(*arguments: Any) -> None:
         (folder / f"made_by_{rank}").touch()
         time.sleep(0.3)  # the others are at the door by now
         write(*arguments)
 
-    prompts.write_prompts = noted  # type: ignore[assignment]
+    kept.write_items = noted  # type: ignore[assignment]
     tokenizer = Tokenizer(policy)
     gate.wait(60)
     found = load_prompts(files, tokenizer, max_prompt_length=40)
@@ -303,7 +373,7 @@ def test_where_nothing_can_be_kept_each_rank_reads_as_before(
         monkeypatch.setattr(store.Writer, "finish", full)
     else:
         keys = iter("abcdefgh")
-        monkeypatch.setattr(prompts, "key_of", lambda *_: next(keys))
+        monkeypatch.setattr(kept, "key_of", lambda *_: next(keys))
     found = read(files, policy)
     assert found == plain
     assert isinstance(found.prompts, tuple)
@@ -344,7 +414,7 @@ def test_old_stores_go_and_those_at_work_stay(files: list[str], policy: Path, ho
 def test_small_files_are_read_as_before(
     files: list[str], policy: Path, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    monkeypatch.setattr(prompts, "LARGE", 16 << 20)
+    monkeypatch.setattr(kept, "LARGE", 16 << 20)
     assert isinstance(read(files, policy).prompts, tuple)
     assert not home.exists()
 
@@ -362,7 +432,7 @@ def test_a_rank_holds_the_prompts_of_its_step_however_many_there_are(
         tracemalloc.start()
         try:
             found = load_prompts([str(tmp_path / "many.jsonl")], tokenizer, max_prompt_length=40)
-            sums_of(found.prompts), lengths_of(found.prompts), found.origins.repeated()
+            sums_of(PromptSums, found.prompts), spans_of(found.prompts), found.origins.repeated()
             order = DataOrder(number, 64, seed=1)
             for _ in range(5):
                 assert len([found.prompts[draw.index] for draw in next(order)]) == 64
@@ -374,7 +444,7 @@ def test_a_rank_holds_the_prompts_of_its_step_however_many_there_are(
     load_prompts([str(tmp_path / "many.jsonl")], tokenizer, max_prompt_length=40)
     mapped = peak()
     assert mapped < number * 8 + (1 << 19)  # the order; and a step, and pieces of files
-    monkeypatch.setattr(prompts, "LARGE", 1 << 60)
+    monkeypatch.setattr(kept, "LARGE", 1 << 60)
     assert peak() > 10 * mapped
 
 
@@ -402,7 +472,7 @@ def test_a_training_reads_the_same_of_stored_prompts_with_weights_and_held_out_o
     tokenizer, positions = read_tokenizer(config)
     stored = read_rs_data(config, tokenizer, positions)
     with monkeypatch.context() as patch:
-        patch.setattr(prompts, "LARGE", 1 << 60)
+        patch.setattr(kept, "LARGE", 1 << 60)
         plain = read_rs_data(config, tokenizer, positions)
     assert isinstance(stored.prompts, StoredPrompts)
     assert (tuple(stored.prompts), tuple(stored.validation)) == (plain.prompts, plain.validation)
