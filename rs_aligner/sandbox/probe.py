@@ -13,6 +13,8 @@ from rs_aligner.sandbox.box import Sandbox
 from rs_aligner.sandbox.jail import Limits
 from rs_aligner.sandbox.jobs import Job, SandboxError, content_of, memory_file
 
+NOT_PROTECTED = "NOT protected"
+"""How a line begins that says so."""
 _SECONDS = 20.0
 _PROGRAM = """
 import json
@@ -120,4 +122,4 @@ def _told(box: Sandbox, limits: Limits, said: dict[str, Any]) -> Iterator[str]:
     if said["read"]:
         yield "Landlock lets them read nothing but libraries"
     else:
-        yield "NOT protected: they can read what their user may, data files with the tests in them, too"
+        yield f"{NOT_PROTECTED}: they can read what their user may, data files with the tests in them, too"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rs_aligner.address import Address
-from rs_aligner.reward.judges import ServedJudge, load_judge
+from rs_aligner.reward.judges import ServedJudge, load_judge, remarks_of
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.server.check import check
 from rs_aligner.reward.server.relay import relay
@@ -66,6 +66,8 @@ def serve(cfg: ServeRewardConfig) -> None:
     with contextlib.ExitStack() as stack:
         judge = load(cfg)
         stack.callback(judge.close)
+        for line in remarks_of(judge):
+            print(f"judge: {line}", flush=True)
         decode = None if cfg.tokenizer is None else load_decoder(cfg.tokenizer)
         statistics = Statistics()
         scorer = Scorer(

@@ -25,7 +25,7 @@ from rs_aligner.reward.judges.code.row import Assertions, Keys, Pairs, read_test
 from rs_aligner.rollout import ScoreFailure
 from rs_aligner.sandbox import Job, Limits, Sandbox, SandboxError
 from rs_aligner.sandbox.jobs import content_of, memory_file
-from rs_aligner.sandbox.probe import found
+from rs_aligner.sandbox.probe import NOT_PROTECTED, found
 
 _logger = logging.getLogger("rs_aligner")
 _MOST_RESULTS = 1 << 22
@@ -83,7 +83,8 @@ class CodeJudge:
             self._box.close()
             raise BadSetting(f"judge.name=code: programs cannot be run safely here: {error}") from None
         for line in self.remarks:
-            (_logger.info if self._box.is_private else _logger.warning)("the code judge: %s", line)
+            is_warning = line.startswith(NOT_PROTECTED)
+            _logger.log(logging.WARNING if is_warning else logging.INFO, "judge: %s", line)
         self.fingerprint = content_hash(
             "code", asdict(self._keys), score, tolerance, memory, self._seconds, self._box.version, python
         )
