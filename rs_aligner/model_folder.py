@@ -1,9 +1,9 @@
 """What lies where a model is looked for, by the names of the files; and what to do where it cannot be read.
 
-Two kinds are read: a Hugging Face folder with safetensors, and a checkpoint of a run. Whatever else people
-have (a name on the hub, a `.nemo` archive, Megatron's or DeepSpeed's checkpoints, `.bin`, GGUF, an adapter,
-...) is told by its name, with the way from there to a folder that is read. Imports nothing heavy: this is
-said in the first second. Left out on purpose: what the files hold (`model/architecture.py`, `tensors.py`).
+Two kinds are read: a Hugging Face folder, and a checkpoint of a run. Whatever else people have (a name on
+the hub, a `.nemo` archive, Megatron's or DeepSpeed's checkpoints, GGUF, an adapter, ...) is told by its name,
+with the way from there to a folder that is read. Imports nothing heavy: this is said in the first second.
+Left out on purpose: what the files hold (`model/architecture.py`, `tensors.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rs_aligner.files import CHECKPOINT_PART, json_object_if_any
-from rs_aligner.peft_folder import ADAPTER_CONFIG
+from rs_aligner.peft_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_BIN
 
-WANTED = "a Hugging Face folder (config.json, *.safetensors, the tokenizer's files) or a checkpoint of a run"
+WANTED = "a Hugging Face folder (config.json, weights, the tokenizer's files) or a checkpoint of a run"
 _NAME_IT = f"name {WANTED}"
 _HUB_URL = re.compile(r"^(?:https?://(?:huggingface\.co|hf\.co)/|hf://)(?P<name>[\w.-]+/[\w.-]+)")
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -30,20 +30,34 @@ _NEMO = (
 _COPY = "copy config.json and the tokenizer's files into"
 _READ_SUFFIXES = (".json", ".jinja", ".model", ".safetensors")
 _READ_NAMES = ("merges.txt", "vocab.txt")
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+_BIN = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SUBFOLDERS = 3  # so many are named where a folder above a model is given
 
 
 def belongs_to_a_model(file: Path) -> bool:
-    """Whether a file of a Hugging Face folder is read: config, tokenizer, chat template, weights."""
+    """Whether a file of a Hugging Face folder is read: config, tokenizer, chat template, weights.
+
+    Weights in PyTorch's own format are read only where there are no safetensors.
+    """
+    if is_of_weights(file) and file.suffix == ".bin":
+        rivals = (*_SAFETENSORS, ADAPTER_WEIGHTS)
+        return file.is_file() and not any((file.parent / name).is_file() for name in rivals)
     return file.is_file() and (file.suffix in _READ_SUFFIXES or file.name in _READ_NAMES)
 
 
-def problem_with(path: str, *, reads_bin: bool = False) -> str | None:
+def is_of_weights(file: Path) -> bool:
+    """Whether a file of a Hugging Face folder has weights, or says where they are."""
+    is_bin = file.suffix == ".bin" and file.name.startswith("pytorch_model")
+    named = (*_SAFETENSORS, *_BIN, ADAPTER_WEIGHTS_BIN)
+    return is_bin or file.suffix == ".safetensors" or file.name in named
+
+
+def problem_with(path: str) -> str | None:
     """Why no model can be read from `path`, and what would work; None if it looks like one.
 
     Args:
         path: what the user named.
-        reads_bin: whether `pytorch_model.bin` will do, too.
 
     Returns:
         The end of a sentence that begins with the path: "is a file; ...".
@@ -58,10 +72,7 @@ def problem_with(path: str, *, reads_bin: bool = False) -> str | None:
             return _base_of_adapters(root)
         return f"is a checkpoint without its weights (*.distcp); {_NAME_IT}"
     names = {found.name for found in root.iterdir()}
-    weights = {"model.safetensors", "model.safetensors.index.json"}
-    if reads_bin:
-        weights |= {"pytorch_model.bin", "pytorch_model.bin.index.json"}
-    has_weights = bool(names & weights)
+    has_weights = not names.isdisjoint((*_SAFETENSORS, *_BIN))
     if "config.json" in names and has_weights and ADAPTER_CONFIG not in names:
         return None
     return next(text for is_kind, text in _kinds(root, names, has_weights) if is_kind())
@@ -73,7 +84,8 @@ def _kinds(root: Path, names: set[str], has_weights: bool) -> list[tuple[Callabl
     def has(*patterns: str) -> Callable[[], bool]:
         return lambda: any(next(root.glob(pattern), None) is not None for pattern in patterns)
 
-    inside, shards = _models_inside(root), "*-of-*.safetensors"
+    inside, bins = _models_inside(root), any(root.glob("pytorch_model-*-of-*.bin"))
+    is_parts, index = bins or any(root.glob("*-of-*.safetensors")), (_BIN if bins else _SAFETENSORS)[1]
     return [
         (has(ADAPTER_CONFIG), _adapter(root)),
         (
@@ -86,7 +98,6 @@ def _kinds(root: Path, names: set[str], has_weights: bool) -> list[tuple[Callabl
             "holds FSDP's shards; put them together first: `accelerate merge-weights "
             f"{_first(root, 'pytorch_model_fsdp_*')} OUT` in that folder, {_COPY} OUT, and name OUT",
         ),
-        (has("pytorch_model*.bin"), _bin(root)),
         (has("*.gguf"), _gguf(f"holds {_first(root, '*.gguf')}, a GGUF file")),
         (
             has("tf_model*.h5", "flax_model*.msgpack"),
@@ -117,8 +128,8 @@ def _kinds(root: Path, names: set[str], has_weights: bool) -> list[tuple[Callabl
             f"holds weights, but no config.json to say what they are; {_COPY} it",
         ),
         (
-            lambda: not has_weights and next(root.glob(shards), None) is not None,
-            "holds parts of a model without their index, model.safetensors.index.json; fetch it, too",
+            lambda: is_parts and not has_weights,
+            f"holds parts of a model without their index, {index}; fetch it, too",
         ),
         (
             lambda: "config.json" not in names and bool(names & {"tokenizer.json", "tokenizer_config.json"}),
@@ -126,7 +137,8 @@ def _kinds(root: Path, names: set[str], has_weights: bool) -> list[tuple[Callabl
         ),
         (
             has("config.json"),
-            f"holds a config.json, but no weights (model.safetensors, or parts with an index); {_NAME_IT}",
+            f"holds a config.json, but no weights ({_SAFETENSORS[0]}, {_BIN[0]}, or parts with an index); "
+            f"{_NAME_IT}",
         ),
         (lambda: not names, f"is an empty folder; {_NAME_IT}"),
         (lambda: True, f"holds neither config.json nor a checkpoint; {_NAME_IT}"),
@@ -159,19 +171,11 @@ def _file(file: Path) -> str:
         return f"is a .nemo archive, which is not read; {_NEMO}"
     if file.suffix == ".gguf":
         return _gguf("is a GGUF file")
-    if file.name in ("config.json", "model.safetensors") or file.suffix in (".safetensors", ".distcp"):
+    if file.name == "config.json" or is_of_weights(file) or file.suffix == ".distcp":
         return f"is a file; name its folder, {file.parent}"
     if file.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         return f"is a file in PyTorch's own format, which is not read; {_NAME_IT}"
     return f"is a file; {_NAME_IT}"
-
-
-def _bin(root: Path) -> str:
-    return (
-        "holds its weights as pytorch_model*.bin, a format that can run code and is not read; write them as "
-        f'safetensors beside it, once: python -c "from transformers import {_auto_class(root)} as M; '
-        f"M.from_pretrained('{root}', dtype='auto').save_pretrained('{root}')\""
-    )
 
 
 def _gguf(what: str) -> str:
@@ -204,12 +208,6 @@ def _base_of_adapters(root: Path) -> str | None:
         f"is a checkpoint of adapters, without the model that they belong to, and {base} {why}. Put that "
         "back where it was, or start from the final/ of that run"
     )
-
-
-def _auto_class(root: Path) -> str:
-    heads = json_object_if_any(root / "config.json").get("architectures")
-    is_classifier = isinstance(heads, list) and any("SequenceClassification" in str(head) for head in heads)
-    return "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
 
 
 def _first(root: Path, pattern: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from rs_aligner.files import read_json_object
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS_BIN = "adapter_model.bin"
 HEAD_MODULES = ("score", "classifier")
 """What `peft` trains and saves whole beside the adapters of a reward model; `score` is the head here."""
 
@@ -60,6 +61,12 @@ def adapter_identity(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def adapter_weights(folder: Path) -> Path:
+    """The file with a folder's adapters; the one in PyTorch's own format only where there is no other."""
+    own = folder / ADAPTER_WEIGHTS_BIN
+    return own if own.is_file() and not (folder / ADAPTER_WEIGHTS).is_file() else folder / ADAPTER_WEIGHTS
+
+
 def read_adapter_settings(folder: str | Path) -> AdapterSettings:
     """Read `adapter_config.json`.
 
@@ -71,9 +78,8 @@ def read_adapter_settings(folder: str | Path) -> AdapterSettings:
     path = root / ADAPTER_CONFIG
     if not path.is_file():
         raise ValueError(f"is no adapter folder of peft: it has no {ADAPTER_CONFIG}")
-    if not (root / ADAPTER_WEIGHTS).is_file():
-        hint = "; adapter_model.bin is not read, save it anew with safe_serialization=True"
-        raise ValueError(f"has no {ADAPTER_WEIGHTS}{hint if (root / 'adapter_model.bin').is_file() else ''}")
+    if not adapter_weights(root).is_file():
+        raise ValueError(f"has no {ADAPTER_WEIGHTS}")
     return adapter_settings(read_json_object(path))
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from rs_aligner.model_folder import problem_with
-from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -37,6 +32,8 @@ def problem(path: str) -> str:
     [
         ("config.json", "model.safetensors"),
         ("config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "tokenizer.json"),
+        ("config.json", "pytorch_model.bin"),
+        ("config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"),
         ("config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "original/params.json"),
         ("huggingface/config.json", ".metadata", "metadata.json", "common.pt", "__0_0.distcp"),
     ],
@@ -57,8 +54,7 @@ def test_a_hugging_face_folder_and_a_checkpoint_of_a_run_are_read(
             ("config.json", "pytorch_model_fsdp_0/__0_0.distcp"),
             ["FSDP", "merge-weights pytorch_model_fsdp_0"],
         ),
-        (("config.json", "pytorch_model.bin"), ["pytorch_model*.bin", "safetensors", "save_pretrained"]),
-        (("config.json", "pytorch_model-00001-of-00002.bin"), ["pytorch_model*.bin", "save_pretrained"]),
+        (("config.json", "pytorch_model-00001-of-00002.bin"), ["pytorch_model.bin.index.json", "fetch"]),
         (("config.json", "llama.Q4_K_M.gguf"), ["llama.Q4_K_M.gguf", "gguf_file", "Hugging Face folder"]),
         (("config.json", "tf_model.h5"), ["TensorFlow", "name a Hugging Face folder"]),
         (("config.json", "flax_model.msgpack"), ["Flax", "name a Hugging Face folder"]),
@@ -95,7 +91,8 @@ def test_a_folder_of_another_kind_is_told_with_the_way_from_there(
         ("model.gguf", ["GGUF", "Hugging Face folder"]),
         ("model.safetensors", ["is a file; name its folder"]),
         ("config.json", ["is a file; name its folder"]),
-        ("pytorch_model.bin", ["PyTorch's own format"]),
+        ("pytorch_model.bin", ["is a file; name its folder"]),
+        ("model.pt", ["PyTorch's own format"]),
         ("model.zip", ["is a file; name a Hugging Face folder"]),
     ],
 )
@@ -173,29 +170,3 @@ def test_a_folder_above_the_model_is_answered_by_the_models_below_it(tmp_path: P
     )
     cache = make(tmp_path / "models--org--name", "refs/main", "snapshots/0a1b/config.json", "blobs/x")
     assert f"{cache}/snapshots/0a1b" in problem(cache)
-
-
-def test_the_line_that_makes_safetensors_of_bin_works(tmp_path: Path) -> None:
-    folder = save_tiny("qwen2", tmp_path / "model")
-    weights = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
-    (folder / "model.safetensors").unlink()
-    torch.save(weights, folder / "pytorch_model.bin")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
-    command = problem(str(folder)).split("once: ")[1]
-    assert command.startswith('python -c "')
-    assert command.endswith('"')
-    exec(command.removeprefix('python -c "').removesuffix('"'), {})
-    assert problem_with(str(folder)) is None
-    made = load_file(folder / "model.safetensors")
-    assert set(made) == set(weights)
-    assert all(torch.equal(made[name], tensor) for name, tensor in weights.items())
-
-
-def test_a_classifier_of_bin_is_made_safetensors_with_its_head(tmp_path: Path) -> None:
-    folder = tmp_path / "judge"
-    make(folder, "pytorch_model.bin")
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForSequenceClassification"]}))
-    assert "AutoModelForSequenceClassification" in problem(str(folder))
-    assert problem_with(str(folder), reads_bin=True) is None
-    shutil.rmtree(folder)

@@ -50,7 +50,7 @@ class PretrainedCheckpoint(Section):
     """What the training starts from."""
 
     restore_from_path: Text
-    """The model to start from: a Hugging Face folder with safetensors, or a checkpoint of an earlier run."""
+    """The model to start from: a Hugging Face folder, or a checkpoint of an earlier run."""
 
     def problems(self, key: str) -> Iterator[str]:
         """A model is there."""

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 from rs_aligner.files import read_json_object, sync_folder, sync_tree
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.lora_wanted import PREFIX, stored_adapters
-from rs_aligner.model.tensors import INDEX, Stored
-from rs_aligner.model_folder import belongs_to_a_model
+from rs_aligner.model.stored import Stored
+from rs_aligner.model_folder import belongs_to_a_model, is_of_weights
 from rs_aligner.peft_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_identity
 
 if TYPE_CHECKING:
     import torch
 
     from rs_aligner.model.lora import Adapters
+
+_OF_THE_MODEL = ("config.json", "generation_config.json", ADAPTER_CONFIG)
 
 
 def load_adapters(folder: Path, adapters: Adapters) -> None:
@@ -50,13 +52,15 @@ def load_adapters(folder: Path, adapters: Adapters) -> None:
 
 def _read(stored: Stored, name: str) -> torch.Tensor:
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+
+    from rs_aligner.model.torch_file import open_tensors
 
     try:
-        with safe_open(stored.file, "pt") as file:
-            # safetensors' file is no mapping: it has keys(), and cannot be iterated.
+        with open_tensors(stored.file) as file:
+            # It is no mapping: it has keys(), and cannot be iterated.
             keys = {key.removeprefix(PREFIX).removesuffix(".weight"): key for key in file.keys()}  # noqa: SIM118  # no mapping
-            tensor: torch.Tensor = file.get_tensor(keys[name.removesuffix(".weight")])
+            tensor: torch.Tensor = file.get_slice(keys[name.removesuffix(".weight")])[...]
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{stored.file} is damaged ({error}): fetch it again") from None
     if not torch.isfinite(tensor).all():
@@ -131,8 +135,8 @@ def save_adapters(folder: Path, adapters: Adapters, source: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for path in source.iterdir():
-            is_models = path.suffix == ".safetensors" or path.name in (INDEX, "config.json", ADAPTER_CONFIG)
-            if belongs_to_a_model(path) and not is_models and path.name != "generation_config.json":
+            is_models = is_of_weights(path) or path.name in _OF_THE_MODEL
+            if belongs_to_a_model(path) and not is_models:
                 shutil.copyfile(path, partial / path.name)
         write_adapter_config(partial, adapters)
         save_file(tensors, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from rs_aligner.files import read_json_object
-from rs_aligner.model.tensors import DTYPES, INDEX, read_headers
-from rs_aligner.model_folder import belongs_to_a_model
+from rs_aligner.model.stored import DTYPES
+from rs_aligner.model.tensors import read_headers
+from rs_aligner.model_folder import belongs_to_a_model, is_of_weights
 from rs_aligner.peft_folder import ADAPTER_CONFIG
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # in a config.json; before version 5 of transformers it was the second
-_OF_WEIGHTS = (INDEX, ADAPTER_CONFIG)
 _EXPORTED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,7 +54,7 @@ def copy_all_but_weights(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        if belongs_to_a_model(path) and path.suffix != ".safetensors" and path.name not in _OF_WEIGHTS:
+        if belongs_to_a_model(path) and not is_of_weights(path) and path.name != ADAPTER_CONFIG:
             shutil.copyfile(path, folder / path.name)
     config = read_json_object(source / "config.json")
     keys = [key for key in _DTYPE_KEYS if key in config] or _DTYPE_KEYS[:1]

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from rs_aligner.files import sync_folder, sync_tree
 from rs_aligner.model.architecture import Architecture
@@ -31,8 +31,10 @@ from rs_aligner.model.folder_copy import copy_all_but_weights, dtype_name, expor
 from rs_aligner.model.layouts import Layout, Place
 from rs_aligner.model.lora import is_adapter
 from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.stored import Stored
 from rs_aligner.model.tensor_file import TensorFile
-from rs_aligner.model.tensors import INDEX, WHOLE, Stored, check_tensors
+from rs_aligner.model.tensors import INDEX, WHOLE, check_tensors, unread_bins
+from rs_aligner.model.torch_file import open_tensors
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -83,6 +85,8 @@ def load_weights(
             them cannot be what was trained, on whichever rank.
     """
     stored = check_tensors(folder, arch, leave=leave)
+    if runtime.rank == 0 and (unread := unread_bins(folder)):
+        _logger.info("%s: the safetensors are read, and %s beside them not", folder, ", ".join(unread))
     zero: set[str] = set()
 
     def load() -> None:
@@ -127,7 +131,7 @@ class _Files:
         file = self._stored[name].file
         try:
             if file not in self._open:
-                self._open[file] = self._stack.enter_context(safe_open(file, "pt"))
+                self._open[file] = self._stack.enter_context(open_tensors(file))
             tensor = self._open[file].get_slice(name)
             parts: list[torch.Tensor] = [tensor[place or ...] for place in places]
         except (SafetensorError, OSError) as error:

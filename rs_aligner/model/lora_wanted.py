@@ -15,8 +15,9 @@ from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.lora_spec import TARGETS, LoraSpec, projections, resolve
-from rs_aligner.model.tensors import DTYPES, Stored, read_header
-from rs_aligner.peft_folder import ADAPTER_WEIGHTS, AdapterSettings, read_adapter_settings
+from rs_aligner.model.stored import DTYPES, Stored
+from rs_aligner.model.tensors import read_header
+from rs_aligner.peft_folder import AdapterSettings, adapter_weights, read_adapter_settings
 
 PREFIX = "base_model.model."
 """What the names of tensors begin with in an adapter folder."""
@@ -85,7 +86,7 @@ def stored_adapters(folder: Path, arch: Architecture) -> dict[str, Stored]:
     """The tensors of a folder by matrix and `lora_A` or `lora_B`, a reward model's head by its name."""
     settings = read_adapter_settings(folder)
     shapes = {name: shape for group in projections(arch).values() for name, shape in group.items()}
-    file, layers = folder / ADAPTER_WEIGHTS, family_of(arch).layers
+    file, layers = adapter_weights(folder), family_of(arch).layers
     expected = {
         f"{layers.format(number)}{name}.lora_{which}": shape
         for number in range(arch.num_layers)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import torch
 
-from rs_aligner.model.tensors import DTYPES
+from rs_aligner.model.stored import DTYPES
 
 _NAMES = {getattr(torch, name): short for short, name in DTYPES.items()}
 _ALIGNED = 8  # bytes: where the first tensor begins, as the format's own writer has it

@@ -1,11 +1,10 @@
 """The tensors that a Hugging Face folder has, by the headers of its files, against those that it should have.
 
 A header says name, type and shape of each tensor of a safetensors file and where it ends, so a folder is
-checked in milliseconds, before anything heavy is imported. Every tensor of the model must be there, in its
-shape, and what else is there must be known to do no harm: a bias that nobody adds, or a layer that nobody
-runs, would make another model of it without a word. Left out on purpose: whether the numbers make sense.
-
-Source of the format: https://github.com/huggingface/safetensors (README, "Format").
+checked in milliseconds, before anything heavy is imported; of PyTorch's own files torch has to tell it. Every
+tensor of the model must be there, in its shape, and what else is there must be known to do no harm: a bias
+that nobody adds, or a layer that nobody runs, would make another model of it without a word. Left out on
+purpose: whether the numbers make sense.
 """
 
 from __future__ import annotations
@@ -14,93 +13,67 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import Family, Parts
 from rs_aligner.model.families.registry import family_of
+from rs_aligner.model.stored import DTYPES, Stored, read_safetensors
 
-INDEX = "model.safetensors.index.json"
-WHOLE = "model.safetensors"
-DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""The types that are read, by their names in a header, with their names in a `config.json`."""
-
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+BIN_INDEX, BIN_WHOLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 _HARMLESS = re.compile(r"rotary_emb\.inv_freq$")  # old transformers saved it; it follows from the config
 _SHOWN = 3  # names in a message
 _CHUNK = 1 << 24  # bytes compared at once
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor in a file: its type as the header names it, its shape, its first byte and the one behind."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
 def read_header(file: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file by name.
+    """The tensors of a file by name, of whichever kind it is.
 
     Raises:
-        ValueError: it is no such file, or not all of it is there.
+        ValueError: it cannot be read, or not all of it is there.
     """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        text = opened.read(length) if length <= size - 8 else b""
-        opened.seek(0)
-        is_pointer = opened.read(40).startswith(b"version https://git-lfs")
-    if is_pointer:
-        raise ValueError(f"{file} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder")
-    try:
-        header: dict[str, Any] = json.loads(text)
-        header.pop("__metadata__", None)
-        begin = 8 + length
-        found = {
-            name: Stored(
-                file,
-                entry["dtype"],
-                tuple(entry["shape"]),
-                begin + entry["data_offsets"][0],
-                begin + entry["data_offsets"][1],
-            )
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(
-            f"{file} is no safetensors file, or a damaged one ({size:,} bytes): fetch it again"
-        ) from None
-    whole = max((stored.end for stored in found.values()), default=begin)
-    if size < whole:
-        raise ValueError(f"{file} was cut short: it has {size:,} of {whole:,} bytes; fetch it again")
-    if size > whole:
-        raise ValueError(f"{file} is damaged: it has {size:,} bytes instead of {whole:,}; fetch it again")
-    return found
+    if file.suffix == ".safetensors":
+        return read_safetensors(file)
+    from rs_aligner.model.torch_file import read_torch_file  # torch is slow to import
+
+    return read_torch_file(file)
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
     """The tensors of a folder by name, in one file or in those that its index names.
 
+    Where there are safetensors nothing else is looked at.
+
     Raises:
         ValueError: there are no such files, or one of them is absent or damaged.
     """
-    index = folder / INDEX
-    if not index.is_file():
-        if not (folder / WHOLE).is_file():
-            raise ValueError(f"{folder} has no {WHOLE} and no {INDEX}; other formats are not read")
-        return read_header(folder / WHOLE)
+    for index, whole in ((INDEX, WHOLE), (BIN_INDEX, BIN_WHOLE)):
+        if (folder / index).is_file():
+            files = _indexed(folder, index)
+            return {name: stored for file in files for name, stored in read_header(folder / file).items()}
+        if (folder / whole).is_file():
+            return read_header(folder / whole)
+    raise ValueError(
+        f"{folder} has no {WHOLE}, no {BIN_WHOLE}, and neither's index; other formats are not read"
+    )
+
+
+def unread_bins(folder: Path) -> list[str]:
+    """The weights in PyTorch's own format, or their index, that a folder has beside safetensors."""
+    if not any((folder / name).is_file() for name in (INDEX, WHOLE)):
+        return []
+    return [name for name in (BIN_INDEX, BIN_WHOLE) if (folder / name).is_file()]
+
+
+def _indexed(folder: Path, index: str) -> list[str]:
     try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index} is no index of safetensors files; fetch it again") from None
+        raise ValueError(f"{folder / index} is no index of weights; fetch it again") from None
     if absent := [name for name in files if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} lacks {_some(absent)}, named in {INDEX}; fetch what is missing")
-    return {name: stored for file in files for name, stored in read_header(folder / file).items()}
+        raise ValueError(f"{folder} lacks {_some(absent)}, named in {index}; fetch what is missing")
+    return files
 
 
 def expected(arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -173,8 +146,15 @@ def check_tensors(folder: Path, arch: Architecture, *, leave: Collection[str] = 
 
 def _check_tie(folder: Path, found: Mapping[str, Stored], family: Family) -> None:
     head, embedding = found[family.head], found[family.embedding]
-    if (head.dtype, head.shape) == (embedding.dtype, embedding.shape) and _are_equal(head, embedding):
-        return
+    if (head.dtype, head.shape) == (embedding.dtype, embedding.shape):
+        if head.is_safetensors:
+            same = _are_equal(head, embedding)
+        else:
+            from rs_aligner.model.torch_file import are_equal
+
+            same = are_equal((head.file, family.head), (embedding.file, family.embedding))
+        if same:
+            return
     raise ValueError(
         f"{folder}: {family.head} differs from {family.embedding}, but config.json says "
         "tie_word_embeddings: true. Set it to false if the model has an output layer of its own "

@@ -16,7 +16,7 @@ from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
-from rs_aligner.model.tensors import INDEX
+from rs_aligner.model.tensors import BIN_INDEX, INDEX
 from rs_aligner.policy import checkpoint
 from tests.policy.layout_program import new_trainer
 from tests.tiny import save_tiny
@@ -88,18 +88,25 @@ def test_a_tensor_of_another_shape_than_the_config_says_is_named(
     assert str(folder) in str(error.value)
 
 
-def test_a_folder_without_safetensors_is_refused(
+def test_a_folder_without_weights_is_refused(
     folder: Path, model: GPTModel, arch: Architecture, rt: Runtime
 ) -> None:
-    (folder / FILE).rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
+    (folder / FILE).rename(folder / "weights.pt")
+    with pytest.raises(ValueError, match=r"has no model\.safetensors, no pytorch_model\.bin"):
         huggingface.load_weights(folder, model, arch, rt)
 
 
 def test_an_exported_folder_has_everything_but_old_weights(
     folder: Path, model: GPTModel, arch: Architecture, rt: Runtime, tmp_path: Path
 ) -> None:
-    for name in ("tokenizer.json", "chat_template.jinja", "merges.txt", "pytorch_model.bin", "README.md"):
+    for name in (
+        "tokenizer.json",
+        "chat_template.jinja",
+        "merges.txt",
+        "pytorch_model.bin",
+        "README.md",
+        BIN_INDEX,
+    ):
         (folder / name).write_text("{}")
     (folder / INDEX).write_text(json.dumps({"weight_map": {}}))
     out = tmp_path / "run" / "final"

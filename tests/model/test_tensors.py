@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import read_architecture
-from rs_aligner.model.tensors import check_tensors, expected, read_header
+from rs_aligner.model.stored import read_safetensors
+from rs_aligner.model.tensors import check_tensors, expected
 from tests.tiny import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.timeout(60)
@@ -192,7 +193,7 @@ def test_parts_are_found_through_their_index_and_missing_ones_named(folder: Path
 
 
 def test_a_tensors_bytes_are_where_the_header_says(folder: Path) -> None:
-    stored = read_header(folder / FILE)[EMBEDDING]
+    stored = read_safetensors(folder / FILE)[EMBEDDING]
     data = (folder / FILE).read_bytes()[stored.start : stored.end]
     expected_bytes = load_file(folder / FILE)[EMBEDDING].numpy().tobytes()
     assert data == expected_bytes

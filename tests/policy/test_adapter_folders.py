@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from rs_aligner.config import PairModelConfig, PolicyModelBase
 from rs_aligner.config.base import check
+from rs_aligner.model.adapter_folder import gather_adapters
+from rs_aligner.model.folder import fingerprint
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.model_folder import problem_with
@@ -57,6 +59,11 @@ def new_policy(folder: Path, rt: Runtime, tokenizer: Any = None, **peft_settings
         optimization=Optimization(lambda step: 1e-2),
         keep_start=True,
     )
+
+
+def gathered(policy: MegatronPolicy) -> dict[str, torch.Tensor]:
+    assert policy.adapters is not None
+    return gather_adapters(policy.adapters)
 
 
 def logits_of(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -205,6 +212,23 @@ def test_a_reward_models_adapter_has_its_head_and_gives_peft_the_same_rewards(
         optimization=Optimization(lambda step: 1e-2),
     )
     assert again.score(sequences) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_adapter_in_pytorchs_own_format_is_the_same_adapter(
+    rt: Runtime, tmp_path: Path, adapter_source: Path
+) -> None:
+    adapter = Path(shutil.copytree(adapter_source / "adapter", tmp_path / "adapter"))
+    told = {"restore_from_path": str(adapter), "lora_tuning": {}}
+    expected = gathered(new_policy(adapter_source / "base", rt, **told))
+    before = fingerprint(adapter)
+    file = adapter / "adapter_model.safetensors"
+    torch.save(load_file(file), adapter / "adapter_model.bin")
+    file.unlink()
+    found = gathered(new_policy(adapter_source / "base", rt, **told))
+    assert fingerprint(adapter) != before
+    assert found
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
 
 
 def in_config(**values: Any) -> Callable[[Path], None]:

@@ -204,7 +204,7 @@ def _check(key: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def _check_folder(folder: str) -> None:
-    if (problem := problem_with(folder, reads_bin=True)) is not None:
+    if (problem := problem_with(folder)) is not None:
         raise ValueError(f"judge.kwargs.folder is {folder!r}: {problem}")
     try:
         heads = json.loads((Path(folder) / "config.json").read_text()).get("architectures") or []
