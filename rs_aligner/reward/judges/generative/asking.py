@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +137,13 @@ class Chat:
             return [self._failed(endpoint, link, question, error)]
         except BadAnswer as error:
             return [self._again(question, error)]
+
+    def models(self, link: Conversation) -> list[str]:
+        """The names of the models there, as far as the server tells."""
+        with suppress(TransportError, ValueError, KeyError, TypeError, RecursionError):
+            answer = link.exchange("GET", "/models", PROBE_SECONDS)
+            return [str(one["id"]) for one in json.loads(answer.body)["data"]]
+        return []
 
     def complete(self, link: Conversation, question: Question) -> Completion:
         """Ask once, or later where the server wants that.

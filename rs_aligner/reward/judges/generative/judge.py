@@ -189,6 +189,10 @@ class OpenAIJudge:
             question = next(self._questions(asked, *_TRIAL))
             while not self._trial(name, question, until):
                 time.sleep(_BETWEEN_TRIALS)
+        models = self._chat.models(self._endpoint.connect())
+        if models and cfg.model not in models:
+            told = "%s.model is %s, and the server at %s, which answers all the same, has %s"
+            _logger.warning(told, KEY, cfg.model, self._endpoint.url, ", ".join(models))
 
     def _trial(self, name: str, question: Question, until: float) -> bool:
         """Ask about a made-up row; whether there was an answer, or it should be asked again.

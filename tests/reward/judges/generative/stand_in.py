@@ -1,6 +1,6 @@
 """A server of chat completions that does what a test says: right answers, lies, delays, half answers.
 
-Left alone it answers as a real one does, which `test_contract.py` holds it to; its model is none, and says
+Left alone it answers as vLLM does, which `test_contract.py` holds it to; its model is none, and says
 the same of the same messages.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 from tests.remote.tls import serving
 
 MODEL = "stories"
+OWNER = "vllm"
 MOST_TOKENS, MOST_LOGPROBS = 512, 20
 _TOKENS = re.compile(r"</?s>|\w+|\s|.", re.DOTALL)
 _LIKELY = ("Once", "A", "B", "T", '"', *"CDEFGHIJKLMNOPQ")
@@ -98,7 +99,7 @@ def stand_in(token: str | None = None, host: str = "127.0.0.1") -> Iterator[Stan
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if not self._turned_away():
-                self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+                self._send(200, {"object": "list", "data": [{"id": MODEL, "owned_by": OWNER}]})
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))

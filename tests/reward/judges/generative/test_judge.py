@@ -601,3 +601,13 @@ def test_a_token_that_others_could_read_on_its_way_is_warned_of(
         make(url="http://judge.invalid:8000/v1", startup_timeout=0.3)
     assert "token can be read on its way to http://judge.invalid:8000/v1" in caplog.text
     assert "hidden" not in caplog.text
+
+
+def test_a_server_that_answers_for_a_model_that_it_has_not_is_warned_of(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    make()
+    assert "which answers all the same" not in caplog.text
+    make(model="another")
+    assert "judge.kwargs.model is another, and the server at http://127.0.0.1" in caplog.text
+    assert f"which answers all the same, has {MODEL}" in caplog.text
