@@ -128,6 +128,14 @@ def test_selection_that_does_no_better_than_chance_is_told() -> None:
     assert "nothing to compare" in selection_against_chance(Facts([{"step": 1}]))[0]
 
 
+def test_what_the_judge_cost_is_told_where_it_is_known() -> None:
+    counted = {"judge/requests": 8, "judge/prompt_tokens": 900, "judge/completion_tokens": 8}
+    looks = {f"validation/{key}": number for key, number in counted.items()}
+    found = {one.name: one for one in costs(Facts([{"step": 0, **looks}, {"step": 1, **counted, **looks}]))}
+    assert found["tokens of the judge"].value == "2,700 read, 24 written"
+    assert found["tokens of the judge"].note == "in 24 requests, held-out answers included"
+
+
 def test_costs_are_sums_over_steps() -> None:
     times = {"time/generate": 60.0, "time/score_wait": 15.0, "time/train": 25.0, "time/step": 100.0}
     rows = [{"step": 0}, *({"step": number, "tokens/generated": 1500, **times} for number in (1, 2))]

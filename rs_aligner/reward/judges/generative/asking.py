@@ -136,7 +136,7 @@ class Chat:
         except TransportError as error:
             return [self._failed(endpoint, link, question, error)]
         except BadAnswer as error:
-            return [self._again(question, error)]
+            return [self._again(question, str(error))]
 
     def models(self, link: Conversation) -> list[str]:
         """The names of the models there, as far as the server tells."""
@@ -233,13 +233,13 @@ class Chat:
         """What comes of a question without an answer, if it is the question's fault.
 
         Raises:
-            TransportError: it is not, or may be asked again.
+            TransportError, BadAnswer: it is not, or may be asked again.
         """
         if error.kind == "refused":
             status = error.status or 0
             if status < 500 and status not in _PASSING:
                 return ScoreFailure(self.explained(endpoint, error))
-            return self._again(question, error)
+            return self._again(question, str(error))
         if error.kind in UNTRUSTED:
             raise error
         try:
@@ -250,16 +250,16 @@ class Chat:
             self.counters.add(timed_out_requests=1)
             assert self._limit is not None
             return ScoreFailure(f"the judge took more than {self._limit:g} s over this row {LATE}")
-        return self._again(question, BadAnswer(str(error)))  # the server is there for others
+        return self._again(question, str(error))
 
-    def _again(self, question: Question, error: AskError) -> ScoreFailure:
+    def _again(self, question: Question, why: str) -> ScoreFailure:
         """Let it be asked again, unless that was done often enough.
 
         Raises:
-            TransportError, BadAnswer: to be asked again.
+            BadAnswer: to be asked again; the server is there for others.
         """
         question.failures += 1
         if question.failures <= self._retries:
             self.counters.add(retries=1)
-            raise error
-        return ScoreFailure(f"{error} (judge.kwargs.retries)")
+            raise BadAnswer(why)
+        return ScoreFailure(f"{why} (judge.kwargs.retries)")

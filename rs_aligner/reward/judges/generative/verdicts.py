@@ -145,7 +145,9 @@ def _label(line: str, how: ScoreConfig) -> float:
 def _by_probability(tokens: Sequence[Token] | None, how: ScoreConfig) -> Verdict:
     """The labels' mean worth, and its variance, by their probabilities where the verdict begins."""
     if not tokens:
-        raise NoVerdict("the server gave no log-probabilities; judge.kwargs.score.by=text needs none")
+        raise NoVerdict(
+            "the server gave no log-probabilities that can be read; judge.kwargs.score.by=text needs none"
+        )
     found = [(_masses(token, how), token) for token in _places(tokens, how)]
     enough = (one for one in found if math.fsum(one[0].values()) >= how.least_mass)
     masses, token = next(enough, max(found, key=lambda one: math.fsum(one[0].values())))

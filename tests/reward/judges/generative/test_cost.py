@@ -44,6 +44,16 @@ def test_each_step_of_a_run_has_what_its_judge_cost(server: StandIn, tmp_path: P
     assert len(server.asked) == 1 + held_out + sum(row["judge/requests"] for row in steps)
 
 
+def test_a_step_of_several_rounds_has_the_cost_of_all(server: StandIn, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "run")
+    cfg = RemoteRMConfig(in_process=True, judge=settings(server))
+    until = {"accepted": 1, "at_least": 8, "max_rollouts": 4, "rollouts_a_round": 1}
+    run.start(steps=1, interval=None, judge=lambda _: RemoteGPTRMClient(cfg), until=until)
+    [row] = run.rows
+    assert row["judge/requests"] == row["rollouts/total"] + 1 == 17, "four rounds, and the client's trial"
+    assert [len(server.asked)] == [18], "and the judge's"
+
+
 def test_a_server_shows_what_its_judge_cost(server: StandIn) -> None:
     judge = StandardisedJudge(load_judge(settings(server)), mean=5.0, std=2.0)
     try:

@@ -179,6 +179,7 @@ HALVES = [
     (Reply(status=500, body=b'{"error": {"message": "engine\\n dead"}}'), "HTTP 500: engine dead"),
     (Reply(status=502, body=b"<html><title>502 Bad Gateway</title>"), "HTTP 502: 502 Bad Gateway"),
     (Reply(status=503, body=b"busy"), "HTTP 503: busy"),
+    (Reply(status=408, body=b"late"), "HTTP 408: late"),
 ]
 
 
@@ -287,11 +288,21 @@ def test_a_server_that_limits_the_rate_is_asked_again_when_it_wants(
     judge = make()
     before = judge.counters
     limits = [Reply(status=status, headers={"Retry-After": "17"}) for status in (429, 503)]
-    server.answers(*limits, Reply(status=429), Reply("7"))
+    server.answers(*limits, Reply(status=429), Reply(status=429), Reply("7"))
     assert score(judge, "4") == [Score(7.0)]
     assert held[:2] == [17, 17]
-    assert 0 < held[2] <= 0.02, "who does not say when is asked soon, and ever less often"
-    assert gained(judge, before) == {"requests": 4, "rate_limited_requests": 3}
+    assert 0 < held[2] <= 0.02 <= held[3], "who does not say when is asked soon, and ever less often"
+    assert gained(judge, before) == {"requests": 5, "rate_limited_requests": 4}
+
+
+def test_all_wait_as_long_as_the_server_wants() -> None:
+    one = pace.Pace(per_minute=None)
+    one.wait()
+    began = time.monotonic()
+    one.hold(0.2)
+    one.hold(0.0)
+    one.wait()
+    assert time.monotonic() - began >= 0.2
 
 
 def test_a_server_that_wants_too_much_time_is_given_up(
@@ -397,6 +408,19 @@ def test_the_criteria_of_a_rubric_are_components_and_their_sum_is_the_reward(
     assert reason(judge).startswith("right: the verdict cannot be read: it is none of Yes, No alone")
 
 
+def test_the_spread_of_a_weighted_sum_is_that_of_its_parts_times_their_weights(
+    server: StandIn, make: Make
+) -> None:
+    server.answers(Reply("Yes", tops=[{"Yes": 0.75, "No": 0.25}]))
+    how = {**YES_NO, "by": "logprobs"}
+    asked = {"a": {"criterion": "A?", "weight": 2}, "b": {"criterion": "B?", "weight": -1, "score": how}}
+    judge = make(rubric=asked, score=how)
+    [found] = score(judge, "x")
+    assert isinstance(found, Score)
+    assert found.reward == pytest.approx(2 * 0.75 - 0.75)
+    assert found.components["disagreement"] == pytest.approx((5 * 0.1875) ** 0.5)
+
+
 def test_labels_by_their_probabilities_are_a_mean_with_its_spread(server: StandIn, make: Make) -> None:
     server.answers(Reply("Yes", "length", tops=[{"Yes": 0.6, "No": 0.2, "x": 0.1}]))
     judge = make(score={**YES_NO, "by": "logprobs"}, max_tokens=1)
@@ -406,6 +430,18 @@ def test_labels_by_their_probabilities_are_a_mean_with_its_spread(server: StandI
     assert found.components == {"disagreement": pytest.approx(0.1875**0.5)}
     assert server.asked[0]["logprobs"] is True
     assert server.asked[0]["top_logprobs"] == 20
+
+
+@pytest.mark.parametrize("chance", ["null", "0.7", "NaN", '"x"'])
+def test_log_probabilities_that_are_none_are_no_verdict(server: StandIn, make: Make, chance: str) -> None:
+    server.answers(Reply("Yes", tops=[{"Yes": 0.9, "No": 0.1}]))
+    judge = make(score={**YES_NO, "by": "logprobs"})
+    token = f'{{"token": "Yes", "logprob": 0, "top_logprobs": [{{"token": "Yes", "logprob": {chance}}}]}}'
+    choice = (
+        f'{{"message": {{"content": "Yes"}}, "finish_reason": "stop", "logprobs": {{"content": [{token}]}}}}'
+    )
+    server.answers(Reply(body=f'{{"choices": [{choice}]}}'.encode()))
+    assert "the server gave no log-probabilities that can be read" in reason(judge)
 
 
 def test_what_is_judged_cannot_speak_for_the_template(server: StandIn, make: Make) -> None:
@@ -426,7 +462,7 @@ def test_tokens_and_requests_are_counted(server: StandIn, make: Make) -> None:
     assert after["requests"] == 3
     assert after["completion_tokens"] - before["completion_tokens"] == 2
     assert after["prompt_tokens"] > before["prompt_tokens"] > 0
-    server.answers(Reply(body=b'{"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": "x"}}'))
+    server.answers(Reply(body=b'{"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": -2}}'))
     reason(judge)
     times = judge.counters["requests"] - after["requests"]
     assert judge.counters["prompt_tokens"] - after["prompt_tokens"] == 9 * times, "half an answer costs, too"
@@ -504,6 +540,7 @@ def test_what_no_row_could_mend_is_told_at_the_start(
     server.answers(reply)
     with pytest.raises(ValueError, match=message):
         make(**settings)
+    assert (len(server.asked) == 1) == ("startup_timeout" not in settings), "again only where that may help"
 
 
 def test_a_server_that_is_still_starting_is_waited_for(server: StandIn, make: Make) -> None:

@@ -185,7 +185,9 @@ def test_a_label_that_never_comes_is_no_verdict(text: str) -> None:
 
 def test_without_log_probabilities_there_is_no_mean() -> None:
     how = ScoreConfig(kind="labels", by="logprobs", labels=GOOD_BAD)
-    with pytest.raises(NoVerdict, match=r"gave no log-probabilities; judge\.kwargs\.score\.by=text"):
+    with pytest.raises(
+        NoVerdict, match=r"gave no log-probabilities that can be read; judge\.kwargs\.score\.by=text"
+    ):
         read_verdict(Completion("good"), how)
 
 
