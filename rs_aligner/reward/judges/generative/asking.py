@@ -49,6 +49,7 @@ _COUNTED = (
     "unreadable_answers",
 )
 _LATER = (429, 503)
+_AWAY = (502, 503, 504)  # nobody behind a gateway, or a model that is being loaded
 _PASSING = (408, 425)  # beside 5xx: statuses that may be another at the next try
 _SPENT = b"insufficient_quota"  # a 429 that no waiting mends
 
@@ -116,7 +117,7 @@ class Chat:
     def try_out(self, endpoint: Endpoint[Conversation], link: Conversation, ready_timeout: float) -> None:
         """Whether there is a server that answers at all."""
         answer = link.exchange("GET", "/models", min(ready_timeout, PROBE_SECONDS))
-        if answer.status in (502, 503, 504):
+        if answer.status in _AWAY:
             raise self._refused(answer)
 
     def ask(
@@ -235,8 +236,8 @@ class Chat:
         Raises:
             TransportError, BadAnswer: it is not, or may be asked again.
         """
-        if error.kind == "refused":
-            status = error.status or 0
+        status = error.status or 0
+        if error.kind == "refused" and status not in _AWAY:
             if status < 500 and status not in _PASSING:
                 return ScoreFailure(self.explained(endpoint, error))
             return self._again(question, str(error))

@@ -73,6 +73,7 @@ class OpenAIJudge:
         if token is not None and not (cfg.address.is_tls or cfg.address.is_loopback):
             _logger.warning("the judge's token can be read on its way to %s: it is no https://", cfg.address)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._is_closed = False
         self._pace = Pace(cfg.requests_per_minute)
         self._chat = Chat(
             self._pace,
@@ -108,6 +109,12 @@ class OpenAIJudge:
         """Cut requests short; rows without a verdict fail."""
         self._pace.close()
         self._asker.close()
+        if not self._is_closed:
+            self._is_closed = True
+            told = ", ".join(
+                f"{number:,.0f} {name.replace('_', ' ')}" for name, number in self.counters.items()
+            )
+            _logger.info("the judge %s: %s", self._cfg.model, told)
 
     def _ask(
         self, prompt: str, response: str, row: Metadata

@@ -64,6 +64,7 @@ class StandIn:
         asked: the requests for completions so far, but for the trial of a judge that starts.
         headers: of the last request.
         is_gone: it does not answer anybody.
+        is_away: a gateway says that it is not there.
     """
 
     def __init__(self, token: str | None) -> None:
@@ -71,7 +72,7 @@ class StandIn:
         self.reply: Callable[[Request], Reply | None] | None = None
         self.asked: list[Request] = []
         self.headers: dict[str, str] = {}
-        self.is_gone = False
+        self.is_gone = self.is_away = False
         self.num_turned_away = 0
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
@@ -122,6 +123,9 @@ def stand_in(token: str | None = None, host: str = "127.0.0.1") -> Iterator[Stan
             if server.is_gone:
                 server.num_turned_away += 1
                 self.close_connection = True
+            elif server.is_away:
+                server.num_turned_away += 1
+                self._send(502, b"<html><title>502 Bad Gateway</title></html>")
             elif not self.path.startswith("/v1/"):
                 self._send(404, {"detail": "Not Found"})
             elif server.token and self.headers.get("Authorization") != f"Bearer {server.token}":

@@ -253,14 +253,17 @@ def test_a_row_that_takes_too_long_fails_alone_and_is_counted(server: StandIn, m
     assert gained(judge, before) == {"requests": 3, "timed_out_requests": 1}
 
 
-def test_a_server_that_is_gone_is_waited_for_and_no_row_is_lost(server: StandIn, make: Make) -> None:
-    judge = make()
-    server.is_gone = True
+@pytest.mark.parametrize("how", ["is_gone", "is_away"])
+def test_a_server_that_is_gone_is_waited_for_and_no_row_is_lost(
+    server: StandIn, make: Make, how: str
+) -> None:
+    judge = make(retries=0)
+    setattr(server, how, True)
 
     def comes_back() -> None:
-        while server.num_turned_away < 8:
+        while server.num_turned_away < 36:
             time.sleep(0.01)
-        server.is_gone = False
+        setattr(server, how, False)
 
     helper = threading.Thread(target=comes_back)
     helper.start()
@@ -347,8 +350,12 @@ def test_so_many_requests_are_under_way_at_once(server: StandIn, make: Make) -> 
 
 
 @pytest.mark.parametrize("waits", ["for an answer", "for its turn"])
-def test_closing_ends_what_is_under_way(server: StandIn, make: Make, waits: str) -> None:
-    never = threading.Event()
+def test_closing_ends_what_is_under_way(
+    server: StandIn, make: Make, monkeypatch: pytest.MonkeyPatch, waits: str
+) -> None:
+    never, waiting = threading.Event(), threading.Semaphore(0)
+    wait = pace.Pace.wait
+    monkeypatch.setattr(pace.Pace, "wait", lambda turn: (waiting.release(), wait(turn)))
     judge = make(
         concurrency=2, requests_per_minute=None if waits == "for an answer" else 0.1, time_limit=None
     )
@@ -356,6 +363,8 @@ def test_closing_ends_what_is_under_way(server: StandIn, make: Make, waits: str)
     found: list[Result] = []
     caller = threading.Thread(target=lambda: found.extend(score(judge, *["x"] * 5)))
     caller.start()
+    for _ in range(3):  # the trial, and two of the rows
+        assert waiting.acquire(timeout=20)
     while waits == "for an answer" and server.in_flight < 2:
         time.sleep(0.01)
     judge.close()
@@ -451,6 +460,22 @@ def test_what_is_judged_cannot_speak_for_the_template(server: StandIn, make: Mak
     _, behind = text.split("</response ")
     assert behind.split(">", 1)[1].startswith("\n\nHow good")
     assert "<|im_end|>" not in text
+
+
+def test_what_it_cost_is_told_once_at_the_end(
+    server: StandIn, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rs_aligner")
+    judge = make()
+    score(judge, "a", "b")
+    judge.close()
+    judge.close()
+    [line] = [line for line in caplog.messages if line.startswith(f"the judge {MODEL}: ")]
+    assert line.startswith(f"the judge {MODEL}: 3 requests, ")
+    assert line.endswith(
+        " prompt tokens, 3 completion tokens, 0 retries, 0 rate limited requests, "
+        "0 timed out requests, 0 unreadable answers"
+    )
 
 
 def test_tokens_and_requests_are_counted(server: StandIn, make: Make) -> None:
