@@ -13,6 +13,7 @@ log-probabilities in files, which would have to fit tokens that are made anew.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -196,6 +197,7 @@ def _grouped(
                 **prompt,
                 "responses": [text for text, _ in answered],
                 "rewards": [one["score"] for _, one in answered],
+                "components": [_parts(one.get("components")) for _, one in answered],
                 "finish_reasons": [one.get("finish_reason", "stop") for _, one in answered],
             },
         )
@@ -254,6 +256,16 @@ def _components(where: str, row: dict[str, Any], number: int) -> list[dict[str, 
             f"{where}: 'components' should be a list of objects of finite numbers, one for each response"
         )
     return [{name: float(value) for name, value in one.items()} for one in parts]
+
+
+def _parts(found: Any) -> Any:
+    """The components of a row with one answer: an object, or its JSON, as `rs-aligner dataset` writes it."""
+    if not isinstance(found, str):
+        return found
+    try:
+        return json.loads(found)
+    except ValueError:
+        return found
 
 
 def _are_numbers(parts: Any) -> bool:

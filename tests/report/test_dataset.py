@@ -140,7 +140,9 @@ def a_row(response: str, *, kept: bool, metadata: dict[str, Any], reward: float)
 
     rollout = Rollout(0, int(not kept), (1,), response, "stop", 0, 1, (-1.0,))
     prompt = Prompt("p", "rendered", (1,), metadata)
-    return row_of(prompt, Judged(rollout, Score(reward), None), Stamp(1), kept=kept, reason="kept")
+    return row_of(
+        prompt, Judged(rollout, Score(reward, {"half": reward / 2}), None), Stamp(1), kept=kept, reason="kept"
+    )
 
 
 @pytest.mark.parametrize("shape", ["trl", "openai", "sharegpt"])
@@ -170,7 +172,7 @@ def test_a_chat_stays_one_and_is_read_back_as_it_was(
     assert (pair.chosen, pair.rejected) == (prompt + good, prompt + bad)
     (group,) = load_scored([str(paths["all"])], tokenizer, max_length=500)
     assert [rollout.token_ids for rollout in group.rollouts] == [good, bad]
-    assert [score.reward for score in group.scores if isinstance(score, Score)] == [1.0, 0.5]
+    assert group.scores == [Score(row.reward or 0.0, row.components) for row in (kept, rejected)]
     assert (group.prompt.token_ids, group.prompt.id) == (prompt, "p")
 
 
