@@ -45,6 +45,7 @@ LONGEST = (
     "tests/test_arithmetic_task.py",
     "tests/test_learning_benchmark.py",
     "tests/e2e/test_in_process.py",
+    "tests/e2e/test_generative_judge.py",
     "tests/e2e/test_randomwalks.py",
     "tests/reward/server/test_check.py",
 )

@@ -149,15 +149,15 @@ def _by_probability(tokens: Sequence[Token] | None, how: ScoreConfig) -> Verdict
             "the server gave no log-probabilities that can be read; judge.kwargs.score.by=text needs none"
         )
     found = [(_masses(token, how), token) for token in _places(tokens, how)]
-    enough = (one for one in found if math.fsum(one[0].values()) >= how.least_mass)
-    masses, token = next(enough, max(found, key=lambda one: math.fsum(one[0].values())))
+    able = (one for one in found if math.fsum(one[0].values()) >= how.least_mass)
+    masses, token = next(able, max(found, key=lambda one: math.fsum(one[0].values())))
     mass = math.fsum(masses.values())
     if mass <= 0 or mass < how.least_mass:
         likely = ", ".join(f"{text!r} {math.exp(chance):.2g}" for text, chance in token.top[:3])
+        enough = f", and should have {how.least_mass:g} (judge.kwargs.score.least_mass)" if mass > 0 else ""
         raise NoVerdict(
-            f"the verdict cannot be read: the labels have {mass:.2g} of the probability together, and should "
-            f"have {how.least_mass:g} (judge.kwargs.score.least_mass); likely are {likely or 'none'}. "
-            "A label should be one token of the model's"
+            f"the verdict cannot be read: the labels have {mass:.2g} of the probability together{enough}; "
+            f"likely are {likely or 'none'}. A label should be one token of the model's"
         )
     return _moments({label: part / mass for label, part in masses.items()}, how)
 
