@@ -15,7 +15,7 @@ from rs_aligner.config import GenerationConfig, LengthParams, SamplingParams
 from rs_aligner.generation import native
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.native_network import Session, TokenBatch
-from rs_aligner.generation.network import Network, _rotate
+from rs_aligner.generation.network import Network, rotate
 from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
@@ -133,8 +133,8 @@ class TorchCompiled:
             attention, mlp = layer.self_attention, layer.mlp
             first, second = layer.input_layernorm, layer.pre_mlp_layernorm
             heads = (network.num_kv_heads, network.group + 2, network.arch.head_dim)
-            given = side.before(hidden, first.weight, first.eps, attention.linear_qkv.weight, cos, sin, heads)
-            mixed = attend(number, *given).reshape(*hidden.shape[:-1], -1)
+            qkv = side.before(hidden, first.weight, first.eps, attention.linear_qkv.weight, cos, sin, heads)
+            mixed = attend(number, qkv).reshape(*hidden.shape[:-1], -1)
             weights = (attention.linear_proj.weight, mlp.linear_fc1.weight, mlp.linear_fc2.weight)
             return side.after(mixed, hidden, second.weight, second.eps, *weights)
 
@@ -148,10 +148,10 @@ class TorchCompiled:
 
 def _before_attention(
     hidden: Any, norm: Any, eps: float, weight: Any, cos: Any, sin: Any, heads: tuple[int, int, int]
-) -> tuple[Any, Any, Any]:
+) -> Any:
     qkv = functional.linear(functional.rms_norm(hidden, norm.shape, norm, eps), weight).unflatten(-1, heads)
-    rotated = _rotate(qkv[..., :-1, :], cos, sin)
-    return rotated[..., :-1, :], rotated[..., -1, :], qkv[..., -1, :]
+    rotate(qkv, heads[1] - 1, cos, sin)
+    return qkv
 
 
 def _after_attention(mixed: Any, hidden: Any, norm: Any, eps: float, proj: Any, fc1: Any, fc2: Any) -> Any:

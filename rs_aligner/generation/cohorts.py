@@ -120,11 +120,11 @@ class CohortWave:
         cohorts = self.cohorts
         sizes = [len(cohort.rows) for cohort in cohorts]
 
-        def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             if len(cohorts) == 1:
-                return cohorts[0].cache.attend(layer, query, key, value)
-            parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-            return torch.cat([c.cache.attend(layer, *part) for c, part in zip(cohorts, parts, strict=True)])
+                return cohorts[0].cache.attend(layer, qkv)
+            parts = zip(cohorts, qkv.split(sizes), strict=True)
+            return torch.cat([cohort.cache.attend(layer, part) for cohort, part in parts])
 
         logits = self.network.decode(
             torch.cat([cohort.last for cohort in cohorts]),

@@ -21,8 +21,8 @@ from rs_aligner.generation.cache import PromptCache
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.runtime import Runtime
 
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""`attend(layer, query, key, value)`: as `CohortCache.attend`, with any leading shape."""
+Attend = Callable[[int, torch.Tensor], torch.Tensor]
+"""`attend(layer, qkv)`: as `CohortCache.attend`, with any leading shape."""
 
 
 class Network:
@@ -70,14 +70,15 @@ class Network:
         """
         self.runtime.use_threads(self.model, tokens.numel())
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
-        cache = PromptCache([], [], lengths)
+        cache = PromptCache([], lengths)
 
-        def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            key, value = key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
-            cache.keys.append(key)
-            cache.values.append(value)
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            kept = qkv[..., self.group :, :].permute(3, 2, 0, 1, 4).contiguous()
+            cache.layers.append(kept)
+            key, value = kept.transpose(1, 2)
+            query = qkv[..., : self.group, :].flatten(2, 3).transpose(1, 2)
             out = functional.scaled_dot_product_attention(
-                query.flatten(2, 3).transpose(1, 2), key, value, is_causal=True, enable_gqa=self.group > 1
+                query, key, value, is_causal=True, enable_gqa=self.group > 1
             )
             return out.transpose(1, 2)
 
@@ -129,23 +130,26 @@ class Network:
         sin: torch.Tensor,
         attend: Attend,
     ) -> torch.Tensor:
-        attention, mlp = layer.self_attention, layer.mlp
+        """The hidden state behind a layer, in the place of the one before it."""
+        attention, mlp, norm = layer.self_attention, layer.mlp, layer.pre_mlp_layernorm
         qkv = functional.linear(
             layer.input_layernorm(hidden), attention.linear_qkv.weight, attention.linear_qkv.bias
         )
         qkv = qkv.unflatten(-1, (self.num_kv_heads, self.group + 2, self.arch.head_dim))
-        rotated = qkv[..., : self.group + 1, :]
         if self.arch.qk_norm:
-            query = attention.q_layernorm(rotated[..., : self.group, :])
-            rotated = torch.cat([query, attention.k_layernorm(rotated[..., self.group :, :])], dim=-2)
-        rotated = _rotate(rotated, cos, sin)
-        mixed = attend(number, rotated[..., : self.group, :], rotated[..., self.group, :], qkv[..., -1, :])
-        mixed = mixed.reshape(*hidden.shape[:-1], -1)
-        hidden = self._sum(functional.linear(mixed, attention.linear_proj.weight)).add_(hidden)
-        gate, up = functional.linear(layer.pre_mlp_layernorm(hidden), mlp.linear_fc1.weight).chunk(2, dim=-1)
-        return self._sum(functional.linear(functional.silu(gate).mul_(up), mlp.linear_fc2.weight)).add_(
-            hidden
-        )
+            query, key, value = qkv.split([self.group, 1, 1], dim=-2)
+            qkv = torch.cat([attention.q_layernorm(query), attention.k_layernorm(key), value], dim=-2)
+        rotate(qkv, self.group + 1, cos, sin)
+        self._add(hidden, attend(number, qkv).reshape(*hidden.shape[:-1], -1), attention.linear_proj.weight)
+        gate, up = functional.linear(norm(hidden), mlp.linear_fc1.weight).chunk(2, dim=-1)
+        return self._add(hidden, functional.silu(gate).mul_(up), mlp.linear_fc2.weight)
+
+    def _add(self, hidden: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Add `x` times a weight whose columns the tensor-parallel ranks share, in place."""
+        if self.runtime.tp_size > 1:
+            return hidden.add_(self._sum(functional.linear(x, weight)))
+        hidden.view(-1, hidden.shape[-1]).addmm_(x.flatten(0, -2), weight.t())
+        return hidden
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         weight = self.model.embedding.word_embeddings.weight
@@ -177,13 +181,17 @@ class Network:
 
 
 def rotary_tables(model: GPTModel, arch: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, float32 `[positions, dim]` (Su et al., 2021); the sign is as `_rotate` wants it."""
+    """Cosines and sines, float32 `[positions, dim]` (Su et al., 2021); the sign is as `rotate` wants it."""
     inv_freq = model.rotary_pos_emb.inv_freq
     angles = torch.outer(torch.arange(arch.max_positions, device=inv_freq.device).float(), inv_freq)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each pair (x_i, x_(i + dim/2)) by its angle; the sign of its first half is in `sin`."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+def rotate(qkv: torch.Tensor, heads: int, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Turn each pair (x_i, x_(i + dim/2)) of the first heads by its angle, in place.
+
+    The sign of a pair's first half is in `sin`. All heads are rolled, since a copy of some takes two passes.
+    """
+    rolled = qkv.roll(qkv.shape[-1] // 2, -1)[..., :heads, :]
+    qkv[..., :heads, :].mul_(cos).addcmul_(rolled, sin)

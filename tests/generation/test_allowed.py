@@ -52,8 +52,8 @@ class Fixed(Network):
         self.runtime = cast(Any, SimpleNamespace(is_last_stage=True))
 
     def prefill(self, tokens: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, PromptCache]:
-        empty = [torch.zeros(len(tokens), 1, tokens.shape[1], 1)]
-        return self.logits.expand(len(tokens), -1), PromptCache(empty, list(empty), lengths)
+        empty = torch.zeros(2, 1, len(tokens), tokens.shape[1], 1)
+        return self.logits.expand(len(tokens), -1), PromptCache([empty], lengths)
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         return self.logits.expand(len(tokens), -1)

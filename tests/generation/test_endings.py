@@ -39,9 +39,9 @@ class Table(Network):
 
     def prefill(self, tokens: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, PromptCache]:
         self.prefilled += tokens.tolist()
-        empty = [torch.zeros(len(tokens), 1, tokens.shape[1], 1)]
+        empty = torch.zeros(2, 1, len(tokens), tokens.shape[1], 1)
         last = tokens[torch.arange(len(tokens)), torch.tensor(lengths) - 1]
-        return self._after(last), PromptCache(empty, list(empty), lengths)
+        return self._after(last), PromptCache([empty], lengths)
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         return self._after(tokens)
