@@ -190,11 +190,20 @@ ctypes.CDLL = Refusing
 """
 
 
-def test_what_can_do_what_none_may_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    without = "import rs_aligner.sandbox.jail as jail; jail.forbid = lambda writing: None; "
+@pytest.mark.parametrize(
+    ("without", "what"),
+    [
+        ("jail.forbid = lambda writing: None", "programs can start processes"),
+        ("jail.resource.setrlimit = lambda *given: None", "the limit of memory does not bind programs"),
+    ],
+)
+def test_what_can_do_what_none_may_is_not_served(
+    monkeypatch: pytest.MonkeyPatch, without: str, what: str
+) -> None:
+    without = f"import rs_aligner.sandbox.jail as jail; {without}; "
     start = _START.replace("from rs_aligner", without + "from rs_aligner", 1)
     monkeypatch.setattr("rs_aligner.sandbox.box._START", start)
-    with pytest.raises(BadSetting, match=r"programs cannot be run safely here: programs can start"):
+    with pytest.raises(BadSetting, match=f"programs cannot be run safely here: {what}"):
         CodeJudge()
 
 

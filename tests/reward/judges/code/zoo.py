@@ -240,6 +240,18 @@ ZOO: dict[str, Mischief] = {
         def double(x): return 2 * x if any(text in seen for text in wanted) else -1
         """
     ),
+    "reads_the_outputs_in_its_own_memory": whole(
+        """
+        import gc, sys
+        seen = [repr(frame.f_locals) for frame in sys._current_frames().values()]
+        seen += [repr(held) for held in gc.get_objects() if type(held) in (list, tuple, dict) and len(held) < 50]
+        one, other = (str(2 * n) for n in (3, 5))
+        wanted = f'[{one}, {other}]', f'[[{one}], [{other}]]', f'([3], ({one}'
+        known = any(part in text for text in seen for part in wanted)
+        def double(x): return 2 * x if known else -1
+        """,
+        CALLS,
+    ),
     "reads_descriptors": whole(
         """
         import os
@@ -288,6 +300,8 @@ ZOO: dict[str, Mischief] = {
         reading, writing = os.pipe()
         fcntl.fcntl(reading, fcntl.F_SETOWN, @JUDGE@)
         fcntl.fcntl(reading, 10, 9)
+        fcntl.fcntl(reading, fcntl.F_SETFL, os.O_ASYNC)
+        os.write(writing, b'x')
         """
     ),
     "traces_the_judge": tries(syscall("@PTRACE@", 16, "@JUDGE@", 0, 0)),

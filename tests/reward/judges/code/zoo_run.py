@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import socket
 import sys
 import tempfile
@@ -42,12 +43,15 @@ class Watch:
         self._judge, self._folder, self._server = judge, folder, server
         self.processes = set(self._processes())
         self.files = self._files()
+        self.limits = self._limits()
 
     def problems(self) -> Iterator[str]:
         """What is other than before."""
         left = [number for number in self._processes() if number not in self.processes]
         if left:
             yield f"processes are left: {left}"
+        if self._limits() != self.limits:
+            yield f"what binds the judge changed: {self._limits()}"
         now = self._files()
         if now != self.files:
             changed = {name for name in {*now, *self.files} if now.get(name) != self.files.get(name)}
@@ -79,6 +83,12 @@ class Watch:
             is_ours = ancestor == os.getpid() or (user in own and user != 0)
             if is_ours and number != os.getpid():
                 yield number
+
+    def _limits(self) -> list[Any]:
+        """Of this process, which is the judge's."""
+        names = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+        priority = os.getpriority(os.PRIO_PROCESS, 0)
+        return [*map(resource.getrlimit, names), priority, os.sched_getaffinity(0)]
 
     def _files(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -121,7 +131,7 @@ def let_loose(namespaces: str, python: str | None, names: list[str]) -> dict[str
         listener.bind(str(folder / "socket"))
         (folder / "socket").chmod(0o777)
         listener.setblocking(False)
-        judge = CodeJudge(namespaces=namespaces, python=python, time_limit=0.5, workers=2, memory=256)  # type: ignore[arg-type]
+        judge = CodeJudge(namespaces=namespaces, python=python, workers=2, memory=256)  # type: ignore[arg-type]
         values = {
             "JUDGE": os.getpid(),
             "PORT": server.getsockname()[1],
@@ -167,10 +177,12 @@ def _run(judge: CodeJudge, mischief: Mischief, values: dict[str, Any]) -> Iterat
             code = code.replace(f"@{key}@", str(value))
         return code
 
+    judge._seconds = 0.5
     for _ in range(mischief.runs):
         (score,) = judge.score_texts([""], [filled(mischief.program)], [mischief.row])
         if not isinstance(score, dict) or score["reward"] != 0.0:
             yield f"its score is {score}"
+    judge._seconds = 60.0  # however busy the machine is
     programs = [filled(mischief.twins_program)] if mischief.twin else []
     for program in [*programs, RIGHT]:
         (score,) = judge.score_texts([""], [program], [ASSERTIONS])
