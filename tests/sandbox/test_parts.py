@@ -47,6 +47,9 @@ def test_the_filter_refuses_what_it_names_and_nothing_else(column: int, arch: in
     files = {numbers[column] for numbers in seccomp._FILES.values()} - {None}
     with_arguments = {seccomp._CLONE3[column], seccomp._OPENAT2[column]}
     for number in range(600):
+        if number >= 463:
+            assert answer(code, arch, number) == refused(errno.ENOSYS), "newer than the list"
+            continue
         found = answer(code, arch, number)
         if number in never:
             assert found == refused(errno.EPERM), number

@@ -119,7 +119,7 @@ def test_a_judge_that_is_closed_lets_its_callers_go(make: Make) -> None:
     assert late == ScoreFailure("the judge was closed")
 
 
-@pytest.mark.parametrize("namespaces", ["auto", "never"])
+@pytest.mark.parametrize("namespaces", [pytest.param("auto", marks=pytest.mark.slow), "never"])
 def test_everything_ends_with_its_parent_even_when_that_is_killed(tmp_path: Path, namespaces: str) -> None:
     python = python_of_all() if namespaces == "never" else None
     if namespaces == "never" and python is None:
