@@ -107,6 +107,14 @@ def save_tiny_with_tokenizer(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def save_more_tokens(folder: Path, number: int) -> Path:
+    """Add tokens to a folder's tokenizer, and not to its model; returns `folder`."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<new{i}>" for i in range(number)])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def save_tiny_adapter(folder: Path, model: Path, *, rank: int = 2, seed: int = 0, **settings: Any) -> Path:
     """An adapter of `peft` for a model, on queries and values, B not zero; returns `folder`."""
     import peft

@@ -164,6 +164,7 @@ def read_tokenizer(config: TrainConfig | GenerateConfig) -> tuple[Tokenizer, int
         config.pretrained_checkpoint.restore_from_path,
         "pretrained_checkpoint.restore_from_path",
         use="train_scoring" if isinstance(config, TrainRewardModelConfig) else "generate",
+        resize=config.pretrained_checkpoint.resize_token_embeddings,
     )
     check_adapters(config.model.peft, arch, scores=isinstance(config, TrainRewardModelConfig))
     _configure(config, tokenizer)

@@ -19,6 +19,7 @@ from rs_aligner.record.room import check_room, memory_limit, size_text
 from rs_aligner.rollout import PreferencePair, TrainingRow
 
 if TYPE_CHECKING:
+    from rs_aligner.model.architecture import Architecture
     from rs_aligner.trainers.rs import RSData
 
 
@@ -46,11 +47,21 @@ def gpu_memory() -> int | None:
     return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
 
 
-def _fit(config: TrainConfig, lengths: Lengths) -> Fit:
+def _architecture(config: TrainConfig) -> Architecture:
+    """The model's, with the rows that its embedding gets."""
     from rs_aligner.model.families.registry import read_architecture
+    from rs_aligner.model.new_rows import enlarged
+    from rs_aligner.model.tokenizer import Tokenizer
 
-    arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
-    return Fit(arch, config, lengths, room_of(config), on_gpu=is_on_gpu(config))
+    source = hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path))
+    arch = read_architecture(source)
+    if config.pretrained_checkpoint.resize_token_embeddings:
+        return enlarged(arch, Tokenizer(source).num_ids)
+    return arch
+
+
+def _fit(config: TrainConfig, lengths: Lengths) -> Fit:
+    return Fit(_architecture(config), config, lengths, room_of(config), on_gpu=is_on_gpu(config))
 
 
 def fit_of_rs(config: TrainRSConfig, data: RSData, positions: int) -> Fit:
@@ -104,9 +115,7 @@ def check_disk(config: TrainConfig) -> str:
     Raises:
         ValueError: it has not; with both numbers and what would work.
     """
-    from rs_aligner.model.families.registry import read_architecture
-
-    arch = read_architecture(hugging_face_part(Path(config.pretrained_checkpoint.restore_from_path)))
+    arch = _architecture(config)
     folder = Path(config.exp_manager.explicit_log_dir)
     wanted = checkpoint_bytes(arch, bf16=uses_bf16(config.trainer.precision, is_on_gpu(config)))
     try:

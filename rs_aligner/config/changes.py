@@ -85,6 +85,7 @@ _KINDS: dict[Kind, list[str]] = {
     Kind.SAMPLED: [
         "model.seed",
         "model.data.judge_special_tokens",
+        "pretrained_checkpoint.resize_token_embeddings",
         *_under(("model.rs",), "num_rollout_samples num_rollouts_per_prompt pool.improve_steps until"),
         *_under(("model.rs",), "sampling_params length_params"),
         # Held-out answers have their place in the ledger, too, and their figures are of one curve.

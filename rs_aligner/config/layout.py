@@ -51,6 +51,11 @@ class PretrainedCheckpoint(Section):
 
     restore_from_path: Text
     """The model to start from: a Hugging Face folder, or a checkpoint of an earlier run."""
+    resize_token_embeddings: bool = False
+    """Gives the embedding a row for each token that it lacks, the mean of its rows, up to a multiple of 64.
+
+    false: a tokenizer with more tokens than the embedding has rows is an error.
+    """
 
     def problems(self, key: str) -> Iterator[str]:
         """A model is there."""

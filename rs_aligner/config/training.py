@@ -140,6 +140,12 @@ class TrainConfig(Section):
             same = f"should be trainer.precision = {precision}, or null"
             yield problem("model.precision", self.model.precision, same)
         yield from self.model.misfits("model", self.pretrained_checkpoint.made)
+        if self.pretrained_checkpoint.resize_token_embeddings and self.model.peft.is_lora:
+            whole = (
+                "should be false with model.peft.peft_scheme=lora, which leaves the embedding as it is, so "
+                "new tokens would all stay alike: train once without, or enlarge the model with transformers"
+            )
+            yield problem("pretrained_checkpoint.resize_token_embeddings", True, whole)
 
     def _layout(self) -> Iterator[str]:
         model, world = self.model, self.world_size

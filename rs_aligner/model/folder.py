@@ -6,6 +6,7 @@ Left out on purpose: the weights of a run's checkpoint, which Megatron looks at 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,13 +15,20 @@ from rs_aligner.files import MANIFEST, checksum, checksums_of_files, hugging_fac
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.model.new_rows import MULTIPLE, enlarged
 from rs_aligner.model.tensors import check_tensors
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.model_folder import belongs_to_a_model, problem_with
 
+_logger = logging.getLogger("rs_aligner")
+
 
 def read_model_folder(
-    path: str, key: str, *, use: Literal["generate", "score", "train_scoring"] = "generate"
+    path: str,
+    key: str,
+    *,
+    use: Literal["generate", "score", "train_scoring"] = "generate",
+    resize: bool | None = None,
 ) -> tuple[Tokenizer, Architecture]:
     """The tokenizer and the sizes of the model in a folder, if it can be used.
 
@@ -29,6 +37,11 @@ def read_model_folder(
         key: the setting that names it, for messages.
         use: what the model is for: to generate, to score as a reward model, or to be trained to score, which
             both kinds can be.
+        resize: whether the embedding is to get a row for each token that it lacks; None where there is no
+            key to ask for it.
+
+    Returns:
+        Tokenizer and sizes, with those rows.
 
     Raises:
         ValueError: it cannot; with the reason and what would work.
@@ -50,23 +63,29 @@ def read_model_folder(
         else:
             check_tensors(source, arch)
     tokenizer = Tokenizer(source)
-    check_vocabulary(source, tokenizer, arch)
-    return tokenizer, arch
+    return tokenizer, _with_all_rows(source, tokenizer, arch, resize)
 
 
-def check_vocabulary(folder: Path, tokenizer: Tokenizer, arch: Architecture) -> None:
-    """See to it that the embedding has a row for each token; it may have more (a padded vocabulary).
-
-    Raises:
-        ValueError: it has not; with both numbers.
-    """
-    if tokenizer.num_ids <= arch.vocab_size:
-        return
+def _with_all_rows(
+    folder: Path, tokenizer: Tokenizer, arch: Architecture, resize: bool | None
+) -> Architecture:
+    """See to it that the embedding has a row for each token; it may have more (a padded vocabulary)."""
+    larger = enlarged(arch, tokenizer.num_ids)
+    if larger == arch:
+        return arch
+    found = f"{folder}: the tokenizer has {tokenizer.num_ids:,} tokens, added ones included"
+    if resize:
+        _logger.info(
+            "%s, the embedding %s: it gets %s, a multiple of %d, the new rows being the mean of the old",
+            *(found, f"{arch.vocab_size:,}", f"{larger.vocab_size:,}", MULTIPLE),
+        )
+        return larger
+    key = "" if resize is None else "Set pretrained_checkpoint.resize_token_embeddings=true, or enlarge"
     raise ValueError(
-        f"{folder}: the tokenizer has {tokenizer.num_ids:,} tokens, added ones included, and the model's "
-        f"embedding {arch.vocab_size:,} (vocab_size in config.json). Enlarge the model once, with "
-        f"transformers: model.resize_token_embeddings({tokenizer.num_ids}), then model.save_pretrained(...); "
-        "or take the tokenizer that belongs to the model"
+        f"{found}, and the model's embedding {arch.vocab_size:,} (vocab_size in config.json). "
+        f"{key or 'Enlarge'} the model once, with transformers: "
+        f"model.resize_token_embeddings({tokenizer.num_ids}), then model.save_pretrained(...); or take the "
+        "tokenizer that belongs to the model"
     )
 
 

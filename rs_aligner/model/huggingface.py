@@ -14,6 +14,7 @@ import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +27,11 @@ from safetensors import SafetensorError
 from rs_aligner.files import sync_folder, sync_tree
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE
-from rs_aligner.model.families.registry import family_of
+from rs_aligner.model.families.registry import family_of, read_architecture
 from rs_aligner.model.folder_copy import copy_all_but_weights, dtype_name, export_dtype
 from rs_aligner.model.layouts import Layout, Place
 from rs_aligner.model.lora import is_adapter
+from rs_aligner.model.new_rows import read_rows
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.stored import Stored
 from rs_aligner.model.tensor_file import TensorFile
@@ -75,7 +77,8 @@ def load_weights(
 ) -> None:
     """Copy a Hugging Face folder's weights into this rank's part of the model.
 
-    Of each tensor no more is read than this rank has of it, one parameter at a time.
+    Of each tensor no more is read than this rank has of it, one parameter at a time. Where the model's
+    vocabulary is larger than the folder's, the rows that are new are made (`new_rows.py`).
 
     Args:
         leave: Hugging Face names of tensors that stay as they are.
@@ -84,7 +87,8 @@ def load_weights(
         ValueError: the folder has not just the tensors of such a model, as `check_tensors` says, or one of
             them cannot be what was trained, on whichever rank.
     """
-    stored = check_tensors(folder, arch, leave=leave)
+    own = replace(arch, vocab_size=read_architecture(folder).vocab_size)
+    stored = check_tensors(folder, own, leave=leave)
     if runtime.rank == 0 and (unread := unread_bins(folder)):
         _logger.info("%s: the safetensors are read, and %s beside them not", folder, ", ".join(unread))
     zero: set[str] = set()
@@ -97,7 +101,8 @@ def load_weights(
                     continue
                 parts: list[torch.Tensor] = []
                 for name, shape in shapes.items():
-                    mine, is_zero = files.read(name, layout.places(shape, runtime.tp_rank, runtime.tp_size))
+                    places = layout.places(shape, runtime.tp_rank, runtime.tp_size)
+                    mine, is_zero = files.read(name, shape, places)
                     parts += mine
                     if is_zero:
                         zero.add(name)
@@ -122,18 +127,24 @@ class _Files:
         self._stored, self._stack = stored, stack
         self._open: dict[Path, Any] = {}
 
-    def read(self, name: str, places: Sequence[Place]) -> tuple[list[torch.Tensor], bool]:
-        """Parts of a tensor, and whether they have nothing but zeros.
+    def read(
+        self, name: str, shape: tuple[int, ...], places: Sequence[Place]
+    ) -> tuple[list[torch.Tensor], bool]:
+        """Parts of a tensor of this shape, and whether they have nothing but zeros.
 
         Raises:
             ValueError: they cannot be read, or have numbers that are none.
         """
-        file = self._stored[name].file
+        file, stored = self._stored[name].file, self._stored[name].shape
         try:
             if file not in self._open:
                 self._open[file] = self._stack.enter_context(open_tensors(file))
             tensor = self._open[file].get_slice(name)
-            parts: list[torch.Tensor] = [tensor[place or ...] for place in places]
+            parts: list[torch.Tensor]
+            if stored == shape:
+                parts = [tensor[place or ...] for place in places]
+            else:
+                parts = [read_rows(tensor, stored[0], place) for place in places]
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged ({error}): fetch it again") from None
         bounds = [float(bound) for part in parts for bound in torch.aminmax(part)]  # NaN where anything is

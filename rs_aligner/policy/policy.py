@@ -57,6 +57,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             optimization.precision,
             sequence_parallel=config.sequence_parallel,
             recompute=config.recompute,
+            num_ids=tokenizer.num_ids,
         )
         adapters = adapters_for(model, arch, runtime, config, folder)
         optimizer = adam(config.optim, dtype=dtype, clip_grad=optimization.clip_grad)

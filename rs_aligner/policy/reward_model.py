@@ -25,6 +25,7 @@ from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import family_of, read_architecture
 from rs_aligner.model.memory import uses_bf16
+from rs_aligner.model.new_rows import enlarged
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.adapting import adapters_for
@@ -45,6 +46,7 @@ def load_reward_model(
     sequence_parallel: bool = False,
     recompute: Recompute | None = None,
     seed: int = 0,
+    num_ids: int = 0,
 ) -> tuple[GPTModel, Architecture]:
     """This rank's part of a reward model.
 
@@ -56,9 +58,11 @@ def load_reward_model(
         sequence_parallel: splits activations along the sequence over the tensor-parallel ranks.
         recompute: what a backward pass computes again; None: nothing.
         seed: of a new head.
+        num_ids: of the tokenizer; the embedding has a row for each, whether the folder has or not.
     """
     source = hugging_face_part(folder)
-    arch = replace(read_architecture(source), value_head=True, tied_embeddings=False)
+    arch = enlarged(read_architecture(source), num_ids)
+    arch = replace(arch, value_head=True, tied_embeddings=False)
     bf16 = uses_bf16(precision, runtime.device.type == "cuda")
     config = transformer_config(
         arch,
@@ -124,6 +128,7 @@ class MegatronRewardModel(Trainable[PairTrainer, PreferencePair, PairStats]):
             sequence_parallel=config.sequence_parallel,
             recompute=config.recompute,
             seed=config.seed,
+            num_ids=tokenizer.num_ids,
         )
         adapters = adapters_for(model, arch, runtime, config, folder)
         optimizer = adam(config.optim, dtype=model.config.params_dtype, clip_grad=optimization.clip_grad)

@@ -24,6 +24,7 @@ from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.memory import uses_bf16
+from rs_aligner.model.new_rows import enlarged
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.weights import load_into, merge_folder
@@ -51,6 +52,7 @@ def load_model(
     *,
     sequence_parallel: bool = False,
     recompute: Recompute | None = None,
+    num_ids: int = 0,
 ) -> Loaded:
     """Build a policy's model and load its weights; every rank calls this.
 
@@ -60,12 +62,13 @@ def load_model(
         precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
         sequence_parallel: splits activations along the sequence.
         recompute: what a backward pass computes again; None: nothing.
+        num_ids: of the tokenizer; the embedding has a row for each, whether the folder has or not.
 
     Raises:
         ValueError: the folder cannot be read, does not fit the layout, or is a reward model.
     """
     source = hugging_face_part(folder)
-    arch = read_architecture(source)
+    arch = enlarged(read_architecture(source), num_ids)
     if arch.value_head:
         raise ValueError(f"{folder} is a reward model: it has a value head and cannot generate text")
     dtype = torch.bfloat16 if uses_bf16(precision, runtime.device.type == "cuda") else torch.float32
@@ -132,7 +135,7 @@ def load_sampler(
 
     An adapter folder of `peft`, where one is named, is merged into the weights.
     """
-    loaded = load_model(folder, runtime, precision)
+    loaded = load_model(folder, runtime, precision, num_ids=tokenizer.num_ids)
     if adapter is not None:
         merge_folder(loaded.model, loaded.arch, runtime, Path(adapter))
     loaded.model.eval()

@@ -19,6 +19,7 @@ from rs_aligner.model import huggingface
 from rs_aligner.model.adapter_folder import save_adapters
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.lora import Adapters
+from rs_aligner.model.new_rows import config_changes
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import checkpoint
 from rs_aligner.policy.offload import NOTHING, Offloading
@@ -74,7 +75,7 @@ class Trainable(Generic[T, Row, Stats]):
         source: the Hugging Face folder that has its config and tokenizer.
         batch_size: rows of an optimizer step, at most.
         learning_rate: the rate of an optimizer step, by the number of steps made before it.
-        changes: keys of `config.json` that are other than in `source`.
+        changes: keys of `config.json` that are other than in `source`, besides its vocabulary's size.
         adapters: what is trained of it, if it is not all of its weights.
 
     Attributes:
@@ -95,7 +96,8 @@ class Trainable(Generic[T, Row, Stats]):
     ) -> None:
         self.adapters = trainer.adapters = adapters
         self.model, self.arch, self.trainer, self.source = model, arch, trainer, source
-        self.batch_size, self.learning_rate, self.changes = batch_size, learning_rate, changes
+        self.batch_size, self.learning_rate = batch_size, learning_rate
+        self.changes = {**(changes or {}), **config_changes(arch, source)}
         self.runtime: Runtime = trainer.runtime
         self._version = self.optimizer_steps = 0
 

@@ -81,6 +81,9 @@ TRAIN_RS: Rows = {
         "validation/watched", "files", {"watched_rm.reward_model.port": 5556}
     ),
     "pretrained_checkpoint.restore_from_path": Row("@/other_policy", "model"),
+    "pretrained_checkpoint.resize_token_embeddings": Row(
+        True, "error", {"pretrained_checkpoint.restore_from_path": "@/more_tokens"}
+    ),
     **under("model", TRAINED),
     "model.loss_normalization": Row("token", "batches"),
     "model.data.judge_special_tokens": Row(True, "shown"),
@@ -213,6 +216,9 @@ TRAIN_SFT: Rows = {
     "exp_manager.checkpoint_callback_params.mode": Row("min", "files"),
     "exp_manager.checkpoint_callback_params.monitor": Row("validation/watched", "error"),
     "pretrained_checkpoint.restore_from_path": Row("@/other_policy", "model"),
+    "pretrained_checkpoint.resize_token_embeddings": Row(
+        True, "error", {"pretrained_checkpoint.restore_from_path": "@/more_tokens"}
+    ),
     **under("model", TRAINED),
     "model.loss_normalization": Row("token", "batches"),
     "model.data.judge_special_tokens": Row(True, "shown"),
@@ -243,6 +249,9 @@ TRAIN_REWARD_MODEL: Rows = {
         also={"/exp_manager.checkpoint_callback_params.mode": "min"},
     ),
     "pretrained_checkpoint.restore_from_path": Row("@/other_policy", "model"),
+    "pretrained_checkpoint.resize_token_embeddings": Row(
+        True, "error", {"pretrained_checkpoint.restore_from_path": "@/more_tokens"}
+    ),
     **under("model", TRAINED),
     f"{_PREFIX}.train": Row("@/more_pairs.jsonl", "rows"),
     f"{_PREFIX}.validation": Row("@/pairs.jsonl", "metrics"),
@@ -263,6 +272,9 @@ GENERATE: Rows = {
     **under("remote_rm", remote_judge("answers")),
     "remote_rm.max_failed_fraction": Row(0.1, "error", {"model.data.files": "@/failing.jsonl"}),
     "pretrained_checkpoint.restore_from_path": Row("@/other_policy", "model"),
+    "pretrained_checkpoint.resize_token_embeddings": Row(
+        True, "error", {"pretrained_checkpoint.restore_from_path": "@/more_tokens"}
+    ),
     "model.peft.restore_from_path": Row("@/adapter", "adapters"),
     "output": Row("@/out/others.jsonl", "files"),
     "overwrite": Row(True, "error", again=True),

@@ -47,7 +47,7 @@ from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.bad_steps import BadSteps
 from tests.config.leaf_judges import Notes, chance_of, set_up_judges, set_up_server
 from tests.config.leaf_reads import READS, note_reads
-from tests.tiny import save_tiny_adapter, save_tiny_with_tokenizer
+from tests.tiny import save_more_tokens, save_tiny_adapter, save_tiny_with_tokenizer
 
 WORDS = ("red", "Red", "dog", "runs")
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
@@ -80,6 +80,7 @@ def make_place(place: Path) -> None:
     save_tiny_with_tokenizer(place / "policy")
     (place / "policy" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     shutil.copytree(place / "policy", place / "other_policy")
+    save_more_tokens(shutil.copytree(place / "policy", place / "more_tokens"), 3)
     save_tiny_adapter(place / "adapter", place / "policy")
     texts = [
         "Say",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.folder import fingerprint, read_model_folder
-from tests.tiny import save_tiny_with_tokenizer
+from tests.tiny import save_more_tokens, save_tiny_with_tokenizer
 
 pytestmark = pytest.mark.timeout(60)
 KEY = "the.key"
@@ -23,25 +25,33 @@ def folder(tmp_path: Path) -> Path:
     return save_tiny_with_tokenizer(tmp_path / "model")
 
 
-def add_tokens(folder: Path, number: int) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens([f"<new{i}>" for i in range(number)])
-    tokenizer.save_pretrained(folder)
-
-
 def test_more_tokens_than_the_embedding_has_rows_are_told_with_both_numbers(folder: Path) -> None:
     tokenizer, arch = read_model_folder(str(folder), KEY)
     assert tokenizer.num_ids == arch.vocab_size == 258
-    add_tokens(folder, 3)
-    with pytest.raises(ValueError, match="resize_token_embeddings") as error:
-        read_model_folder(str(folder), KEY)
-    assert all(
-        word in str(error.value) for word in ("261 tokens", "added ones included", "258", "vocab_size")
-    )
+    save_more_tokens(folder, 3)
+    words = ("261 tokens", "added ones included", "258", "vocab_size", "model.resize_token_embeddings(261)")
+    for resize in (None, False):
+        with pytest.raises(ValueError, match="with transformers") as error:
+            read_model_folder(str(folder), KEY, resize=resize)
+        assert all(word in str(error.value) for word in words)
+        named = "pretrained_checkpoint.resize_token_embeddings=true" in str(error.value)
+        assert named == (resize is False)
+
+
+def test_rows_for_more_tokens_are_counted_on_request_and_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "rs_aligner"):
+        assert read_model_folder(str(folder), KEY, resize=True)[1] == read_architecture(folder)
+        assert not caplog.records
+        save_more_tokens(folder, 3)
+        tokenizer, arch = read_model_folder(str(folder), KEY, resize=True)
+    assert (tokenizer.num_ids, arch.vocab_size) == (261, 320)
+    assert "261 tokens, added ones included, the embedding 258: it gets 320" in caplog.text
 
 
 def test_what_the_message_advises_works(folder: Path) -> None:
-    add_tokens(folder, 3)
+    save_more_tokens(folder, 3)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(261)
     model.save_pretrained(folder)

@@ -78,6 +78,7 @@ class NoText:
 
     eos_ids: tuple[int, ...] = ()
     pad_id = None
+    num_ids = 0
     end_token_changes: ClassVar[dict[str, Any]] = {}
 
     def known_ids(self, vocab_size: int) -> Any:
