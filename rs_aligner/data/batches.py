@@ -44,17 +44,19 @@ def read_batches(reader: RowReader, items: Iterable[Item], key: str) -> Iterator
     """
     drafted = ((item, reader.draft(item.where, item.row, key)) for item in items)
     for batch in _batches(drafted):
-        reader.tokenizer.prepare([text for item, draft in batch for text in _texts(item, draft)])
+        prompts = [draft.text for _, draft in batch if not draft.plain]
+        answered = [text for item, draft in batch for text in _answered(item, draft)]
+        reader.tokenizer.prepare(prompts + answered)
         for item, draft in batch:
             yield item, reader.tokenized(item.where, draft)
     reader.tokenizer.prepare(())
 
 
-def _texts(item: Item, draft: ReadPrompt) -> Iterator[str]:
-    if not draft.plain:
-        yield draft.text
-        if not draft.prefilled or draft.goes_on:
-            yield from (draft.text + answer for answer in item.answers)
+def _answered(item: Item, draft: ReadPrompt) -> list[str]:
+    """The prompt with each answer behind it, where that is how they are read."""
+    if not item.answers or draft.plain or (draft.prefilled and not draft.goes_on):
+        return []
+    return [draft.text + answer for answer in item.answers]
 
 
 def _batches(items: Iterator[T]) -> Iterator[list[T]]:

@@ -102,6 +102,8 @@ def digests_of(prompt: str, *answers: str) -> tuple[bytes, bytes, bytes]:
 
 def normalised(text: str) -> str:
     """The text with case, white space and composed letters made alike."""
+    if text.isascii():  # the same, in half the time
+        return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 

@@ -138,7 +138,9 @@ class RowReader:
 
     def tokenized(self, where: str, draft: ReadPrompt) -> ReadPrompt:
         """The prompt of a draft."""
-        return draft._replace(token_ids=self._tokenize(where, draft.text, draft.has_its_begin, draft.plain))
+        text, _, is_turn, begun, prefilled, plain, goes_on = draft
+        ids = self._tokenize(where, text, begun, plain)
+        return ReadPrompt(text, ids, is_turn, begun, prefilled, plain, goes_on)  # half the time of _replace
 
     def answer(self, where: str, row: dict[str, Any], messages: list[Message]) -> str:
         """The text of the assistant's last turn; with tool calls or thoughts, as the chat template writes it.

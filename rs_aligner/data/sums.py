@@ -12,6 +12,7 @@ from rs_aligner.files import running_checksum
 from rs_aligner.rollout import PreferencePair, Prompt, TrainingRow
 
 DIGEST_BYTES = 6  # a double, by which ranks compare, holds as many exactly
+_TOGETHER = 4096  # pieces that are summed at once
 _text = json.JSONEncoder().encode
 _row = json.JSONEncoder(sort_keys=True, default=str).encode
 T = TypeVar("T")
@@ -22,6 +23,7 @@ class Sums(Generic[T]):
 
     def __init__(self) -> None:
         self._found = running_checksum()
+        self._waiting: list[bytes] = []
 
     @classmethod
     def of(cls, items: Iterable[T]) -> Self:
@@ -36,11 +38,19 @@ class Sums(Generic[T]):
         raise NotImplementedError
 
     def _add(self, *pieces: bytes) -> None:
-        self._found.update(b"".join(len(piece).to_bytes(8, "little") + piece for piece in pieces))
+        for piece in pieces:
+            self._waiting += (len(piece).to_bytes(8, "little"), piece)
+        if len(self._waiting) > _TOGETHER:
+            self._take()
+
+    def _take(self) -> None:
+        self._found.update(b"".join(self._waiting))
+        self._waiting.clear()
 
     @property
     def fingerprint(self) -> str:
         """Of their tokens and what else is learnt or judged by, not of where they lie."""
+        self._take()
         return self._found.hexdigest()
 
     def noted(self) -> dict[str, Any]:

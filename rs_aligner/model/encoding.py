@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+_AT_ONCE = 256  # texts; what the library makes of more does not stay in a core's caches
+
 
 class Encoder:
     """Text to token ids.
@@ -72,7 +74,12 @@ class Encoder:
         library: Any = getattr(self._tokenizer, "backend_tokenizer", None)
         if hasattr(library, "encode_batch_fast"):
             first = self._raw(texts[0])  # sets it up as the tokenizer wants it: no padding, nothing cut
-            found = [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=False)]
+            pieces = (texts[begin : begin + _AT_ONCE] for begin in range(0, len(texts), _AT_ONCE))
+            found = [
+                one.ids
+                for piece in pieces
+                for one in library.encode_batch_fast(piece, add_special_tokens=False)
+            ]
             if found[0] == first:
                 return found
         return [self._raw(text) for text in texts]

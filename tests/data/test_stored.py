@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -480,3 +481,15 @@ def test_a_training_reads_the_same_of_stored_prompts_with_weights_and_held_out_o
     assert [share.rows for share in plain.shares] == [3, 1]
     assert attempt.of_rs_data(config, stored) == attempt.of_rs_data(config, plain)
     assert fit_of_rs(config, stored, positions).lengths == fit_of_rs(config, plain, positions).lengths
+
+
+def test_cycles_are_looked_for_as_often_as_before_once_all_is_read(
+    files: list[str], policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = gc.get_threshold(), []
+    monkeypatch.setattr(kept, "size_of", lambda _: seen.append(gc.get_threshold()[0]) or 0)
+    read(files, policy)
+    with pytest.raises(ValueError, match="no prompts to use"):
+        read(files, policy, max_prompt_length=1)
+    assert gc.get_threshold() == before
+    assert seen == [100_000, 100_000]
