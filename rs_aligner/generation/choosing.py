@@ -52,7 +52,9 @@ class Chooser:
                     *(controls.inverse_temperature, controls.greedy, address(self.allowed.kinds)),
                     *(controls.min_length, address(self._sums), address(tokens), address(log_probs)),
                 )
-        return self.session.from_last_stage(tokens), self.session.from_last_stage(log_probs)
+        for array in (tokens, log_probs):
+            self.session.runtime.from_chooser(torch.from_numpy(array))
+        return tokens, log_probs
 
     def _choose_on_torch(
         self, logits: torch.Tensor, seeds: np.ndarray, lengths: np.ndarray, seen: np.ndarray

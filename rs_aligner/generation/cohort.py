@@ -111,7 +111,8 @@ class Cohort:
         else:
             tokens = torch.zeros(len(self.rows), dtype=torch.long, device=device)
             picked = torch.zeros(len(self.rows), device=device)
-        return self.network.from_last_stage(tokens), self.network.from_last_stage(picked)
+        runtime = self.network.runtime
+        return runtime.from_chooser(tokens), runtime.from_chooser(picked)
 
     def _seen(self) -> torch.Tensor:
         seen = torch.zeros(len(self.rows), self.network.arch.vocab_size, dtype=torch.bool)

@@ -176,12 +176,6 @@ class Session:
             hidden = found
         return self._logits(hidden, rows)
 
-    def from_last_stage(self, array: np.ndarray) -> np.ndarray:
-        """The last stage's array, on every stage (same shape and type everywhere)."""
-        if self.runtime.pp_size > 1:
-            dist.broadcast(torch.from_numpy(array), self.network.pp_ranks[-1], group=self.network.pp_group)
-        return array
-
     def _run_layers(self, batch: TokenBatch, hidden: torch.Tensor, rows: int) -> None:
         halves = 2 * self.network.num_layers
         what = (self._layers, ctypes.byref(self._model), ctypes.byref(batch.native))

@@ -101,12 +101,6 @@ class Network:
         self.runtime.use_threads(self.model, len(tokens))
         return self._logits(self._stages(tokens, positions, attend))
 
-    def from_last_stage(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The last stage's tensor, on every stage (same shape and type everywhere)."""
-        if self.runtime.pp_size > 1:
-            dist.broadcast(tensor, self.pp_ranks[-1], group=self.pp_group)
-        return tensor
-
     def _stages(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The hidden state `[..., H]` behind this rank's layers."""
         if self.runtime.is_first_stage:

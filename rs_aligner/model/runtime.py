@@ -112,6 +112,23 @@ class Runtime:
         dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
         return bool(found.item())
 
+    def from_chooser(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What the rank that chooses tokens has, on every rank of this replica; written to the tensor given.
+
+        It is the first tensor-parallel rank of the last stage. The others of its stage compute the same, but
+        where one differs in a bit they would end different rows, and wait for each other for ever.
+
+        Args:
+            tensor: contiguous, of one shape and type on every rank.
+        """
+        if self.tp_size > 1 and self.is_last_stage:
+            group = parallel_state.get_tensor_model_parallel_group()
+            dist.broadcast(tensor, dist.get_global_rank(group, 0), group=group)
+        if self.pp_size > 1:
+            group = parallel_state.get_pipeline_model_parallel_group()
+            dist.broadcast(tensor, dist.get_global_rank(group, self.pp_size - 1), group=group)
+        return tensor
+
     def barrier(self) -> None:
         dist.barrier(group=self.objects)
 
@@ -161,6 +178,25 @@ def _adopt_slurm() -> None:
     os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
 
 
+def _device(accelerator: str) -> torch.device:
+    """This rank's: the GPU of its number on the node, or the only one that it is shown.
+
+    Slurm shows a task its own alone with `--gpus-per-task=1` or `--gpu-bind=single`.
+
+    Raises:
+        ValueError: more ranks on the node than GPUs.
+    """
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    number, shown = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if 1 < shown <= number:
+        raise ValueError(
+            f"rank {number} of this node has no GPU of its own, {shown} are visible: trainer.devices={shown} "
+            "is the most here"
+        )
+    return torch.device("cuda", 0 if shown == 1 else number)
+
+
 def _meet(listening: int, timeout: timedelta) -> dist.Store:
     """Where the ranks of our launcher meet: at a socket that it has opened, and that the first rank has."""
     rank = int(os.environ["RANK"])
@@ -197,21 +233,19 @@ def start(
             same processes needs a fresh one.
         threads: of this rank on a CPU; None for as many as torch has. At the end torch has again what it had.
     """
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     _adopt_slurm()
     alone = "RANK" not in os.environ
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
+    device = _device(accelerator)
+    if on_gpu := device.type == "cuda":
         torch.cuda.set_device(device)
     timeout = timedelta(minutes=timeout_minutes)
     if alone:
         store = dist.HashStore()
     elif store is None and (listening := os.environ.pop(STORE, None)):
         store = _meet(int(listening), timeout)
-    where: dict[str, Any] = {}
+    where: dict[str, Any] = {"device_id": device} if on_gpu else {}
     if store is not None:
-        where = {
+        where |= {
             "store": store,
             "rank": int(os.environ.get("RANK", 0)),
             "world_size": 1 if alone else ranks_started(),

@@ -49,7 +49,7 @@ class Fixed(Network):
         self.logits, self.allowed = logits, allowed
         self.arch = cast(Any, SimpleNamespace(vocab_size=len(logits)))
         self.device = torch.device("cpu")
-        self.runtime = cast(Any, SimpleNamespace(is_last_stage=True))
+        self.runtime = cast(Any, SimpleNamespace(is_last_stage=True, from_chooser=lambda tensor: tensor))
 
     def prefill(self, tokens: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, PromptCache]:
         empty = torch.zeros(2, 1, len(tokens), tokens.shape[1], 1)
@@ -57,9 +57,6 @@ class Fixed(Network):
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         return self.logits.expand(len(tokens), -1)
-
-    def from_last_stage(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
 
 
 class NoText:
@@ -97,9 +94,8 @@ def by_kernels(logits: torch.Tensor, controls: Controls, allowed: torch.Tensor |
 def chooser_of(vocab: int, controls: Controls, allowed: AllowedTokens) -> Chooser:
     session = SimpleNamespace(
         arch=SimpleNamespace(vocab_size=vocab),
-        runtime=SimpleNamespace(is_last_stage=True),
+        runtime=SimpleNamespace(is_last_stage=True, from_chooser=lambda tensor: tensor),
         kernels=load_kernels(8, 2),
-        from_last_stage=lambda array: array,
     )
     return Chooser(cast(Session, session), controls, allowed)
 
