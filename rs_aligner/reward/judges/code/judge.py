@@ -153,7 +153,8 @@ class CodeJudge:
             passed, number = assertions_passed(content_of(verdict, self._limits.output))
         finally:
             os.close(verdict)
-        return passed, number, any(end.is_late for end in ends)
+        # One of them is late first; where all is passed, the program only had nothing more to do.
+        return passed, number, passed < number and any(end.is_late for end in ends)
 
     def _calls(self, slot: int, program: str, tests: Pairs) -> _Passed:
         results = memory_file()

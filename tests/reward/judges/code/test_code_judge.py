@@ -44,16 +44,17 @@ def rewards(judge: Any, *programs: str, row: dict[str, Any] = ASSERTIONS) -> lis
 
 @pytest.mark.slow
 def test_rows_that_hang_cost_the_others_nothing_but_a_place(make: Make) -> None:
-    judge = make(time_limit=0.5, workers=4)
-    programs = [RIGHT if i % 4 else LOOPS for i in range(64)]
+    judge = make(time_limit=1.5, workers=4)
+    hangs = "import time\ndef double(x):\n    time.sleep(100)"
+    programs = [RIGHT if i % 4 else hangs for i in range(128)]
     random.Random(3).shuffle(programs)
     assert rewards(judge, *programs) == [float(program is RIGHT) for program in programs]
-    assert judge.counters == {"timed_out_rows": 16, "worker_restarts": 0}
+    assert judge.counters == {"timed_out_rows": 32, "worker_restarts": 0}
 
 
 def test_what_passed_before_the_time_was_over_counts(make: Make) -> None:
-    judge = make(time_limit=0.5)
-    program = "def double(x):\n    while x > 3: pass\n    return 2 * x"
+    judge = make(time_limit=1.5)
+    program = "import time\ndef double(x):\n    while x > 3: time.sleep(1)\n    return 2 * x"
     assert rewards(judge, program) == [0.5]
     assert rewards(judge, program, row=CALLS) == [0.5]
     assert rewards(judge, "x = int(input())\nwhile x > 3: pass\nprint(2 * x)", row=INPUT) == [0.5]
@@ -207,8 +208,25 @@ def test_what_can_do_what_none_may_is_not_served(
         CodeJudge()
 
 
+def test_where_nothing_hides_files_that_is_said_as_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if (python := python_of_all()) is None:
+        pytest.skip("needs a Python that every user can read")
+    without = "import rs_aligner.sandbox.zygote as z; z._rules = lambda: (None, 'no Landlock'); "
+    start = _START.replace("from rs_aligner", without + "from rs_aligner", 1)
+    monkeypatch.setattr("rs_aligner.sandbox.box._START", start)
+    judge = CodeJudge(namespaces="never", python=python)
+    try:
+        assert judge.remarks[-1].startswith("NOT protected: they can read what their user may")
+        assert [r.levelname for r in caplog.records if "NOT protected" in r.getMessage()] == ["WARNING"]
+        assert rewards(judge, "open('/etc/rs_zoo', 'w')\n" + RIGHT, RIGHT) == [0.0, 1.0]
+    finally:
+        judge.close()
+
+
 def test_the_config_makes_it_with_its_limit_and_its_workers(make: Make) -> None:
-    config = JudgeConfig(name="code", time_limit=2, workers=3)
+    config = JudgeConfig(name="code", time_limit=2, workers=3, kwargs={"python": make()._box._python})
     assert list(config.problems("judge")) == []
     judge = load_judge(config)
     try:

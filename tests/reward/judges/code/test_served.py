@@ -70,7 +70,7 @@ NUM_HANG = 3
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("code")
-    overrides = ["judge.name=code", "judge.workers=4", "judge.time_limit=1"]
+    overrides = ["judge.name=code", "judge.workers=4", "judge.time_limit=3"]
     if python_of_all() is not None:  # for machines without namespaces, whose own may be out of reach
         overrides.append(f"judge.kwargs={{python: {python_of_all()}}}")
     with service(folder, free_port(), *overrides) as running:

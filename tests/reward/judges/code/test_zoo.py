@@ -35,13 +35,13 @@ QUICK = [
 
 def loose(who: str, namespaces: str, *names: str) -> dict[str, Any]:
     """Run the zoo in a process of its own, which some of it tries to end."""
-    python, other = sys.executable, python_of_all()
+    python = python_of_all()
     if who == "root" and os.geteuid() != 0:
         pytest.skip("needs root")
-    if who == "user" or namespaces == "never":
-        if other is None:
+    if python is None:
+        if who == "user" or namespaces == "never":
             pytest.skip("needs a Python 3.11, and this repository, where every user can read them")
-        python = other
+        python = sys.executable
     environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "RS_ZOO_PYTHON": python}
     done = subprocess.run(
         [python, str(SCRIPT), namespaces, *names],
