@@ -94,7 +94,10 @@ class RemoteRMConfig(Section):
     max_wait_seconds: NotNegative = 0.05
     """How long an unfilled request waits for more responses."""
     max_in_flight: Count = 4
-    """Requests under way at once at each server."""
+    """Requests under way at once at each server.
+
+    With `in_process` a judge that has a number of its own, as `openai` has `concurrency`, gets so many rows.
+    """
     max_queued: Count = 4096
     """Responses that may wait to be sent; when there are more, generation waits."""
     startup_timeout: Positive = 10

@@ -66,7 +66,7 @@ class RemoteGPTRMClient:
         self._asker: Asker[Any, Result, Connection] = Asker(
             _Scoring(cfg, self._trial),
             _endpoints(cfg, token, self._local),
-            _asking(cfg),
+            _asking(cfg, self._local),
             here=self._asks_here,
         )
         self._ready = threading.Lock()
@@ -190,12 +190,13 @@ def _second_look(link: Connection, error: TransportError) -> TransportError:
     return error
 
 
-def _asking(cfg: RemoteRMConfig) -> Asking:
+def _asking(cfg: RemoteRMConfig, local: LocalJudge | None) -> Asking:
+    alone = None if local is None else local.rows_at_once
     return Asking(
-        batch_size=cfg.max_batch_size,
+        batch_size=cfg.max_batch_size if alone is None else 1,
         wait_seconds=cfg.max_wait_seconds,
         room=cfg.max_queued,
-        in_flight=cfg.max_in_flight,
+        in_flight=cfg.max_in_flight if alone is None else alone,
         give_up_after=cfg.give_up_after if cfg.on_failure == "retry" else None,
         attempts=cfg.max_attempts,
         role=JUDGE,

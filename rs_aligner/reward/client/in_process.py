@@ -17,7 +17,7 @@ import numpy as np
 from rs_aligner.remote.kserve import Arrays
 from rs_aligner.remote.triton import Offer
 from rs_aligner.reward.counters import counters_of
-from rs_aligner.reward.judges import ServedJudge, score_rows, takes_calls_at_once
+from rs_aligner.reward.judges import ServedJudge, rows_at_once, score_rows, takes_calls_at_once
 from rs_aligner.reward.protocol import bytes_column
 from rs_aligner.rollout import Score, ScoreFailure
 
@@ -44,6 +44,11 @@ class LocalJudge:
     def fingerprint(self) -> str:
         """The judge's."""
         return self._judge.fingerprint
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """How many rows the judge wants at once, each by itself; None for one that wants them together."""
+        return rows_at_once(self._judge)
 
     @property
     def counters(self) -> dict[str, float]:

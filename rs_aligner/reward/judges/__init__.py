@@ -16,6 +16,7 @@ from rs_aligner.reward.judges.base import (
     Value,
     content_hash,
     remarks_of,
+    rows_at_once,
     score_rows,
     takes_calls_at_once,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "content_hash",
     "load_judge",
     "remarks_of",
+    "rows_at_once",
     "score_rows",
     "takes_calls_at_once",
 ]

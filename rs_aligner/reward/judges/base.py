@@ -50,9 +50,11 @@ class ServedJudge(Protocol):
     """Scores texts. What calls it never does so from two threads at once.
 
     A judge with a tokenizer of its own names its folder in an attribute `tokenizer_folder`, for `check=true`.
-    One that may be called from several threads at once says so by `takes_calls_at_once = True`, and one that
-    counts what it does has `counters`, numbers by name since its start, which only grow. One that found out
-    something about the machine that its users should know has `remarks`, lines of text.
+    One that may be called from several threads at once says so by `takes_calls_at_once = True`, and by
+    `rows_at_once` how many rows are worth it, if it gains nothing by rows that come together: then each is
+    known as soon as it is scored. One that counts what it does has `counters`, numbers by name since its
+    start, which only grow. One that found out something about the machine that its users should know has
+    `remarks`, lines of text.
     """
 
     @property
@@ -97,6 +99,12 @@ class TokenJudge(ServedJudge, Protocol):
 def takes_calls_at_once(judge: ServedJudge) -> bool:
     """Whether several threads may call a judge at once."""
     return bool(getattr(judge, "takes_calls_at_once", False))
+
+
+def rows_at_once(judge: ServedJudge) -> int | None:
+    """How many rows a judge wants at once, each by itself; None for one that wants them together."""
+    number: int | None = getattr(judge, "rows_at_once", None)
+    return number if takes_calls_at_once(judge) else None
 
 
 def remarks_of(judge: ServedJudge) -> list[str]:

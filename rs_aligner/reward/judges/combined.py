@@ -15,6 +15,7 @@ from rs_aligner.reward.judges.base import (
     Value,
     content_hash,
     remarks_of,
+    rows_at_once,
     score_rows,
     takes_calls_at_once,
 )
@@ -39,6 +40,8 @@ class WeightedJudge:
         if all(isinstance(judge, TokenJudge) for _, judge in self._parts.values()):
             self.score_tokens = self._score_tokens
         self.takes_calls_at_once = all(takes_calls_at_once(judge) for _, judge in self._parts.values())
+        wanted = (rows_at_once(judge) for _, judge in self._parts.values())
+        self.rows_at_once = max((number for number in wanted if number is not None), default=None)
         self.remarks = [
             f"{name}: {line}" for name, (_, judge) in self._parts.items() for line in remarks_of(judge)
         ]
@@ -99,6 +102,7 @@ class StandardisedJudge:
         self.fingerprint = content_hash("standardised", judge.fingerprint, mean, std)
         self.tokenizer_folder = getattr(judge, "tokenizer_folder", None)
         self.takes_calls_at_once = takes_calls_at_once(judge)
+        self.rows_at_once = rows_at_once(judge)
         self.remarks = remarks_of(judge)
         if isinstance(judge, TokenJudge):
             self.score_tokens = self._score_tokens

@@ -73,6 +73,7 @@ class OpenAIJudge:
         if token is not None and not (cfg.address.is_tls or cfg.address.is_loopback):
             _logger.warning("the judge's token can be read on its way to %s: it is no https://", cfg.address)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self.rows_at_once = cfg.concurrency
         self._is_closed = False
         self._pace = Pace(cfg.requests_per_minute)
         self._chat = Chat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from rs_aligner.reward.judges import load_judge
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.server.scorer import Scorer
 from tests.fake_run import FakeRun
-from tests.reward.judges.generative.stand_in import MODEL, Reply, StandIn, stand_in
+from tests.reward.judges.generative.stand_in import MODEL, Reply, Request, StandIn, stand_in
+from tests.reward.rows import row
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -34,14 +36,33 @@ def test_each_step_of_a_run_has_what_its_judge_cost(server: StandIn, tmp_path: P
     cfg = RemoteRMConfig(in_process=True, judge=settings(server))
     run.start(steps=2, judge=lambda _: RemoteGPTRMClient(cfg))
     validation, *steps = run.rows
-    for row in steps:
-        assert row["judge/requests"] == row["rollouts/total"] == row["rollouts/scored"]
-        assert row["judge/completion_tokens"] == row["judge/requests"]
-        assert row["judge/prompt_tokens"] > 50 * row["judge/requests"]
-        assert row["judge/retries"] == 0
+    for step in steps:
+        assert step["judge/requests"] == step["rollouts/total"] == step["rollouts/scored"]
+        assert step["judge/completion_tokens"] == step["judge/requests"]
+        assert step["judge/prompt_tokens"] > 50 * step["judge/requests"]
+        assert step["judge/retries"] == 0
     assert validation["validation/judge/requests"] > 0
-    held_out = sum(row.get("validation/judge/requests", 0) for row in run.rows)
-    assert len(server.asked) == 1 + held_out + sum(row["judge/requests"] for row in steps)
+    held_out = sum(one.get("validation/judge/requests", 0) for one in run.rows)
+    assert len(server.asked) == 1 + held_out + sum(step["judge/requests"] for step in steps)
+
+
+def test_a_verdict_is_known_as_soon_as_it_is_there_in_a_run_without_a_server(server: StandIn) -> None:
+    never = threading.Event()
+
+    def hangs(request: Request) -> Reply:
+        return Reply("7", waits_for=never if "slow" in request["messages"][-1]["content"] else None)
+
+    parts = {"told": {"name": "openai", "kwargs": settings(server).kwargs, "time_limit": 20}}
+    for judge in (settings(server), JudgeConfig.model_validate({"parts": parts})):
+        server.answers(Reply("7"))
+        with RemoteGPTRMClient(RemoteRMConfig(in_process=True, judge=judge)) as client:
+            client.wait_until_ready()
+            server.reply = hangs
+            slow, *others = [client.submit(*row(text)) for text in ("slow", "a", "b")]
+            client.flush()
+            assert [future.result(20).reward for future in others] == [7.0, 7.0]  # type: ignore[union-attr]  # scores
+            assert not slow.done()
+    never.set()
 
 
 def test_a_step_of_several_rounds_has_the_cost_of_all(server: StandIn, tmp_path: Path) -> None:
@@ -49,8 +70,8 @@ def test_a_step_of_several_rounds_has_the_cost_of_all(server: StandIn, tmp_path:
     cfg = RemoteRMConfig(in_process=True, judge=settings(server))
     until = {"accepted": 1, "at_least": 8, "max_rollouts": 4, "rollouts_a_round": 1}
     run.start(steps=1, interval=None, judge=lambda _: RemoteGPTRMClient(cfg), until=until)
-    [row] = run.rows
-    assert row["judge/requests"] == row["rollouts/total"] + 1 == 17, "four rounds, and the client's trial"
+    [step] = run.rows
+    assert step["judge/requests"] == step["rollouts/total"] + 1 == 17, "four rounds, and the client's trial"
     assert [len(server.asked)] == [18], "and the judge's"
 
 
