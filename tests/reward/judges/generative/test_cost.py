@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.judges import load_judge
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.server.scorer import Scorer
-from tests.fake_run import FakeRun
+from tests.fake_run import FakeRun, Killed
 from tests.reward.judges.generative.stand_in import MODEL, Reply, Request, StandIn, stand_in
 from tests.reward.rows import row
 
@@ -63,6 +64,27 @@ def test_a_verdict_is_known_as_soon_as_it_is_there_in_a_run_without_a_server(ser
             assert [future.result(20).reward for future in others] == [7.0, 7.0]  # type: ignore[union-attr]  # scores
             assert not slow.done()
     never.set()
+
+
+def test_a_start_after_a_kill_asks_about_nothing_again(server: StandIn, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "run")
+    cfg = RemoteRMConfig(in_process=True, judge=settings(server))
+
+    def start(before_train: Callable[[], None]) -> None:
+        run.start(steps=1, interval=None, judge=lambda _: RemoteGPTRMClient(cfg), before_train=before_train)
+
+    def killed() -> None:
+        raise Killed
+
+    with contextlib.suppress(Killed):
+        start(killed)
+    assert len(server.asked) == 1 + 1 + 16, "the judge's trial, the client's, and the rollouts"
+    server.asked.clear()
+    start(lambda: None)
+    assert len(server.asked) == 1, "the judge's trial"
+    [step] = run.rows
+    assert step["rollouts/scored"] == 16
+    assert step["judge/requests"] == 0
 
 
 def test_a_step_of_several_rounds_has_the_cost_of_all(server: StandIn, tmp_path: Path) -> None:
