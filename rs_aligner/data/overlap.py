@@ -4,8 +4,8 @@ A held-out figure says how a policy does on what it was not trained on, so a pro
 of training, or refused, as `model.data.overlap` says; the held-out set stays as it is, so that the figures of
 runs can be compared. Two prompts are the same once case, white space and Unicode's ways to compose a letter
 are made alike. Punctuation stays: in mathematics a sign makes another question. What is compared is the text
-as fed to the model, by digests in one pass: 11 s for a million prompts of 300 letters, 350 MB while it lasts.
-Left out on purpose: paraphrases, and prompts that contain others.
+as fed to the model, by digests in one pass: 11 s for a million prompts of 300 letters, 350 MB while it lasts,
+and neither where they lie in a store. Left out on purpose: paraphrases, and prompts that contain others.
 """
 
 from __future__ import annotations
