@@ -1,9 +1,9 @@
-"""The decoder where memory's bandwidth is the limit: `generation.py --device cuda` runs this.
+"""The decoder against what a device can do at most: `generation.py --device cuda` runs this.
 
 Llama shapes with random weights in bf16, 16 prompts of 512 tokens with 16 rollouts of 512 tokens each,
-against Hugging Face's `generate` and against the limit: the time in which the weights (once a step) and the
-keys and values (prompts once, rollouts each) can be read at the bandwidth of a large copy. Wall time, since
-the device works while the processor waits.
+against Hugging Face's `generate` and against the limit of `limits.py`: of each part the longer of reading, at
+the bandwidth of a large copy, and computing, at the rate of a large product. Wall time, since the device
+works while the processor waits.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from typing import Any
 import torch
 import transformers
 from decoders import HuggingFace, Ours, Workload
+from limits import parts_of
 
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.model import runtime
-from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
-from rs_aligner.model.tensors import num_parameters
 
 _SHARED = {"vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 2048}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -84,21 +83,18 @@ def compare(
         for side in sides.values():
             side()  # warms up
         seconds = {name: [_seconds(side, rt.device) for _ in range(repeats)] for name, side in sides.items()}
-        limit = bytes_read(read_architecture(work.folder), work) / bandwidth(rt.device)
+        parts = parts_of(read_architecture(work.folder), list(map(len, prompts)), num_rollouts, max_length)
+        speeds = bandwidth(rt.device), product_rate(rt.device)
+        limits = {name: part.seconds(*speeds) for name, part in parts.items()}
+        limit = sum(limits.values())
         return {
             "device": torch.cuda.get_device_name() if rt.device.type == "cuda" else "cpu",
             "seconds": {**seconds, "limit": limit},
+            "limit by part": limits,
+            "bytes and operations a second": speeds,
             "hf / ours": median(seconds["hf"]) / median(seconds["ours"]),
             "share of the limit": limit / median(seconds["ours"]),
         }
-
-
-def bytes_read(arch: Architecture, work: Workload) -> int:
-    """Bytes of weights, keys and values that decoding must read, in bf16."""
-    num_prompts, token = len(work.prompts), arch.cache_bytes_per_token(2)
-    prompts = sum(map(len, work.prompts)) * token
-    own = num_prompts * work.num_rollouts * token
-    return sum(2 * num_parameters(arch) + prompts + own * step for step in range(1, work.max_length))
 
 
 def bandwidth(device: torch.device) -> float:
@@ -106,6 +102,14 @@ def bandwidth(device: torch.device) -> float:
     source = torch.empty(2**30 if device.type == "cuda" else 2**26, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(_seconds(lambda: target.copy_(source), device) for _ in range(10))
+
+
+def product_rate(device: torch.device) -> float:
+    """Operations a second of a large product in bf16."""
+    size = 8192 if device.type == "cuda" else 512
+    one, other = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    out = torch.empty_like(one)
+    return 2 * size**3 / min(_seconds(lambda: torch.mm(one, other, out=out), device) for _ in range(10))
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:

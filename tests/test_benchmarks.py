@@ -44,6 +44,7 @@ def test_the_comparison_on_a_device_runs(tmp_path: Path) -> None:
     found = json.loads(said.splitlines()[-1])
     assert found["hf / ours"] > 0
     assert found["share of the limit"] > 0
+    assert found["seconds"]["limit"] == pytest.approx(sum(found["limit by part"].values()))
 
 
 @pytest.mark.slow
