@@ -29,10 +29,15 @@ def _is_of_solution(part: ast.stmt) -> bool:
 
 
 def test_functions(tree: ast.Module) -> Iterator[str]:
-    """Its functions that are tests: named so, and without arguments."""
+    """Its functions that are tests, named so and without arguments, and such methods as `Class.method`."""
     for part in tree.body:
         if isinstance(part, ast.FunctionDef) and part.name.startswith("test_") and not part.args.args:
             yield part.name
+        if isinstance(part, ast.ClassDef) and any(
+            ast.unparse(base).endswith("TestCase") for base in part.bases
+        ):
+            methods = [method.name for method in part.body if isinstance(method, ast.FunctionDef)]
+            yield from (f"{part.name}.{method}" for method in methods if method.startswith("test"))
 
 
 def free_names(codes: list[str]) -> set[str]:

@@ -30,6 +30,15 @@ _HELPERS = {
 }
 
 
+class _OfProgram(Exception):
+    """Where an error came from that the program raised."""
+
+
+def is_programs(error: BaseException) -> bool:
+    """Whether an error is one that the program raised."""
+    return isinstance(error.__cause__, _OfProgram)
+
+
 class Remotes:
     """The objects of the program that are known here, and our functions that it knows.
 
@@ -64,12 +73,12 @@ class Remotes:
             if name in _HELPERS:
                 found[name] = getattr(importlib.import_module(_HELPERS[name]), name)
             elif name in sys.stdlib_module_names and not is_called:
-                found[name] = importlib.import_module(name)
+                found[name] = _module(name)
             elif "value" in said:
                 self._rank = _CLASS if name[:1].isupper() else 0
                 found[name] = self._decode(said["value"])
             elif said["module"] in sys.stdlib_module_names:
-                found[name] = importlib.import_module(said["module"])
+                found[name] = _module(said["module"])
         return found
 
     def ask(self, what: str, *arguments: Any, **keywords: Any) -> Any:
@@ -86,7 +95,7 @@ class Remotes:
         while "callback" in (answer := self._receive()):
             self._link.send(self._called_back(answer))
         if "error" in answer:
-            raise _error(answer["error"])(str(answer["text"]))
+            raise _error(answer["error"])(str(answer["text"])) from _OfProgram()
         for place, changed in enumerate(answer.get("args", ())):
             _follow(arguments[place], self._decode(changed))
         self._rank = int(what == "call" and _rank_of(arguments[0]) == _CLASS)
@@ -194,6 +203,14 @@ def _ask(remote: Any, what: str, *arguments: Any, **keywords: Any) -> Any:
         raise NotPlain("the program said that it is no object")
     remotes: Remotes = object.__getattribute__(remote, "_remotes")
     return remotes.ask(what, remote, *arguments, **keywords)
+
+
+def _module(name: str) -> Any:
+    """A module of the standard library; None where this interpreter was made without it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
 
 
 def _error(parents: Any) -> type[Exception]:

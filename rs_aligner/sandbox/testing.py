@@ -11,14 +11,16 @@ begin with two underscores. They are in a jail as well: tests come from files th
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
+import unittest
 from collections.abc import Callable
 from typing import Any
 
 from rs_aligner.sandbox.link import Link, ProgramEnded
 from rs_aligner.sandbox.reading import called, free_names, from_solution, prepared, test_functions
-from rs_aligner.sandbox.remote import Remotes
+from rs_aligner.sandbox.remote import Remotes, is_programs
 
 _PASSED, _FAILED = "@passed", "@failed"  # no program text has such names
 
@@ -29,7 +31,8 @@ def run_tests(tests: dict[str, Any], link: Link, verdict: int) -> int:
     Args:
         tests: `setup`, code that comes first; `prompt`, code with helpers of the task, or ""; `entry`, the
             name of the function that is asked for, or ""; and `cases`, a list of codes each of which is a
-            test, or `code`, whose assertions are the tests, or its functions `test_...` if it has any.
+            test, or `code`, whose assertions are the tests, or its functions `test_...` and such methods of
+            `unittest` classes if it has any.
         link: to the program.
         verdict: a descriptor; a line is `[number, passed]` in JSON, at the end `["end", problem]`.
     """
@@ -47,6 +50,11 @@ def run_tests(tests: dict[str, Any], link: Link, verdict: int) -> int:
     try:
         names = Remotes(link).names(suite.wanted)
         suite.run(names, link, say)
+    except ImportError as error:
+        if is_programs(error):
+            problem = type(error).__name__
+        else:  # no program could pass
+            say(["unreadable", f"{error}; judge.kwargs.python names an interpreter that has it"])
     except (Exception, SystemExit, ProgramEnded) as error:
         problem = type(error).__name__
     say(["end", problem])
@@ -103,7 +111,7 @@ class _Suite:
             return
         exec(compile(self._trees[0], "tests", "exec"), space)
         for number, name in enumerate(self._functions):
-            mark(number, _passes(space[name]))
+            mark(number, _passes(functools.partial(_method, space, name) if "." in name else space[name]))
         if self._entry and not self._functions and callable(space.get("check")):
             space["check"](space[self._entry])
         if link.is_broken:
@@ -126,10 +134,31 @@ class _Marked(ast.NodeTransformer):
         return ast.copy_location(ast.Try([node], [handler], [passed], []), node)
 
 
+def _method(space: dict[str, Any], name: str) -> None:
+    """Run a method of a `unittest` class, with what the class has around it.
+
+    Raises:
+        AssertionError: it failed, or was left out.
+    """
+    class_name, _, method = name.partition(".")
+    result = unittest.TestResult()
+    unittest.TestSuite([space[class_name](method)]).run(result)
+    if not result.wasSuccessful() or result.skipped:
+        raise AssertionError
+
+
 def _passes(test: Callable[[], object]) -> bool:
-    """Whether a test goes through."""
+    """Whether a test goes through.
+
+    Raises:
+        ImportError: the test itself lacks something.
+    """
     try:
         test()
+    except ImportError as error:
+        if not is_programs(error):
+            raise
+        return False
     except (Exception, SystemExit):
         return False
     return True

@@ -51,6 +51,27 @@ LIVE = {
 }
 KOD = "from solution import order\n\ndef test_two():\n    assert order([2, 1]) == [1, 2]\n\ndef test_none():\n    assert order([]) == []\n"
 
+UNIT = """
+import unittest
+
+class TestOrder(unittest.TestCase):
+    def setUp(self):
+        self.given = [2, 1]
+
+    def test_two(self):
+        self.assertEqual(order(self.given), [1, 2])
+
+    def test_none(self):
+        self.assertEqual(order([]), [])
+
+    def test_error(self):
+        with self.assertRaises(TypeError):
+            order(1)
+
+    @unittest.skip("not here")
+    def test_left_out(self): ...
+"""
+
 ROWS: list[tuple[str, str, dict[str, Any], float]] = [
     ("a prompt continued", "    return math.pi * r * r\n", HUMAN_EVAL, 1.0),
     ("a prompt's function anew", "```python\ndef area(r):\n    return math.pi * half(2 * r) * r\n```", HUMAN_EVAL, 1.0),
@@ -69,6 +90,7 @@ ROWS: list[tuple[str, str, dict[str, Any], float]] = [
     ("a method's values", "class Solution:\n    def pair(self, n, c):\n        return [n, 'a']", {"input_output": PAIR}, 0.5),
     ("LiveCodeBench's", "def scale(x, n): return [n * i for i in x]", LIVE, 1.0),
     ("functions that are tests", "def order(x): return sorted(x) or None", {"test": KOD}, 0.5),
+    ("unittest", "def order(x): return sorted(x) or None", {"test": UNIT}, 2 / 4),
     ("objects", "class Stack:\n    def __init__(self): self.held = []\n    def push(self, x): self.held.append(x)\n    def pop(self): return self.held.pop()\n    def __str__(self): return str(self.held)",
      {"test_list": ["s = Stack()\ns.push(1)\ns.push(2)\nassert str(s) == '[1, 2]'", "assert s.pop() == 2", "assert s.held == [1]"]}, 1.0),
     ("objects that tests make", "class Node:\n    def __init__(self, v): self.v, self.next = v, None\ndef size(n):\n    return 0 if n is None else 1 + size(n.next)",
@@ -114,6 +136,11 @@ def test_a_response_has_the_share_of_the_tests_that_it_passes(
         ({"id": "a.jsonl:3"}, "row a.jsonl:3: it has no tests: none of input_output, test_list"),
         ({"test": "assert ("}, "the tests cannot be read: '(' was never closed"),
         ({"test": "x = 1"}, "the tests cannot be read: there is no assertion"),
+        (
+            {"test": "import no_such_module\nassert x == 1"},
+            "No module named 'no_such_module'; judge.kwargs.python",
+        ),
+        ({"test_list": ["import no_such_module"]}, "No module named 'no_such_module'; judge.kwargs.python"),
         ({"tests": 5}, "tests is 5; it should be code, a list of codes"),
         ({"tests": {"inputs": ["1"], "outputs": []}}, "as many outputs as inputs"),
         ({"tests": [{"input": "x", "output": "1"}], "fn_name": "f"}, "the arguments 'x' are not JSON"),

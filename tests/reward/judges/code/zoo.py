@@ -348,6 +348,8 @@ ZOO: dict[str, Mischief] = {
     "leaves_at_import": whole("raise SystemExit(0)"),
     "leaves_in_the_call": whole("import sys\ndef double(x): sys.exit(0)"),
     "interrupts": whole("def double(x): raise KeyboardInterrupt"),
+    "fails_to_import": whole("def double(x): import no_such_module"),
+    "fails_to_import_at_import": whole("import no_such_module"),
     "fails_an_assertion": whole("def double(x): raise AssertionError"),
     "leaves_the_calls": whole("import sys\ndef double(x): sys.exit(0)", CALLS),
     "at_exit": whole("import atexit, os\natexit.register(os._exit, 0)\n" + WRONG),
