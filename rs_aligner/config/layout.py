@@ -100,7 +100,7 @@ class LayoutBase(Section):
         """What does not fit a model, as far as its config.json, `made`, tells its sizes."""
         tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
         heads, groups = made.get("num_attention_heads"), made.get("num_key_value_heads")
-        layers, positions = made.get("num_hidden_layers"), made.get("max_position_embeddings")
+        layers, positions = made.get("num_hidden_layers"), positions_of(made)
         if isinstance(heads, int) and heads % tp:
             divide = f"should divide the policy's {heads} attention heads"
             yield problem(f"{key}.tensor_model_parallel_size", tp, divide)
@@ -111,14 +111,16 @@ class LayoutBase(Section):
             divide = f"should divide the policy's {layers} layers"
             yield problem(f"{key}.pipeline_model_parallel_size", pp, divide)
         longest = self.encoder_seq_length
-        if isinstance(positions, int) and longest is not None and longest > positions:
+        if positions is not None and longest is not None and longest > positions:
             made_for = f"the policy was made for at most {positions} positions"
+            if positions != made.get("max_position_embeddings"):
+                made_for = f"should be at most {positions}, the policy's sliding_window, which is not masked"
             yield problem(f"{key}.encoder_seq_length", longest, made_for)
 
     def without_room(self, key: str, lengths: LengthParams, made: Mapping[str, Any]) -> Iterator[str]:
         """What is wrong if responses, whose lengths stand at `key`, leave no room for a prompt."""
-        positions = made.get("max_position_embeddings")
-        if not isinstance(positions, int) or lengths.max_length < self.sequence_length(positions):
+        positions = positions_of(made)
+        if positions is None or lengths.max_length < self.sequence_length(positions):
             return
         most = f"prompt and response together have at most {self.sequence_length(positions)} tokens"
         yield problem(f"{key}.max_length", lengths.max_length, f"should leave room for the prompt: {most}")
@@ -126,8 +128,18 @@ class LayoutBase(Section):
 
 def model_positions(folder: str) -> int | None:
     """The number of positions that the policy in `folder` was made for, if its config.json tells."""
-    value = _model_json(folder).get("max_position_embeddings")
-    return value if isinstance(value, int) else None
+    return positions_of(_model_json(folder))
+
+
+def positions_of(made: Mapping[str, Any]) -> int | None:
+    """The longest sequence that a model is used for, if its config.json, `made`, tells.
+
+    As many tokens as it has positions, or as its sliding window has where that is shorter: there the window
+    hides nothing, and there is no mask for more. It counts unless `use_sliding_window` says that it does not.
+    """
+    positions, window = made.get("max_position_embeddings"), made.get("sliding_window")
+    found = [positions, window if made.get("use_sliding_window", True) else positions]
+    return min((one for one in found if isinstance(one, int)), default=None)
 
 
 def _model_json(folder: str) -> dict[str, Any]:

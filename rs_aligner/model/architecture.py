@@ -18,6 +18,9 @@ class Architecture:
         family: its `model_type`.
         features: what its layers have beyond RMSNorm, SwiGLU, rotary positions and grouped queries, by name.
             A decoding engine that does not know one of them declines the model.
+        max_positions: the longest sequence; the window of a model with one, where that is shorter.
+        rope_scaling_factor: of Llama 3's rotary scaling; None: there is none.
+        rope_interpolation: by how much positions lie closer (linear rotary scaling); None: not at all.
         value_head: whether a linear head of one output, `score.weight`, takes the place of the output layer.
     """
 
@@ -36,6 +39,7 @@ class Architecture:
     tied_embeddings: bool
     features: frozenset[str] = frozenset()
     value_head: bool = False
+    rope_interpolation: float | None = None
 
     @property
     def qkv_bias(self) -> bool:

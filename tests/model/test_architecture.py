@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rs_aligner.config.layout import model_positions
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.registry import read_architecture
 from tests.tiny import FAMILIES, LLAMA3_ROPE
@@ -51,6 +52,26 @@ def test_configs_of_older_transformers_are_read_the_same(tmp_path: Path) -> None
     plain = config_of("llama")
     old = {key: value for key, value in plain.items() if key != "rope_parameters"}
     assert read(tmp_path, {**old, "rope_theta": 10000.0, "rope_scaling": None}) == read(tmp_path, plain)
+    linear = {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 4}}
+    assert read(tmp_path, {**old, **linear}).rope_interpolation == 4.0
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "positions"),
+    [
+        ("mistral", {"sliding_window": None}, 128),
+        ("mistral", {"sliding_window": 48}, 48),
+        ("mistral", {"sliding_window": 4096}, 128),
+        ("qwen2", {"sliding_window": 48, "use_sliding_window": False}, 128),
+        ("qwen2", {"sliding_window": 48, "use_sliding_window": True}, 48),
+        ("qwen3", {"sliding_window": 48, "use_sliding_window": True}, 48),
+    ],
+)
+def test_a_model_with_a_window_is_used_for_sequences_within_it(
+    tmp_path: Path, family: str, change: dict[str, Any], positions: int
+) -> None:
+    assert read(tmp_path, {**config_of(family), **change}).max_positions == positions
+    assert model_positions(str(tmp_path)) == positions
 
 
 @pytest.mark.parametrize(
@@ -58,14 +79,15 @@ def test_configs_of_older_transformers_are_read_the_same(tmp_path: Path) -> None
     [
         ("llama", {"model_type": "gpt2"}, ["model_type", "'gpt2'", "llama, mistral, qwen2, qwen3"]),
         ("llama", {"model_type": None}, ["model_type", "None"]),
-        ("mistral", {"sliding_window": 4096}, ["sliding_window", "4096", "None"]),
-        ("qwen2", {"use_sliding_window": True}, ["use_sliding_window", "True", "False"]),
-        ("qwen3", {"use_sliding_window": True}, ["use_sliding_window", "True", "False"]),
+        ("mistral", {"sliding_window": "4096"}, ["sliding_window '4096'", "null or a number"]),
+        ("mistral", {"sliding_window": 0}, ["sliding_window 0", "null or a number"]),
         ("llama", {"mlp_bias": True}, ["mlp_bias", "True", "False"]),
         ("llama", {"attention_bias": True}, ["attention_bias", "True", "False"]),
         ("llama", {"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["rope_type", "'yarn'"]),
-        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, ["rope_type", "'linear'"]),
+        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, ["rope_type", "'dynamic'"]),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, ["factor None", "linear"]),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, ["factor 0.5", "linear"]),
         ("llama3", {"rope_parameters": {**LLAMA3_ROPE, "low_freq_factor": 2.0}}, ["low_freq_factor", "2.0"]),
         (
             "llama3",

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rs_aligner.config.layout import positions_of
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE, Config, Family, Only, Part, Parts, has_value_head
 from rs_aligner.model.layouts import COLUMNS, GATED, REPLICATED, ROWS, grouped_qkv
@@ -33,7 +34,6 @@ _REQUIRED = (
 _SHARED = (
     Only("hidden_act", ("silu",), absent="silu"),
     Only("mlp_bias", (False,), absent=False),
-    Only("use_sliding_window", (False,), absent=False),
 )
 _LLAMA3_ROPE = (
     Only("low_freq_factor", (1.0,)),
@@ -75,12 +75,15 @@ def _read(
     Only("quantization_config", (None,)).check(path, config)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    Only("rope_type", ("default", "llama3")).check(path, {"rope_type": rope_type})
+    Only("rope_type", ("default", "linear", "llama3")).check(path, {"rope_type": rope_type})
     for one in (*_SHARED, *only):
         one.check(path, config)
     if rope_type == "llama3":
         for one in _LLAMA3_ROPE:
             one.check(path, rope)
+    window, positions = config.get("sliding_window"), positions_of(config)
+    if not isinstance(window, int | None) or positions is None or positions < 1:
+        raise ValueError(f"{path}: sliding_window {window!r} is not supported; null or a number of tokens is")
     heads = config["num_attention_heads"]
     value_head = has_value_head(path, config)
     return Architecture(
@@ -92,14 +95,22 @@ def _read(
         num_kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
         intermediate_size=config["intermediate_size"],
-        max_positions=config["max_position_embeddings"],
+        max_positions=positions,
         norm_eps=config.get("rms_norm_eps", 1e-6),
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
         rope_scaling_factor=float(rope["factor"]) if rope_type == "llama3" else None,
+        rope_interpolation=_interpolation(path, rope) if rope_type == "linear" else None,
         tied_embeddings=bool(config.get("tie_word_embeddings", False)) and not value_head,
         features=features,
         value_head=value_head,
     )
+
+
+def _interpolation(path: Path, rope: Config) -> float:
+    factor = rope.get("factor")
+    if isinstance(factor, int | float) and factor >= 1:
+        return float(factor)
+    raise ValueError(f"{path}: factor {factor!r} of a linear rope_type is not supported; 1 or more is")
 
 
 def _layer(arch: Architecture) -> Parts:
@@ -181,6 +192,7 @@ def _gpt(arch: Architecture) -> dict[str, Any]:
     return {
         "position_embedding_type": "rope",
         "rotary_base": arch.rope_theta,
+        "seq_len_interpolation_factor": arch.rope_interpolation,
         "rope_scaling": arch.rope_scaling_factor is not None,
         "rope_scaling_factor": arch.rope_scaling_factor or 8.0,
     }

@@ -1,0 +1,181 @@
+"""What configs of the Llama line ask for besides sizes: logits, decoders and folders are transformers'."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import transformers
+from megatron.core.models.gpt import GPTModel
+from safetensors.torch import load_file
+
+from rs_aligner.config import GenerationConfig, PolicyModelBase
+from rs_aligner.config.training import ModelBase
+from rs_aligner.generation.engines import new_decoder
+from rs_aligner.generation.sampling import Controls
+from rs_aligner.generation.waves import generate
+from rs_aligner.model import huggingface
+from rs_aligner.model.build import build_model, transformer_config
+from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.policy.policy import MegatronPolicy
+from rs_aligner.policy.trainable import Optimization
+from rs_aligner.rollout import Prompt, TrainingRow
+from tests.drawing import request_of
+from tests.policy.objective_cases import NoText
+from tests.tiny import FAMILIES, SIZES
+
+pytestmark = pytest.mark.timeout(120)
+WINDOW = 48
+WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+CASES: dict[str, Callable[[], Any]] = {
+    "mistral with a window": lambda: transformers.MistralConfig(**SIZES, sliding_window=WINDOW),
+    "qwen2 with a window": lambda: transformers.Qwen2Config(**SIZES, **WINDOWED),
+    "qwen3 with a window": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, **WINDOWED),
+    "llama with linear scaling": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LINEAR),
+    "qwen2 with linear scaling": lambda: transformers.Qwen2Config(**SIZES, rope_parameters=LINEAR),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("line")
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(CASES[request.param](), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.15)
+            else:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path, rt: Runtime) -> GPTModel:
+    arch = read_architecture(folder)
+    model = build_model(arch, transformer_config(arch, rt, dtype=torch.float32), rt).eval()
+    huggingface.load_weights(folder, model, arch, rt)
+    return model
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> torch.nn.Module:
+    found: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return found
+
+
+def tokens_of(length: int) -> torch.Tensor:
+    return torch.randint(96, (2, length), generator=torch.Generator().manual_seed(3))
+
+
+def test_the_logits_are_those_of_transformers_up_to_the_longest_sequence(
+    model: GPTModel, reference: torch.nn.Module, folder: Path
+) -> None:
+    longest = read_architecture(folder).max_positions
+    tokens = tokens_of(longest)
+    with torch.no_grad():
+        got = model(tokens, torch.arange(longest).expand_as(tokens), None)
+        expected = reference(tokens).logits
+    assert expected.std() > 0.1
+    assert (got - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("folder", [name for name in CASES if "window" in name], indirect=True)
+def test_beyond_its_window_a_model_would_be_another_one(
+    model: GPTModel, reference: torch.nn.Module, folder: Path
+) -> None:
+    """What the limit is for, and that there was a window at all."""
+    tokens = tokens_of(WINDOW + 8)
+    with torch.no_grad():
+        got = model(tokens, torch.arange(WINDOW + 8).expand_as(tokens), None)
+        differ = (got - reference(tokens).logits).abs().amax((0, 2))
+    assert differ[:WINDOW].max() < 1e-4
+    assert differ[WINDOW:].min() > 1e-3
+
+
+@pytest.mark.parametrize("folder", [name for name in CASES if "scaling" in name], indirect=True)
+def test_without_its_scaling_a_model_would_be_another_one(model: GPTModel, folder: Path, rt: Runtime) -> None:
+    arch = replace(read_architecture(folder), rope_interpolation=None)
+    plain = build_model(arch, transformer_config(arch, rt, dtype=torch.float32), rt).eval()
+    huggingface.load_weights(folder, plain, arch, rt)
+    tokens = tokens_of(20)
+    with torch.no_grad():
+        places = torch.arange(20).expand_as(tokens)
+        assert (model(tokens, places, None) - plain(tokens, places, None)).abs().max() > 0.1
+
+
+def test_the_loss_of_a_training_step_is_that_of_transformers(
+    reference: torch.nn.Module, folder: Path, rt: Runtime
+) -> None:
+    tree = {"data": {"data_prefix": {"train": []}}, "micro_batch_size": 2, "global_batch_size": 2}
+    policy = MegatronPolicy(
+        folder,
+        PolicyModelBase.model_validate(tree),
+        rt,
+        NoText(),  # type: ignore[arg-type]  # a stand-in
+        optimization=Optimization(lambda step: 0.0),
+    )
+    rows = [tuple(tokens_of(length)[0].tolist()) for length in (WINDOW, 20)]  # two in a line
+    stats = policy.step([TrainingRow(row[:5], row[5:]) for row in rows], 0.0)
+    expected = []
+    for row in rows:
+        with torch.no_grad():
+            log_probs = reference(torch.tensor([row])).logits[0].log_softmax(-1)
+        expected.append(-float(log_probs[range(4, len(row) - 1), row[5:]].mean()))
+    assert stats.loss == pytest.approx(sum(expected) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["kernels", "torch"])
+def test_greedy_decoding_gives_the_tokens_of_the_full_forward(
+    model: GPTModel,
+    reference: torch.nn.Module,
+    folder: Path,
+    rt: Runtime,
+    engine: Literal["kernels", "torch"],
+) -> None:
+    prompts = [tuple(tokens_of(n)[0].tolist()) for n in (1, 9, 30)]
+    batch = [Prompt(str(i), "", prompt) for i, prompt in enumerate(prompts)]
+    decoder = new_decoder(model, read_architecture(folder), rt, GenerationConfig(engine=engine))
+    asked = request_of(batch, 1, Controls(greedy=True, max_length=16))
+    for rollout in generate(decoder, NoText(), asked, seed=1):
+        tokens = list(prompts[rollout.group])
+        for log_prob in rollout.log_probs:
+            with torch.no_grad():
+                last = reference(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
+            assert log_prob == pytest.approx(float(last.max()), abs=1e-4)
+            tokens.append(int(last.argmax()))
+        assert list(rollout.token_ids) == tokens[-16:]
+
+
+def test_what_was_written_is_what_was_read_to_the_bit(
+    model: GPTModel, reference: torch.nn.Module, folder: Path, rt: Runtime, tmp_path: Path
+) -> None:
+    arch = read_architecture(folder)
+    huggingface.save_weights(tmp_path / "out", model, arch, rt, folder)
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert read_architecture(tmp_path / "out") == arch
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens_of(100)).logits, reference(tokens_of(100)).logits)
+
+
+def test_a_length_beyond_the_window_is_told_by_its_key() -> None:
+    config = ModelBase.model_validate(
+        {"encoder_seq_length": WINDOW + 1, "data": {"data_prefix": {"train": "x"}}}
+    )
+    made = json.loads(CASES["mistral with a window"]().to_json_string(use_diff=False))
+    (told,) = config.misfits("model", made)
+    assert f"model.encoder_seq_length is {WINDOW + 1}: should be at most {WINDOW}" in str(told)
+    assert "sliding_window" in str(told)
+    plain = json.loads(FAMILIES["mistral"]().to_json_string(use_diff=False))
+    assert not [*config.misfits("model", plain)]
