@@ -27,11 +27,11 @@ HEADS, GROUP, DIM, OWN = 2, 3, 8, 5
 def test_attention_is_that_of_each_rollout_alone(
     attend: Callable[..., torch.Tensor], dtype: torch.dtype, lengths: Sequence[int], counts: Sequence[int]
 ) -> None:
-    draw = torch.Generator().manual_seed(3)
+    torch.manual_seed(3)
     owners = [p for p, count in enumerate(counts) for _ in range(count)]
-    query = torch.randn(HEADS, len(owners), GROUP, DIM, generator=draw).mul_(3).to(dtype)
-    held = torch.randn(2, HEADS, len(counts), max(lengths), DIM, generator=draw).to(dtype)
-    own = torch.randn(HEADS, len(owners), 2, OWN + 3, DIM, generator=draw).to(dtype)
+    query = torch.randn(HEADS, len(owners), GROUP, DIM).mul_(3).to(dtype)
+    held = torch.randn(2, HEADS, len(counts), max(lengths), DIM).to(dtype)
+    own = torch.randn(HEADS, len(owners), 2, OWN + 3, DIM).to(dtype)
     own[:, :, :, OWN:] = torch.nan  # slots not taken
     keys, values = own[:, :, :, :OWN].unbind(2)
     found = attend(query, held, keys, values, Sharing.of(owners, lengths, held))
@@ -40,7 +40,7 @@ def test_attention_is_that_of_each_rollout_alone(
         prompt = held[:, :, owner, : lengths[owner]].double()
         key, value = torch.cat([prompt, own[:, row, :, :OWN].double().transpose(0, 1)], dim=2)
         expected = functional.scaled_dot_product_attention(query[:, row].double(), key, value)
-        tolerance = 1e-5 if dtype == torch.float32 else 0.03
+        tolerance = 1e-4 if dtype == torch.float32 else 0.03
         torch.testing.assert_close(found[:, row].double(), expected, rtol=0, atol=tolerance)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from megatron.core.optimizer import OptimizerConfig
 
+from rs_aligner.config import GenerationConfig
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.sampling import Controls
+from rs_aligner.generation.sharing import attend_at_once
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.build import build_model, transformer_config
@@ -21,6 +26,10 @@ from rs_aligner.policy.offload import NOTHING, Offloading
 from rs_aligner.policy.reference import StartingWeights, response_log_probs
 from rs_aligner.policy.training import Trainer
 from tests.drawing import request_of
+from tests.generation import test_budget as budget
+from tests.generation import test_decoding as decoding
+from tests.generation import test_sharing as sharing
+from tests.generation.conftest import AnyDecoder
 from tests.policy.layout_program import NoText, prompts, rows
 from tests.policy.offloaded import bytes_there, life, new, same, sampled, states
 from tests.tiny import save_tiny
@@ -62,6 +71,55 @@ def test_a_gpu_gives_what_plain_torch_gives(tmp_path: Path, dtype: torch.dtype) 
         for _ in range(5):
             trainer.step(rows(), split=Split(2), learning_rate=1e-2)
         assert trainer.gradients(rows(), split=Split(4))[0] < before
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("model") / "llama")
+
+
+@pytest.mark.parametrize("kv_cache_bytes", [None, 400])
+@pytest.mark.parametrize(
+    "holds",
+    [
+        decoding.test_log_probs_are_those_of_the_policy_before_temperature_and_filters,
+        decoding.test_sampled_tokens_follow_from_the_full_forward_and_the_seed,
+    ],
+)
+def test_sampling_on_a_gpu_is_that_of_the_full_forward(
+    folder: Path, holds: Callable[[Any, torch.nn.Module], None], kv_cache_bytes: int | None
+) -> None:
+    """With every control, rows that end and are packed, and where all of them do not fit into the cache."""
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with on_gpu(folder) as decoder:
+        decoder.kv_cache_bytes = kv_cache_bytes and kv_cache_bytes * budget.bytes_of_a_token(decoder)
+        holds(decoder, reference)
+
+
+def test_rollouts_on_a_gpu_end_as_they_should(folder: Path) -> None:
+    with on_gpu(folder) as decoder:
+        decoding.test_the_end_token_ends_a_rollout_and_nothing_else_but_the_length_does(decoder)
+        decoding.test_rollouts_leave_as_they_end_and_not_at_the_end_of_the_wave(decoder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [(6, 6, 6), (2, 9, 1)])
+@pytest.mark.parametrize("counts", [(2, 2, 2), (1, 4, 2)])
+def test_attention_on_a_gpu_is_that_of_each_rollout_alone(
+    dtype: torch.dtype, lengths: tuple[int, ...], counts: tuple[int, ...]
+) -> None:
+    with torch.device("cuda"):
+        sharing.test_attention_is_that_of_each_rollout_alone(attend_at_once, dtype, lengths, counts)
+
+
+@contextmanager
+def on_gpu(folder: Path) -> Iterator[AnyDecoder]:
+    """The model in single precision, ready to decode on torch."""
+    with runtime.start(accelerator="gpu", timeout_minutes=1) as rt:
+        arch = read_architecture(folder)
+        model = build_model(arch, transformer_config(arch, rt, dtype=torch.float32), rt).eval()
+        huggingface.load_weights(folder, model, arch, rt)
+        yield new_decoder(model, arch, rt, GenerationConfig(engine="torch"))
 
 
 @pytest.mark.parametrize("offload", [True, False])
