@@ -6,7 +6,7 @@ import ast
 import re
 
 _FENCE = re.compile(
-    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+    r"^([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.-]*)[^\n]*\n(.*?)(?:^[ \t]*\2[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
 )
 _PYTHON = ("python", "py", "python3")
 
@@ -14,9 +14,13 @@ _PYTHON = ("python", "py", "python3")
 def program_in(response: str) -> str:
     """The last block that is fenced as Python, else the last fenced one, else all of the response.
 
-    A block that is not closed goes to the end. "" where there is nothing.
+    A block that is not closed goes to the end; one that is indented, as in lists, loses as much on each line.
+    "" where there is nothing.
     """
-    blocks = [(language.lower(), body) for _, language, body in _FENCE.findall(response)]
+    blocks = [
+        (language.lower(), re.sub(f"^{indent}", "", body, flags=re.MULTILINE))
+        for indent, _, language, body in _FENCE.findall(response)
+    ]
     chosen = [body for language, body in blocks if language in _PYTHON] or [body for _, body in blocks]
     program = chosen[-1] if chosen else response
     return program.rstrip() if program.strip() else ""

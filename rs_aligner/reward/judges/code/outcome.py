@@ -90,7 +90,7 @@ def assertions_passed(verdict: bytes) -> tuple[int, int]:
     Raises:
         ValueError: the tests cannot be read.
     """
-    lines = [json.loads(line) for line in verdict.splitlines()]
+    lines = [json.loads(line) for line in verdict.splitlines(keepends=True) if line.endswith(b"\n")]
     number, ended, found = 1, False, {}
     for what, said in lines:
         if what == "unreadable":
