@@ -71,6 +71,7 @@ FAMILIES = {
     "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=None, head_dim=16),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False),
+    "biased": lambda: transformers.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
 }
 
 

@@ -134,12 +134,15 @@ class Network:
             query, key, value = qkv.split([self.group, 1, 1], dim=-2)
             qkv = torch.cat([attention.q_layernorm(query), attention.k_layernorm(key), value], dim=-2)
         rotate(qkv, self.group + 1, cos, sin)
-        self._add(hidden, attend(number, qkv).reshape(*hidden.shape[:-1], -1), attention.linear_proj.weight)
-        gate, up = functional.linear(norm(hidden), mlp.linear_fc1.weight).chunk(2, dim=-1)
-        return self._add(hidden, functional.silu(gate).mul_(up), mlp.linear_fc2.weight)
+        self._add(hidden, attend(number, qkv).reshape(*hidden.shape[:-1], -1), attention.linear_proj)
+        gate, up = functional.linear(norm(hidden), mlp.linear_fc1.weight, mlp.linear_fc1.bias).chunk(2, -1)
+        return self._add(hidden, functional.silu(gate).mul_(up), mlp.linear_fc2)
 
-    def _add(self, hidden: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Add `x` times a weight whose columns the tensor-parallel ranks share, in place."""
+    def _add(self, hidden: torch.Tensor, x: torch.Tensor, linear: Any) -> torch.Tensor:
+        """Add what a layer makes of `x`, whose inputs the tensor-parallel ranks share, in place."""
+        weight = linear.weight
+        if linear.bias is not None:
+            hidden.add_(linear.bias)
         if self.runtime.tp_size > 1:
             return hidden.add_(self._sum(functional.linear(x, weight)))
         hidden.view(-1, hidden.shape[-1]).addmm_(x.flatten(0, -2), weight.t())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 QKV_BIAS, QK_NORM = "qkv_bias", "qk_norm"
+PROJECTION_BIAS, MLP_BIAS = "projection_bias", "mlp_bias"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,16 @@ class Architecture:
     def qkv_bias(self) -> bool:
         """Whether queries, keys and values have biases."""
         return QKV_BIAS in self.features
+
+    @property
+    def projection_bias(self) -> bool:
+        """Whether what attention puts out has a bias."""
+        return PROJECTION_BIAS in self.features
+
+    @property
+    def mlp_bias(self) -> bool:
+        """Whether all three matrices of an MLP have biases."""
+        return MLP_BIAS in self.features
 
     @property
     def qk_norm(self) -> bool:

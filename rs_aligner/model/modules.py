@@ -1,4 +1,4 @@
-"""Modules of our own in Megatron's layers: the norm, and a reward model's head. `attention.py` has attention.
+"""Modules of our own in Megatron's layers: norm, layers with biases, a reward model's head. Not attention.
 
 Megatron's local layer spec needs no further package. Its norm refuses sequence parallelism, so it is replaced
 by one that marks its weight as sequence-parallel.
@@ -9,7 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer import TransformerConfig
 from torch.nn import functional
 
@@ -29,6 +33,20 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return rms_norm(hidden, self.weight, self.eps, self.kernels)
+
+
+class BiasedColumns(ColumnParallelLinear):
+    """A layer cut by its outputs that has a bias; Megatron's setting gives one to all layers or to none."""
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **{**how, "bias": True})
+
+
+class BiasedRows(RowParallelLinear):
+    """A layer cut by its inputs that has a bias, added once."""
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **{**how, "bias": True})
 
 
 class SwiGLU(torch.nn.Module):

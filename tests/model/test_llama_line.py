@@ -20,6 +20,7 @@ from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
+from rs_aligner.model.architecture import MLP_BIAS, PROJECTION_BIAS
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
@@ -39,6 +40,9 @@ CASES: dict[str, Callable[[], Any]] = {
     "qwen2 with a window": lambda: transformers.Qwen2Config(**SIZES, **WINDOWED),
     "qwen3 with a window": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, **WINDOWED),
     "llama with linear scaling": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LINEAR),
+    "llama with biases in attention": lambda: transformers.LlamaConfig(**SIZES, attention_bias=True),
+    "llama with biases in MLPs": lambda: transformers.LlamaConfig(**SIZES, mlp_bias=True),
+    "qwen3 with biases": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, attention_bias=True),
     "qwen2 with linear scaling": lambda: transformers.Qwen2Config(**SIZES, rope_parameters=LINEAR),
 }
 
@@ -133,6 +137,11 @@ def test_the_loss_of_a_training_step_is_that_of_transformers(
     assert stats.loss == pytest.approx(sum(expected) / 2, abs=1e-5)
 
 
+def is_run_by(engine: str, folder: Path) -> bool:
+    """Whether a decoder knows all that a model's layers have."""
+    return engine == "torch" or not read_architecture(folder).features & {PROJECTION_BIAS, MLP_BIAS}
+
+
 @pytest.mark.parametrize("engine", ["kernels", "torch"])
 def test_greedy_decoding_gives_the_tokens_of_the_full_forward(
     model: GPTModel,
@@ -143,7 +152,12 @@ def test_greedy_decoding_gives_the_tokens_of_the_full_forward(
 ) -> None:
     prompts = [tuple(tokens_of(n)[0].tolist()) for n in (1, 9, 30)]
     batch = [Prompt(str(i), "", prompt) for i, prompt in enumerate(prompts)]
-    decoder = new_decoder(model, read_architecture(folder), rt, GenerationConfig(engine=engine))
+    settings = GenerationConfig(engine=engine)
+    if not is_run_by(engine, folder):
+        with pytest.raises(ValueError, match=f"{MLP_BIAS}|{PROJECTION_BIAS}"):
+            new_decoder(model, read_architecture(folder), rt, settings)
+        settings = GenerationConfig()  # which takes another one by itself
+    decoder = new_decoder(model, read_architecture(folder), rt, settings)
     asked = request_of(batch, 1, Controls(greedy=True, max_length=16))
     for rollout in generate(decoder, NoText(), asked, seed=1):
         tokens = list(prompts[rollout.group])

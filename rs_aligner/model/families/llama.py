@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from rs_aligner.model.families.llama_like import NO_ATTENTION_BIAS, llama_like
+from rs_aligner.model.architecture import MLP_BIAS
+from rs_aligner.model.families.llama_like import ATTENTION_BIAS, llama_like
 
-LLAMA = llama_like("llama", "Llama", NO_ATTENTION_BIAS)
+LLAMA = llama_like("llama", "Llama", switches={**ATTENTION_BIAS, "mlp_bias": frozenset({MLP_BIAS})})

@@ -1,18 +1,20 @@
 """What Llama and its relatives share: RMSNorm, SwiGLU, rotary positions, grouped queries.
 
 A relative is made of a few words (`llama_like`): what of its config is refused besides, and what its layers
-have beyond a Llama's: biases on queries, keys and values (`qkv_bias`), or norms on queries and keys
-(`qk_norm`).
+have beyond a Llama's, always or where a key says so: biases on queries, keys and values (`qkv_bias`), behind
+attention (`projection_bias`) and in the MLP (`mlp_bias`), or norms on queries and keys (`qk_norm`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.config.layout import positions_of
-from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.architecture import PROJECTION_BIAS, QKV_BIAS, Architecture
 from rs_aligner.model.families.base import SCORE, Config, Family, Only, Part, Parts, has_value_head
 from rs_aligner.model.layouts import COLUMNS, GATED, REPLICATED, ROWS, grouped_qkv
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from megatron.core.transformer import ModuleSpec
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-NO_ATTENTION_BIAS = Only("attention_bias", (False,), absent=False)
+ATTENTION_BIAS = {"attention_bias": frozenset({QKV_BIAS, PROJECTION_BIAS})}
+NO_ATTENTION_BIAS, NO_MLP_BIAS = (Only(f"{one}_bias", (False,), absent=False) for one in ("attention", "mlp"))
 
 _REQUIRED = (
     "vocab_size",
@@ -31,10 +34,7 @@ _REQUIRED = (
     "intermediate_size",
     "max_position_embeddings",
 )
-_SHARED = (
-    Only("hidden_act", ("silu",), absent="silu"),
-    Only("mlp_bias", (False,), absent=False),
-)
+_SHARED = (Only("hidden_act", ("silu",), absent="silu"),)
 _LLAMA3_ROPE = (
     Only("low_freq_factor", (1.0,)),
     Only("high_freq_factor", (4.0,)),
@@ -42,7 +42,13 @@ _LLAMA3_ROPE = (
 )
 
 
-def llama_like(name: str, classes: str, *only: Only, features: frozenset[str] = frozenset()) -> Family:
+def llama_like(
+    name: str,
+    classes: str,
+    *only: Only,
+    features: frozenset[str] = frozenset(),
+    switches: Mapping[str, frozenset[str]] = MappingProxyType({}),
+) -> Family:
     """A relative of Llama.
 
     Args:
@@ -50,11 +56,12 @@ def llama_like(name: str, classes: str, *only: Only, features: frozenset[str] = 
         classes: what the names of its classes in `transformers` begin with.
         only: what of its config is supported, besides what is so for all.
         features: what its layers have beyond a Llama's.
+        switches: what they have where a key of the config is true.
     """
     return Family(
         name=name,
         classes=classes,
-        read=partial(_read, name, only, features),
+        read=partial(_read, name, only, features, switches),
         layer=_layer,
         outside=_outside,
         megatron=_megatron,
@@ -67,7 +74,12 @@ def llama_like(name: str, classes: str, *only: Only, features: frozenset[str] = 
 
 
 def _read(
-    name: str, only: tuple[Only, ...], features: frozenset[str], path: Path, config: Config
+    name: str,
+    only: tuple[Only, ...],
+    features: frozenset[str],
+    switches: Mapping[str, frozenset[str]],
+    path: Path,
+    config: Config,
 ) -> Architecture:
     missing = [key for key in _REQUIRED if not isinstance(config.get(key), int)]
     if missing:
@@ -76,8 +88,9 @@ def _read(
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     Only("rope_type", ("default", "linear", "llama3")).check(path, {"rope_type": rope_type})
-    for one in (*_SHARED, *only):
+    for one in (*_SHARED, *only, *(Only(key, (True, False), absent=False) for key in switches)):
         one.check(path, config)
+    switched = (more for key, more in switches.items() if config.get(key))
     if rope_type == "llama3":
         for one in _LLAMA3_ROPE:
             one.check(path, rope)
@@ -101,7 +114,7 @@ def _read(
         rope_scaling_factor=float(rope["factor"]) if rope_type == "llama3" else None,
         rope_interpolation=_interpolation(path, rope) if rope_type == "linear" else None,
         tied_embeddings=bool(config.get("tie_word_embeddings", False)) and not value_head,
-        features=features,
+        features=features.union(*switched),
         value_head=value_head,
     )
 
@@ -131,6 +144,12 @@ def _layer(arch: Architecture) -> Parts:
     if arch.qkv_bias:
         biases = {f"self_attn.{x}_proj.bias": (size,) for x, size in sizes.items()}
         parts["self_attention.linear_qkv.bias"] = Part(biases, qkv)
+    if arch.projection_bias:
+        parts["self_attention.linear_proj.bias"] = Part({"self_attn.o_proj.bias": (width,)}, REPLICATED)
+    if arch.mlp_bias:
+        biases = {f"mlp.{x}_proj.bias": (inner,) for x in ("gate", "up")}
+        parts["mlp.linear_fc1.bias"] = Part(biases, GATED)
+        parts["mlp.linear_fc2.bias"] = Part({"mlp.down_proj.bias": (width,)}, REPLICATED)
     if arch.qk_norm:
         for x in "qk":
             norm = {f"self_attn.{x}_norm.weight": (arch.head_dim,)}
@@ -168,7 +187,7 @@ def _spec(arch: Architecture) -> ModuleSpec:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
     from rs_aligner.model.attention import LineAttention, RotaryAttention
-    from rs_aligner.model.modules import RMSNorm, SwiGLU
+    from rs_aligner.model.modules import BiasedColumns, BiasedRows, RMSNorm, SwiGLU
 
     layer = get_gpt_layer_local_spec(qk_layernorm=arch.qk_norm, normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
@@ -177,6 +196,11 @@ def _spec(arch: Architecture) -> ModuleSpec:
     layer.submodules.mlp.submodules.activation_func = SwiGLU
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = RotaryAttention
+    if arch.projection_bias:
+        attention.linear_proj = BiasedRows
+    if arch.mlp_bias:
+        mlp = layer.submodules.mlp.submodules
+        mlp.linear_fc1, mlp.linear_fc2 = BiasedColumns, BiasedRows
     if arch.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     return layer

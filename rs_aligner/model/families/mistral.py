@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from rs_aligner.model.families.llama_like import NO_ATTENTION_BIAS, llama_like
+from rs_aligner.model.families.llama_like import NO_ATTENTION_BIAS, NO_MLP_BIAS, llama_like
 
-MISTRAL = llama_like("mistral", "Mistral", NO_ATTENTION_BIAS)
+MISTRAL = llama_like("mistral", "Mistral", NO_ATTENTION_BIAS, NO_MLP_BIAS)
