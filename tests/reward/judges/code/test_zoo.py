@@ -67,6 +67,8 @@ def test_no_program_passes_outlives_its_end_or_changes_a_file(who: str, namespac
     assert found["programs"] == len(ZOO)
     assert (found["uid"] == 0) == (who == "root")
     assert not (namespaces == "never" and found["is_private"])
+    own_users = any("as users that nobody else has" in line for line in found["remarks"])
+    assert own_users == (who == "root"), found["remarks"]
 
 
 @pytest.mark.parametrize("who", ["root", "user"])
