@@ -120,6 +120,13 @@ def test_both_differences_exceed_two_standard_errors_or_the_fall_alone_three(ris
     assert (lines[1] is not None) == parts
 
 
+@pytest.mark.parametrize(("fall", "parts"), [(0.004, False), (0.006, True)])
+def test_a_fall_by_less_than_a_hundredth_of_the_gain_is_none(fall, parts):
+    *before, last = said((0.3, 0.4), (0.8, 0.9), (0.9, 0.9 - fall), error=1e-6)
+    assert (last is not None) is parts
+    assert before == [None, None]
+
+
 def test_judges_that_met_again_can_part_again():
     lines = said((0.1, 0.5), (0.5, 0.2), (0.5, 0.5), (0.9, 0.1))
     assert [line is not None for line in lines] == [False, True, False, True]
