@@ -32,6 +32,7 @@ MOST_BYTES = 1 << 16
 """Of a message."""
 
 _READY = b"ready"
+_START_SECONDS = 20.0  # to bind itself; a busy machine is not a program's fault
 _PRELOADED = (
     *("bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "fractions", "functools"),
     *(
@@ -55,13 +56,19 @@ _SPARE_THREADS = (
 
 @dataclass
 class _Running:
-    """A process that was forked."""
+    """A process that was forked: until it is ready it has `_START_SECONDS`, and then its own."""
 
     job: int
+    seconds: float
     deadline: float
     status: int
+    told: bytes = b""
     is_late: bool = False
     is_unwanted: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        return self.told == _READY
 
 
 class _Zygote:
@@ -77,23 +84,34 @@ class _Zygote:
         self._waker = ours  # kept open
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
+        self._selector = selectors.DefaultSelector()
+        for end in (control, self._wakes):
+            self._selector.register(end, selectors.EVENT_READ)
 
     def run(self) -> None:
         """Do what is asked, until nobody asks any more."""
-        selector = selectors.DefaultSelector()
-        selector.register(self._control, selectors.EVENT_READ)
-        selector.register(self._wakes, selectors.EVENT_READ)
         while True:
-            for key, _ in selector.select(self._patience()):
+            for key, _ in self._selector.select(self._patience()):
                 if key.fileobj is self._control:
                     data, descriptors, _, _ = socket.recv_fds(self._control, MOST_BYTES, 8)
                     if not data:
                         return self._end()
                     self._do(json.loads(data), descriptors)
-                else:
+                elif key.fileobj is self._wakes:
                     self._wakes.recv(4096)
+                else:
+                    self._hear(key.data)
             self._end_late_ones()
             self._reap()
+
+    def _hear(self, running: _Running) -> None:
+        """What a process says of its start; when that is done, its time begins."""
+        said = os.read(running.status, MOST_BYTES)
+        running.told += said
+        if not said or running.is_ready:
+            self._selector.unregister(running.status)
+        if running.is_ready:
+            running.deadline = time.monotonic() + running.seconds
 
     def _patience(self) -> float | None:
         deadlines = [running.deadline for running in self._running.values() if not running.is_late]
@@ -115,7 +133,10 @@ class _Zygote:
         else:
             if process == 0:
                 self._live(asked, descriptors, writing)
-            self._running[process] = _Running(asked["job"], time.monotonic() + asked["seconds"], reading)
+            started = time.monotonic() + _START_SECONDS
+            running = _Running(asked["job"], asked["seconds"], started, reading)
+            self._running[process] = running
+            self._selector.register(reading, selectors.EVENT_READ, running)
         for descriptor in (*descriptors, writing):
             os.close(descriptor)
 
@@ -132,12 +153,16 @@ class _Zygote:
             if process == 0:
                 return
             running = self._running.pop(process)
+            if running.status in self._selector.get_map():
+                self._selector.unregister(running.status)
             with open(running.status, "rb") as file:
-                told = file.read(MOST_BYTES)
-            ended, problem = os.waitstatus_to_exitcode(status), told.decode(errors="replace")
-            if told == _READY or running.is_unwanted:
+                running.told += file.read(MOST_BYTES)
+            ended, problem = os.waitstatus_to_exitcode(status), running.told.decode(errors="replace")
+            if running.is_ready or running.is_unwanted:
                 problem = ""
-            elif not told:
+            elif running.is_late:
+                problem = f"it had not started after {_START_SECONDS:g} s"
+            elif not running.told:
                 problem = f"it died at its start ({ended})"
             said = {"job": running.job, "status": ended, "late": running.is_late, "error": problem}
             self._say({**said, "cpu": usage.ru_utime + usage.ru_stime})
