@@ -257,7 +257,7 @@ class MegatronStatic:
             max_sequence_length=arch.max_positions,
             share_embeddings_and_output_weights=arch.tied_embeddings,
             position_embedding_type="rope",
-            rotary_base=arch.rope_theta,
+            rotary_base=arch.rope.theta,
         ).eval()
         huggingface.load_weights(work.folder, self.model, arch, rt)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.limits import Part, parts_of
-from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.architecture import Architecture, Rope
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -23,8 +23,7 @@ def test_bytes_and_operations_of_each_part_are_those_worked_out_by_hand() -> Non
         intermediate_size=8,
         max_positions=64,
         norm_eps=1e-5,
-        rope_theta=1e4,
-        rope_scaling_factor=None,
+        rope=Rope(),
         tied_embeddings=True,
     )
     # A token's keys and values are 24 bytes; looking at one token takes 48 operations. Of four rollouts the

@@ -7,6 +7,7 @@ rest of the code would not read. Old keys of that kind are listed in `upstream.p
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -112,10 +113,7 @@ class LayoutBase(Section):
             yield problem(f"{key}.pipeline_model_parallel_size", pp, divide)
         longest = self.encoder_seq_length
         if positions is not None and longest is not None and longest > positions:
-            made_for = f"the policy was made for at most {positions} positions"
-            if positions != made.get("max_position_embeddings"):
-                made_for = f"should be at most {positions}, the policy's sliding_window, which is not masked"
-            yield problem(f"{key}.encoder_seq_length", longest, made_for)
+            yield problem(f"{key}.encoder_seq_length", longest, _made_for(made, positions))
 
     def without_room(self, key: str, lengths: LengthParams, made: Mapping[str, Any]) -> Iterator[str]:
         """What is wrong if responses, whose lengths stand at `key`, leave no room for a prompt."""
@@ -137,9 +135,46 @@ def positions_of(made: Mapping[str, Any]) -> int | None:
     As many tokens as it has positions, or as its sliding window has where that is shorter: there the window
     hides nothing, and there is no mask for more. It counts unless `use_sliding_window` says that it does not.
     """
-    positions, window = made.get("max_position_embeddings"), made.get("sliding_window")
+    positions, window = _rotary_positions(made), made.get("sliding_window")
     found = [positions, window if made.get("use_sliding_window", True) else positions]
     return min((one for one in found if isinstance(one, int)), default=None)
+
+
+def rope_of(made: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config.json says of rotary positions: `rope_scaling`; `rope_parameters` since transformers 5."""
+    found = made.get("rope_scaling") or made.get("rope_parameters")
+    return found if isinstance(found, Mapping) else {}
+
+
+def rope_type_of(made: Mapping[str, Any]) -> Any:
+    """The kind of rotary scaling that a config.json names, in either spelling."""
+    rope = rope_of(made)
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
+def _rotary_positions(made: Mapping[str, Any]) -> int | None:
+    """As many as a config.json says; with YaRN at least `factor` times those before it.
+
+    Qwen2.5 and Qwen3 come without YaRN, and their readme adds it and leaves the number of positions alone.
+    How far it goes: the scale s of Peng et al., "YaRN" (2023), arXiv 2309.00071.
+    """
+    positions, rope = made.get("max_position_embeddings"), rope_of(made)
+    if not isinstance(positions, int) or rope_type_of(made) != "yarn":
+        return positions if isinstance(positions, int) else None
+    key = "original_max_position_embeddings"
+    factor, original = rope.get("factor"), made.get(key) or rope.get(key) or positions
+    if not isinstance(factor, int | float) or not isinstance(original, int) or not factor < math.inf:
+        return positions  # whoever reads the model refuses it
+    return max(positions, int(factor * original))
+
+
+def _made_for(made: Mapping[str, Any], positions: int) -> str:
+    if positions != _rotary_positions(made):
+        return f"should be at most {positions}, the policy's sliding_window, which is not masked"
+    most = f"the policy was made for at most {positions} positions"
+    if rope_type_of(made) == "dynamic":
+        most += ", beyond which its dynamic rope_type makes another model for each length"
+    return most
 
 
 def _model_json(folder: str) -> dict[str, Any]:

@@ -178,13 +178,8 @@ class Network:
 
 
 def rotary_tables(model: GPTModel, arch: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, float32 `[positions, dim]` (Su et al., 2021); the sign is as `rotate` wants it."""
-    inv_freq = model.rotary_pos_emb.inv_freq
-    positions = torch.arange(arch.max_positions, device=inv_freq.device).float()
-    if arch.rope_interpolation is not None:
-        positions *= 1 / arch.rope_interpolation  # as Megatron does it, to the bit
-    angles = torch.outer(positions, inv_freq)
-    cos, sin = angles.cos(), angles.sin()
+    """Cosines and sines, float32 `[positions, dim]`, of training's; the sign is as `rotate` wants it."""
+    cos, sin = model.rotary_pos_emb.get_cos_sin(arch.max_positions)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 

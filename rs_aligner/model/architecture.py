@@ -12,6 +12,31 @@ PROJECTION_BIAS, MLP_BIAS = "projection_bias", "mlp_bias"
 
 
 @dataclass(frozen=True)
+class Rope:
+    """Rotary positions, and how their frequencies are scaled (`rotary.py` has the formulas).
+
+    Attributes:
+        theta: the base of the wavelengths.
+        scaling: which frequencies are as they were, a name in `rotary.KEPT`.
+        factor: by how much the others are lower.
+        original_positions: the longest sequence before scaling.
+        slow, fast: rotations within `original_positions`; what turns less often than `slow` is scaled, what
+            turns more often than `fast` is as it was.
+        whole: whether the bounds between them are whole numbers of dimensions.
+        attention_factor: by how much cosines and sines are larger.
+    """
+
+    theta: float = 10000.0
+    scaling: str = "none"
+    factor: float = 1.0
+    original_positions: int = 1
+    slow: float = 1.0
+    fast: float = 4.0
+    whole: bool = True
+    attention_factor: float = 1.0
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Sizes and switches of a decoder (names as in Hugging Face configs).
 
@@ -20,8 +45,7 @@ class Architecture:
         features: what its layers have beyond RMSNorm, SwiGLU, rotary positions and grouped queries, by name.
             A decoding engine that does not know one of them declines the model.
         max_positions: the longest sequence; the window of a model with one, where that is shorter.
-        rope_scaling_factor: of Llama 3's rotary scaling; None: there is none.
-        rope_interpolation: by how much positions lie closer (linear rotary scaling); None: not at all.
+        rope: its rotary positions.
         value_head: whether a linear head of one output, `score.weight`, takes the place of the output layer.
     """
 
@@ -35,12 +59,10 @@ class Architecture:
     intermediate_size: int
     max_positions: int
     norm_eps: float
-    rope_theta: float
-    rope_scaling_factor: float | None
+    rope: Rope
     tied_embeddings: bool
     features: frozenset[str] = frozenset()
     value_head: bool = False
-    rope_interpolation: float | None = None
 
     @property
     def qkv_bias(self) -> bool:

@@ -63,21 +63,21 @@ class RotaryAttention(torch.nn.Module):
         self.varlen = varlen_of(config)[0]
 
     def forward(
-        self, heads: tuple[torch.Tensor, ...], angles: torch.Tensor, line: Line | None
+        self, heads: tuple[torch.Tensor, ...], table: torch.Tensor, line: Line | None
     ) -> torch.Tensor:
         """Attention of rows in a line, or of B rows of S tokens side by side.
 
         Args:
             heads: queries, keys and values, `[S, B, heads, dim]` each; or all in one, `[S, B, groups, X]`,
                 with X a group's query heads, its key and its value, as Megatron's layer makes them.
-            angles: Megatron's, `[S, 1, 1, dim]`.
+            table: cosines and sines of positions, as `Rotary` has them: `[S, 1, 1, dim]`.
             line: the boundaries of rows (B is 1 then).
 
         Returns:
             `[S, B, heads * dim]`.
         """
         dtype = heads[0].dtype
-        rotation = rotation_of(angles, dtype) if line is None else line.rotation(angles, dtype)
+        rotation = rotation_of(table, dtype) if line is None else line.rotation(table, dtype)
         if self.kernels is not None and native.fitting(*heads):
             rows = rows_side_by_side(*heads[0].shape[:2]) if line is None else line.rows
             if line is None and heads[0].shape[1] > 1:

@@ -21,6 +21,7 @@ from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.line import Line
 from rs_aligner.model.modules import ValueHead
+from rs_aligner.model.rotary import Rotary
 from rs_aligner.model.runtime import Runtime
 
 
@@ -146,6 +147,7 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
             share_embeddings_and_output_weights=arch.tied_embeddings,
             **family.gpt(arch),
         )
+    model.rotary_pos_emb = Rotary(arch.rope, arch.head_dim, runtime.device)
     if arch.value_head and runtime.is_last_stage:
         model.output_layer = ValueHead(config)
     if config.recompute_granularity == "full" and runtime.is_first_stage:

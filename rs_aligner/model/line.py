@@ -76,17 +76,16 @@ class Line(PackedSeqParams):
         starts_S = rows.starts.repeat_interleave(rows.lengths)
         return (torch.arange(len(starts_S)) - starts_S).to(device)
 
-    def rotation(self, angles: torch.Tensor, dtype: torch.dtype) -> Rotation:
+    def rotation(self, table: torch.Tensor, dtype: torch.dtype) -> Rotation:
         """Cosines and sines along the line, made once for all layers.
 
         Args:
-            angles: of all positions up to the longest row's last, as Megatron has them:
-                `[S, 1, 1, head_dim]`, the two halves alike.
+            table: of all positions up to the longest row's last, as `Rotary` has them: `[S, 1, 1, head_dim]`.
             dtype: of queries and keys.
         """
         if dtype not in self._rotations:
-            cos, sin = rotation_of(angles, dtype)
-            positions = self.positions(angles.device)
+            cos, sin = rotation_of(table, dtype)
+            positions = self.positions(table.device)
             self._rotations[dtype] = cos[positions], sin[positions]
         return self._rotations[dtype]
 
@@ -96,7 +95,7 @@ def rows_side_by_side(length: int, count: int) -> Rows:
     return Rows(torch.arange(count), torch.full((count,), length), count, length)
 
 
-def rotation_of(angles: torch.Tensor, dtype: torch.dtype) -> Rotation:
-    """Cosines and sines of Megatron's angles, `[S, 1, 1, head_dim]`: `[S, head_dim / 2]` each."""
-    half = angles[:, 0, 0, : angles.shape[-1] // 2]
-    return half.cos().to(dtype), half.sin().to(dtype)
+def rotation_of(table: torch.Tensor, dtype: torch.dtype) -> Rotation:
+    """What lies side by side in `Rotary`'s table, `[S, 1, 1, head_dim]`: `[S, head_dim / 2]` each."""
+    cos, sin = table[:, 0, 0].to(dtype).chunk(2, dim=-1)
+    return cos, sin

@@ -15,7 +15,7 @@ from rs_aligner.commands import machine
 from rs_aligner.commands.fitting import Fit, Room
 from rs_aligner.config import TrainRSConfig
 from rs_aligner.model.activations import Lengths
-from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.architecture import Architecture, Rope
 from rs_aligner.record.room import memory_limit
 from tests.config.leaf_rows import tree_of
 from tests.config.leaf_table import TABLE
@@ -33,8 +33,7 @@ EIGHT = Architecture(
     intermediate_size=14336,
     max_positions=8192,
     norm_eps=1e-5,
-    rope_theta=5e5,
-    rope_scaling_factor=None,
+    rope=Rope(theta=5e5),
     tied_embeddings=False,
 )
 LENGTHS = Lengths(longest=2048, shortest=300, learnt=1024, prompts=512, prompt=1024)

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from rs_aligner.config.layout import model_positions
-from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.architecture import Architecture, Rope
 from rs_aligner.model.families.registry import read_architecture
 from tests.tiny import FAMILIES, LLAMA3_ROPE
+
+LLAMA3 = Rope(500000.0, "llama3", 8.0, original_positions=8192, slow=1.0, fast=4.0)
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
 def config_of(family: str) -> dict[str, Any]:
@@ -27,9 +30,9 @@ def read(folder: Path, config: dict[str, Any]) -> Architecture:
 @pytest.mark.parametrize(
     ("family", "expected"),
     [
-        ("llama", {"tied_embeddings": True, "rope_scaling_factor": None, "head_dim": 8, "qkv_bias": False}),
-        ("llama3", {"tied_embeddings": False, "rope_scaling_factor": 8.0, "rope_theta": 500000.0}),
-        ("mistral", {"head_dim": 16, "tied_embeddings": False, "rope_theta": 10000.0}),
+        ("llama", {"tied_embeddings": True, "rope": Rope(), "head_dim": 8, "qkv_bias": False}),
+        ("llama3", {"tied_embeddings": False, "rope": LLAMA3}),
+        ("mistral", {"head_dim": 16, "tied_embeddings": False, "rope": Rope()}),
         ("qwen2", {"qkv_bias": True, "qk_norm": False, "tied_embeddings": True}),
         ("qwen3", {"qkv_bias": False, "qk_norm": True, "head_dim": 16}),
     ],
@@ -53,7 +56,7 @@ def test_configs_of_older_transformers_are_read_the_same(tmp_path: Path) -> None
     old = {key: value for key, value in plain.items() if key != "rope_parameters"}
     assert read(tmp_path, {**old, "rope_theta": 10000.0, "rope_scaling": None}) == read(tmp_path, plain)
     linear = {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 4}}
-    assert read(tmp_path, {**old, **linear}).rope_interpolation == 4.0
+    assert read(tmp_path, {**old, **linear}).rope == Rope(5.0, "linear", 4.0)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +68,16 @@ def test_configs_of_older_transformers_are_read_the_same(tmp_path: Path) -> None
         ("qwen2", {"sliding_window": 48, "use_sliding_window": False}, 128),
         ("qwen2", {"sliding_window": 48, "use_sliding_window": True}, 48),
         ("qwen3", {"sliding_window": 48, "use_sliding_window": True}, 48),
+        ("llama", {"rope_parameters": YARN}, 128),
+        ("llama", {"rope_parameters": {**YARN, "factor": 8}}, 256),
+        ("llama", {"rope_parameters": {**YARN, "factor": 2}}, 128),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 3}}, 384),
+        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 1.5}}, 192),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, 128),
+        ("llama3", {}, 16384),
     ],
 )
-def test_a_model_with_a_window_is_used_for_sequences_within_it(
+def test_a_model_is_used_for_sequences_within_its_window_and_as_far_as_scaling_takes_it(
     tmp_path: Path, family: str, change: dict[str, Any], positions: int
 ) -> None:
     assert read(tmp_path, {**config_of(family), **change}).max_positions == positions
@@ -85,15 +95,31 @@ def test_a_model_with_a_window_is_used_for_sequences_within_it(
         ("mistral", {"attention_bias": True}, ["attention_bias", "True", "False"]),
         ("llama", {"attention_bias": "yes"}, ["attention_bias", "'yes'", "True or False"]),
         ("llama", {"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["rope_type", "'yarn'"]),
-        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, ["rope_type", "'dynamic'"]),
+        ("llama", {"rope_parameters": {"rope_type": "longrope"}}, ["rope_type", "'longrope'", "'yarn'"]),
+        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, ["factor None", "dynamic"]),
+        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, ["factor None", "yarn", "1 or more"]),
+        ("llama", {"rope_parameters": {**YARN, "beta_slow": 32}}, ["beta_fast 32", "yarn", "above 32"]),
+        ("llama", {"rope_parameters": {**YARN, "attention_factor": 0}}, ["attention_factor 0", "above 0"]),
+        ("llama", {"rope_parameters": {**YARN, "truncate": "no"}}, ["truncate 'no'", "True or False"]),
+        (
+            "llama",
+            {"rope_parameters": {**YARN, "original_max_position_embeddings": 32.5}},
+            ["original_max_position_embeddings 32.5", "a number of tokens"],
+        ),
+        ("llama", {"rope_parameters": {**YARN, "low_freq_factor": 1.0}}, ["low_freq_factor", "beta_fast"]),
+        ("llama", {"rope_parameters": {"full_attention": {}}}, ["full_attention", "default", "none"]),
+        ("llama", {"rope_parameters": {**YARN, "partial_rotary_factor": 0.5}}, ["partial_rotary_factor 0.5"]),
+        ("llama", {"rope_scaling": "yarn"}, ["rope_scaling 'yarn'", "an object or null"]),
+        ("llama", {"rope_parameters": {"rope_type": ["yarn"]}}, ["rope_type ['yarn']", "'linear'"]),
+        ("llama", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor 0.5", "1.0"]),
+        ("llama", {"rope_parameters": {"rope_theta": "1e4"}}, ["rope_theta '1e4'", "above 1"]),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, ["factor None", "linear"]),
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, ["factor 0.5", "linear"]),
-        ("llama3", {"rope_parameters": {**LLAMA3_ROPE, "low_freq_factor": 2.0}}, ["low_freq_factor", "2.0"]),
+        ("llama3", {"rope_parameters": {**LLAMA3_ROPE, "low_freq_factor": None}}, ["low_freq_factor None"]),
         (
             "llama3",
-            {"rope_parameters": {**LLAMA3_ROPE, "original_max_position_embeddings": 4096}},
-            ["original_max_position_embeddings", "4096", "8192"],
+            {"rope_parameters": {**LLAMA3_ROPE, "high_freq_factor": 1}},
+            ["high_freq_factor 1", "1 is"],
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

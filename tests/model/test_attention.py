@@ -35,9 +35,14 @@ def config(dim: int) -> Any:
 
 
 def angles(length: int, dim: int) -> torch.Tensor:
-    """As Megatron has them: `[S, 1, 1, dim]`."""
-    half = torch.outer(torch.arange(length).double(), 100.0 ** (-torch.arange(0, dim, 2).double() / dim))
-    return torch.cat([half, half], -1)[:, None, None]
+    """Of pairs: `[S, dim / 2]`."""
+    return torch.outer(torch.arange(length).double(), 100.0 ** (-torch.arange(0, dim, 2).double() / dim))
+
+
+def table(length: int, dim: int) -> torch.Tensor:
+    """Cosines and sines side by side: float32 `[S, 1, 1, dim]`."""
+    half = angles(length, dim).float()
+    return torch.cat([half.cos(), half.sin()], -1)[:, None, None]
 
 
 def plain(mixed: torch.Tensor, lengths: tuple[int, ...], dim: int) -> torch.Tensor:
@@ -45,7 +50,7 @@ def plain(mixed: torch.Tensor, lengths: tuple[int, ...], dim: int) -> torch.Tens
     found = []
     for row in mixed[:, 0].split(lengths):
         length, groups, size = row.shape
-        turn = angles(length, dim)[:, 0, 0]
+        turn = angles(length, dim).repeat(1, 2)
 
         def rotated(x: torch.Tensor, turn: torch.Tensor = turn) -> torch.Tensor:
             first, second = x.chunk(2, -1)
@@ -121,7 +126,7 @@ def test_attention_along_a_line_is_that_of_its_rows_alone(
         attention.varlen = varlen
     torch.manual_seed(0)
     mixed = torch.randn(sum(lengths), 1, groups, (per_group + 2) * dim)
-    turn = angles(max(lengths), dim).float()
+    turn = table(max(lengths), dim)
     line = Line.of(lengths)
     expected = outcome(lambda x: plain(x, lengths, dim), mixed.double())
     assert_near(outcome(lambda x: attention((x,), turn, line), mixed), expected)
@@ -138,7 +143,7 @@ def test_attention_of_padded_rows_side_by_side_is_that_of_each_alone(way: str) -
         attention.kernels = None
     torch.manual_seed(0)
     mixed = torch.randn(21, 3, 2, 4 * 8)
-    found = outcome(lambda x: attention((x,), angles(21, 8).float(), None), mixed)
+    found = outcome(lambda x: attention((x,), table(21, 8), None), mixed)
     expected = outcome(
         lambda x: torch.cat([plain(row, (21,), 8) for row in x.split(1, 1)], 1), mixed.double()
     )
@@ -152,7 +157,7 @@ def test_a_number_that_is_not_finite_is_not_hidden() -> None:
         for value in (torch.nan, torch.inf):
             mixed = torch.zeros(5, 1, 1, 24)
             mixed[0, 0, 0, 8 * place] = value
-            out = attention((mixed,), angles(5, 8).float(), Line.of((5,)))
+            out = attention((mixed,), table(5, 8), Line.of((5,)))
             assert not out[0].isfinite().all()
             assert not out.isfinite().all()
     kernels = native.load(8)
@@ -164,7 +169,7 @@ def test_a_number_that_is_not_finite_is_not_hidden() -> None:
 def test_threads_change_no_bit() -> None:
     attention, before = RotaryAttention(config(8)), torch.get_num_threads()
     mixed = torch.randn(120, 1, 4, 32)
-    line, turn = Line.of((50, 60, 10)), angles(60, 8).float()
+    line, turn = Line.of((50, 60, 10)), table(60, 8)
     found = []
     try:
         for threads in (1, 3):
@@ -212,7 +217,7 @@ def test_without_a_compiler_torch_does_it(tmp_path: Any, monkeypatch: pytest.Mon
         attention = RotaryAttention(config(8))
         assert attention.kernels is None
         mixed = torch.randn(9, 1, 2, 24)
-        out = attention((mixed,), angles(5, 8).float(), Line.of((4, 5)))
+        out = attention((mixed,), table(5, 8), Line.of((4, 5)))
         assert_near([out], [plain(mixed.double(), (4, 5), 8)])
         # A config of which nothing else is read.
         assert native.kernels_of(SimpleNamespace(use_cpu_initialization=False)) is None  # type: ignore[arg-type]  # a stand-in

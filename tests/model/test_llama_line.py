@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
-from rs_aligner.model.architecture import MLP_BIAS, PROJECTION_BIAS
+from rs_aligner.model.architecture import MLP_BIAS, PROJECTION_BIAS, Rope
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
@@ -35,6 +36,18 @@ pytestmark = pytest.mark.timeout(120)
 WINDOW = 48
 WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
+SHORT = {**SIZES, "max_position_embeddings": 32}
+DECLARED: dict[str, Any] = {"attention_factor": 1.3, "beta_fast": 4, "beta_slow": 0.5, "truncate": False}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 64,
+    "low_freq_factor": 0.5,
+    "high_freq_factor": 8.0,
+}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 CASES: dict[str, Callable[[], Any]] = {
     "mistral with a window": lambda: transformers.MistralConfig(**SIZES, sliding_window=WINDOW),
     "qwen2 with a window": lambda: transformers.Qwen2Config(**SIZES, **WINDOWED),
@@ -44,6 +57,17 @@ CASES: dict[str, Callable[[], Any]] = {
     "llama with biases in MLPs": lambda: transformers.LlamaConfig(**SIZES, mlp_bias=True),
     "qwen3 with biases": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, attention_bias=True),
     "qwen2 with linear scaling": lambda: transformers.Qwen2Config(**SIZES, rope_parameters=LINEAR),
+    "llama with yarn scaling": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=YARN),
+    "qwen2 with yarn scaling beyond its positions": lambda: transformers.Qwen2Config(
+        **SHORT, rope_parameters=YARN
+    ),
+    "qwen3 with declared yarn scaling": lambda: transformers.Qwen3Config(
+        **SIZES, head_dim=16, rope_parameters={**YARN, **DECLARED}
+    ),
+    "llama with llama3 scaling of its own": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+    "mistral with a dynamic rope_type": lambda: transformers.MistralConfig(
+        **SIZES, sliding_window=None, rope_parameters=DYNAMIC
+    ),
 }
 
 
@@ -107,7 +131,8 @@ def test_beyond_its_window_a_model_would_be_another_one(
 
 @pytest.mark.parametrize("folder", [name for name in CASES if "scaling" in name], indirect=True)
 def test_without_its_scaling_a_model_would_be_another_one(model: GPTModel, folder: Path, rt: Runtime) -> None:
-    arch = replace(read_architecture(folder), rope_interpolation=None)
+    arch = read_architecture(folder)
+    arch = replace(arch, rope=Rope(theta=arch.rope.theta))
     plain = build_model(arch, transformer_config(arch, rt, dtype=torch.float32), rt).eval()
     huggingface.load_weights(folder, plain, arch, rt)
     tokens = tokens_of(20)
@@ -169,6 +194,33 @@ def test_greedy_decoding_gives_the_tokens_of_the_full_forward(
         assert list(rollout.token_ids) == tokens[-16:]
 
 
+def rope_in(folder: Path) -> dict[str, Any]:
+    """What a config.json says of rotary positions, in whichever spelling."""
+    config = json.loads((folder / "config.json").read_text())
+    keys = ("rope_parameters", "rope_scaling", "rope_theta", "max_position_embeddings")
+    return {key: config[key] for key in keys if key in config}
+
+
+@pytest.mark.parametrize("folder", [name for name in CASES if "scaling" in name], indirect=True)
+def test_the_spelling_of_transformers_4_is_the_same_model_and_is_kept(
+    model: GPTModel, reference: torch.nn.Module, folder: Path, rt: Runtime, tmp_path: Path
+) -> None:
+    old = shutil.copytree(folder, tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    scaling = config.pop("rope_parameters")
+    config |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
+    scaling["type"] = scaling.pop("rope_type")
+    (old / "config.json").write_text(json.dumps(config))
+    arch = read_architecture(old)
+    assert arch == read_architecture(folder)
+    huggingface.save_weights(tmp_path / "out", model, arch, rt, old)
+    assert rope_in(tmp_path / "out") == rope_in(old)
+    assert rope_in(old)["rope_scaling"] == scaling
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens_of(100)).logits, reference(tokens_of(100)).logits)
+
+
 def test_what_was_written_is_what_was_read_to_the_bit(
     model: GPTModel, reference: torch.nn.Module, folder: Path, rt: Runtime, tmp_path: Path
 ) -> None:
@@ -178,6 +230,7 @@ def test_what_was_written_is_what_was_read_to_the_bit(
     assert set(after) == set(before)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert read_architecture(tmp_path / "out") == arch
+    assert rope_in(tmp_path / "out") == rope_in(folder)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(loaded(tokens_of(100)).logits, reference(tokens_of(100)).logits)
@@ -193,3 +246,37 @@ def test_a_length_beyond_the_window_is_told_by_its_key() -> None:
     assert "sliding_window" in str(told)
     plain = json.loads(FAMILIES["mistral"]().to_json_string(use_diff=False))
     assert not [*config.misfits("model", plain)]
+
+
+@pytest.mark.parametrize(
+    ("case", "longest", "words"),
+    [
+        ("llama with yarn scaling", 128, "at most 128 positions"),
+        ("qwen2 with yarn scaling beyond its positions", 128, "at most 128 positions"),
+        ("llama with llama3 scaling of its own", 128, "at most 128 positions"),
+        ("mistral with a dynamic rope_type", 128, "dynamic rope_type makes another model for each length"),
+    ],
+)
+def test_a_sequence_may_be_as_long_as_scaling_makes_it(case: str, longest: int, words: str) -> None:
+    made = json.loads(CASES[case]().to_json_string(use_diff=False))
+    for length in (longest, longest + 1):
+        config = ModelBase.model_validate(
+            {"encoder_seq_length": length, "data": {"data_prefix": {"train": "x"}}}
+        )
+        told = [*config.misfits("model", made)]
+        assert bool(told) == (length > longest)
+        assert all("model.encoder_seq_length is 129: " in one and words in one for one in told)
+
+
+def test_a_dynamic_model_would_be_another_one_beyond_its_positions() -> None:
+    """What the limit is for: transformers' own changes there."""
+    torch.manual_seed(1)
+    config = CASES["mistral with a dynamic rope_type"]()
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    rotary = model.model.rotary_emb
+    before = rotary.inv_freq.clone()
+    with torch.no_grad():
+        model(tokens_of(128))
+        assert torch.equal(rotary.inv_freq, before)
+        model(tokens_of(129))
+        assert not torch.equal(rotary.inv_freq, before)

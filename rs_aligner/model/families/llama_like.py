@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rs_aligner.config.layout import positions_of
 from rs_aligner.model.architecture import PROJECTION_BIAS, QKV_BIAS, Architecture
 from rs_aligner.model.families.base import SCORE, Config, Family, Only, Part, Parts, has_value_head
+from rs_aligner.model.families.rope import read_rope
 from rs_aligner.model.layouts import COLUMNS, GATED, REPLICATED, ROWS, grouped_qkv
 
 if TYPE_CHECKING:
@@ -35,11 +36,6 @@ _REQUIRED = (
     "max_position_embeddings",
 )
 _SHARED = (Only("hidden_act", ("silu",), absent="silu"),)
-_LLAMA3_ROPE = (
-    Only("low_freq_factor", (1.0,)),
-    Only("high_freq_factor", (4.0,)),
-    Only("original_max_position_embeddings", (8192,)),
-)
 
 
 def llama_like(
@@ -85,15 +81,10 @@ def _read(
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} must be set to a whole number")
     Only("quantization_config", (None,)).check(path, config)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    Only("rope_type", ("default", "linear", "llama3")).check(path, {"rope_type": rope_type})
+    rope = read_rope(path, config)
     for one in (*_SHARED, *only, *(Only(key, (True, False), absent=False) for key in switches)):
         one.check(path, config)
     switched = (more for key, more in switches.items() if config.get(key))
-    if rope_type == "llama3":
-        for one in _LLAMA3_ROPE:
-            one.check(path, rope)
     window, positions = config.get("sliding_window"), positions_of(config)
     if not isinstance(window, int | None) or positions is None or positions < 1:
         raise ValueError(f"{path}: sliding_window {window!r} is not supported; null or a number of tokens is")
@@ -110,20 +101,11 @@ def _read(
         intermediate_size=config["intermediate_size"],
         max_positions=positions,
         norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-        rope_scaling_factor=float(rope["factor"]) if rope_type == "llama3" else None,
-        rope_interpolation=_interpolation(path, rope) if rope_type == "linear" else None,
+        rope=rope,
         tied_embeddings=bool(config.get("tie_word_embeddings", False)) and not value_head,
         features=features.union(*switched),
         value_head=value_head,
     )
-
-
-def _interpolation(path: Path, rope: Config) -> float:
-    factor = rope.get("factor")
-    if isinstance(factor, int | float) and factor >= 1:
-        return float(factor)
-    raise ValueError(f"{path}: factor {factor!r} of a linear rope_type is not supported; 1 or more is")
 
 
 def _layer(arch: Architecture) -> Parts:
@@ -213,10 +195,4 @@ def _norm() -> type[torch.nn.Module]:
 
 
 def _gpt(arch: Architecture) -> dict[str, Any]:
-    return {
-        "position_embedding_type": "rope",
-        "rotary_base": arch.rope_theta,
-        "seq_len_interpolation_factor": arch.rope_interpolation,
-        "rope_scaling": arch.rope_scaling_factor is not None,
-        "rope_scaling_factor": arch.rope_scaling_factor or 8.0,
-    }
+    return {"position_embedding_type": "rope"}
