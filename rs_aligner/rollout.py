@@ -101,6 +101,8 @@ class TrainingRow:
         sampled_log_probs: of the response tokens under the policy that sampled them, for importance ratios;
             empty for none.
         reference_log_probs: the same under the starting policy, for a KL term; empty for none.
+        decoder_log_probs: as the decoder noted them with the weights that the policy has, to be compared with
+            the trainer's; empty for none. Nothing is learnt from them, and rows are equal whatever they are.
     """
 
     prompt: tuple[int, ...]
@@ -108,6 +110,7 @@ class TrainingRow:
     weight: float = 1.0
     sampled_log_probs: tuple[float, ...] = ()
     reference_log_probs: tuple[float, ...] = ()
+    decoder_log_probs: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)

@@ -9,6 +9,7 @@ whole batch, and reading the files of supervised rows (see `rs_aligner.data`). N
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,7 +56,11 @@ def advantages(
 
 
 def training_rows(
-    groups: Sequence[Group], selection: Selection, config: ObjectiveConfig
+    groups: Sequence[Group],
+    selection: Selection,
+    config: ObjectiveConfig,
+    *,
+    version: int | None = None,
 ) -> list[TrainingRow]:
     """The kept rollouts in (prompt, rollout) order, each with its weight.
 
@@ -66,6 +71,7 @@ def training_rows(
         groups: of the step; they may differ in size.
         selection: its `keep` is `[P, N_max]`; what stands beyond a group's size is not looked at.
         config: the objective.
+        version: of the policy: rows that it sampled bring what its decoder noted; None where none did.
 
     Raises:
         ValueError: a rollout lacks the log-probabilities that clipped ratios need.
@@ -76,6 +82,7 @@ def training_rows(
             rollout.token_ids,
             weight,
             _sampled(rollout) if config.clip is not None else (),
+            decoder_log_probs=_noted(rollout) if rollout.policy_version == version else (),
         )
         for group, rollout, weight in _kept(groups, selection, config)
         if _has_signal(weight, config)
@@ -181,3 +188,9 @@ def _sampled(rollout: Rollout) -> tuple[float, ...]:
             f"{len(rollout.token_ids)} tokens; set clip to null for rollouts that came without"
         )
     return rollout.log_probs
+
+
+def _noted(rollout: Rollout) -> tuple[float, ...]:
+    """Of each token; none where they are not whole, since there is nothing to compare then."""
+    is_whole = len(rollout.log_probs) == len(rollout.token_ids) and all(map(math.isfinite, rollout.log_probs))
+    return rollout.log_probs if is_whole else ()

@@ -51,6 +51,7 @@ class MicroBatch:
         sampled: float32 `[B, R]`, log-probabilities under the policy that sampled, NaN wherever there is
             none; None where no row has them.
         reference: the same under the reference policy.
+        noted: the same as the decoder noted them, to be compared.
         reference_logits: float32 `[N, V_rank]`, this rank's columns of that policy's logits; None where no
             term of the objective needs them.
     """
@@ -63,6 +64,7 @@ class MicroBatch:
     weights: torch.Tensor | None = None
     sampled: torch.Tensor | None = None
     reference: torch.Tensor | None = None
+    noted: torch.Tensor | None = None
     reference_logits: torch.Tensor | None = None
 
     @property
@@ -178,6 +180,7 @@ def collate(rows: Sequence[TrainingRow], multiple: int) -> MicroBatch:
         weights if sampled is not None or (weights != 1).any() else None,
         sampled,
         _aligned(rows, "reference_log_probs", longest),
+        _aligned(rows, "decoder_log_probs", longest),
     )
 
 

@@ -32,6 +32,7 @@ from rs_aligner.policy.adam_states import whose
 from rs_aligner.policy.added_up import with_gradients
 from rs_aligner.policy.batches import MicroBatch, Split, denominator, micro_batches
 from rs_aligner.policy.logits import as_logits, predictions, run_line
+from rs_aligner.policy.mismatch import Mismatch
 from rs_aligner.policy.offload import NOTHING, Offload, Offloading
 from rs_aligner.policy.outcome import NotFinite, StepStats
 from rs_aligner.policy.stops import stoppable
@@ -106,6 +107,11 @@ class BaseTrainer:
         """What the lengths of lines must be multiples of."""
         return self.runtime.tp_size if self.config.sequence_parallel else 1
 
+    @property
+    def _has_sums(self) -> bool:
+        """Whether this rank brings what it read off its replica's last stage."""
+        return self.runtime.is_last_stage and self.runtime.tp_rank == 0
+
     def _use_threads(self, tokens: int) -> None:
         """Torch's threads for micro-batches of so many tokens at most; the first such number is told."""
         used, most = self.runtime.use_threads(self.ddp, tokens), self.runtime.threads.most
@@ -165,8 +171,7 @@ class BaseTrainer:
             micro_batch_size=1,  # a line
             forward_only=False,
         )
-        mine = self.runtime.is_last_stage and self.runtime.tp_rank == 0
-        sums = torch.stack(found).sum(0) if mine else torch.zeros(num_sums, device=device)
+        sums = torch.stack(found).sum(0) if self._has_sums else torch.zeros(num_sums, device=device)
         # Squares that do not fit into float32 make a norm that does not, by which clipping would divide.
         squares = sum(buffer.grad_data.norm().float() ** 2 for buffer in self.ddp.buffers)
         total = torch.cat([sums, torch.as_tensor(squares, device=device).to(sums.dtype)[None]])
@@ -230,7 +235,8 @@ class Trainer(BaseTrainer):
     ) -> tuple[float, dict[str, float]]:
         """Leave the global batch's gradient in the parameters' `main_grad`; return its loss and figures.
 
-        Which figures there are is decided by the whole batch, so that all ranks add up the same ones.
+        Which figures there are is decided by the whole batch, so that all ranks add up the same ones. The
+        decoder's log-probabilities are compared as long as no weight has moved since it noted them.
 
         Raises:
             ValueError: rows that a term cannot be applied to as it is set.
@@ -244,8 +250,13 @@ class Trainer(BaseTrainer):
             if self.with_starting_logits is None:
                 raise ValueError("a term needs the starting policy: build the policy with keep_start=True")
             batches = self.with_starting_logits(batches)
+        mismatch = Mismatch([] if self.moved else rows, self.runtime.device)
         added = partial(
-            self._added, counts=counts, divisor=denominator(rows, normalization), normalization=normalization
+            self._added,
+            mismatch=mismatch,
+            counts=counts,
+            divisor=denominator(rows, normalization),
+            normalization=normalization,
         )
 
         def forward(batch: MicroBatch, model: Any) -> Any:
@@ -256,7 +267,8 @@ class Trainer(BaseTrainer):
             return output, partial(added, batch, needs_logits=needs_logits)
 
         loss, *figures = self.accumulate(batches, forward, num_sums=1 + len(counts))
-        return loss, dict(zip(counts, figures, strict=True))
+        by_name = dict(zip(counts, figures, strict=True))
+        return loss, by_name | mismatch.figures(counts=self._has_sums)
 
     def _added(
         self,
@@ -264,6 +276,7 @@ class Trainer(BaseTrainer):
         output: torch.Tensor,
         *,
         needs_logits: bool,
+        mismatch: Mismatch,
         counts: dict[str, int],
         divisor: int,
         normalization: Normalization,
@@ -282,6 +295,7 @@ class Trainer(BaseTrainer):
             logits,
             None if batch.reference_logits is None else as_logits(batch.by_row(batch.reference_logits)),
         )
+        mismatch.add(inputs.log_probs, batch.noted)
         shares = [term.share(inputs) for term in self.terms]
         loss = reduce(torch.add, [share.loss for share in shares if share.loss is not None])
         figures = {name: value.detach() for share in shares for name, value in share.figures.items()}

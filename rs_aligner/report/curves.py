@@ -166,6 +166,11 @@ _OF_RS: list[Maker] = [
         Line("sampled answers", "kl/to_start"),
         Line("trained rows (KL term)", "kl"),
     ),
+    _figures(
+        Frame("mismatch", "Decoder and trainer: difference of their log-probabilities", "nats a token"),
+        Line("mean", "mismatch/mean"),
+        Line("99 of 100 tokens below", "mismatch/p99"),
+    ),
     _figures(Frame("entropy", "Entropy", "nats a token"), Line("entropy", "entropy")),
     _figures(
         Frame("distinct", "Variety: different n-grams, and duplicates", "share"),

@@ -44,7 +44,9 @@ class Learner:
             Figures of the optimizer steps and of the objective.
         """
         objective, pool = self.rs.objective, self.rs.pool
-        rows = training_rows(candidates.groups, selection, objective)
+        # What was sampled by others, who may have had other weights, tells nothing of this run's decoder.
+        version = None if self.rs.offline else self.policy.version
+        rows = training_rows(candidates.groups, selection, objective, version=version)
         figures = objective_metrics(candidates.groups, selection, objective)
         if objective.kl:
             rows = with_reference(rows, self._reference_log_probs(rows))

@@ -152,8 +152,9 @@ def test_the_figures_do_not_depend_on_the_layout(runs: Runs, layout: str) -> Non
         assert set(one) == set(other)
         for key in one:
             if not key.startswith("time/"):
-                # The distance to the start is 0 at first, give or take a rounding of log-probabilities.
-                least = 1e-6 if key == "kl/to_start" else 0.0
+                # The distance to the start is 0 at first, give or take a rounding of log-probabilities, and
+                # decoder and trainer differ in nothing else.
+                least = 1e-6 if key == "kl/to_start" else 1e-5 if key.startswith("mismatch/") else 0.0
                 assert other[key] == pytest.approx(one[key], rel=1e-4, abs=least), key
 
 

@@ -81,6 +81,12 @@ def test_the_kept_are_better_than_the_mean_of_all(run: Path) -> None:
         assert row["reward/kept_mean"] == pytest.approx(row["reward/best_of_n"])
 
 
+def test_decoder_and_trainer_agree_on_what_is_trained_on(run: Path) -> None:
+    for row in read_metrics(run)[1:]:
+        assert 0 < row["mismatch/mean"] < 1e-4
+        assert row["mismatch/p99"] < 1e-4
+
+
 def test_the_ledger_has_every_rollout(run: Path) -> None:
     for step in (1, 2):
         lines = (run / "rollouts" / f"step_{step:06d}.jsonl").read_text().splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -118,6 +119,24 @@ def test_rows_have_the_samplers_log_probabilities_where_ratios_are_clipped():
     assert [row.sampled_log_probs for row in clipped] == [(-2.0, -0.5)]
     plain = training_rows(GROUPS, keep([1], [], []), ObjectiveConfig(advantage="group"))
     assert [row.sampled_log_probs for row in plain] == [()]
+
+
+def test_rows_bring_what_the_decoder_noted_where_the_policys_version_sampled_them():
+    group, config = group_of(0, [1.0] * 4), ObjectiveConfig()
+    whole = group.rollouts[0]
+    group.rollouts[1] = replace(whole, policy_version=2)
+    group.rollouts[2] = replace(whole, policy_version=2, log_probs=(-1.0,))
+    group.rollouts[3] = replace(whole, policy_version=2, log_probs=(-1.0, -math.inf))
+    every, noted = keep([0, 1, 2, 3]), whole.log_probs
+    assert noted
+
+    def brought(version: int | None) -> list[tuple[float, ...]]:
+        rows = training_rows([group], every, config, version=version)
+        return [row.decoder_log_probs for row in rows]
+
+    assert brought(0) == [noted, (), (), ()]
+    assert brought(2) == [(), noted, (), ()]
+    assert brought(None) == [()] * 4
 
 
 def test_a_rollout_without_log_probabilities_cannot_have_clipped_ratios():

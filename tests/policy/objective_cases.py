@@ -73,6 +73,19 @@ def objective_rows(
     return found
 
 
+def noted_rows(
+    rows: Sequence[TrainingRow], log_probs: Sequence[Sequence[float]]
+) -> tuple[list[TrainingRow], list[float]]:
+    """The rows as a decoder that is off might note them, every third without; and how far off it is."""
+    rng, found, off = random.Random(8), [], []
+    for i, (row, own) in enumerate(zip(rows, log_probs, strict=True)):
+        errors = [rng.uniform(-0.3, 0.3) for _ in own] if i % 3 else []
+        off += map(abs, errors)
+        noted = tuple(value + error for value, error in zip(own, errors, strict=False))
+        found.append(replace(row, decoder_log_probs=noted))
+    return found, off
+
+
 class NoText:
     """A tokenizer for models that have none: no end token, no padding, no text."""
 
@@ -150,6 +163,12 @@ def run_objectives(
             plain, _ = policy.trainer.gradients(rows, split=Split(2))
             grads = weights(policy, lambda parameter: parameter.main_grad)
             found["objective none"] = (plain, grads)
+            noted, _ = noted_rows(rows, own)
+            for size, split in SPLITS.items():
+                loss, figures = policy.trainer.gradients(noted, split=split)
+                grads = weights(policy, lambda parameter: parameter.main_grad)
+                found[f"compared {size}"] = (loss, grads)
+                found[f"mismatch {size}"] = {"figures": figures}
 
     found |= _full_kl(new_policy, weights, rows)
     found["first step"] = {"stats": _first_step(new_policy(OBJECTIVES["clip"]), prompts)}

@@ -6,6 +6,7 @@ for this file and for `test_layouts.py`; the cases are in `objective_cases.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.policy.conftest import FAMILY, LAYOUTS
 from tests.policy.entropy_bonus import BONUS
 from tests.policy.full_kl import WEIGHT
 from tests.policy.layout_program import rows
-from tests.policy.objective_cases import NORMALIZATIONS, OBJECTIVES, SPLITS, objective_rows
+from tests.policy.objective_cases import NORMALIZATIONS, OBJECTIVES, SPLITS, noted_rows, objective_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 KINDS = ("ordinary", "distributed", "bf16")
@@ -168,6 +169,24 @@ def test_an_objective_leaves_plain_rows_as_they_are(layouts: Found, layout: str)
     """To the last bit: against the trainer that knows no objective."""
     loss, grads = layouts[layout]["objective none"]
     plain_loss, plain = layouts[layout]["gradient sequence 2"]
+    assert loss == plain_loss
+    assert all(torch.equal(grads[name], grad) for name, grad in plain.items())
+
+
+@pytest.mark.parametrize("size", SPLITS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_mismatch_is_that_of_all_tokens_however_they_are_split_and_costs_no_bit_of_the_gradient(
+    layouts: Found, hf_model: torch.nn.Module, layout: str, size: str
+) -> None:
+    _, off = noted_rows(rows(), all_log_probs(hf_model))
+    ninety_ninth = sorted(off)[math.ceil(0.99 * len(off)) - 1]
+    assert 20 < len(off) < sum(len(row.response) for row in rows())
+    assert layouts[layout][f"mismatch {size}"]["figures"] == {
+        "mismatch/mean": pytest.approx(sum(off) / len(off), abs=1e-5),
+        "mismatch/p99": pytest.approx(ninety_ninth, rel=0.012),
+    }
+    loss, grads = layouts[layout][f"compared {size}"]
+    plain_loss, plain = layouts[layout][f"gradient sequence {size}"]
     assert loss == plain_loss
     assert all(torch.equal(grads[name], grad) for name, grad in plain.items())
 

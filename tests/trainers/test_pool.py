@@ -508,3 +508,31 @@ def test_a_pool_that_is_trained_on_again_is_no_duplicate_of_itself(run: FakeRun)
     selection = [{"name": "duplicates", "against": "earlier"}]
     (policy,) = run.start(steps=3, selection=selection, pool={"improve_steps": 3})
     assert policy.trained[0] == policy.trained[1] == policy.trained[2]
+
+
+def test_only_rows_that_this_version_sampled_are_compared_with_their_decoder(
+    run: FakeRun, other: FakeRun
+) -> None:
+    """A bank's and those of an earlier step of the cycle had other weights; a file's are of anybody."""
+    (policy,) = run.start(steps=4, epochs=9, pool={"max_staleness": 2}, top_n_rollouts=1)
+    stale = 0
+    for step, rows in enumerate(policy.trained, start=1):
+        kept = [row for row in run.ledger.read(step) if row.kept]
+        noted = [row.log_probs if row.policy_version == step - 1 else () for row in kept]
+        assert sorted(row.decoder_log_probs for row in rows) == sorted(noted)
+        assert any(noted)
+        stale += noted.count(())
+    assert stale
+    (policy,) = other.start(steps=3, interval=None, pool={"improve_steps": 3})
+    assert [all(row.decoder_log_probs for row in rows) for rows in policy.trained] == [True, False, False]
+    assert not any(row.decoder_log_probs for rows in policy.trained[1:] for row in rows)
+
+
+def test_rollouts_of_a_file_are_not_compared_with_this_runs_decoder(run: FakeRun) -> None:
+    groups = [
+        replace(group, rollouts=[replace(r, log_probs=(-1.0,) * len(r.token_ids)) for r in group.rollouts])
+        for group in scored_groups(6)
+    ]
+    (policy,) = run.start(steps=1, interval=None, scored=groups, offline=["unused"])
+    assert policy.trained[0]
+    assert not any(row.decoder_log_probs for row in policy.trained[0])
