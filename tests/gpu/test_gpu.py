@@ -30,15 +30,12 @@ from tests.generation import test_budget as budget
 from tests.generation import test_decoding as decoding
 from tests.generation import test_sharing as sharing
 from tests.generation.conftest import AnyDecoder
+from tests.gpu.conftest import ON_GPU
 from tests.policy.layout_program import NoText, prompts, rows
 from tests.policy.offloaded import bytes_there, life, new, same, sampled, states
 from tests.tiny import save_tiny
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+pytestmark = [*ON_GPU, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -71,11 +68,6 @@ def test_a_gpu_gives_what_plain_torch_gives(tmp_path: Path, dtype: torch.dtype) 
         for _ in range(5):
             trainer.step(rows(), split=Split(2), learning_rate=1e-2)
         assert trainer.gradients(rows(), split=Split(4))[0] < before
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny("llama", tmp_path_factory.mktemp("model") / "llama")
 
 
 @pytest.mark.parametrize("kv_cache_bytes", [None, 400])

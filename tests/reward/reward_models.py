@@ -36,8 +36,8 @@ def token_rows(folder: Path) -> list[list[int]]:
     ]
 
 
-def rewards_by_transformers(folder: Path) -> list[float]:
-    """Their rewards, one row at a time."""
+def rewards_by_transformers(folder: Path, rows: list[list[int]] | None = None) -> list[float]:
+    """The rewards of token ids (of `token_rows`), one row at a time."""
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        return [float(model(torch.tensor([ids])).logits) for ids in token_rows(folder)]
+        return [float(model(torch.tensor([ids])).logits) for ids in rows or token_rows(folder)]
