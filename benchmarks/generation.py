@@ -136,9 +136,9 @@ def memory(quick: bool, out: Path | None) -> None:
         write(out, {"machine": machine(), "quick": quick, "peak_bytes_at_c": found})
 
 
-def on_gpu(repeats: int, out: Path | None) -> None:
+def on_gpu(shapes: list[str], repeats: int, out: Path | None) -> None:
     """The comparison on a CUDA device."""
-    found = {shape: on_device.compare(shape, "gpu", repeats) for shape in ("1b", "8b")}
+    found = {shape: on_device.compare(shape, "gpu", repeats) for shape in shapes}
     for shape, one in found.items():
         print(f"{shape}: hf {one['hf / ours']:.2f}x   limit {one['share of the limit']:.0%}")
     if out:
@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--against", default="hf,hf_forked,megatron,limit,torch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shapes", default="1b,8b", help="with --device cuda")
     parser.add_argument("--memory", action="store_true", help="peak memory of ours and hf instead, at c")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # one side, in a process of its own
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
@@ -168,7 +169,7 @@ def main() -> None:
         memory(args.quick, args.out)
         return
     if args.device == "cuda":
-        on_gpu(args.repeats, args.out)
+        on_gpu(args.shapes.split(","), args.repeats, args.out)
         return
     torch.set_num_threads(1)
     scratch_cache = tempfile.TemporaryDirectory()

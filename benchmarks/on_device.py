@@ -8,6 +8,7 @@ works while the processor waits.
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 import time
@@ -76,13 +77,11 @@ def compare(
         (Path(scratch) / "config.json").write_text(json.dumps(config))
         prompts = torch.randint(3, config["vocab_size"], (num_prompts, prompt_length)).tolist()
         work = Workload(shape, Path(scratch), [tuple(p) for p in prompts], num_rollouts, max_length, None)
-        sides: dict[str, Callable[[], int]] = {
-            "ours": OursAtRandom(work, rt),
-            "hf": HuggingFaceAtRandom(work, rt.device),
+        sides: dict[str, Callable[[], Callable[[], int]]] = {
+            "ours": lambda: OursAtRandom(work, rt),
+            "hf": lambda: HuggingFaceAtRandom(work, rt.device),
         }
-        for side in sides.values():
-            side()  # warms up
-        seconds = {name: [_seconds(side, rt.device) for _ in range(repeats)] for name, side in sides.items()}
+        seconds = {name: _measured(side, rt.device, repeats) for name, side in sides.items()}
         parts = parts_of(read_architecture(work.folder), list(map(len, prompts)), num_rollouts, max_length)
         speeds = bandwidth(rt.device), product_rate(rt.device)
         limits = {name: part.seconds(*speeds) for name, part in parts.items()}
@@ -95,6 +94,18 @@ def compare(
             "hf / ours": median(seconds["hf"]) / median(seconds["ours"]),
             "share of the limit": limit / median(seconds["ours"]),
         }
+
+
+def _measured(make: Callable[[], Callable[[], int]], device: torch.device, repeats: int) -> list[float]:
+    """Seconds of each repeat of a side, which has the device for itself: no room is taken by the other."""
+    side = make()
+    side()  # warms up
+    seconds = [_seconds(side, device) for _ in range(repeats)]
+    del side
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return seconds
 
 
 def bandwidth(device: torch.device) -> float:

@@ -45,7 +45,7 @@ NAVIGATION = {
         "docs/data",
         "docs/chat",
     ],
-    "Running it": ["docs/continuation", "docs/cpu", "docs/scaling", "scripts/slurm/README"],
+    "Running it": ["docs/continuation", "docs/cpu", "docs/scaling", "docs/gpu", "scripts/slurm/README"],
     "Looking at it": ["docs/metrics", "docs/report", "docs/after_a_run"],
     "Reference": ["docs/config", "docs/stability", "CHANGELOG"],
     "Behind it": ["docs/design", "docs/extending", "benchmarks/results/README", "CONTRIBUTING"],
