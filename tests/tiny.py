@@ -63,6 +63,12 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 10000.0,
+}
 FAMILIES = {
     "llama": lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama3": lambda: transformers.LlamaConfig(
@@ -71,7 +77,9 @@ FAMILIES = {
     "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=None, head_dim=16),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False),
-    "biased": lambda: transformers.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "all of llama": lambda: transformers.LlamaConfig(
+        **SIZES, attention_bias=True, mlp_bias=True, rope_parameters=YARN_ROPE
+    ),
 }
 
 

@@ -11,10 +11,9 @@ import pytest
 from rs_aligner.config.layout import model_positions
 from rs_aligner.model.architecture import Architecture, Rope
 from rs_aligner.model.families.registry import read_architecture
-from tests.tiny import FAMILIES, LLAMA3_ROPE
+from tests.tiny import FAMILIES, LLAMA3_ROPE, YARN_ROPE
 
 LLAMA3 = Rope(500000.0, "llama3", 8.0, original_positions=8192, slow=1.0, fast=4.0)
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
 def config_of(family: str) -> dict[str, Any]:
@@ -68,9 +67,9 @@ def test_configs_of_older_transformers_are_read_the_same(tmp_path: Path) -> None
         ("qwen2", {"sliding_window": 48, "use_sliding_window": False}, 128),
         ("qwen2", {"sliding_window": 48, "use_sliding_window": True}, 48),
         ("qwen3", {"sliding_window": 48, "use_sliding_window": True}, 48),
-        ("llama", {"rope_parameters": YARN}, 128),
-        ("llama", {"rope_parameters": {**YARN, "factor": 8}}, 256),
-        ("llama", {"rope_parameters": {**YARN, "factor": 2}}, 128),
+        ("llama", {"rope_parameters": YARN_ROPE}, 128),
+        ("llama", {"rope_parameters": {**YARN_ROPE, "factor": 8}}, 256),
+        ("llama", {"rope_parameters": {**YARN_ROPE, "factor": 2}}, 128),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 3}}, 384),
         ("llama", {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 1.5}}, 192),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, 128),
@@ -98,17 +97,29 @@ def test_a_model_is_used_for_sequences_within_its_window_and_as_far_as_scaling_t
         ("llama", {"rope_parameters": {"rope_type": "longrope"}}, ["rope_type", "'longrope'", "'yarn'"]),
         ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, ["factor None", "dynamic"]),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, ["factor None", "yarn", "1 or more"]),
-        ("llama", {"rope_parameters": {**YARN, "beta_slow": 32}}, ["beta_fast 32", "yarn", "above 32"]),
-        ("llama", {"rope_parameters": {**YARN, "attention_factor": 0}}, ["attention_factor 0", "above 0"]),
-        ("llama", {"rope_parameters": {**YARN, "truncate": "no"}}, ["truncate 'no'", "True or False"]),
+        ("llama", {"rope_parameters": {**YARN_ROPE, "beta_slow": 32}}, ["beta_fast 32", "yarn", "above 32"]),
         (
             "llama",
-            {"rope_parameters": {**YARN, "original_max_position_embeddings": 32.5}},
+            {"rope_parameters": {**YARN_ROPE, "attention_factor": 0}},
+            ["attention_factor 0", "above 0"],
+        ),
+        ("llama", {"rope_parameters": {**YARN_ROPE, "truncate": "no"}}, ["truncate 'no'", "True or False"]),
+        (
+            "llama",
+            {"rope_parameters": {**YARN_ROPE, "original_max_position_embeddings": 32.5}},
             ["original_max_position_embeddings 32.5", "a number of tokens"],
         ),
-        ("llama", {"rope_parameters": {**YARN, "low_freq_factor": 1.0}}, ["low_freq_factor", "beta_fast"]),
+        (
+            "llama",
+            {"rope_parameters": {**YARN_ROPE, "low_freq_factor": 1.0}},
+            ["low_freq_factor", "beta_fast"],
+        ),
         ("llama", {"rope_parameters": {"full_attention": {}}}, ["full_attention", "default", "none"]),
-        ("llama", {"rope_parameters": {**YARN, "partial_rotary_factor": 0.5}}, ["partial_rotary_factor 0.5"]),
+        (
+            "llama",
+            {"rope_parameters": {**YARN_ROPE, "partial_rotary_factor": 0.5}},
+            ["partial_rotary_factor 0.5"],
+        ),
         ("llama", {"rope_scaling": "yarn"}, ["rope_scaling 'yarn'", "an object or null"]),
         ("llama", {"rope_parameters": {"rope_type": ["yarn"]}}, ["rope_type ['yarn']", "'linear'"]),
         ("llama", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor 0.5", "1.0"]),

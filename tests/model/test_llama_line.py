@@ -30,13 +30,12 @@ from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import Prompt, TrainingRow
 from tests.drawing import request_of
 from tests.policy.objective_cases import NoText
-from tests.tiny import FAMILIES, SIZES
+from tests.tiny import FAMILIES, SIZES, YARN_ROPE
 
 pytestmark = pytest.mark.timeout(120)
 WINDOW = 48
 WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
 SHORT = {**SIZES, "max_position_embeddings": 32}
 DECLARED: dict[str, Any] = {"attention_factor": 1.3, "beta_fast": 4, "beta_slow": 0.5, "truncate": False}
 LLAMA3 = {
@@ -57,12 +56,12 @@ CASES: dict[str, Callable[[], Any]] = {
     "llama with biases in MLPs": lambda: transformers.LlamaConfig(**SIZES, mlp_bias=True),
     "qwen3 with biases": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, attention_bias=True),
     "qwen2 with linear scaling": lambda: transformers.Qwen2Config(**SIZES, rope_parameters=LINEAR),
-    "llama with yarn scaling": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=YARN),
+    "llama with yarn scaling": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=YARN_ROPE),
     "qwen2 with yarn scaling beyond its positions": lambda: transformers.Qwen2Config(
-        **SHORT, rope_parameters=YARN
+        **SHORT, rope_parameters=YARN_ROPE
     ),
     "qwen3 with declared yarn scaling": lambda: transformers.Qwen3Config(
-        **SIZES, head_dim=16, rope_parameters={**YARN, **DECLARED}
+        **SIZES, head_dim=16, rope_parameters={**YARN_ROPE, **DECLARED}
     ),
     "llama with llama3 scaling of its own": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3),
     "mistral with a dynamic rope_type": lambda: transformers.MistralConfig(

@@ -48,6 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
     "Qwen2.5": YARN,
     "of a short model": {**YARN, "original_max_position_embeddings": 64, "rope_theta": 10000.0},
     "of a very short model": {**YARN, "original_max_position_embeddings": 4, "rope_theta": 10000.0},
+    "of a model whose ramp has no width": {**YARN, "original_max_position_embeddings": 6, "rope_theta": 1e4},
+    "of a small base": {**YARN, "rope_theta": 10.0},
     "of none": {key: value for key, value in YARN.items() if not key.startswith("original")},
     "without whole bounds": {**YARN, "truncate": False, "beta_fast": 16, "beta_slow": 2.5},
     "with a factor": {**YARN, "attention_factor": 0.7},
@@ -91,8 +93,9 @@ def test_a_key_beside_the_section_counts_as_in_transformers() -> None:
     assert read_rope(Path("config.json"), both).scaling == "linear"
 
 
-def test_the_table_is_made_once_and_begins_alike_for_every_length(rt: Runtime) -> None:
+def test_the_longest_table_is_kept_and_begins_alike_for_every_length(rt: Runtime) -> None:
     rotary = Rotary(Rope(attention_factor=1.5), 8, rt.device)
+    assert rotary(5).shape == (5, 1, 1, 8)
     longer = rotary(20)
     assert longer.shape == (20, 1, 1, 8)
     assert rotary(7).data_ptr() == longer.data_ptr()

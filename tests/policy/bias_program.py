@@ -1,7 +1,7 @@
-"""Run on two ranks by `test_bias_layouts.py`: gradients and greedy tokens of a model with biases everywhere.
+"""Run on two ranks by `test_bias_layouts.py`: a model with biases everywhere, and YaRN.
 
-Usage: `python -m tests.policy.bias_program <folder>`, with a model in `<folder>/model`. Saves what each
-layout gave, by its name.
+Usage: `python -m tests.policy.bias_program <folder>`, with a model in `<folder>/model`. Saves the
+gradients and greedy tokens of each layout, by its name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Biases are in every layout what they are in transformers: counted once, each with its whole gradient."""
+"""Biases and YaRN are in every layout what they are in transformers, each bias with its whole gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("biases")
-    save_tiny("biased", folder / "model")
+    save_tiny("all of llama", folder / "model")
     return folder
 
 
