@@ -23,6 +23,9 @@ ON_TWO_GPUS = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs"),
 ]
+TYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BOUND = {"fp32": 1e-4, "bf16": 0.1}
+"""Of a log-probability; in bf16 it has 8 bits."""
 COPY = pytest.mark.slow
 """Of what is run on a CPU to see that it is right."""
 

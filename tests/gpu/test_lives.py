@@ -23,14 +23,12 @@ from rs_aligner.policy.offload import NOTHING
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import response_log_probs
 from rs_aligner.reward.judges.huggingface import HuggingFaceJudge
+from tests.gpu.conftest import BOUND, TYPE
 from tests.policy.layout_program import rows
 from tests.policy.offloaded import new, same, sampled, states, weights
 from tests.reward.reward_models import rewards_by_transformers, save_reward_model, token_rows
 
 pytestmark = pytest.mark.timeout(300)
-TYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
-BOUND = {"fp32": 1e-4, "bf16": 0.1}
-"""Of a log-probability; in bf16 it has 8 bits."""
 LORA = {"peft_scheme": "lora", "lora_tuning": {"adapter_dim": 2}}
 
 
