@@ -69,6 +69,7 @@ def test_configs_of_older_transformers_are_read_the_same(tmp_path: Path) -> None
         ("qwen3", {"sliding_window": 48, "use_sliding_window": True}, 48),
         ("llama", {"rope_parameters": YARN_ROPE}, 128),
         ("llama", {"rope_parameters": {**YARN_ROPE, "factor": 8}}, 256),
+        ("llama", {"rope_parameters": YARN_ROPE, "original_max_position_embeddings": 64}, 256),
         ("llama", {"rope_parameters": {**YARN_ROPE, "factor": 2}}, 128),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 3}}, 384),
         ("llama", {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 1.5}}, 192),
