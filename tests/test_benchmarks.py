@@ -153,3 +153,10 @@ def test_the_cost_of_answers_is_measured(monkeypatch: pytest.MonkeyPatch, test_d
     found = answers.costs(80)
     assert len(found) == 12
     assert all(figure > 0 for figure in found.values())
+
+
+def test_planned_memory_stands_beside_what_was_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    found = {"one rank": {"lora": {"held": (11 << 10, 10 << 10), "a step": (3 << 20, 4 << 20)}}}
+    line = importlib.import_module("planned_memory").table(found)
+    assert line == "| one rank | lora | 11 / 10 (1.10) | 3,072 / 4,096 (0.75) |"
