@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,7 @@ def main() -> None:
     print("| tests | way | CPU ms a row | rows a second |\n|---|---|---|---|")
     for kind, (program, row) in KINDS.items():
         ways: dict[str, Callable[[int], None]] = {
-            f"code, workers={workers}": lambda number, program=program, row=row, workers=workers: judged(  # type: ignore[misc]
-                program, row, workers, number
-            )
-            for workers in (1, 2)
+            f"code, workers={workers}": partial(judged, program, row, workers) for workers in (1, 2)
         }
 
         def without(number: int, program: str = program, row: dict[str, Any] = row) -> None:

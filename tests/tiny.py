@@ -85,9 +85,14 @@ FAMILIES = {
 
 def save_tiny(family: str, folder: Path, seed: int = 0, *, layers: int | None = None) -> Path:
     """A random model with weights large enough for its logits to differ clearly; returns `folder`."""
-    torch.manual_seed(seed)
     config = FAMILIES[family]()
     config.num_hidden_layers = layers or config.num_hidden_layers
+    return save_random(config, folder, seed)
+
+
+def save_random(config: Any, folder: Path, seed: int = 0) -> Path:
+    """A model of a config with such weights; returns `folder`."""
+    torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -76,7 +76,7 @@ def decode(value: Any, resolve: Callable[[Any], Any] | None = None) -> Any:
 def _encode_rarer(value: Any, refer: Callable[[Any], Any] | None) -> Any:
     for kind, made in _SEQUENCES.items():
         if isinstance(value, made):  # type: ignore[arg-type]  # they are classes
-            return {kind: [encode(item, refer) for item in made.__iter__(value)]}  # type: ignore[attr-defined]
+            return {kind: [encode(item, refer) for item in made.__iter__(value)]}  # type: ignore[attr-defined]  # as above
     if isinstance(value, dict):
         return {"d": [[encode(key, refer), encode(item, refer)] for key, item in dict.items(value)]}
     if isinstance(value, (bytes, bytearray)):

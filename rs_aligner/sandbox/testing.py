@@ -107,7 +107,7 @@ class _Suite:
         if self._cases is not None:
             for number, tree in enumerate(self._trees):
                 code = compile(tree, "test", "exec")
-                mark(number, _passes(lambda code=code: exec(code, space)))  # type: ignore[misc]
+                mark(number, _passes(functools.partial(exec, code, space)))
             return
         exec(compile(self._trees[0], "tests", "exec"), space)
         for number, name in enumerate(self._functions):

@@ -316,7 +316,7 @@ def _read_as_rank(rank: int, gate: Any, files: list[str], policy: Path, folder: 
         time.sleep(0.3)  # the others are at the door by now
         write(*arguments)
 
-    kept.write_items = noted  # type: ignore[assignment]
+    kept.write_items = noted  # type: ignore[assignment]  # notes who writes
     tokenizer = Tokenizer(policy)
     gate.wait(60)
     found = load_prompts(files, tokenizer, max_prompt_length=40)

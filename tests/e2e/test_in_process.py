@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -17,30 +18,34 @@ from tests.tiny import save_tiny_with_tokenizer
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 
-def test_a_run_needs_no_server(tmp_path: Path) -> None:
-    save_tiny_with_tokenizer(tmp_path / "policy")
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"text": f"{n}"}) + "\n" for n in range(8)))
-    (tmp_path / "mine.py").write_text(
-        "def judge(prompts, responses, metadata):\n"
-        "    return [{'reward': len(set(r)), 'length': len(r)} for r in responses]\n"
-    )
-    run = tmp_path / "run"
+def run_with(folder: Path, judge: str, *overrides: str) -> CompletedProcess[str]:
+    """A run of two steps in `folder / "run"`, with a judge's code in `folder / "mine.py"`."""
+    save_tiny_with_tokenizer(folder / "policy")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"text": f"{n}"}) + "\n" for n in range(8)))
+    (folder / "mine.py").write_text(judge)
     done = run_script(
         "train_rs.py",
-        f"exp_manager.explicit_log_dir={run}",
+        f"exp_manager.explicit_log_dir={folder / 'run'}",
         "exp_manager.create_tensorboard_logger=false",
-        f"pretrained_checkpoint.restore_from_path={tmp_path / 'policy'}",
-        f"model.data.data_prefix.train={tmp_path / 'prompts.jsonl'}",
-        *(
-            "model.rs.num_rollout_samples=4",
-            "model.rs.length_params.max_length=8",
-            "model.global_batch_size=4",
-        ),
-        *("trainer.accelerator=cpu", "remote_rm.in_process=true"),
-        f"remote_rm.judge.function={tmp_path / 'mine.py'}:judge",
+        f"pretrained_checkpoint.restore_from_path={folder / 'policy'}",
+        f"model.data.data_prefix.train={folder / 'prompts.jsonl'}",
+        *("model.rs.num_rollout_samples=4", "model.rs.length_params.max_length=8"),
+        *("model.global_batch_size=4", "trainer.accelerator=cpu", "remote_rm.in_process=true"),
+        *overrides,
         timeout=120,
     )
     assert done.returncode == 0, done.stdout
+    return done
+
+
+def test_a_run_needs_no_server(tmp_path: Path) -> None:
+    done = run_with(
+        tmp_path,
+        "def judge(prompts, responses, metadata):\n"
+        "    return [{'reward': len(set(r)), 'length': len(r)} for r in responses]\n",
+        f"remote_rm.judge.function={tmp_path / 'mine.py'}:judge",
+    )
+    run = tmp_path / "run"
     assert [row["rollouts/scored"] for row in read_metrics(run)] == [16, 16]
     for line in Ledger(run / "rollouts").read(1):
         assert line.reward == len(set(line.response))
@@ -53,34 +58,15 @@ def test_a_run_needs_no_server(tmp_path: Path) -> None:
 
 
 def test_what_two_judges_in_one_find_good_is_trained_on(tmp_path: Path) -> None:
-    save_tiny_with_tokenizer(tmp_path / "policy")
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"text": f"{n}"}) + "\n" for n in range(8)))
-    (tmp_path / "mine.py").write_text(
-        "def many(prompts, responses, metadata):\n    return [len(set(r)) for r in responses]\n\n"
-        "def short(prompts, responses, metadata):\n    return [-len(r) for r in responses]\n"
-    )
     run, mine = tmp_path / "run", tmp_path / "mine.py"
-    done = run_script(
-        "train_rs.py",
-        f"exp_manager.explicit_log_dir={run}",
-        f"pretrained_checkpoint.restore_from_path={tmp_path / 'policy'}",
-        f"model.data.data_prefix.train={tmp_path / 'prompts.jsonl'}",
-        *(
-            "model.rs.num_rollout_samples=4",
-            "model.rs.length_params.max_length=8",
-            "model.global_batch_size=4",
-        ),
-        *(
-            "trainer.accelerator=cpu",
-            "exp_manager.report=false",
-            "exp_manager.create_tensorboard_logger=false",
-        ),
+    done = run_with(
+        tmp_path,
+        "def many(prompts, responses, metadata):\n    return [len(set(r)) for r in responses]\n\n"
+        "def short(prompts, responses, metadata):\n    return [-len(r) for r in responses]\n",
+        "exp_manager.report=false",
         "model.rs.selection=[{name: pessimistic, components: [many, short]}]",
-        "remote_rm.in_process=true",
         f"remote_rm.judge.parts={{many: {{function: '{mine}:many'}}, short: {{function: '{mine}:short'}}}}",
-        timeout=120,
     )
-    assert done.returncode == 0, done.stdout
     assert "(the best 1 by the lowest of many and short)" in done.stdout
     ledger = Ledger.existing(run / "rollouts")
     for group in groups_of([row for step in (1, 2) for row in ledger.read(step)]):

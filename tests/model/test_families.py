@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,42 +15,20 @@ from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
-from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.rollout import Prompt
 from tests.drawing import request_of
+from tests.policy.objective_cases import NoText
 from tests.tiny import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.timeout(120)
 NEW_TOKENS = 12
 
 
-class NoText:
-    """A tokenizer for a model that has none."""
-
-    eos_ids: tuple[int, ...] = ()
-
-    def continuation(self, prompt: Sequence[int], response: Sequence[int]) -> str:
-        return ""
-
-
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(request.param, tmp_path_factory.mktemp("families") / request.param)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path, rt: Runtime) -> GPTModel:
-    arch = read_architecture(folder)
-    model = build_model(arch, transformer_config(arch, rt, dtype=torch.float32), rt).eval()
-    huggingface.load_weights(folder, model, arch, rt)
-    return model
-
-
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> torch.nn.Module:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
 def token_ids(*shape: int) -> torch.Tensor:

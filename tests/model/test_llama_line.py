@@ -30,7 +30,7 @@ from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import Prompt, TrainingRow
 from tests.drawing import request_of
 from tests.policy.objective_cases import NoText
-from tests.tiny import FAMILIES, SIZES, YARN_ROPE
+from tests.tiny import FAMILIES, SIZES, YARN_ROPE, save_random
 
 pytestmark = pytest.mark.timeout(120)
 WINDOW = 48
@@ -72,31 +72,7 @@ CASES: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(scope="module", params=CASES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("line")
-    torch.manual_seed(1)
-    model = transformers.AutoModelForCausalLM.from_config(CASES[request.param](), dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.15)
-            else:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path, rt: Runtime) -> GPTModel:
-    arch = read_architecture(folder)
-    model = build_model(arch, transformer_config(arch, rt, dtype=torch.float32), rt).eval()
-    huggingface.load_weights(folder, model, arch, rt)
-    return model
-
-
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> torch.nn.Module:
-    found: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return found
+    return save_random(CASES[request.param](), tmp_path_factory.mktemp("line"), seed=1)
 
 
 def tokens_of(length: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[4]
 sys.path[:0] = [str(ROOT)]
 
 from rs_aligner.reward.judges.code import CodeJudge  # noqa: E402  # after the path
-from tests.reward.judges.code.zoo import ASSERTIONS, RIGHT, ZOO, Mischief  # noqa: E402
+from tests.reward.judges.code.zoo import ASSERTIONS, RIGHT, ZOO, Mischief  # noqa: E402  # after the path
 
 _IS_ARM = platform.machine() == "aarch64"
 _NUMBERS = {
@@ -79,7 +79,7 @@ class Watch:
         for number, user in users.items():
             ancestor: int | None = number
             while ancestor not in (None, 0, os.getpid()):
-                ancestor = parents.get(ancestor)  # type: ignore[arg-type]
+                ancestor = parents.get(ancestor)  # type: ignore[arg-type]  # not None here
             is_ours = ancestor == os.getpid() or (user in own and user != 0)
             if is_ours and number != os.getpid():
                 yield number
@@ -131,7 +131,7 @@ def let_loose(namespaces: str, python: str | None, names: list[str]) -> dict[str
         listener.bind(str(folder / "socket"))
         (folder / "socket").chmod(0o777)
         listener.setblocking(False)
-        judge = CodeJudge(namespaces=namespaces, python=python, workers=2, memory=256)  # type: ignore[arg-type]
+        judge = CodeJudge(namespaces=namespaces, python=python, workers=2, memory=256)  # type: ignore[arg-type]  # a text
         values = {
             "JUDGE": os.getpid(),
             "PORT": server.getsockname()[1],
