@@ -77,10 +77,32 @@ FAMILIES = {
     "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=None, head_dim=16),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False),
+    "mixtral": lambda: transformers.MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
     "all of llama": lambda: transformers.LlamaConfig(
         **SIZES, attention_bias=True, mlp_bias=True, rope_parameters=YARN_ROPE
     ),
 }
+
+
+MIXTURES = ["mixtral"]
+"""Those of them that have experts."""
+
+
+def by_expert(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of a mixture as a folder has them, an expert's each for itself; `transformers` stacks them."""
+    found = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.partition(".mlp.experts.")
+        if kind == "gate_up_proj":
+            for number, expert in enumerate(tensor):
+                for which, part in zip(("w1", "w3"), expert.chunk(2), strict=True):
+                    found[f"{layer}.block_sparse_moe.experts.{number}.{which}.weight"] = part
+        elif kind == "down_proj":
+            for number, expert in enumerate(tensor):
+                found[f"{layer}.block_sparse_moe.experts.{number}.w2.weight"] = expert
+        else:
+            found[name.replace(".mlp.", ".block_sparse_moe.")] = tensor
+    return found
 
 
 def save_tiny(family: str, folder: Path, seed: int = 0, *, layers: int | None = None) -> Path:

@@ -135,6 +135,8 @@ class Network:
             qkv = torch.cat([attention.q_layernorm(query), attention.k_layernorm(key), value], dim=-2)
         rotate(qkv, self.group + 1, cos, sin)
         self._add(hidden, attend(number, qkv).reshape(*hidden.shape[:-1], -1), attention.linear_proj)
+        if self.arch.experts is not None:
+            return hidden.add_(mlp.mixed(norm(hidden)))
         gate, up = functional.linear(norm(hidden), mlp.linear_fc1.weight, mlp.linear_fc1.bias).chunk(2, -1)
         return self._add(hidden, functional.silu(gate).mul_(up), mlp.linear_fc2)
 

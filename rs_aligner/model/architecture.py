@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 QKV_BIAS, QK_NORM = "qkv_bias", "qk_norm"
 PROJECTION_BIAS, MLP_BIAS = "projection_bias", "mlp_bias"
+EXPERTS = "experts"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,23 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """What a mixture of experts has in the place of an MLP.
+
+    Attributes:
+        number: of a layer.
+        per_token: those that a token goes to.
+        size: of each, inside (a config's `intermediate_size`, or `moe_intermediate_size`).
+        normalises: whether what the chosen ones count adds up to 1.
+    """
+
+    number: int
+    per_token: int
+    size: int
+    normalises: bool = True
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Sizes and switches of a decoder (names as in Hugging Face configs).
 
@@ -47,6 +65,7 @@ class Architecture:
         max_positions: the longest sequence; the window of a model with one, where that is shorter.
         rope: its rotary positions.
         value_head: whether a linear head of one output, `score.weight`, takes the place of the output layer.
+        experts: what its layers have in the place of MLPs, if it is a mixture.
     """
 
     family: str
@@ -63,6 +82,7 @@ class Architecture:
     tied_embeddings: bool
     features: frozenset[str] = frozenset()
     value_head: bool = False
+    experts: Experts | None = None
 
     @property
     def qkv_bias(self) -> bool:

@@ -51,6 +51,10 @@ def transformer_config(
             raise ValueError(
                 f"model.tensor_model_parallel_size={parts} does not divide the model's {name}, {size}"
             )
+    if arch.experts is not None and runtime.tp_size > 1:
+        raise ValueError(
+            f"model.tensor_model_parallel_size={runtime.tp_size} is not supported for {arch.family}; 1 is"
+        )
     if arch.num_layers % runtime.pp_size:
         raise ValueError(
             f"model.pipeline_model_parallel_size={runtime.pp_size} does not divide the model's "

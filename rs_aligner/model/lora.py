@@ -182,8 +182,10 @@ def _merged(linear: Any) -> torch.Tensor:
 def _linears(model: GPTModel) -> Iterator[tuple[int, str, Any]]:
     """This rank's linear layers: number of the layer on this rank, name in it, Megatron's module."""
     for number, layer in enumerate(model.decoder.layers):
+        modules = dict(layer.named_modules())
         for name in LINEARS:
-            yield number, name, layer.get_submodule(name)
+            if name in modules:  # a mixture's experts are none of them
+                yield number, name, modules[name]
 
 
 def attach(model: GPTModel, arch: Architecture, runtime: Runtime, spec: LoraSpec, seed: int) -> Adapters:
@@ -204,7 +206,7 @@ def attach(model: GPTModel, arch: Architecture, runtime: Runtime, spec: LoraSpec
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(arch.value_head and name.startswith("output_layer."))
     family, matrices = family_of(arch), projections(arch)
-    layouts = {name: family.layer(arch)[f"{name}.weight"].layout for name in LINEARS}
+    layouts = {name: family.layer(arch)[f"{name}.weight"].layout for name in matrices}
     first = runtime.pp_rank * (arch.num_layers // runtime.pp_size)
     for number, name, linear in _linears(model):
         by_rows = hasattr(linear, "input_is_parallel")

@@ -63,6 +63,7 @@ def projections(arch: Architecture) -> dict[str, dict[str, tuple[int, ...]]]:
             name.removesuffix(".weight"): shape for name, shape in layer[f"{linear}.weight"].tensors.items()
         }
         for linear in LINEARS
+        if f"{linear}.weight" in layer
     }
 
 
@@ -74,17 +75,18 @@ def resolve(names: Iterable[str], arch: Architecture) -> tuple[str, ...]:
     """
     by_linear = projections(arch)
     everything = [name for matrices in by_linear.values() for name in matrices]
+    groups = {name: [linear for linear in group if linear in by_linear] for name, group in _GROUPS.items()}
     wanted: set[str] = set()
     for name in names:
-        if name in _GROUPS:
-            wanted.update(matrix for linear in _GROUPS[name] for matrix in by_linear[linear])
-            continue
-        found = [matrix for matrix in everything if name in (matrix, matrix.rpartition(".")[2])]
+        found = [matrix for linear in groups.get(name, ()) for matrix in by_linear[linear]]
+        found += [matrix for matrix in everything if name in (matrix, matrix.rpartition(".")[2])]
         if not found:
             single = ", ".join(matrix.rpartition(".")[2] for matrix in everything)
+            known = ", ".join(group for group, linears in groups.items() if linears)
+            others = "Embeddings" if arch.experts is None else "Experts, embeddings"
             raise ValueError(
-                f"{TARGETS} has {name!r}: a {arch.family} model has {', '.join(_GROUPS)}, or single "
-                f"matrices: {single}. Embeddings and output layer are not adapted"
+                f"{TARGETS} has {name!r}: a {arch.family} model has {known}, or single "
+                f"matrices: {single}. {others} and output layer are not adapted"
             )
         wanted.update(found)
     return tuple(matrix for matrix in everything if matrix in wanted)

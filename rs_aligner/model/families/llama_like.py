@@ -14,8 +14,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.config.layout import positions_of
-from rs_aligner.model.architecture import PROJECTION_BIAS, QKV_BIAS, Architecture
+from rs_aligner.model.architecture import EXPERTS, PROJECTION_BIAS, QKV_BIAS, Architecture
 from rs_aligner.model.families.base import SCORE, Config, Family, Only, Part, Parts, has_value_head
+from rs_aligner.model.families.mixture import Mixture, megatron_settings, with_experts
 from rs_aligner.model.families.rope import read_rope
 from rs_aligner.model.layouts import COLUMNS, GATED, REPLICATED, ROWS, grouped_qkv
 
@@ -44,6 +45,7 @@ def llama_like(
     *only: Only,
     features: frozenset[str] = frozenset(),
     switches: Mapping[str, frozenset[str]] = MappingProxyType({}),
+    mixture: Mixture | None = None,
 ) -> Family:
     """A relative of Llama.
 
@@ -53,12 +55,13 @@ def llama_like(
         only: what of its config is supported, besides what is so for all.
         features: what its layers have beyond a Llama's.
         switches: what they have where a key of the config is true.
+        mixture: what they have in the place of an MLP, if they have experts.
     """
     return Family(
         name=name,
         classes=classes,
-        read=partial(_read, name, only, features, switches),
-        layer=_layer,
+        read=partial(_read, name, only, features, switches, mixture),
+        layer=_layer if mixture is None else partial(_layer_of_experts, mixture),
         outside=_outside,
         megatron=_megatron,
         spec=_spec,
@@ -74,6 +77,7 @@ def _read(
     only: tuple[Only, ...],
     features: frozenset[str],
     switches: Mapping[str, frozenset[str]],
+    mixture: Mixture | None,
     path: Path,
     config: Config,
 ) -> Architecture:
@@ -103,8 +107,9 @@ def _read(
         norm_eps=config.get("rms_norm_eps", 1e-6),
         rope=rope,
         tied_embeddings=bool(config.get("tie_word_embeddings", False)) and not value_head,
-        features=features.union(*switched),
+        features=features.union(*switched, () if mixture is None else (EXPERTS,)),
         value_head=value_head,
+        experts=None if mixture is None else mixture.read(path, config),
     )
 
 
@@ -139,6 +144,11 @@ def _layer(arch: Architecture) -> Parts:
     return parts
 
 
+def _layer_of_experts(mixture: Mixture, arch: Architecture) -> Parts:
+    dense = {name: part for name, part in _layer(arch).items() if not name.startswith("mlp.")}
+    return dense | mixture.parts(arch)
+
+
 def _outside(arch: Architecture) -> Parts:
     table = (arch.vocab_size, arch.hidden_size)
     last = Part({EMBEDDING if arch.tied_embeddings else HEAD: table}, ROWS)
@@ -162,6 +172,7 @@ def _megatron(arch: Architecture) -> dict[str, Any]:
         "add_bias_linear": False,
         "add_qkv_bias": arch.qkv_bias,
         "qk_layernorm": arch.qk_norm,
+        **megatron_settings(arch),
     }
 
 
@@ -185,7 +196,7 @@ def _spec(arch: Architecture) -> ModuleSpec:
         mlp.linear_fc1, mlp.linear_fc2 = BiasedColumns, BiasedRows
     if arch.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return layer
+    return layer if arch.experts is None else with_experts(layer, arch)
 
 
 def _norm() -> type[torch.nn.Module]:

@@ -9,12 +9,14 @@ from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import Family
 from rs_aligner.model.families.llama import LLAMA
 from rs_aligner.model.families.mistral import MISTRAL
+from rs_aligner.model.families.mixtral import MIXTRAL
 from rs_aligner.model.families.qwen2 import QWEN2
 from rs_aligner.model.families.qwen3 import QWEN3
 
 FAMILIES: list[Family] = [
     LLAMA,
     MISTRAL,
+    MIXTRAL,
     QWEN2,
     QWEN3,
 ]

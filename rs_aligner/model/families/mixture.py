@@ -1,0 +1,115 @@
+"""What a mixture of experts has in the place of an MLP: how a config says it, its tensors, Megatron's layer.
+
+A family's names of its tensors are a table (`Mixture`); all else is the same in each. Left out on purpose:
+models of which some layers have no experts, and experts that every token passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rs_aligner.model.architecture import Architecture, Experts
+from rs_aligner.model.families.base import Config, Only, Part, Parts
+from rs_aligner.model.layouts import COLUMNS, GATED, REPLICATED
+
+if TYPE_CHECKING:
+    from megatron.core.transformer import ModuleSpec
+
+
+_SHARED = (Only("output_router_logits", (False,), absent=False),)  # no loss of the router's own
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A family's experts.
+
+    Attributes:
+        router: the router's tensor, behind the layer's name.
+        gate, up, down: those of expert `{}`.
+        number: the keys of a config that say how many experts there are, the newest first.
+        size: the key that says how large each is.
+        only: what of the config is supported.
+        normalises: the key that says whether what the chosen experts count adds up to 1; None where it does.
+    """
+
+    router: str
+    gate: str
+    up: str
+    down: str
+    number: tuple[str, ...]
+    size: str
+    only: tuple[Only, ...] = ()
+    normalises: str | None = None
+
+    def read(self, path: Path, config: Config) -> Experts:
+        """The experts of a config.
+
+        Raises:
+            ValueError: a number that is none, or something that is not supported.
+        """
+        for one in (*_SHARED, *self.only):
+            one.check(path, config)
+        named = {key: config[key] for key in self.number if config.get(key) is not None}
+        if len(set(named.values())) > 1:
+            said = " and ".join(f"{key} {value!r}" for key, value in named.items())
+            raise ValueError(f"{path}: {said} say the same and differ")
+        number = _whole(path, next(iter(named), self.number[0]), config)
+        per_token = _whole(path, "num_experts_per_tok", config)
+        if per_token > number:
+            raise ValueError(
+                f"{path}: num_experts_per_tok {per_token} is more than the model's {number} experts"
+            )
+        normalises = True
+        if self.normalises is not None:
+            Only(self.normalises, (True, False), absent=False).check(path, config)
+            normalises = config.get(self.normalises, False)
+        return Experts(number, per_token, _whole(path, self.size, config), normalises)
+
+    def parts(self, arch: Architecture) -> Parts:
+        """The parts that a layer has in the place of an MLP's."""
+        assert arch.experts is not None
+        width, inner = arch.hidden_size, arch.experts.size
+        router = Part({self.router: (arch.experts.number, width)}, REPLICATED)
+        parts = {"mlp.router.weight": router}
+        for number in range(arch.experts.number):
+            gated = {name.format(number): (inner, width) for name in (self.gate, self.up)}
+            down = {self.down.format(number): (width, inner)}
+            expert = EXPERT.format(number)
+            parts[f"{expert}linear_fc1.weight"] = Part(gated, GATED)
+            parts[f"{expert}linear_fc2.weight"] = Part(down, COLUMNS)
+        return parts
+
+
+EXPERT = "mlp.experts.local_experts.{}."
+"""What the names of an expert's parameters begin with in Megatron's layer; `{}` is its number on the rank."""
+
+
+def _whole(path: Path, key: str, config: Config) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{path}: {key} {value!r} is not supported; a whole number above 0 is")
+    return value
+
+
+def megatron_settings(arch: Architecture) -> dict[str, Any]:
+    """What of Megatron's `TransformerConfig` the experts decide."""
+    if arch.experts is None:
+        return {}
+    return {
+        "num_moe_experts": arch.experts.number,
+        "moe_router_topk": arch.experts.per_token,
+        "moe_ffn_hidden_size": arch.experts.size,
+        "moe_router_pre_softmax": True,  # it insists where one expert is chosen; the router is ours
+        "moe_router_load_balancing_type": "none",
+    }
+
+
+def with_experts(layer: ModuleSpec, arch: Architecture) -> ModuleSpec:
+    """Megatron's layer, whose MLP is an expert, with a mixture of such in its place."""
+    from rs_aligner.model.experts import mixture_of
+
+    assert arch.experts is not None
+    layer.submodules.mlp = mixture_of(arch.experts, layer.submodules.mlp.submodules)
+    return layer

@@ -1,0 +1,129 @@
+"""What mixtures of experts have beyond other families: routers, experts, and what of them is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from megatron.core.models.gpt import GPTModel
+
+from rs_aligner.config import GenerationConfig
+from rs_aligner.generation.engines import new_decoder
+from rs_aligner.model import huggingface
+from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.model.lora_spec import projections, resolve
+from rs_aligner.model.runtime import Runtime
+from rs_aligner.policy.batches import Split
+from rs_aligner.policy.training import Trainer
+from tests.model.test_families import token_ids
+from tests.policy.layout_program import adam, rows
+from tests.policy.test_layouts import reference as by_plain_torch
+from tests.tiny import MIXTURES, by_expert, save_tiny
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module", params=MIXTURES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(request.param, tmp_path_factory.mktemp("mixtures") / request.param, layers=2)
+
+
+def test_a_token_goes_to_the_experts_that_transformers_sends_it_to(
+    model: GPTModel, reference: torch.nn.Module
+) -> None:
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    routers = [layer.mlp.router for layer in model.decoder.layers]
+    hooks = [router.register_forward_hook(lambda *hooked: found.append(hooked[2])) for router in routers]
+    tokens = token_ids(2, 40)
+    with torch.no_grad():
+        model(tokens, torch.arange(40).expand_as(tokens), None)
+        logits = reference(tokens, output_router_logits=True).router_logits
+    for hook in hooks:
+        hook.remove()
+    per_token = routers[0].per_token
+    for (counts, numbers), theirs in zip(found, logits, strict=True):
+        by_row = theirs.unflatten(0, tokens.shape).transpose(0, 1).flatten(0, 1)  # ours is time first
+        assert torch.equal(numbers, by_row.topk(per_token).indices)
+        assert len(numbers.unique()) > per_token
+        assert counts.dtype == torch.float32
+
+
+def test_of_equal_experts_those_with_the_lower_numbers_come_first(model: GPTModel) -> None:
+    router = model.decoder.layers[0].mlp.router
+    before = router.weight.detach().clone()
+    with torch.no_grad():
+        router.weight.copy_(before[:1].expand_as(before))
+        _, numbers = router(torch.randn(50, before.shape[1]))
+        router.weight.copy_(before)
+    assert torch.equal(numbers, torch.arange(router.per_token).expand_as(numbers))
+
+
+def test_what_a_token_becomes_depends_on_no_other_token(model: GPTModel) -> None:
+    """So none is dropped, however many go to one expert."""
+    layer = model.decoder.layers[0].mlp
+    tokens = torch.randn(64, layer.router.weight.shape[1], generator=torch.Generator().manual_seed(2))
+    same = tokens[:1].repeat(64, 1)  # all to the same experts
+    with torch.no_grad():
+        together, alone = layer.mixed(tokens), torch.cat([layer.mixed(token) for token in tokens.split(1)])
+        assert (together - alone).abs().max() < 1e-5 * alone.abs().max()
+        assert (layer.mixed(same) - alone[0]).abs().max() < 1e-5 * alone.abs().max()
+
+
+def test_loss_and_gradient_are_those_of_plain_torch(
+    folder: Path, model: GPTModel, reference: torch.nn.Module, rt: Runtime
+) -> None:
+    arch = read_architecture(folder)
+    trainer = Trainer(model, model.config, rt, adam(False))
+    loss, _ = trainer.gradients(rows(), split=Split(2))
+    grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
+    expected_loss, fused = by_plain_torch(reference, "sequence")
+    expected = by_expert(fused)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert set(grads) == set(expected)
+    for name, grad in expected.items():
+        assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
+
+
+def test_kernels_decline_a_mixture_by_name(folder: Path, model: GPTModel, rt: Runtime) -> None:
+    arch = read_architecture(folder)
+    assert new_decoder(model, arch, rt).description == "torch"
+    with pytest.raises(ValueError, match=rf"kernels: experts of {arch.family} is unknown to it"):
+        new_decoder(model, arch, rt, GenerationConfig(engine="kernels"))
+
+
+def test_adapters_are_of_the_attention_only(folder: Path) -> None:
+    arch = read_architecture(folder)
+    assert resolve(["all"], arch) == resolve(["attention"], arch)
+    assert len([name for names in projections(arch).values() for name in names]) == 4
+    with pytest.raises(ValueError, match="Experts, embeddings and output layer are not adapted"):
+        resolve(["mlp_fc1"], arch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok 5 is more than the model's 4 experts"),
+        ({"num_experts_per_tok": None}, "num_experts_per_tok None is not supported; a whole number"),
+        ({"num_local_experts": 0}, "num_local_experts 0 is not supported; a whole number above 0 is"),
+    ],
+)
+def test_experts_that_cannot_be_are_refused_by_their_key(
+    folder: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    assert_refused(folder, tmp_path, changes, said)
+
+
+def assert_refused(folder: Path, tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'config.json'}: {said}")):
+        read_architecture(tmp_path)
+
+
+def test_noise_in_mixtrals_router_is_refused(tmp_path: Path) -> None:
+    transformers.MixtralConfig().save_pretrained(tmp_path / "model")
+    assert_refused(tmp_path / "model", tmp_path, {"router_jitter_noise": 0.1}, "router_jitter_noise 0.1")
