@@ -23,6 +23,11 @@ _PIECE = 1 << 22  # bytes read at once
 _READERS = 4  # files read at once
 
 
+def cache_folder() -> Path:
+    """The package's folder in the user's cache (`XDG_CACHE_HOME`, else `~/.cache`), there or not."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rs_aligner"
+
+
 def checksum(content: bytes | memoryview) -> str:
     """XXH3 of these bytes: 64 bits as 16 hexadecimal digits, the same everywhere."""
     return xxhash.xxh3_64_hexdigest(content)

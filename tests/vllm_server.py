@@ -1,0 +1,107 @@
+"""A real vLLM for tests: started on a free port, asked, and ended with all that it started.
+
+Its Python is the fixture `vllm_python`. `STORIES` is the model that it takes, in the folder `test_data`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rs_aligner.address import Address
+from rs_aligner.child import start_process
+from rs_aligner.remote.transport import Conversation, HTTPAnswer
+from tests.reward.rows import free_port
+
+STORIES = "stories_wide"
+SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_SERVER_DEV_MODE": "1",
+}
+START_SECONDS = 200
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers: its port, what it says, its process, which leads a group of its own."""
+
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(
+        self, method: str, path: str, body: Any = None, *, token: str | None = None, timeout: float = 60
+    ) -> HTTPAnswer:
+        headers = {"Content-Type": "application/json"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        sent = b"" if body is None else json.dumps(body).encode()
+        return Conversation(Address.parse(self.url), headers).exchange(method, path, timeout, sent)
+
+
+@contextlib.contextmanager
+def vllm_server(
+    python: Path,
+    model: Path,
+    folder: Path,
+    *switches: str,
+    name: str = "policy",
+    port: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Running]:
+    """Start vLLM itself, as `serve-rollouts` does but without the guard, with its development routes.
+
+    Args:
+        python: the fixture `vllm_python`.
+        model: a Hugging Face folder.
+        folder: for its log, and to run in.
+        switches: more of them.
+        name: by which the model is asked for.
+        port: to listen at; a free one by default.
+        env: more variables.
+    """
+    port, log = port or free_port(), folder / "vllm.log"
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--seed", "1"]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "64"]
+    with log.open("ab") as output:
+        began = output.tell()
+        process = start_process(
+            [*command, *switches],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **SETTINGS, **(env or {})},
+            cwd=folder,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while b"startup complete" not in log.read_bytes()[began:]:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield Running(port, log, process)
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its engine, too
+        process.wait()
