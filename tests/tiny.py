@@ -11,6 +11,9 @@ import tokenizers
 import torch
 import transformers
 
+from rs_aligner.model.families import mixtral, qwen3_moe
+from rs_aligner.model.families.mixture import Mixture
+
 
 class FakeTokenizer:
     """What a made-up tokenizer of the data tests need not say itself: no control tokens, one end token."""
@@ -78,30 +81,33 @@ FAMILIES = {
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False),
     "mixtral": lambda: transformers.MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3 moe": lambda: transformers.Qwen3MoeConfig(
+        **SIZES, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=24, head_dim=16
+    ),
     "all of llama": lambda: transformers.LlamaConfig(
         **SIZES, attention_bias=True, mlp_bias=True, rope_parameters=YARN_ROPE
     ),
 }
 
 
-MIXTURES = ["mixtral"]
-"""Those of them that have experts."""
+MIXTURES = {"mixtral": mixtral.EXPERTS, "qwen3 moe": qwen3_moe.EXPERTS}
+"""Those of them that have experts, and how their tensors are named."""
 
 
-def by_expert(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def by_expert(tensors: Mapping[str, torch.Tensor], names: Mixture) -> dict[str, torch.Tensor]:
     """Tensors of a mixture as a folder has them, an expert's each for itself; `transformers` stacks them."""
     found = {}
     for name, tensor in tensors.items():
-        layer, _, kind = name.partition(".mlp.experts.")
+        layer, _, kind = name.partition("mlp.experts.")
         if kind == "gate_up_proj":
             for number, expert in enumerate(tensor):
-                for which, part in zip(("w1", "w3"), expert.chunk(2), strict=True):
-                    found[f"{layer}.block_sparse_moe.experts.{number}.{which}.weight"] = part
+                for which, part in zip((names.gate, names.up), expert.chunk(2), strict=True):
+                    found[layer + which.format(number)] = part
         elif kind == "down_proj":
             for number, expert in enumerate(tensor):
-                found[f"{layer}.block_sparse_moe.experts.{number}.w2.weight"] = expert
+                found[layer + names.down.format(number)] = expert
         else:
-            found[name.replace(".mlp.", ".block_sparse_moe.")] = tensor
+            found[name.replace("mlp.gate.weight", names.router)] = tensor
     return found
 
 

@@ -44,13 +44,11 @@ class Experts:
     Attributes:
         number: of a layer.
         per_token: those that a token goes to.
-        size: of each, inside (a config's `intermediate_size`, or `moe_intermediate_size`).
         normalises: whether what the chosen ones count adds up to 1.
     """
 
     number: int
     per_token: int
-    size: int
     normalises: bool = True
 
 
@@ -62,6 +60,7 @@ class Architecture:
         family: its `model_type`.
         features: what its layers have beyond RMSNorm, SwiGLU, rotary positions and grouped queries, by name.
             A decoding engine that does not know one of them declines the model.
+        intermediate_size: inside an MLP, or an expert.
         max_positions: the longest sequence; the window of a model with one, where that is shorter.
         rope: its rotary positions.
         value_head: whether a linear head of one output, `score.weight`, takes the place of the output layer.

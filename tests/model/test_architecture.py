@@ -87,7 +87,11 @@ def test_a_model_is_used_for_sequences_within_its_window_and_as_far_as_scaling_t
 @pytest.mark.parametrize(
     ("family", "change", "words"),
     [
-        ("llama", {"model_type": "gpt2"}, ["model_type", "'gpt2'", "llama, mistral, qwen2, qwen3"]),
+        (
+            "llama",
+            {"model_type": "gpt2"},
+            ["model_type", "'gpt2'", "llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"],
+        ),
         ("llama", {"model_type": None}, ["model_type", "None"]),
         ("mistral", {"sliding_window": "4096"}, ["sliding_window '4096'", "null or a number"]),
         ("mistral", {"sliding_window": 0}, ["sliding_window 0", "null or a number"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from megatron.core.models.gpt import GPTModel
 from rs_aligner.config import GenerationConfig
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.model import huggingface
+from rs_aligner.model.families.mixture import Mixture
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.lora_spec import projections, resolve
 from rs_aligner.model.runtime import Runtime
@@ -81,11 +83,15 @@ def test_loss_and_gradient_are_those_of_plain_torch(
     loss, _ = trainer.gradients(rows(), split=Split(2))
     grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
     expected_loss, fused = by_plain_torch(reference, "sequence")
-    expected = by_expert(fused)
+    expected = by_expert(fused, next(names for names in MIXTURES.values() if _are_of(names, grads)))
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert set(grads) == set(expected)
     for name, grad in expected.items():
         assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
+
+
+def _are_of(names: Mixture, tensors: Mapping[str, torch.Tensor]) -> bool:
+    return any(name.endswith(names.router) for name in tensors)
 
 
 def test_kernels_decline_a_mixture_by_name(folder: Path, model: GPTModel, rt: Runtime) -> None:
@@ -122,6 +128,34 @@ def assert_refused(folder: Path, tmp_path: Path, changes: dict[str, object], sai
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'config.json'}: {said}")):
         read_architecture(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mlp_only_layers": [1]}, "mlp_only_layers [1] is not supported; None or [] is"),
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step 2 is not supported; 1 is"),
+        ({"norm_topk_prob": 1.5}, "norm_topk_prob 1.5 is not supported; True or False is"),
+        ({"num_experts": 5}, "num_local_experts 128 and num_experts 5 say the same and differ"),
+        ({"moe_intermediate_size": "x"}, "moe_intermediate_size 'x' is not supported; a whole number"),
+    ],
+)
+def test_what_of_qwens_experts_is_not_read_is_refused(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    transformers.Qwen3MoeConfig().save_pretrained(tmp_path / "model")
+    assert_refused(tmp_path / "model", tmp_path, changes, said)
+
+
+def test_experts_are_counted_in_the_spellings_of_transformers_4_and_5(tmp_path: Path) -> None:
+    transformers.Qwen3MoeConfig().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    experts = read_architecture(tmp_path).experts
+    config["num_experts"] = config.pop("num_local_experts")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert experts == read_architecture(tmp_path).experts
+    assert experts is not None
+    assert (experts.number, experts.per_token, experts.normalises) == (128, 8, False)
 
 
 def test_noise_in_mixtrals_router_is_refused(tmp_path: Path) -> None:

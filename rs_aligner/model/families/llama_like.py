@@ -94,6 +94,7 @@ def _read(
         raise ValueError(f"{path}: sliding_window {window!r} is not supported; null or a number of tokens is")
     heads = config["num_attention_heads"]
     value_head = has_value_head(path, config)
+    experts = None if mixture is None else mixture.read(path, config)
     return Architecture(
         family=name,
         vocab_size=config["vocab_size"],
@@ -102,14 +103,14 @@ def _read(
         num_heads=heads,
         num_kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        intermediate_size=config["intermediate_size"],
+        intermediate_size=config["intermediate_size" if mixture is None else mixture.size],
         max_positions=positions,
         norm_eps=config.get("rms_norm_eps", 1e-6),
         rope=rope,
         tied_embeddings=bool(config.get("tie_word_embeddings", False)) and not value_head,
-        features=features.union(*switched, () if mixture is None else (EXPERTS,)),
+        features=features.union(*switched, () if experts is None else (EXPERTS,)),
         value_head=value_head,
-        experts=None if mixture is None else mixture.read(path, config),
+        experts=experts,
     )
 
 

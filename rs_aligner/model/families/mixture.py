@@ -65,12 +65,13 @@ class Mixture:
         if self.normalises is not None:
             Only(self.normalises, (True, False), absent=False).check(path, config)
             normalises = config.get(self.normalises, False)
-        return Experts(number, per_token, _whole(path, self.size, config), normalises)
+        _whole(path, self.size, config)
+        return Experts(number, per_token, normalises)
 
     def parts(self, arch: Architecture) -> Parts:
         """The parts that a layer has in the place of an MLP's."""
         assert arch.experts is not None
-        width, inner = arch.hidden_size, arch.experts.size
+        width, inner = arch.hidden_size, arch.intermediate_size
         router = Part({self.router: (arch.experts.number, width)}, REPLICATED)
         parts = {"mlp.router.weight": router}
         for number in range(arch.experts.number):
@@ -100,7 +101,7 @@ def megatron_settings(arch: Architecture) -> dict[str, Any]:
     return {
         "num_moe_experts": arch.experts.number,
         "moe_router_topk": arch.experts.per_token,
-        "moe_ffn_hidden_size": arch.experts.size,
+        "moe_ffn_hidden_size": arch.intermediate_size,
         "moe_router_pre_softmax": True,  # it insists where one expert is chosen; the router is ours
         "moe_router_load_balancing_type": "none",
     }

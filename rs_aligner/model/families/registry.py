@@ -12,6 +12,7 @@ from rs_aligner.model.families.mistral import MISTRAL
 from rs_aligner.model.families.mixtral import MIXTRAL
 from rs_aligner.model.families.qwen2 import QWEN2
 from rs_aligner.model.families.qwen3 import QWEN3
+from rs_aligner.model.families.qwen3_moe import QWEN3_MOE
 
 FAMILIES: list[Family] = [
     LLAMA,
@@ -19,6 +20,7 @@ FAMILIES: list[Family] = [
     MIXTRAL,
     QWEN2,
     QWEN3,
+    QWEN3_MOE,
 ]
 
 

@@ -1,0 +1,27 @@
+"""Qwen3-MoE: a Qwen3 with experts in every layer."""
+
+from __future__ import annotations
+
+from rs_aligner.model.architecture import QK_NORM
+from rs_aligner.model.families.base import Only
+from rs_aligner.model.families.llama_like import ATTENTION_BIAS, NO_MLP_BIAS, llama_like
+from rs_aligner.model.families.mixture import Mixture
+
+EXPERTS = Mixture(
+    router="mlp.gate.weight",
+    gate="mlp.experts.{}.gate_proj.weight",
+    up="mlp.experts.{}.up_proj.weight",
+    down="mlp.experts.{}.down_proj.weight",
+    number=("num_local_experts", "num_experts"),  # of transformers 5, and 4
+    size="moe_intermediate_size",
+    only=(Only("mlp_only_layers", (None, [])), Only("decoder_sparse_step", (1,), absent=1)),
+    normalises="norm_topk_prob",
+)
+QWEN3_MOE = llama_like(
+    "qwen3_moe",
+    "Qwen3Moe",
+    NO_MLP_BIAS,
+    features=frozenset({QK_NORM}),
+    switches=ATTENTION_BIAS,
+    mixture=EXPERTS,
+)
