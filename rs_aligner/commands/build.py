@@ -224,6 +224,7 @@ def policy_of(
     say("loading the policy")
     from rs_aligner.objective.terms import compares_logits
     from rs_aligner.policy.policy import MegatronPolicy
+    from rs_aligner.policy.sampler import Decoding
 
     rs = config.model.rs if isinstance(config, TrainRSConfig) else RSConfig()
     asks_again = isinstance(config, TrainRSConfig) and rs.needs_start
@@ -235,7 +236,7 @@ def policy_of(
         yield MegatronPolicy(
             *(folder, config.model, runtime, tokenizer),
             optimization=_optimization(config, num_optimizer_steps),
-            generation=generation,
+            generation=Decoding(generation),
             objective=rs.objective,
             keep_start=asks_again or compares_logits(rs.objective),
         )
@@ -245,7 +246,7 @@ def policy_of(
 def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler]:
     """Join the ranks' groups and load the policy, only to sample from it."""
     say("loading the policy")
-    from rs_aligner.policy.sampler import load_sampler
+    from rs_aligner.policy.sampler import Decoding, load_sampler
 
     with _ranks(config) as runtime:
         yield load_sampler(
@@ -254,7 +255,7 @@ def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler
             tokenizer,
             seed=config.model.seed,
             precision=config.trainer.precision,
-            generation=config.model.answers.generation,
+            generation=Decoding(config.model.answers.generation),
             adapter=config.model.peft.restore_from_path,
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -26,6 +27,21 @@ class CannotDecode(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class Exports:
+    """How a policy's weights leave it for an engine in other processes, and where to.
+
+    Attributes:
+        root: the folder in which each version gets one of its own.
+        whole: writes the whole model, adapters merged, as a Hugging Face folder; every rank must call it.
+        adapters: writes its adapters alone; None where it has none. Every rank must call it.
+    """
+
+    root: Path
+    whole: Callable[[Path], None]
+    adapters: Callable[[Path], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """What an engine is to decode, the same on every rank but for the rank's own part.
 
@@ -35,6 +51,7 @@ class Offer:
         runtime: of this rank.
         config: the config's section; `kv_cache_bytes` is the engine's to keep to.
         allowed: bool `[V]` on the CPU, the ids that may be sampled; None for all.
+        exports: how its weights get to an engine that has weights of its own; None where they cannot.
     """
 
     model: GPTModel
@@ -42,6 +59,7 @@ class Offer:
     runtime: Runtime
     config: GenerationConfig
     allowed: torch.Tensor | None
+    exports: Exports | None = None
 
     def require(self, known: frozenset[str]) -> None:
         """See to it that an engine that knows these features of layers knows all that the model has.
@@ -80,6 +98,16 @@ class Decoder(Protocol):
     @property
     def rows_stand_alone(self) -> bool:
         """Whether a rollout has the same bits whatever else is in the wave."""
+
+    def prepare(self, version: int) -> int:
+        """See to it that what is decoded from now on is by the policy's weights; every rank calls this.
+
+        Args:
+            version: of the weights that the model holds now.
+
+        Returns:
+            The version that decodes: that one, where the engine decodes the model's own weights.
+        """
 
     def decode(self, wave: Wave) -> Iterator[Ended]:
         """The wave's rollouts in any order, each as soon as it ends.

@@ -9,7 +9,7 @@ from megatron.core.models.gpt import GPTModel
 
 from rs_aligner.config import GenerationConfig
 from rs_aligner.generation.allowed import check_allowed
-from rs_aligner.generation.decoder import CannotDecode, Decoder, Engine, Offer
+from rs_aligner.generation.decoder import CannotDecode, Decoder, Engine, Exports, Offer
 from rs_aligner.generation.on_kernels import KERNELS
 from rs_aligner.generation.on_torch import TORCH
 from rs_aligner.model.architecture import Architecture
@@ -31,6 +31,7 @@ def new_decoder(
     config: GenerationConfig | None = None,
     *,
     allowed: torch.Tensor | None = None,
+    exports: Exports | None = None,
 ) -> Decoder:
     """The engine that the config names, or the first that can decode this model on all ranks.
 
@@ -44,13 +45,14 @@ def new_decoder(
         runtime: of this rank.
         config: the config's section; None for its defaults.
         allowed: bool `[V]`, the ids that may be sampled: those that the tokenizer has; None for all.
+        exports: how the weights get to an engine that has weights of its own; None where they cannot.
 
     Raises:
         ValueError: `allowed` does not fit the model, or allows nothing; or no engine can decode it, or not
             the one that was asked for.
     """
     config = config or GenerationConfig()
-    offer = Offer(model, arch, runtime, config, check_allowed(allowed, arch.vocab_size))
+    offer = Offer(model, arch, runtime, config, check_allowed(allowed, arch.vocab_size), exports)
     declined: dict[str, str] = {}
     for engine in ENGINES:
         if not (engine.is_meant(offer) if config.engine == "auto" else engine.name == config.engine):

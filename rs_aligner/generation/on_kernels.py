@@ -40,6 +40,10 @@ class KernelDecoder:
         took = f"compiled in {kernels.seconds:.1f} s" if kernels.seconds else "compiled before"
         return f"kernels for this CPU, {took} by {kernels.compiler}"
 
+    def prepare(self, version: int) -> int:
+        """As `Decoder.prepare`: the kernels read the model's own weights."""
+        return version
+
     def decode(self, wave: Wave) -> Iterator[Ended]:
         """As `Decoder.decode`."""
         return PagedWave(self.network, wave, self.kv_cache_bytes).run()

@@ -27,6 +27,10 @@ class TorchDecoder:
     def __init__(self, network: Network, kv_cache_bytes: int | None = None) -> None:
         self.network, self.kv_cache_bytes = network, kv_cache_bytes
 
+    def prepare(self, version: int) -> int:
+        """As `Decoder.prepare`: torch reads the model's own weights."""
+        return version
+
     def decode(self, wave: Wave) -> Iterator[Ended]:
         """As `Decoder.decode`."""
         return CohortWave(self.network, wave, self.kv_cache_bytes).run()

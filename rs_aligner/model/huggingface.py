@@ -161,19 +161,21 @@ def save_weights(
     runtime: Runtime,
     source: Path,
     changes: Mapping[str, Any] | None = None,
+    *,
+    as_trained: bool = False,
 ) -> None:
     """Write the model as a Hugging Face folder: weights here, config and tokenizer copied from `source`.
 
     Every rank must call it. The folder appears whole, under its name, or not at all. The weights have the
-    type that `source` names (`export_dtype`), whatever they were trained in, and `config.json` says so.
-    `changes` are keys of `config.json` to be set.
+    type that `source` names (`export_dtype`), whatever they were trained in, or with `as_trained` that one,
+    and `config.json` says so. `changes` are keys of `config.json` to be set.
 
     Raises:
         OSError: a rank cannot write it; every rank raises it.
     """
     partial = folder.with_name(folder.name + ".partial")
-    dtype = _fitting(export_dtype(source), model, runtime)
     trained = model.config.params_dtype
+    dtype = trained if as_trained else _fitting(export_dtype(source), model, runtime)
 
     def begin() -> None:
         shutil.rmtree(partial, ignore_errors=True)

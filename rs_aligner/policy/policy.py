@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from rs_aligner.config import GenerationConfig, PolicyModelBase
+from rs_aligner.config import PolicyModelBase
 from rs_aligner.config.objective import PLAIN, ObjectiveConfig
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ from rs_aligner.policy.adapting import adapters_for
 from rs_aligner.policy.batches import Split
 from rs_aligner.policy.outcome import StepStats
 from rs_aligner.policy.reference import StartingWeights, response_log_probs, with_starting_logits
-from rs_aligner.policy.sampler import Sampler, load_model
+from rs_aligner.policy.sampler import PLAIN_DECODING, Decoding, Sampler, load_model
 from rs_aligner.policy.trainable import Optimization, Trainable
 from rs_aligner.policy.training import Trainer, adam
 from rs_aligner.rollout import Rollout, TrainingRow
@@ -34,7 +34,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         runtime: of this rank.
         tokenizer: the folder's.
         optimization: precision, clipping and rates.
-        generation: the config's section on the decoder; None for its defaults.
+        generation: how it is decoded.
         objective: what is minimised.
         keep_start: keeps a copy of the starting weights, for `reference_log_probs` and `restart`.
     """
@@ -47,7 +47,7 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         tokenizer: Tokenizer,
         *,
         optimization: Optimization,
-        generation: GenerationConfig | None = None,
+        generation: Decoding = PLAIN_DECODING,
         objective: ObjectiveConfig = PLAIN,
         keep_start: bool = False,
     ) -> None:
@@ -82,7 +82,12 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
         )
         self.config = config
         self.split = Split(config.micro_batch_size, config.max_tokens_per_microbatch)
-        self.sampler = Sampler(model, arch, runtime, tokenizer, seed=config.seed, generation=generation)
+        self.sampler = Sampler(
+            *(model, arch, runtime, tokenizer),
+            seed=config.seed,
+            config=generation.config,
+            exports=None if generation.weights_at is None else self.exports(generation.weights_at),
+        )
         # Taken now, before a checkpoint is loaded: a continued run has the same start.
         self._start = StartingWeights(self.trainer, objective.offload_reference) if keep_start else None
         if self._start is not None:

@@ -7,6 +7,7 @@ whatever the other can start from (`load_model`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +18,16 @@ from megatron.core.transformer import TransformerConfig
 from rs_aligner.config import GenerationConfig
 from rs_aligner.config.recompute import Recompute
 from rs_aligner.files import hugging_face_part
+from rs_aligner.generation.decoder import Exports
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.lockstep import StopPoll
 from rs_aligner.generation.waves import generate
+from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.memory import uses_bf16
-from rs_aligner.model.new_rows import enlarged
+from rs_aligner.model.new_rows import config_changes, enlarged
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.weights import load_into, merge_folder
@@ -43,6 +46,21 @@ class Loaded(NamedTuple):
     arch: Architecture
     dtype: torch.dtype
     source: Path
+
+
+class Decoding(NamedTuple):
+    """How a policy is decoded.
+
+    Attributes:
+        config: the config's section.
+        weights_at: the folder in which an engine with weights of its own gets them; None where it cannot.
+    """
+
+    config: GenerationConfig = GenerationConfig()
+    weights_at: Path | None = None
+
+
+PLAIN_DECODING = Decoding()
 
 
 def load_model(
@@ -89,7 +107,8 @@ class Sampler:
         runtime: of this rank.
         tokenizer: the policy's.
         seed: of all rollouts.
-        generation: the config's section; None for its defaults.
+        config: the config's section; None for its defaults.
+        exports: how the weights get to an engine that has weights of its own; None where they cannot.
     """
 
     def __init__(
@@ -100,18 +119,19 @@ class Sampler:
         tokenizer: Tokenizer,
         *,
         seed: int,
-        generation: GenerationConfig | None = None,
+        config: GenerationConfig | None = None,
+        exports: Exports | None = None,
     ) -> None:
         self.runtime, self.tokenizer, self.seed = runtime, tokenizer, seed
         allowed = torch.from_numpy(tokenizer.known_ids(arch.vocab_size))
-        self.decoder = new_decoder(model, arch, runtime, generation, allowed=allowed)
+        self.decoder = new_decoder(model, arch, runtime, config, allowed=allowed, exports=exports)
 
     def generate(self, request: SampleRequest, policy_version: int = 0) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends."""
         return generate(
             *(self.decoder, self.tokenizer, request),
             seed=self.seed,
-            policy_version=policy_version,
+            policy_version=self.decoder.prepare(policy_version),
             share=slice(self.runtime.dp_rank, None, self.runtime.dp_size),
             stops=StopPoll(self.runtime),
         )
@@ -128,7 +148,7 @@ def load_sampler(
     *,
     seed: int,
     precision: str = "auto",
-    generation: GenerationConfig | None = None,
+    generation: Decoding = PLAIN_DECODING,
     adapter: str | Path | None = None,
 ) -> Sampler:
     """A policy that only samples; every rank calls this. Arguments as of `load_model` and `Sampler`.
@@ -139,4 +159,18 @@ def load_sampler(
     if adapter is not None:
         merge_folder(loaded.model, loaded.arch, runtime, Path(adapter))
     loaded.model.eval()
-    return Sampler(loaded.model, loaded.arch, runtime, tokenizer, seed=seed, generation=generation)
+    whole = partial(
+        huggingface.save_weights,
+        model=loaded.model,
+        arch=loaded.arch,
+        runtime=runtime,
+        source=loaded.source,
+        changes={**tokenizer.end_token_changes, **config_changes(loaded.arch, loaded.source)},
+        as_trained=True,
+    )
+    return Sampler(
+        *(loaded.model, loaded.arch, runtime, tokenizer),
+        seed=seed,
+        config=generation.config,
+        exports=None if generation.weights_at is None else Exports(generation.weights_at, whole),
+    )

@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from megatron.core.models.gpt import GPTModel
 
 from rs_aligner.batching import even_batches
+from rs_aligner.generation.decoder import Exports
 from rs_aligner.model import huggingface
 from rs_aligner.model.adapter_folder import save_adapters
 from rs_aligner.model.architecture import Architecture
@@ -170,8 +172,23 @@ class Trainable(Generic[T, Row, Stats]):
         if self.adapters is not None and self.adapters.is_exported_alone:
             save_adapters(folder, self.adapters, self.source)
             return
+        self._save_whole(folder)
+
+    def exports(self, root: Path) -> Exports:
+        """How the weights get to a decoder with weights of its own, in the type that they are trained in."""
+        adapters = (
+            None
+            if self.adapters is None
+            else partial(save_adapters, adapters=self.adapters, source=self.source)
+        )
+        return Exports(root, partial(self._save_whole, as_trained=True), adapters)
+
+    def _save_whole(self, folder: Path, *, as_trained: bool = False) -> None:
         with nullcontext() if self.adapters is None else self.adapters.merged():
-            huggingface.save_weights(folder, self.model, self.arch, self.runtime, self.source, self.changes)
+            huggingface.save_weights(
+                *(folder, self.model, self.arch, self.runtime, self.source, self.changes),
+                as_trained=as_trained,
+            )
 
     def put_beside(self) -> None:
         """See to it that adapters are beside the weights and not in them, as they are trained."""

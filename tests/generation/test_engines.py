@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rs_aligner.config import GenerationConfig, LengthParams, PolicyModelBase, SamplingParams
 from rs_aligner.generation import engines, on_kernels
@@ -21,7 +22,7 @@ from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.policy import MegatronPolicy
-from rs_aligner.policy.sampler import load_sampler
+from rs_aligner.policy.sampler import Decoding, load_sampler
 from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import Prompt, Rollout
 from rs_aligner.sample_request import SampleRequest
@@ -35,9 +36,13 @@ class Counting:
 
     description = "counting up"
     rows_stand_alone = True
+    behind = 0
 
     def __init__(self, offer: Offer) -> None:
-        self.vocab_size = offer.arch.vocab_size
+        self.vocab_size, self.exports = offer.arch.vocab_size, offer.exports
+
+    def prepare(self, version: int) -> int:
+        return version - self.behind
 
     def decode(self, wave: Wave) -> Iterator[Ended]:
         for row in reversed(wave.rows):  # rollouts end in any order
@@ -89,6 +94,29 @@ def test_a_further_engine_decodes_for_the_policy_and_for_who_only_samples(
     assert len({r.seed for r in found}) == 4
     assert [r.token_ids for r in sampled(sampler)] == [r.token_ids for r in found]
     assert [r.seed for r in sampled(sampler, first_index=2)] == [r.seed for r in found]
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_engine_with_weights_of_its_own_gets_the_policys_and_says_which_version_samples(
+    one_rank: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Counting, "behind", 2)
+    folder, root = save_tiny_with_tokenizer(tmp_path), tmp_path / "weights"
+    tokenizer = Tokenizer(folder)
+    config = PolicyModelBase.model_validate({"data": {"data_prefix": {"train": []}}})
+    plain, to = Optimization(lambda step: 0.0), Decoding(weights_at=root)
+    policy = MegatronPolicy(folder, config, one_rank, tokenizer, optimization=plain, generation=to)
+    policy.version = 7
+    assert {r.policy_version for r in sampled(policy)} == {5}
+    sampler = load_sampler(folder, one_rank, tokenizer, seed=config.seed, generation=to)
+    expected = load_file(folder / "model.safetensors")
+    for one in (policy.sampler, sampler):
+        decoder: Any = one.decoder
+        exports = decoder.exports
+        exports.whole(root / "step_000005")
+        found = load_file(root / "step_000005" / "model.safetensors")
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert exports.adapters is None
 
 
 def decoder_of(runtime: Runtime, folder: Path, **config: Any) -> Decoder:

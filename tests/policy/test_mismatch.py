@@ -18,6 +18,7 @@ from rs_aligner.policy.mismatch import LARGEST, Mismatch
 from rs_aligner.policy.outcome import NotFinite
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reference import response_log_probs
+from rs_aligner.policy.sampler import Decoding
 from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import Prompt, TrainingRow
 from rs_aligner.sample_request import SampleRequest
@@ -44,7 +45,7 @@ def new(folder: Path, rt: Runtime, engine: Engine = "torch", precision: str = "f
         rt,
         tokenizer,
         optimization=Optimization(lambda step: 1e-2, precision),
-        generation=GenerationConfig(engine=engine),
+        generation=Decoding(GenerationConfig(engine=engine)),
     )
 
 

@@ -14,7 +14,7 @@ from rs_aligner.config import GenerationConfig, LengthParams, PolicyModelBase, S
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.policy.policy import MegatronPolicy
-from rs_aligner.policy.sampler import load_sampler
+from rs_aligner.policy.sampler import Decoding, load_sampler
 from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import Prompt
 from rs_aligner.sample_request import SampleRequest
@@ -52,7 +52,11 @@ def test_ids_without_a_token_are_never_sampled(rt: Runtime, tmp_path: Path, comp
     assert tokenizer.token("<word>") == 259
     assert known.tolist() == [i < 258 or i in (259, 300) for i in range(320)]
     sampler = load_sampler(
-        folder, rt, tokenizer, seed=1, generation=GenerationConfig(engine="kernels" if compiled else "torch")
+        folder,
+        rt,
+        tokenizer,
+        seed=1,
+        generation=Decoding(GenerationConfig(engine="kernels" if compiled else "torch")),
     )
     asked = SampleRequest(
         [Prompt("p", "a", (60,))],

@@ -1,0 +1,1 @@
+"""The client of vLLM's servers: rollouts asked for, new weights handed over."""
