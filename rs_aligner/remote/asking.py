@@ -244,7 +244,7 @@ class Asker(Generic[Row, Result, Link]):
                 return self._ask_once(endpoint, batch)
             except (TransportError, BadAnswer) as error:
                 reason, hopeless = self._service.explained(endpoint, error), not is_transient(error)
-                delay = patience.failed()
+                delay = patience.failed(getattr(error, "retry_after", None))
                 halve = is_worth_halving(error, patience.failures, last=delay is None)
             if halve and len(batch) > 1:
                 half = len(batch) // 2

@@ -7,8 +7,12 @@ that the server refuses for what is in it will be refused again. Left out on pur
 
 from __future__ import annotations
 
+import math
 import random
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 
 from rs_aligner.remote.errors import BadAnswer, TransportError
 
@@ -64,6 +68,17 @@ def jittered(round_: int) -> float:
     return longest * random.uniform(0.5, 1.0)
 
 
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds after which a server wants to be asked again (RFC 9110, 10.2.3); None where it does not say."""
+    said = headers.get("retry-after", "")
+    with suppress(ValueError):
+        seconds = float(said)
+        return max(seconds, 0.0) if math.isfinite(seconds) else None
+    with suppress(ValueError, TypeError):
+        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0.0)
+    return None
+
+
 class Patience:
     """How often, or how long, one request is asked again.
 
@@ -83,12 +98,16 @@ class Patience:
         """Seconds to wait while there is no server to ask."""
         return SHORT_OUTAGE if self._seconds is None else self._seconds
 
-    def failed(self) -> float | None:
-        """Count a failure; returns how long to wait before the next attempt, None to give up."""
+    def failed(self, wanted: float | None = None) -> float | None:
+        """Count a failure; returns how long to wait before the next attempt, None to give up.
+
+        Args:
+            wanted: seconds that the server wants to be left alone, where it said so.
+        """
         self.failures += 1
         if self._since is None:
             self._since = time.monotonic()
-        delay = jittered(self.failures - 1)
+        delay = max(jittered(self.failures - 1), wanted or 0.0)
         if self._seconds is None:
             return delay if self.failures < self._attempts else None
         left = self._since + self._seconds - time.monotonic()

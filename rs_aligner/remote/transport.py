@@ -24,6 +24,7 @@ from rs_aligner.remote.errors import TransportError
 # An answer has some bytes a row. What goes on beyond this is no answer.
 MAX_ANSWER_BYTES = 256 * 2**20
 _CHUNK_BYTES = 2**20
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 
 class HTTPAnswer(NamedTuple):
@@ -108,6 +109,21 @@ class Conversation:
         self._open = sock
         if self._aborted:  # while connecting, when there was no socket to shut down
             raise TransportError("the request was cut short", "unreachable")
+
+
+def message_of(answer: HTTPAnswer) -> str:
+    """What a server says of an error, on one line of at most 300 characters."""
+    text = answer.body.decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        for name in ("error", "message", "detail"):
+            if isinstance(found, dict) and found.get(name):
+                found = found[name]
+        if isinstance(found, str):
+            return " ".join(found.split())[:300]
+    if title := _TITLE.search(text):
+        return " ".join(title[1].split())[:300]
+    return error_text(answer.body)
 
 
 def error_text(body: bytes) -> str:

@@ -33,6 +33,8 @@ Mode = Literal["text", "tokens"]
 
 # Triton merges only requests whose rows are equally long, so lengths are rounded up to a few values.
 TOKEN_BUCKET = 64
+JUDGE_TOKEN = "RS_ALIGNER_JUDGE_TOKEN"
+"""The variable of the environment that may hold the servers' access token."""
 
 
 class JudgeFailed(RuntimeError):

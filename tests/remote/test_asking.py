@@ -20,7 +20,7 @@ from rs_aligner.remote.asking import Asker, Asking
 from rs_aligner.remote.endpoints import Endpoint, Role
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.queue import Waiting
-from rs_aligner.remote.retry import AskError
+from rs_aligner.remote.retry import AskError, retry_after
 
 
 class Engine:
@@ -196,3 +196,12 @@ def test_the_room_names_neither_judges_nor_rewards_and_imports_nothing_above_it(
                     node.module == "rs_aligner" and {name.name for name in node.names} == {"stopping"}
                 )
                 assert below or (node.module or "").startswith("rs_aligner.remote"), (file, node.module)
+
+
+def test_retry_after_is_seconds_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 784111777.0)  # Sun, 06 Nov 1994 08:49:37 GMT
+    said = {"2.5": 2.5, "Sun, 06 Nov 1994 08:49:47 GMT": 10.0, "Sun, 06 Nov 1994 08:49:27 GMT": 0.0}
+    said |= {"-3": 0.0}
+    assert {text: retry_after({"retry-after": text}) for text in said} == said
+    assert [retry_after({"retry-after": text}) for text in ("", "soon", "inf", "nan")] == [None] * 4
+    assert retry_after({}) is None

@@ -23,10 +23,10 @@ from rs_aligner.remote.endpoints import Endpoint, Role
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.queue import Waiting
 from rs_aligner.remote.retry import AskError, is_transient
+from rs_aligner.remote.token import read_token
 from rs_aligner.remote.triton import Connection, TritonConnection
 from rs_aligner.reward.client.trial import JudgeUnreachable, Trial, explained, unreachable
-from rs_aligner.reward.protocol import parse_answer
-from rs_aligner.reward.token import read_token
+from rs_aligner.reward.protocol import JUDGE_TOKEN, parse_answer
 from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class RemoteGPTRMClient:
 
     def __init__(self, cfg: RemoteRMConfig, judge: ServedJudge | None = None) -> None:
         self._cfg = cfg
-        token = read_token("remote_rm.token_file", cfg.token_file)
+        token = read_token("remote_rm.token_file", cfg.token_file, JUDGE_TOKEN)
         self._trial = Trial(cfg, has_token=token is not None)
         self._local = _local_judge(cfg, judge)
         self._asks_here = judge is not None

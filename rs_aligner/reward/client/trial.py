@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from rs_aligner.remote.endpoints import Endpoint
 from rs_aligner.remote.errors import TransportError
+from rs_aligner.remote.hints import hint
 from rs_aligner.remote.kserve import Arrays
-from rs_aligner.remote.retry import UNAUTHORIZED, is_transient
+from rs_aligner.remote.retry import is_transient
 from rs_aligner.remote.triton import Connection, Offer
 from rs_aligner.reward.protocol import (
+    JUDGE_TOKEN,
     Mode,
     TextRow,
     fingerprint_of,
@@ -167,22 +169,10 @@ class Trial:
 
 def explained(endpoint: Endpoint[Connection], error: Exception) -> str:
     """What went wrong, where, and the key that may mend it."""
-    hint = ""
-    if isinstance(error, TransportError) and error.kind == "timeout":
-        hint = " (remote_rm.request_timeout)"
-    elif isinstance(error, TransportError) and error.kind == "unknown_authority":
-        hint = (
-            "; set remote_rm.ca_file to the certificate (PEM) of the authority that signed it, if that is "
-            "one of your own"
-        )
-    elif isinstance(error, TransportError) and error.status in UNAUTHORIZED:
-        hint = (
-            "; set remote_rm.token_file, or the variable RS_ALIGNER_JUDGE_TOKEN, to the token that the "
-            "server was started with"
-        )
-    elif isinstance(error, TransportError) and error.kind == "refused" and not is_transient(error):
-        hint = "; see remote_rm.mode, remote_rm.pad_to_length and remote_rm.max_batch_size"
-    return f"{endpoint.url}: {error}{hint}"
+    told = hint(error, "remote_rm", JUDGE_TOKEN)
+    if not told and isinstance(error, TransportError) and error.kind == "refused" and not is_transient(error):
+        told = "; see remote_rm.mode, remote_rm.pad_to_length and remote_rm.max_batch_size"
+    return f"{endpoint.url}: {error}{told}"
 
 
 def unreachable(cfg: RemoteRMConfig, problem: str) -> JudgeUnreachable:

@@ -30,8 +30,8 @@ from rs_aligner.reward.judges import (
     score_rows,
     takes_calls_at_once,
 )
+from rs_aligner.reward.protocol import JUDGE_TOKEN
 from rs_aligner.reward.server.statistics import Statistics
-from rs_aligner.reward.token import TOKEN_VARIABLE
 from rs_aligner.rollout import Score, ScoreFailure
 from rs_aligner.users_code import describe
 
@@ -181,7 +181,7 @@ class Scorer:
             if not hmac.compare_digest(shown.encode(), self._token.encode()):
                 raise RequestError(
                     f"the access token is {'wrong' if shown else 'missing'}: set remote_rm.token_file, or "
-                    f"the variable {TOKEN_VARIABLE}, to the token that the server was started with"
+                    f"the variable {JUDGE_TOKEN}, to the token that the server was started with"
                 )
         size = sum(_num_bytes(array) for array in request.data.values())
         if size > self._max_bytes:

@@ -26,15 +26,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rs_aligner.address import Address
+from rs_aligner.remote.token import read_token
 from rs_aligner.reward.judges import ServedJudge, load_judge, remarks_of
 from rs_aligner.reward.judges.combined import StandardisedJudge
+from rs_aligner.reward.protocol import JUDGE_TOKEN
 from rs_aligner.reward.server.check import check
 from rs_aligner.reward.server.relay import relay
 from rs_aligner.reward.server.scorer import Decode, Scorer
 from rs_aligner.reward.server.scratch import remove_shared_memory, scratch_folder
 from rs_aligner.reward.server.serving import ServedModel, end_processes, serving, use_our_libpython
 from rs_aligner.reward.server.statistics import Statistics, metrics_endpoint, triton_metrics
-from rs_aligner.reward.token import TOKEN_VARIABLE, read_token
 from rs_aligner.users_code import describe
 
 if TYPE_CHECKING:
@@ -91,11 +92,11 @@ def address_of(cfg: ServeRewardConfig) -> tuple[str, str | None]:
     """
     host = cfg.inference.host
     address = _free_address(host, cfg.inference.port)
-    token = read_token("inference.token_file", cfg.inference.token_file)
+    token = read_token("inference.token_file", cfg.inference.token_file, JUDGE_TOKEN)
     if token is None and not ipaddress.ip_address(address).is_loopback:
         raise ValueError(
             f"inference.host is {host}: other machines can reach it, so set inference.token_file, or the "
-            f"variable {TOKEN_VARIABLE}, to a secret that clients have, too; or keep 127.0.0.1"
+            f"variable {JUDGE_TOKEN}, to a secret that clients have, too; or keep 127.0.0.1"
         )
     return address, token
 

@@ -17,8 +17,9 @@ from rs_aligner.remote.endpoints import Endpoint, EndpointPool
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.queue import RowQueue, Waiting
 from rs_aligner.remote.retry import LONGEST_DELAY, Patience, jittered
+from rs_aligner.remote.token import read_token
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
-from rs_aligner.reward.token import read_token
+from rs_aligner.reward.protocol import JUDGE_TOKEN
 from rs_aligner.rollout import Score, ScoreFailure
 from tests.reward.fake_judge import Answer, fake_judge, rewards
 from tests.reward.rows import free_port, row
@@ -344,17 +345,17 @@ def test_rows_of_similar_length_leave_together_and_the_oldest_goes_first() -> No
 
 def test_a_file_or_the_environment_holds_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RS_ALIGNER_JUDGE_TOKEN", raising=False)
-    assert read_token("key", None) is None
+    assert read_token("key", None, JUDGE_TOKEN) is None
     monkeypatch.setenv("RS_ALIGNER_JUDGE_TOKEN", "from the environment".replace(" ", "-"))
-    assert read_token("key", None) == "from-the-environment"
+    assert read_token("key", None, JUDGE_TOKEN) == "from-the-environment"
     file = tmp_path / "token"
     file.write_text("sekret\n")
-    assert read_token("key", str(file)) == "sekret"
+    assert read_token("key", str(file), JUDGE_TOKEN) == "sekret"
     file.write_text("two words")
     with pytest.raises(ValueError, match="one token of printable ASCII"):
-        read_token("key", str(file))
+        read_token("key", str(file), JUDGE_TOKEN)
     with pytest.raises(ValueError, match=r"key=.*cannot be read"):
-        read_token("key", str(tmp_path / "absent"))
+        read_token("key", str(tmp_path / "absent"), JUDGE_TOKEN)
 
 
 def test_a_judge_in_the_same_process_scores_with_the_same_checks(tmp_path: Path) -> None:

@@ -22,16 +22,15 @@ from rs_aligner.remote.asking import PROBE_SECONDS
 from rs_aligner.remote.endpoints import Endpoint
 from rs_aligner.remote.errors import UNTRUSTED, BadAnswer, TransportError
 from rs_aligner.remote.queue import Waiting
-from rs_aligner.remote.retry import UNAUTHORIZED, AskError, jittered
-from rs_aligner.remote.transport import Conversation, HTTPAnswer
+from rs_aligner.remote.retry import UNAUTHORIZED, AskError, jittered, retry_after
+from rs_aligner.remote.transport import Conversation, HTTPAnswer, message_of
 from rs_aligner.reward.judges.generative.completion import (
     Completion,
     NoVerdict,
-    message_of,
     read_completion,
     usage_of,
 )
-from rs_aligner.reward.judges.generative.pace import Pace, retry_after
+from rs_aligner.reward.judges.generative.pace import Pace
 from rs_aligner.reward.judges.generative.verdicts import Verdict, read_verdict
 from rs_aligner.rollout import LATE, ScoreFailure
 

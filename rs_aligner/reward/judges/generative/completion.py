@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rs_aligner.remote.errors import BadAnswer
-from rs_aligner.remote.transport import HTTPAnswer, error_text
 
 _SHOWN = 80
-_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 
 class NoVerdict(ValueError):
@@ -73,21 +69,6 @@ def usage_of(found: Any) -> dict[str, int]:
     usage = usage if isinstance(usage, dict) else {}
     names = ("prompt_tokens", "completion_tokens")
     return {name: usage[name] for name in names if isinstance(usage.get(name), int) and usage[name] >= 0}
-
-
-def message_of(answer: HTTPAnswer) -> str:
-    """What a server says of an error, on one line of at most 300 characters."""
-    text = answer.body.decode("utf-8", "replace")
-    with suppress(ValueError, RecursionError):
-        found = json.loads(text)
-        for name in ("error", "message", "detail"):
-            if isinstance(found, dict) and found.get(name):
-                found = found[name]
-        if isinstance(found, str):
-            return " ".join(found.split())[:300]
-    if title := _TITLE.search(text):
-        return " ".join(title[1].split())[:300]
-    return error_text(answer.body)
 
 
 def shown(text: str | bytes) -> str:

@@ -23,6 +23,7 @@ from rs_aligner.config.reading import read_section
 from rs_aligner.remote.asking import Asker, Asking
 from rs_aligner.remote.endpoints import Endpoint, Role
 from rs_aligner.remote.errors import UNTRUSTED, BadAnswer, TransportError
+from rs_aligner.remote.token import read_token
 from rs_aligner.remote.transport import Conversation
 from rs_aligner.reward.judges.base import Metadata, content_hash, whole_answers
 from rs_aligner.reward.judges.functions import AnyRow
@@ -31,7 +32,6 @@ from rs_aligner.reward.judges.generative.completion import NoVerdict
 from rs_aligner.reward.judges.generative.pace import Pace
 from rs_aligner.reward.judges.generative.template import Template, Unaskable
 from rs_aligner.reward.judges.generative.verdicts import Verdict, joined, read_verdict
-from rs_aligner.reward.token import read_token
 from rs_aligner.rollout import Score, ScoreFailure
 
 _logger = logging.getLogger("rs_aligner")

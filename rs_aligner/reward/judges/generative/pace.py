@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from email.utils import parsedate_to_datetime
 
 from rs_aligner.remote.errors import TransportError
 
@@ -50,14 +47,3 @@ class Pace:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds after which a server wants to be asked again (RFC 9110, 10.2.3); None where it does not say."""
-    said = headers.get("retry-after", "")
-    with suppress(ValueError):
-        seconds = float(said)
-        return max(seconds, 0.0) if math.isfinite(seconds) else None
-    with suppress(ValueError, TypeError):
-        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0.0)
-    return None

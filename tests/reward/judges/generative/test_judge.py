@@ -319,15 +319,6 @@ def test_a_server_that_wants_too_much_time_is_given_up(
     assert len(server.asked) == 1
 
 
-def test_retry_after_is_seconds_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "time", lambda: 784111777.0)  # Sun, 06 Nov 1994 08:49:37 GMT
-    said = {"2.5": 2.5, "Sun, 06 Nov 1994 08:49:47 GMT": 10.0, "Sun, 06 Nov 1994 08:49:27 GMT": 0.0}
-    said |= {"-3": 0.0}
-    assert {text: pace.retry_after({"retry-after": text}) for text in said} == said
-    assert [pace.retry_after({"retry-after": text}) for text in ("", "soon", "inf", "nan")] == [None] * 4
-    assert pace.retry_after({}) is None
-
-
 def test_so_many_requests_begin_in_a_minute(server: StandIn, make: Make) -> None:
     arrived: list[float] = []
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-TOKEN_VARIABLE = "RS_ALIGNER_JUDGE_TOKEN"
-"""That of our own judge's server."""
 
-
-def read_token(key: str, file: str | None, variable: str = TOKEN_VARIABLE) -> str | None:
+def read_token(key: str, file: str | None, variable: str) -> str | None:
     """The access token, without white space around it.
 
     Args:
