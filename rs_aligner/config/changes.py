@@ -60,7 +60,7 @@ _KINDS: dict[Kind, list[str]] = {
         *_under(("model",), "activations_checkpoint_num_layers optim.overlap_grad_sync"),
         "model.max_tokens_per_microbatch",
         "model.rs.rollout_micro_batch_size",
-        *_under(("model.rs",), "passed_above kl_samples generation.kv_cache_bytes generation.engine"),
+        *_under(("model.rs",), "passed_above kl_samples generation"),
         "model.rs.objective.offload_reference",
         # Copies come back with the same bits.
         "model.rs.offload_adam_states",

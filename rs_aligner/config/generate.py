@@ -64,6 +64,10 @@ class AnswersConfig(Section):
     length_params: LengthParams = LengthParams()
     generation: GenerationConfig = GenerationConfig()
 
+    def problems(self, key: str) -> Iterator[str]:
+        """The engine samples as it is told."""
+        yield from self.generation.sampling_problems(f"{key}.sampling_params", self.sampling_params)
+
 
 class GenerateModelConfig(LayoutBase):
     """The policy, and what it is asked."""

@@ -122,6 +122,8 @@ class RSConfig(Section):
         yield from self._counts(key)
         yield from self._selection(key)
         yield from self._offline(key)
+        for name in ("sampling_params", "val_sampling_params"):
+            yield from self.generation.sampling_problems(f"{key}.{name}", getattr(self, name))
         if self.rft is not None and self.selection != self.rft.selection:
             names = [selector.name for selector in self.selection]
             own = f"{key}.rft brings a selection of its own; leave one of the two out"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Literal
 
 from rs_aligner.config.base import Count, Fraction, NotNegative, Positive, Section, Size, Texts, problem
+from rs_aligner.config.rollout_servers import RolloutServersConfig, address_problems, temperature_problems
+
+_logger = logging.getLogger("rs_aligner")
 
 
 class SamplingParams(Section):
@@ -54,5 +58,41 @@ class GenerationConfig(Section):
     Null: a training on a GPU takes what its plan leaves of the device, and keeps to that as long as the
     run goes on; elsewhere there is no bound.
     """
-    engine: Literal["auto", "kernels", "torch"] = "auto"
-    """What decodes: kernels compiled for this CPU (a second, once), or torch; auto: the faster that can."""
+    engine: Literal["auto", "kernels", "torch", "vllm"] = "auto"
+    """What decodes: kernels compiled for this CPU (a second, once), torch, or servers of vLLM.
+
+    `auto` is the faster of the first two that can; for the last see docs/engines.md.
+    """
+    endpoints: Texts = ()
+    """The servers of `engine: vllm`: addresses, "host:port", "[::1]:port" or URLs, that share the work."""
+    servers: RolloutServersConfig = RolloutServersConfig()
+
+    @property
+    def is_served(self) -> bool:
+        """Whether servers decode."""
+        return self.engine == "vllm"
+
+    def problems(self, key: str) -> Iterator[str]:
+        """Servers are named where they are asked, and nowhere else."""
+        yield from address_problems(f"{key}.endpoints", self.endpoints)
+        if self.is_served:
+            yield from self._served(key)
+        elif self.endpoints:
+            with_servers = f"plays a part with {key}.engine=vllm only"
+            yield problem(f"{key}.endpoints", list(self.endpoints), with_servers)
+        elif self.servers != RolloutServersConfig():
+            _logger.warning("%s.servers has no effect: it is for %s.engine=vllm", key, key)
+
+    def sampling_problems(self, key: str, sampling: SamplingParams) -> Iterator[str]:
+        """What the engine does otherwise than the controls say, so that rollouts would be others."""
+        if self.is_served and not sampling.use_greedy:
+            yield from temperature_problems(f"{key}.temperature", sampling.temperature)
+
+    def _served(self, key: str) -> Iterator[str]:
+        if not self.endpoints:
+            example = f"for example {key}.endpoints=[node3:8000,node4:8000]"
+            yield f"{key}.endpoints must be set with {key}.engine=vllm: the servers' addresses, {example}"
+        if self.kv_cache_bytes is not None:
+            _logger.warning("%s.kv_cache_bytes has no effect: vLLM's servers have a cache of their own", key)
+        if self.servers.ca_file is not None and not any("https://" in one.lower() for one in self.endpoints):
+            _logger.warning("%s.servers.ca_file has no effect: no server is asked by https://", key)

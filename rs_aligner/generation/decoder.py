@@ -80,12 +80,14 @@ class Wave:
         controls: how to sample.
         end_strings: what ends a response: end tokens, and texts.
         stops: to be asked between tokens: whether the wave is to be left as it is.
+        at_once: prompts that servers may have under way; None for all.
     """
 
     rows: list[RolloutRow]
     controls: Controls
     end_strings: EndStrings
     stops: Callable[[], bool] = lambda: False
+    at_once: int | None = None
 
 
 class Decoder(Protocol):
@@ -97,7 +99,18 @@ class Decoder(Protocol):
 
     @property
     def rows_stand_alone(self) -> bool:
-        """Whether a rollout has the same bits whatever else is in the wave."""
+        """Whether what is missing of a wave is decoded alone.
+
+        Either a rollout has the same bits whatever else is in the wave, or nobody promises equal bits.
+        """
+
+    @property
+    def is_served(self) -> bool:
+        """Whether servers decode, which take requests as they come.
+
+        Then a replica's whole share is one wave, and the seeds of a prompt's rollouts follow each other: a
+        server is asked for several by the first one's.
+        """
 
     def prepare(self, version: int) -> int:
         """See to it that what is decoded from now on is by the policy's weights; every rank calls this.
@@ -113,8 +126,8 @@ class Decoder(Protocol):
         """The wave's rollouts in any order, each as soon as it ends.
 
         Every rank of a replica runs this to the end, which comes early where `wave.stops` says so: it is the
-        same on all of them, if it is asked equally often. A rollout follows from its row (the seed, too), the
-        controls and the weights.
+        same on all of them, if it is asked equally often. Its source yields all of them, the others the same
+        or none. A rollout follows from its row (the seed, too), the controls and the weights.
 
         Raises:
             ValueError: a single rollout may not fit into the cache, or no token may come.

@@ -12,6 +12,7 @@ from rs_aligner.generation.allowed import check_allowed
 from rs_aligner.generation.decoder import CannotDecode, Decoder, Engine, Exports, Offer
 from rs_aligner.generation.on_kernels import KERNELS
 from rs_aligner.generation.on_torch import TORCH
+from rs_aligner.generation.on_vllm import VLLM
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.runtime import Runtime
 
@@ -21,6 +22,7 @@ _logger = logging.getLogger("rs_aligner")
 ENGINES: list[Engine] = [
     KERNELS,
     TORCH,
+    VLLM,
 ]
 
 

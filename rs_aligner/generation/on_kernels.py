@@ -28,6 +28,7 @@ class KernelDecoder:
         kv_cache_bytes: most bytes of keys and values on this rank; None for no bound.
     """
 
+    is_served = False
     rows_stand_alone = True  # each product sums in an order of its own, whatever stands beside it
 
     def __init__(self, network: NativeNetwork, kv_cache_bytes: int | None = None) -> None:

@@ -22,6 +22,7 @@ class TorchDecoder:
     """
 
     description = "torch"
+    is_served = False
     rows_stand_alone = False  # how a product sums depends on its shape
 
     def __init__(self, network: Network, kv_cache_bytes: int | None = None) -> None:

@@ -1,9 +1,10 @@
 """What is asked of a decoder: waves of prompts in, a stream of finished rollouts out.
 
-A wave is the set of prompts decoded together. How that is done is the engine's business (`engines.py`). What
-is decoded together depends on the prompts, the config and the tokens only, never on the clock. Where some of
-a wave's rollouts are there already, since the run was killed in it, the others are decoded alone if that
-gives them the same bits (`Decoder.rows_stand_alone`); if not, the whole wave is decoded again for its shapes.
+A wave is the set of prompts decoded together; for servers, a replica's whole share. How that is done is the
+engine's business (`engines.py`). What is decoded together depends on the prompts, the config and the tokens
+only, never on the clock. Where some of a wave's rollouts are there already, since the run was killed in it,
+the others are decoded alone if that gives them the same bits, or if nobody promises equal ones
+(`Decoder.rows_stand_alone`); if not, the whole wave is decoded again for its shapes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def generate(
     controls = Controls.of(request.sampling, request.lengths)
     end_strings = EndStrings(tokenizer, controls.end_strings)
     mine = list(enumerate(request.prompts))[share]
-    wave_size = request.wave_size or max(1, len(mine))  # a replica may have no prompt of a short step
+    whole = max(1, len(mine))  # a replica may have no prompt of a short step
+    wave_size = whole if decoder.is_served else request.wave_size or whole
     for start in range(0, len(mine), wave_size):
         if stops():
             return
@@ -59,7 +61,7 @@ def generate(
             RolloutRow(
                 group,
                 index,
-                derive_seed(seed, request.step, prompt.position, index),
+                _seed(seed, request, prompt.position, index, in_a_row=decoder.is_served),
                 prompt,
                 min((limits or {}).get((group, index), controls.max_length), controls.max_length),
             )
@@ -75,7 +77,8 @@ def generate(
             rows = [row for row in rows if (row.group, row.index) in missing]
         if not missing:
             continue
-        for row, tokens, log_probs, reason in decoder.decode(Wave(rows, controls, end_strings, stops)):
+        wave = Wave(rows, controls, end_strings, stops, request.wave_size)
+        for row, tokens, log_probs, reason in decoder.decode(wave):
             if (row.group, row.index) not in missing:
                 continue  # decoded again for the shapes of the others
             yield Rollout(
@@ -88,3 +91,11 @@ def generate(
                 seed=row.seed,
                 log_probs=tuple(log_probs),
             )
+
+
+def _seed(seed: int, request: SampleRequest, position: int, index: int, *, in_a_row: bool) -> int:
+    """A rollout's, below 2**63; `in_a_row` are those of a prompt, from the first one that is asked for."""
+    if not in_a_row:
+        return derive_seed(seed, request.step, position, index)
+    first = derive_seed(seed, request.step, position, request.first_index)
+    return (first >> 1) + index - request.first_index

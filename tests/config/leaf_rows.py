@@ -176,7 +176,23 @@ SAMPLING: Rows = {
     "end_strings": Row(["END"], "controls"),
 }
 LENGTHS: Rows = shown_by("controls", {"max_length": 6, "min_length": 2})
-GENERATION: Rows = {"kv_cache_bytes": Row(1 << 20, "sampled"), "engine": Row("torch", "decoder")}
+_SERVED: dict[str, Any] = {"engine": "vllm", "endpoints": ["10.0.0.6:8000"]}
+GENERATION: Rows = {
+    "kv_cache_bytes": Row(1 << 20, "sampled"),
+    "engine": Row("torch", "decoder"),
+    "endpoints": Row(["10.0.0.7:8000", "https://engine.example.com/a"], "servers", _SERVED),
+    **with_given(
+        {
+            "servers.token_file": Row("@/token", "servers"),
+            "servers.ca_file": Row("@/authority.pem", "servers", {"endpoints": ["https://10.0.0.6"]}),
+            "servers.startup_timeout": Row(3, "startup"),
+            "servers.request_timeout": Row(7, "requests"),
+            "servers.give_up_after": Row(30, "patience"),
+            "servers.max_in_flight": Row(2, "in flight"),
+        },
+        _SERVED,
+    ),
+}
 
 
 def held_out(rows: Rows) -> Rows:

@@ -34,6 +34,8 @@ from omegaconf import OmegaConf
 
 from rs_aligner import progress, stopping
 from rs_aligner.cli import scripts
+from rs_aligner.generation.allowed import check_allowed
+from rs_aligner.generation.decoder import Offer
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.model import runtime
 from rs_aligner.model.families.registry import read_architecture
@@ -45,6 +47,7 @@ from rs_aligner.policy import pairs, policy, reward_model, sampler, training
 from rs_aligner.rollout import Rollout
 from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.bad_steps import BadSteps
+from tests.config.leaf_engine import set_up_engine
 from tests.config.leaf_judges import Notes, chance_of, set_up_judges, set_up_server
 from tests.config.leaf_reads import READS, note_reads
 from tests.tiny import save_more_tokens, save_tiny_adapter, save_tiny_with_tokenizer
@@ -309,9 +312,13 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         groups: list[dict[str, float]] = [{"wd_mult": 1.0}, {"wd_mult": 0.0}]  # matrices; norms and biases
         return SimpleNamespace(param_groups=groups, config=config, step=lambda: (True, 2.0, 0))
 
-    def new_decoder(model: Any, arch: Any, _: Runtime, config: Any, *, allowed: Any) -> Any:
+    sample_from_servers = set_up_engine(patch, notes)
+
+    def new_decoder(model: Any, arch: Any, runtime: Runtime, config: Any, *, allowed: Any) -> Any:
         notes.add("decoder", config.engine)
-        return config
+        if config.is_served:
+            sample_from_servers(Offer(model, arch, runtime, config, check_allowed(allowed, arch.vocab_size)))
+        return SimpleNamespace(is_served=False, kv_cache_bytes=config.kv_cache_bytes)
 
     def adapters_for(_: Any, arch: Any, __: Runtime, config: Any, folder: Path) -> Any:
         spec = spec_of(config.peft, arch)

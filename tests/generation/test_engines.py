@@ -35,6 +35,7 @@ class Counting:
     """Decodes nothing: each token is the one before it and one."""
 
     description = "counting up"
+    is_served = False
     rows_stand_alone = True
     behind = 0
 

@@ -1,0 +1,203 @@
+"""What vLLM's servers are asked: who they are, and for a prompt's rollouts. A `remote.asking.Service`.
+
+A server is asked for rollouts once it has shown that it samples from a model with the policy's vocabulary,
+tells token ids, and that its log-probabilities are those before temperature and filters: one token that it
+may not choose otherwise tells all of it. Left out on purpose: whether its weights are the policy's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rs_aligner.config.rollout_servers import ROLLOUTS_TOKEN
+from rs_aligner.generation.allowed import NEVER, AllowedTokens
+from rs_aligner.generation.rows import Ended
+from rs_aligner.generation.vllm.completion import Choice, read_choices
+from rs_aligner.generation.vllm.connection import VllmConnection
+from rs_aligner.generation.vllm.controls import Run
+from rs_aligner.remote.endpoints import Endpoint
+from rs_aligner.remote.errors import UNTRUSTED, BadAnswer, TransportError
+from rs_aligner.remote.hints import hint
+from rs_aligner.remote.queue import Waiting
+from rs_aligner.remote.retry import UNAUTHORIZED, AskError, is_transient
+
+COMPLETIONS = "/v1/completions"
+SECTION = "generation.servers"
+_TRIAL_SECONDS = 30.0  # for one token
+
+
+@dataclass(frozen=True, slots=True)
+class Unsampled:
+    """A run without rollouts, and why."""
+
+    reason: str
+
+
+Result = list[Ended] | Unsampled
+
+
+class NotOurModel(ValueError):
+    """A server that samples from something else, or tells too little; waiting will not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a server says of itself.
+
+    Attributes:
+        model: the name by which it is asked for completions.
+        max_length: tokens of prompt and response that it takes; None if it does not tell.
+    """
+
+    model: str
+    max_length: int | None
+
+
+class Completing:
+    """What servers are asked for. Called from several threads.
+
+    Args:
+        allowed: which tokens the policy may sample, of all that it has.
+        request_timeout: seconds for all rollouts of a prompt.
+    """
+
+    def __init__(self, allowed: AllowedTokens, request_timeout: float) -> None:
+        self._allowed, self._timeout = allowed, request_timeout
+        self._lock = threading.Lock()
+        self._about: dict[str, About] = {}
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of prompt and response that every server takes; None if none tells."""
+        with self._lock:
+            return min((one.max_length for one in self._about.values() if one.max_length), default=None)
+
+    def try_out(self, endpoint: Endpoint[VllmConnection], link: VllmConnection, ready_timeout: float) -> None:
+        """Find out whether a server samples from the policy's kind of model.
+
+        Raises:
+            TransportError: it does not answer now.
+            NotOurModel, ConnectionError: waiting will not help.
+        """
+        try:
+            link.get("/health", ready_timeout)
+            about = _about(link.get("/v1/models", ready_timeout))
+            self._try_token(link, about)
+        except BadAnswer as error:
+            raise NotOurModel(f"{endpoint.url} is no server of vLLM: {error}") from None
+        except NotOurModel as error:
+            raise NotOurModel(f"{endpoint.url}: {error}") from None
+        except TransportError as error:
+            if error.kind in UNTRUSTED or error.status in UNAUTHORIZED:
+                raise ConnectionError(self.explained(endpoint, error)) from error
+            raise
+        with self._lock:
+            self._about[endpoint.url] = about
+
+    def ask(
+        self,
+        endpoint: Endpoint[VllmConnection],
+        link: VllmConnection,
+        batch: Sequence[Waiting[Run, Result]],
+    ) -> list[Result]:
+        """The rollouts of the only run of a batch."""
+        [waiting] = batch
+        run, model = waiting.row, self._about[endpoint.url].model
+        choices = self._choices(link, run, run.body(model))
+        ended = [_ended(run, choice) for choice in choices]
+        if run.asked.controls.end_strings and None in ended:
+            # It found an end string where our text has none: the same tokens again, and those that follow.
+            choices = self._choices(link, run, run.body(model, stops_at_strings=False))
+            ended = [_ended(run, choice) for choice in choices]
+        if missing := [choice for choice, end in zip(choices, ended, strict=True) if end is None]:
+            one = missing[0]
+            raise BadAnswer(
+                f"a response ended by {one.reason!r} after {len(one.tokens)} of {run.limit} tokens"
+            )
+        whole = [end for end in ended if end is not None]
+        whole *= len(run.rows) // len(whole)  # greedy ones are all equal
+        return [
+            [
+                (row, list(tokens), list(log_probs), reason)
+                for row, (_, tokens, log_probs, reason) in zip(run.rows, whole, strict=True)
+            ]
+        ]
+
+    def explained(self, endpoint: Endpoint[VllmConnection], error: AskError) -> str:
+        """With the key that may mend it."""
+        return f"{endpoint.url}: {error}{hint(error, SECTION, ROLLOUTS_TOKEN)}"
+
+    def failure(self, reason: str) -> Result:
+        """Never a rollout."""
+        return Unsampled(reason)
+
+    def _choices(self, link: VllmConnection, run: Run, body: Mapping[str, Any]) -> list[Choice]:
+        return read_choices(link.post(COMPLETIONS, self._timeout, body), run.num_choices, run.limit)
+
+    def _try_token(self, link: VllmConnection, about: About) -> None:
+        """Ask for the last token that the policy may sample, as if there were no other.
+
+        Raises:
+            NotOurModel: it has another vocabulary, or tells other log-probabilities.
+        """
+        vocab_size = len(self._allowed.kinds)
+        last = int(np.flatnonzero(self._allowed.kinds != NEVER)[-1])
+        body = {
+            "model": about.model,
+            "prompt": [last],
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "ignore_eos": True,
+            "allowed_token_ids": [last],
+            "logit_bias": {str(vocab_size - 1): 0.0},
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+        needs = f"the policy has {vocab_size} ids: serve the model that is trained"
+        try:
+            [choice] = read_choices(link.post(COMPLETIONS, _TRIAL_SECONDS, body), 1, 1)
+        except TransportError as error:
+            if error.kind != "refused" or is_transient(error) or error.status in UNAUTHORIZED:
+                raise
+            raise NotOurModel(f"its model has another vocabulary ({error}); {needs}") from None
+        if choice.tokens != [last]:
+            raise NotOurModel(f"it sampled {choice.tokens} where only token {last} may come")
+        if choice.log_probs == [0.0]:
+            what = "its log-probabilities are those after temperature and filters"
+            raise NotOurModel(f"{what}: start it with --logprobs-mode raw_logprobs, vLLM's default")
+        try:
+            link.post(COMPLETIONS, _TRIAL_SECONDS, {**body, "logit_bias": {str(vocab_size): 0.0}})
+        except TransportError as error:
+            if error.kind == "refused" and not is_transient(error):
+                return
+            raise
+        raise NotOurModel(f"its model has another vocabulary, with more ids; {needs}")
+
+
+def _about(found: Any) -> About:
+    """What `/v1/models` says of the model itself, not of adapters for it.
+
+    Raises:
+        BadAnswer: nothing of a model.
+    """
+    try:
+        models = [one for one in found["data"] if not one.get("parent")]
+        length = models[0].get("max_model_len")
+        return About(str(models[0]["id"]), length if isinstance(length, int) else None)
+    except (KeyError, TypeError, IndexError, AttributeError):
+        raise BadAnswer("/v1/models names no model") from None
+
+
+def _ended(run: Run, choice: Choice) -> Ended | None:
+    """A response up to where it ends by our rules; None if it does not."""
+    row = run.rows[0]
+    end = run.asked.ends(row.prompt.token_ids, choice.tokens, run.limit)
+    if end is None:
+        return None
+    length, reason = end
+    return row, choice.tokens[:length], choice.log_probs[:length], reason

@@ -1,0 +1,59 @@
+"""What vLLM's servers are asked, by the real decoder, in the world of `leaf_world.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from rs_aligner.address import Address
+from rs_aligner.generation import on_vllm
+from rs_aligner.generation.decoder import Offer, Wave
+from rs_aligner.generation.rows import RolloutRow
+from rs_aligner.generation.sampling import Controls
+from rs_aligner.generation.text import EndStrings
+from rs_aligner.remote.errors import TransportError
+from rs_aligner.rollout import Prompt
+from tests.config.leaf_judges import Notes
+
+
+class _NoText:
+    """A tokenizer that is not asked for texts."""
+
+    eos_ids = ()
+
+
+def set_up_engine(patch: pytest.MonkeyPatch, notes: Notes) -> Callable[[Offer], None]:
+    """Servers that say one token; what is returned asks them for a rollout, as the config says."""
+
+    class Connection:
+        def __init__(self, address: Address, token: str | None = None, *, authority: str | None) -> None:
+            notes.add("servers", str(address), token, authority)
+
+        def get(self, path: str, timeout: float) -> Any:
+            return {"data": [{"id": "policy"}]} if path == "/v1/models" else None
+
+        def post(self, path: str, timeout: float, body: Mapping[str, Any]) -> Any:
+            notes.add("requests", path, timeout)
+            if str(vocab_size) in body.get("logit_bias", {}):
+                raise TransportError("no such id", "refused", 400)
+            tokens = body.get("allowed_token_ids", [5])[-1:]
+            choice = {"token_ids": tokens, "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
+            return {"choices": [{"index": 0, **choice}]}
+
+        def abort(self) -> None: ...
+
+    vocab_size = 0
+
+    def sample(offer: Offer) -> None:
+        nonlocal vocab_size
+        vocab_size = offer.arch.vocab_size
+        decoder = on_vllm.VLLM.new(offer)
+        end_strings = EndStrings(_NoText(), ())  # type: ignore[arg-type]  # no text is asked for
+        row = RolloutRow(0, 0, 1, Prompt("p", "", (5,)), limit=1)
+        assert len(list(decoder.decode(Wave([row], Controls(max_length=1), end_strings)))) == 1
+        decoder.close()  # type: ignore[attr-defined]  # of this engine
+
+    patch.setattr(on_vllm, "VllmConnection", Connection)
+    return sample
