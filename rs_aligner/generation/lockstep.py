@@ -9,7 +9,7 @@ from __future__ import annotations
 from rs_aligner import stopping
 from rs_aligner.model.runtime import Runtime
 
-AGREE_EVERY = 16  # tokens between two agreements, where several ranks hold a replica
+AGREE_EVERY = 16  # tokens
 
 
 class StopPoll:
@@ -17,10 +17,11 @@ class StopPoll:
 
     Args:
         runtime: this rank's place.
+        every: times that it is asked between two agreements, where several ranks hold a replica.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, *, every: int = AGREE_EVERY) -> None:
+        self._runtime, self._every = runtime, every
         self._is_alone = runtime.tp_size == runtime.pp_size == 1
         self._asked = 0
         self._stops = False
@@ -29,7 +30,7 @@ class StopPoll:
         wish = stopping.poll()
         if self._is_alone or self._stops:
             return self._stops or wish
-        if self._asked % AGREE_EVERY == 0:
+        if self._asked % self._every == 0:
             self._stops = self._runtime.any_of_replica(wish)
             if self._stops and not wish:  # this rank may speak for the replica, and has to know
                 stopping.ask("another rank of the replica was asked")

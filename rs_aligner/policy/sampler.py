@@ -20,7 +20,7 @@ from rs_aligner.config.recompute import Recompute
 from rs_aligner.files import hugging_face_part
 from rs_aligner.generation.decoder import Exports
 from rs_aligner.generation.engines import new_decoder
-from rs_aligner.generation.lockstep import StopPoll
+from rs_aligner.generation.lockstep import AGREE_EVERY, StopPoll
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import Architecture
@@ -133,7 +133,7 @@ class Sampler:
             seed=self.seed,
             policy_version=self.decoder.prepare(policy_version),
             share=slice(self.runtime.dp_rank, None, self.runtime.dp_size),
-            stops=StopPoll(self.runtime),
+            stops=StopPoll(self.runtime, every=1 if self.decoder.is_served else AGREE_EVERY),
         )
 
     def gather(self, item: Any) -> list[Any]:

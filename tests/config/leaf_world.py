@@ -314,11 +314,13 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
 
     sample_from_servers = set_up_engine(patch, notes)
 
-    def new_decoder(model: Any, arch: Any, runtime: Runtime, config: Any, *, allowed: Any) -> Any:
+    def new_decoder(model: Any, arch: Any, runtime: Any, config: Any, *, allowed: Any, exports: Any) -> Any:
         notes.add("decoder", config.engine)
         if config.is_served:
             sample_from_servers(Offer(model, arch, runtime, config, check_allowed(allowed, arch.vocab_size)))
-        return SimpleNamespace(is_served=False, kv_cache_bytes=config.kv_cache_bytes)
+        return SimpleNamespace(
+            is_served=False, kv_cache_bytes=config.kv_cache_bytes, prepare=lambda version: version
+        )
 
     def adapters_for(_: Any, arch: Any, __: Runtime, config: Any, folder: Path) -> Any:
         spec = spec_of(config.peft, arch)
