@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from rs_aligner.config import (
     GenerateConfig,
     ServeRewardConfig,
+    ServeRolloutsConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
     TrainSFTConfig,
@@ -37,6 +38,7 @@ COMMANDS: dict[str, type[Section]] = {
     "train_reward_model": TrainRewardModelConfig,
     "generate": GenerateConfig,
     "serve_reward": ServeRewardConfig,
+    "serve_rollouts": ServeRolloutsConfig,
 }
 HEAD = """# All keys
 

@@ -1,6 +1,7 @@
 """A real vLLM for tests: started on a free port, asked, and ended with all that it started.
 
 Its Python is the fixture `vllm_python`. `STORIES` is the model that it takes, in the folder `test_data`.
+`vllm_server` starts it by itself, `serve_rollouts` by our command, behind the guard.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -105,3 +107,53 @@ def vllm_server(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its engine, too
         process.wait()
+
+
+@contextlib.contextmanager
+def serve_rollouts(
+    python: Path,
+    model: Path,
+    folder: Path,
+    *overrides: str,
+    port: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Running]:
+    """Start `rs-aligner serve-rollouts`, wait until it says that it is ready, and end it as Ctrl-C would.
+
+    Args:
+        python: the fixture `vllm_python`.
+        model: a Hugging Face folder.
+        folder: for its log and vLLM's, and to run in, so that new weights may come from below it.
+        overrides: more of them.
+        port: to listen at; a free one by default.
+        env: more variables.
+    """
+    port, log = port or free_port(), folder / "serve_rollouts.log"
+    command = [sys.executable, "-m", "rs_aligner", "serve-rollouts", f"inference.port={port}"]
+    command += [f"pretrained_checkpoint.restore_from_path={model}", f"log_dir={folder}"]
+    command += ["vllm.cpu_cache_gib=1", "vllm.threads=1"]
+    with log.open("ab") as output:
+        began = output.tell()
+        process = start_process(
+            [*command, *overrides],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "RS_ALIGNER_VLLM_PYTHON": str(python), **(env or {})},
+            cwd=folder,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while b"rollouts ready at" not in log.read_bytes()[began:]:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield Running(port, log, process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        finally:
+            process.kill()  # its vLLM ends with it
+            process.wait()

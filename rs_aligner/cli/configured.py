@@ -59,6 +59,11 @@ def serve(arguments: Sequence[str], beside: Path | None = None) -> int:
     return run("serve", arguments, beside=beside)
 
 
+def serve_rollouts(arguments: Sequence[str], beside: Path | None = None) -> int:
+    """A vLLM server of rollouts, by `serve_rollouts.yaml`; as `train`."""
+    return run("serve-rollouts", arguments, beside=beside)
+
+
 def generate(arguments: Sequence[str], beside: Path | None = None) -> int:
     """A file of answers, by `generate.yaml`; as `train`."""
     return run("generate", arguments, beside=beside)

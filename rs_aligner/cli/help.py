@@ -113,6 +113,18 @@ a reward model, or a weighted sum of them.""",
   rs-aligner serve judge.name=final_answer inference.port=5556
   rs-aligner serve judge.name=huggingface judge.kwargs.folder=path/to/reward_model check=true""",
     ),
+    "serve-rollouts": OfConfig(
+        "serve_rollouts",
+        """\
+Serve rollouts by vLLM until Ctrl-C or SIGTERM, for model.rs.generation.engine=vllm. bash
+scripts/setup_vllm.sh makes its environment. Every route wants the token, if there is one, and where other
+machines can reach the server there has to be one.""",
+        """\
+  rs-aligner serve-rollouts pretrained_checkpoint.restore_from_path=MODEL
+  rs-aligner serve-rollouts ... weights_root=runs/mine inference.port=8001
+  rs-aligner serve-rollouts ... inference.host=0.0.0.0 inference.token_file=token
+  rs-aligner serve-rollouts ... lora_rank=16 vllm.tensor_parallel_size=2""",
+    ),
     "generate": OfConfig(
         "generate",
         """\
@@ -154,4 +166,4 @@ def of_ahead(name: str) -> str:
 
 def behind(ahead: str) -> list[str]:
     """The commands before which `plan` or `check` may stand."""
-    return [name for name in OF if ahead == "check" or name != "serve"]
+    return [name for name in OF if ahead == "check" or name not in ("serve", "serve-rollouts")]

@@ -25,6 +25,7 @@ from rs_aligner.cli.ranks import rank, show_log, start_ranks
 from rs_aligner.config import (
     GenerateConfig,
     ServeRewardConfig,
+    ServeRolloutsConfig,
     TrainConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
@@ -42,7 +43,14 @@ if TYPE_CHECKING:
 
 WATCHED_SHARE = 0.9  # of the time that ranks wait for each other: stacks are shown before they give up
 
-AnyConfig = TrainRSConfig | TrainSFTConfig | TrainRewardModelConfig | ServeRewardConfig | GenerateConfig
+AnyConfig = (
+    TrainRSConfig
+    | TrainSFTConfig
+    | TrainRewardModelConfig
+    | ServeRewardConfig
+    | ServeRolloutsConfig
+    | GenerateConfig
+)
 Config = TypeVar("Config", TrainRSConfig, TrainSFTConfig, TrainRewardModelConfig)
 Config_contra = TypeVar("Config_contra", bound=TrainConfig, contravariant=True)
 
@@ -106,6 +114,17 @@ def serve_reward(raw: DictConfig) -> None:
         sys.exit(serve(config))
 
 
+def serve_rollouts(raw: DictConfig) -> None:
+    """Serve rollouts by vLLM until a signal: `examples/serve_rollouts.py`."""
+    from rs_aligner.commands.serve_rollouts import serve
+
+    with one_line_errors(RuntimeError):  # of vLLM, which has ended
+        config = load_config(raw, ServeRolloutsConfig)
+        show_log()
+        show_stacks_on_quit()
+        serve(config)
+
+
 class Script(NamedTuple):
     """A command that reads a config: what runs it, and the config's root."""
 
@@ -118,6 +137,7 @@ SCRIPTS = {
     "sft": Script(train_sft, TrainSFTConfig),
     "reward-model": Script(train_reward_model, TrainRewardModelConfig),
     "serve": Script(serve_reward, ServeRewardConfig),
+    "serve-rollouts": Script(serve_rollouts, ServeRolloutsConfig),
     "generate": Script(generate, GenerateConfig),
 }
 """By the names of `rs-aligner`'s commands."""

@@ -39,6 +39,11 @@ COMMANDS = (
     Command("sft", "rs_aligner.cli.configured:sft", "Train on prompts with given answers, as a warm-up."),
     Command("reward-model", "rs_aligner.cli.configured:reward_model", "Train a judge from pairs of answers."),
     Command("serve", "rs_aligner.cli.configured:serve", "Serve a judge, or examine one (check=true)."),
+    Command(
+        "serve-rollouts",
+        "rs_aligner.cli.configured:serve_rollouts",
+        "Serve rollouts by vLLM, for engine=vllm.",
+    ),
     Command("plan", "rs_aligner.cli.configured:plan", "Before another command: print what it would do."),
     Command("check", "rs_aligner.cli.configured:check", "Before another command: see whether it can work."),
     Command("generate", "rs_aligner.cli.configured:generate", "Write a model's answers into a file."),

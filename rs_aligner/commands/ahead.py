@@ -30,6 +30,7 @@ from rs_aligner.config import (
     JudgeConfig,
     RemoteRMConfig,
     ServeRewardConfig,
+    ServeRolloutsConfig,
     TrainConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
@@ -99,7 +100,7 @@ def plan_of(config: Config) -> Plan:
             return _plan_of_answers(config, tokenizer, positions)
 
 
-def check(config: Config | ServeRewardConfig) -> Iterator[str]:
+def check(config: Config | ServeRewardConfig | ServeRolloutsConfig) -> Iterator[str]:
     """Check all that a command needs, as far as it shows before a model is loaded.
 
     Yields:
@@ -111,7 +112,13 @@ def check(config: Config | ServeRewardConfig) -> Iterator[str]:
     """
     yield "the config"
     with _nothing_compiled():
-        yield from _check_server(config) if isinstance(config, ServeRewardConfig) else _check_parts(config)
+        match config:
+            case ServeRewardConfig():
+                yield from _check_server(config)
+            case ServeRolloutsConfig():
+                yield from _check_rollout_server(config)
+            case _:
+                yield from _check_parts(config)
 
 
 @contextlib.contextmanager
@@ -248,10 +255,22 @@ def _check_source(judge: JudgeConfig) -> str:
 def _check_server(config: ServeRewardConfig) -> Iterator[str]:
     from rs_aligner.reward.server.serve import address_of
 
-    address, token = address_of(config)
-    secret = "with a token" if token else "without a token, from this machine only"
-    yield f"the address is free: {address}:{config.inference.port}, {secret}"
+    yield _free(address_of(config), config.inference.port)
     yield _check_source(config.judge)
+
+
+def _check_rollout_server(config: ServeRolloutsConfig) -> Iterator[str]:
+    from rs_aligner.commands.serve_rollouts import prepare
+
+    python, build, at = prepare(config)
+    yield _free(at, config.inference.port)
+    yield f"vLLM is there, built for a {build.upper()}: {python}"
+
+
+def _free(at: tuple[str, str | None], port: int) -> str:
+    address, token = at
+    secret = "with a token" if token else "without a token, from this machine only"
+    return f"the address is free: {address}:{port}, {secret}"
 
 
 def _check_run(

@@ -19,6 +19,7 @@ from rs_aligner.config.remote import EndpointConfig, RemoteRMConfig
 from rs_aligner.config.rs import RSConfig
 from rs_aligner.config.sampling import GenerationConfig, LengthParams, SamplingParams
 from rs_aligner.config.serve_reward import InferenceConfig, ServeRewardConfig
+from rs_aligner.config.serve_rollouts import ServeRolloutsConfig
 from rs_aligner.config.train_reward_model import PairModelConfig, TrainRewardModelConfig
 from rs_aligner.config.train_rs import ModelConfig, RSLoopConfig, TrainerConfig, TrainRSConfig
 from rs_aligner.config.train_sft import SFTConfig, TrainSFTConfig
@@ -54,6 +55,7 @@ __all__ = [
     "SamplingParams",
     "SchedConfig",
     "ServeRewardConfig",
+    "ServeRolloutsConfig",
     "TrainConfig",
     "TrainRSConfig",
     "TrainRewardModelConfig",

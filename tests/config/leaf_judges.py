@@ -187,9 +187,10 @@ def set_up_server(patch: pytest.MonkeyPatch, notes: Notes) -> None:
 
     for name in ("_end_on_signals", "use_our_libpython"):
         patch.setattr(server, name, lambda *_: None)
-    for name, fake in {"_watch": watch, "metrics_endpoint": endpoint, "_free_address": address}.items():
+    for name, fake in {"_watch": watch, "metrics_endpoint": endpoint}.items():
         patch.setattr(server, name, fake)
-    patch.setattr(server, "_any_free_port", lambda: 4321)
+    patch.setattr("rs_aligner.remote.listening.free_address", address)
+    patch.setattr(server, "any_free_port", lambda: 4321)
     for name in ("_end_triton", "_stop_or_give_up", "_amend", "ServedModel"):
         patch.setattr(serving, name, lambda *_: None)
     for name in ("TritonConfig", "DynamicBatcher", "ModelConfig"):

@@ -334,11 +334,39 @@ SERVE_REWARD: Rows = {
     "check_data": Row("@/check.jsonl", "printed", _CHECK),
 }
 
+SERVE_ROLLOUTS_BASE = {"pretrained_checkpoint.restore_from_path": "@/policy", "log_dir": "@/out/log"}
+SERVE_ROLLOUTS: Rows = {
+    "pretrained_checkpoint.restore_from_path": Row("@/other_policy", "vllm"),
+    "inference.host": Row("127.0.0.2", "address"),
+    "inference.port": Row(6000, "vllm"),
+    "inference.model_name": Row("other", "vllm"),
+    "inference.token_file": Row("@/token", "vllm variables"),
+    "weights_root": Row("@/policy", "vllm variables"),
+    "lora_rank": Row(8, "vllm"),
+    **under(
+        "vllm",
+        {
+            "dtype": Row("bfloat16", "vllm"),
+            "max_length": Row(64, "vllm"),
+            "max_num_seqs": Row(2, "vllm"),
+            "tensor_parallel_size": Row(2, "vllm"),
+            "gpu_memory_utilization": Row(0.5, "vllm on a GPU"),
+            "cpu_cache_gib": Row(2, "vllm variables"),
+            "threads": Row(3, "vllm variables"),
+            "seed": Row(2, "vllm"),
+            "arguments": Row(["--block-size", "64"], "vllm"),
+        },
+    ),
+    "startup_timeout": Row(5.0, "startup"),
+    "log_dir": Row("@/out/other", "files"),
+}
+
 TABLE: dict[str, tuple[Mapping[str, Any], Rows]] = {
     "train_rs": (TRAIN_RS_BASE, TRAIN_RS),
     "train_sft": (TRAIN_SFT_BASE, TRAIN_SFT),
     "train_reward_model": (TRAIN_REWARD_MODEL_BASE, TRAIN_REWARD_MODEL),
     "generate": (GENERATE_BASE, GENERATE),
     "serve_reward": (SERVE_REWARD_BASE, SERVE_REWARD),
+    "serve_rollouts": (SERVE_ROLLOUTS_BASE, SERVE_ROLLOUTS),
 }
 """By script: the smallest config that runs, and a row for each leaf."""

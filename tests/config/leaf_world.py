@@ -50,6 +50,7 @@ from rs_aligner.trainers.bad_steps import BadSteps
 from tests.config.leaf_engine import set_up_engine
 from tests.config.leaf_judges import Notes, chance_of, set_up_judges, set_up_server
 from tests.config.leaf_reads import READS, note_reads
+from tests.config.leaf_rollouts import set_up_rollout_server
 from tests.tiny import save_more_tokens, save_tiny_adapter, save_tiny_with_tokenizer
 
 WORDS = ("red", "Red", "dog", "runs")
@@ -219,7 +220,7 @@ ALONE = _Runtime(torch.device("cpu"), 0, 1, 0, 1, 0, 1, 0, 1, None)  # type: ign
 
 
 def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
-    for name in ("SLURM_NTASKS", "SLURM_PROCID", "RS_ALIGNER_JUDGE_TOKEN"):
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "RS_ALIGNER_JUDGE_TOKEN", "RS_ALIGNER_ROLLOUTS_TOKEN"):
         patch.delenv(name, raising=False)
     for name, value in {"RANK": "0", "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}.items():
         patch.setenv(name, value)
@@ -235,6 +236,7 @@ def _set_up(patch: pytest.MonkeyPatch, notes: Notes, ranks: int) -> None:
     _set_up_models(patch, notes)
     set_up_judges(patch, notes)
     set_up_server(patch, notes)
+    set_up_rollout_server(patch, notes)
     _set_up_loggers(patch, notes)
     # No key says anything of the model's card, which is read off the run's folder and takes a tenth of a run.
     patch.setattr("rs_aligner.report.live.CardWriter.finalize", lambda *_: None)
@@ -400,7 +402,7 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     def load(folder: Path, *more: Any) -> dict[str, Any]:
         return dict(json.loads((folder / "state.json").read_text()))
 
-    def export(folder: Path, *args: Any) -> None:
+    def export(folder: Path, *args: Any, **_: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         notes.add("exported", folder.name, args[-1])
 

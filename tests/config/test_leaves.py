@@ -16,6 +16,7 @@ from rs_aligner.config import (
     ObjectiveConfig,
     RSConfig,
     ServeRewardConfig,
+    ServeRolloutsConfig,
     TrainRewardModelConfig,
     TrainRSConfig,
     TrainSFTConfig,
@@ -34,6 +35,7 @@ SCHEMAS: dict[str, type[Section]] = {
     "train_reward_model": TrainRewardModelConfig,
     "generate": GenerateConfig,
     "serve_reward": ServeRewardConfig,
+    "serve_rollouts": ServeRolloutsConfig,
 }
 ONLY_CHECKED = {
     "model.precision",  # another name of trainer.precision, and held to it
@@ -44,7 +46,7 @@ ONLY_CHECKED = {
 """Leaves that only the checks of the config read."""
 
 
-QUICKEST = ("serve_reward", "generate", "train_sft", "train_reward_model", "train_rs")
+QUICKEST = ("serve_rollouts", "serve_reward", "generate", "train_sft", "train_reward_model", "train_rs")
 
 
 def marks(command: str, key: str) -> list[pytest.MarkDecorator]:

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import ipaddress
 import logging
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rs_aligner.address import Address
-from rs_aligner.remote.token import read_token
+from rs_aligner.remote.listening import any_free_port, listen_at
 from rs_aligner.reward.judges import ServedJudge, load_judge, remarks_of
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.protocol import JUDGE_TOKEN
@@ -90,15 +88,8 @@ def address_of(cfg: ServeRewardConfig) -> tuple[str, str | None]:
     Raises:
         ValueError: the address is taken, or other machines could reach it without a token.
     """
-    host = cfg.inference.host
-    address = _free_address(host, cfg.inference.port)
-    token = read_token("inference.token_file", cfg.inference.token_file, JUDGE_TOKEN)
-    if token is None and not ipaddress.ip_address(address).is_loopback:
-        raise ValueError(
-            f"inference.host is {host}: other machines can reach it, so set inference.token_file, or the "
-            f"variable {JUDGE_TOKEN}, to a secret that clients have, too; or keep 127.0.0.1"
-        )
-    return address, token
+    settings = cfg.inference
+    return listen_at(settings.host, settings.port, settings.token_file, JUDGE_TOKEN)
 
 
 def examine(cfg: ServeRewardConfig) -> bool:
@@ -164,7 +155,7 @@ def _run(
     statistics, triton_port, shown = scorer.statistics, None, ""
     where = address, cfg.inference.port
     if ":" in address:
-        where = "127.0.0.1", _any_free_port()
+        where = "127.0.0.1", any_free_port()
         stack.enter_context(relay(address, cfg.inference.port, where))
     if cfg.inference.metrics_port is not None:
         metrics_host = cfg.inference.metrics_host
@@ -182,7 +173,7 @@ def _run(
             ) from None
     fruitless, scored = 0, 0
     while True:
-        triton_port = _any_free_port() if shown else None
+        triton_port = any_free_port() if shown else None
         with serving(cfg.inference, where, scorer, scratch, log_file, triton_port) as model:
             print(f"judge {name} ready at {shown_at} ({fingerprint}{shown})", flush=True)
             problem = _watch(model, statistics)
@@ -237,25 +228,3 @@ def _leave(scratch: Path | None) -> NoReturn:
     if scratch is not None:
         shutil.rmtree(scratch, ignore_errors=True)
     os._exit(0)
-
-
-def _free_address(host: str, port: int) -> str:
-    """Resolve the host, IPv4 where it has both, and make sure that its port can be bound."""
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-        family, where = min((family == socket.AF_INET6, family, one) for family, _, _, _, one in found)[1:]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except OSError as error:
-        raise ValueError(
-            f"cannot serve at {host}:{port}: {error.strerror or error}; "
-            "set inference.port to a free port and inference.host to an address of this machine"
-        ) from None
-    return str(where[0])
-
-
-def _any_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
