@@ -19,7 +19,7 @@ HEAD_MODULES = ("score", "classifier")
 """What `peft` trains and saves whole beside the adapters of a reward model; `score` is the head here."""
 
 _MUST_BE_EMPTY = (
-    *("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication"),
+    *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication"),
     *("layers_to_transform", "trainable_token_indices", "alora_invocation_tokens", "use_qalora"),
     *("target_parameters", "use_bdlora", "arrow_config"),
 )

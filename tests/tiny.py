@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -72,6 +73,7 @@ YARN_ROPE = {
     "original_max_position_embeddings": 32,
     "rope_theta": 10000.0,
 }
+OF_GPT2 = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "vocab_size": 96, "n_inner": 80}
 FAMILIES = {
     "llama": lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama3": lambda: transformers.LlamaConfig(
@@ -84,6 +86,7 @@ FAMILIES = {
     "qwen3 moe": lambda: transformers.Qwen3MoeConfig(
         **SIZES, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=24, head_dim=16
     ),
+    "gpt2": lambda: transformers.GPT2Config(**OF_GPT2, bos_token_id=None, eos_token_id=None),
     "all of llama": lambda: transformers.LlamaConfig(
         **SIZES, attention_bias=True, mlp_bias=True, rope_parameters=YARN_ROPE
     ),
@@ -130,6 +133,16 @@ def save_random(config: Any, folder: Path, seed: int = 0) -> Path:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return folder
+
+
+def save_gpt2_tokenizer(folder: Path) -> int:
+    """Byte pairs as GPT-2's own folders have them, one token for begin and end; returns their number."""
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(["to be or not to be"], vocab_size=270, special_tokens=["<|endoftext|>"])
+    trained.save_model(str(folder))
+    made = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}
+    (folder / "tokenizer_config.json").write_text(json.dumps(made))
+    return trained.get_vocab_size()
 
 
 def save_tiny_with_tokenizer(folder: Path, seed: int = 0) -> Path:

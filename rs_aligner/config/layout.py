@@ -18,6 +18,15 @@ from rs_aligner.config.sampling import LengthParams
 from rs_aligner.files import hugging_face_part
 from rs_aligner.model_folder import problem_with
 
+_OWN_WORDS = {
+    "gpt2": {
+        "n_positions": "max_position_embeddings",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+    },
+}
+"""By `model_type`: sizes that a family calls otherwise."""
+
 
 class TrainerBase(Section):
     """Where a training runs."""
@@ -183,4 +192,10 @@ def _model_json(folder: str) -> dict[str, Any]:
         content = json.loads((hugging_face_part(Path(folder)) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return in_common_words(content) if isinstance(content, dict) else {}
+
+
+def in_common_words(made: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json whose sizes have the names that most families give them, beside their own."""
+    names = _OWN_WORDS.get(str(made.get("model_type")), {})
+    return {**{common: made[own] for own, common in names.items() if own in made}, **made}

@@ -68,7 +68,10 @@ class Offer:
             CannotDecode: it does not; with what it lacks.
         """
         if unknown := self.arch.features - known:
-            raise CannotDecode(f"{', '.join(sorted(unknown))} of {self.arch.family} is unknown to it")
+            is_or_are = "is" if len(unknown) == 1 else "are"
+            raise CannotDecode(
+                f"{', '.join(sorted(unknown))} of {self.arch.family} {is_or_are} unknown to it"
+            )
 
 
 @dataclass(frozen=True, slots=True)

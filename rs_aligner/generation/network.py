@@ -104,7 +104,7 @@ class Network:
     def _stages(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The hidden state `[..., H]` behind this rank's layers."""
         if self.runtime.is_first_stage:
-            hidden = self._embed(tokens)
+            hidden = self._embed(tokens, positions)
         else:
             hidden = torch.empty(*tokens.shape, self.arch.hidden_size, dtype=self.dtype, device=self.device)
             dist.recv(hidden, self.pp_ranks[self.runtime.pp_rank - 1], group=self.pp_group)
@@ -133,12 +133,19 @@ class Network:
         if self.arch.qk_norm:
             query, key, value = qkv.split([self.group, 1, 1], dim=-2)
             qkv = torch.cat([attention.q_layernorm(query), attention.k_layernorm(key), value], dim=-2)
-        rotate(qkv, self.group + 1, cos, sin)
+        if not self.arch.learnt_positions:
+            rotate(qkv, self.group + 1, cos, sin)
         self._add(hidden, attend(number, qkv).reshape(*hidden.shape[:-1], -1), attention.linear_proj)
         if self.arch.experts is not None:
             return hidden.add_(mlp.mixed(norm(hidden)))
-        gate, up = functional.linear(norm(hidden), mlp.linear_fc1.weight, mlp.linear_fc1.bias).chunk(2, -1)
-        return self._add(hidden, functional.silu(gate).mul_(up), mlp.linear_fc2)
+        inner = functional.linear(norm(hidden), mlp.linear_fc1.weight, mlp.linear_fc1.bias)
+        return self._add(hidden, self._activated(mlp, inner), mlp.linear_fc2)
+
+    def _activated(self, mlp: Any, inner: torch.Tensor) -> torch.Tensor:
+        if not self.arch.is_gated:
+            return mlp.activation_func(inner)
+        gate, up = inner.chunk(2, -1)
+        return functional.silu(gate).mul_(up)
 
     def _add(self, hidden: torch.Tensor, x: torch.Tensor, linear: Any) -> torch.Tensor:
         """Add what a layer makes of `x`, whose inputs the tensor-parallel ranks share, in place."""
@@ -150,7 +157,13 @@ class Network:
         hidden.view(-1, hidden.shape[-1]).addmm_(x.flatten(0, -2), weight.t())
         return hidden
 
-    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        hidden = self._embed_tokens(tokens)
+        if self.arch.learnt_positions:
+            hidden += functional.embedding(positions, self.model.embedding.position_embeddings.weight)
+        return hidden
+
+    def _embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         weight = self.model.embedding.word_embeddings.weight
         if self.runtime.tp_size == 1:
             return functional.embedding(tokens, weight)

@@ -8,9 +8,20 @@ from rs_aligner.generation.cohorts import CohortWave
 from rs_aligner.generation.decoder import Engine, Offer, Wave
 from rs_aligner.generation.network import Network
 from rs_aligner.generation.rows import Ended
-from rs_aligner.model.architecture import EXPERTS, MLP_BIAS, PROJECTION_BIAS, QK_NORM, QKV_BIAS
+from rs_aligner.model.architecture import (
+    EXPERTS,
+    LAYER_NORM,
+    LEARNT_POSITIONS,
+    MLP_BIAS,
+    PLAIN_MLP,
+    PROJECTION_BIAS,
+    QK_NORM,
+    QKV_BIAS,
+)
 
-KNOWN = frozenset({QKV_BIAS, QK_NORM, PROJECTION_BIAS, MLP_BIAS, EXPERTS})
+KNOWN = frozenset(
+    {QKV_BIAS, QK_NORM, PROJECTION_BIAS, MLP_BIAS, EXPERTS, LAYER_NORM, LEARNT_POSITIONS, PLAIN_MLP}
+)
 
 
 class TorchDecoder:

@@ -44,7 +44,8 @@ class Pass:
         learnt: of them, at most.
     """
 
-    HIDDEN, QUERIES, KEYS, INNER = 4.0, 2.0, 2.0, 3.0
+    HIDDEN, QUERIES, KEYS = 4.0, 2.0, 2.0
+    GATED, PLAIN = 3.0, 2.0  # of `i`: what goes into the activation, and what comes out
     AROUND = 1.5  # of `h`, before and behind all layers
     IN_HAND = 2.0  # of `i`, gradients inside an MLP
     LOGITS = 12.0  # bytes of an entry: logits, probabilities and their gradient in float32
@@ -65,6 +66,7 @@ class Pass:
         self.split, self.layers, self.is_last = tp, arch.num_layers // pp, stage == pp - 1
         self.hidden = arch.hidden_size / (tp if model.sequence_parallel else 1)
         self.inner = arch.intermediate_size / tp
+        self.inner_kept = (self.GATED if arch.is_gated else self.PLAIN) * self.inner
         self.under_way = min(pp - stage, batches)  # micro-batches whose backward pass has not begun
 
     @property
@@ -75,7 +77,7 @@ class Pass:
             self.HIDDEN * self.hidden
             + self.QUERIES * queries
             + self.KEYS * keys
-            + self.INNER * self.inner
+            + self.inner_kept
             + self.arch.num_heads / self.split * 4 / self.element
         )
 
@@ -84,7 +86,7 @@ class Pass:
         """Kept when a backward pass begins, of all micro-batches under way."""
         kept = self.layers * self._layer
         if self.recompute is not None and self.recompute.granularity == "selective":
-            kept -= self.layers * self.INNER * self.inner
+            kept -= self.layers * self.inner_kept
         elif self.recompute is not None:
             again = self.recompute.again(self.layers)
             kept = (self.layers - again) * self._layer + again / self._chunk * self.hidden
@@ -96,7 +98,7 @@ class Pass:
         more = self.IN_HAND * self.inner
         if self.recompute is not None:
             is_full = self.recompute.granularity == "full"
-            more += self._chunk * self._layer if is_full else self.INNER * self.inner
+            more += self._chunk * self._layer if is_full else self.inner_kept
         return self._bytes(more)
 
     @property

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rs_aligner.files import read_json_object, sync_folder, sync_tree
 from rs_aligner.model.families.base import SCORE
+from rs_aligner.model.lora_spec import is_transposed, peft_names
 from rs_aligner.model.lora_wanted import PREFIX, stored_adapters
 from rs_aligner.model.stored import Stored
 from rs_aligner.model_folder import belongs_to_a_model, is_of_weights
@@ -40,9 +41,10 @@ def load_adapters(folder: Path, adapters: Adapters) -> None:
     def load() -> None:
         with torch.no_grad():
             for name, part, by_rows in adapters.by_matrix():
-                for which, parameter, axis in (("A", part.a, 1), ("B", part.b, 0)):
-                    whole = _read(stored[f"{name}.lora_{which}"], f"{name}.lora_{which}")
-                    is_cut = (which == "A") == by_rows
+                a, b = (_read(stored[f"{name}.lora_{x}"], f"{name}.lora_{x}") for x in "AB")
+                blocks = zip(part.bs, b.split(part.blocks), strict=True)
+                for parameter, whole, axis in ((part.a, a, 1), *((*block, 0) for block in blocks)):
+                    is_cut = (axis == 1) == by_rows
                     parameter.copy_(whole.chunk(runtime.tp_size, axis)[runtime.tp_rank] if is_cut else whole)
             if SCORE in stored and runtime.is_last_stage:
                 adapters.model.output_layer.weight.copy_(_read(stored[SCORE], SCORE))
@@ -58,9 +60,7 @@ def _read(stored: Stored, name: str) -> torch.Tensor:
 
     try:
         with open_tensors(stored.file) as file:
-            # It is no mapping: it has keys(), and cannot be iterated.
-            keys = {key.removeprefix(PREFIX).removesuffix(".weight"): key for key in file.keys()}  # noqa: SIM118  # no mapping
-            tensor: torch.Tensor = file.get_slice(keys[name.removesuffix(".weight")])[...]
+            tensor: torch.Tensor = file.get_slice(stored.name)[...]
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{stored.file} is damaged ({error}): fetch it again") from None
     if not torch.isfinite(tensor).all():
@@ -76,15 +76,20 @@ def gather_adapters(adapters: Adapters) -> dict[str, torch.Tensor]:
 
     runtime = adapters.runtime
     group = parallel_state.get_tensor_model_parallel_group()
+
+    def whole(parameter: torch.Tensor, axis: int, is_cut: bool) -> torch.Tensor:
+        found = parameter.detach().contiguous()
+        if is_cut:
+            shards = [torch.empty_like(found) for _ in range(runtime.tp_size)]
+            dist.all_gather(shards, found, group=group)
+            found = torch.cat(shards, axis)
+        return found.cpu()
+
     mine: dict[str, torch.Tensor] = {}
     for name, part, by_rows in adapters.by_matrix():
-        for which, parameter, axis in (("A", part.a, 1), ("B", part.b, 0)):
-            whole = parameter.detach().contiguous()
-            if (which == "A") == by_rows:
-                shards = [torch.empty_like(whole) for _ in range(runtime.tp_size)]
-                dist.all_gather(shards, whole, group=group)
-                whole = torch.cat(shards, axis)
-            mine[f"{PREFIX}{name}.lora_{which}.weight"] = whole.cpu().contiguous().clone()
+        blocks = [whole(b, 0, not by_rows) for b in part.bs]
+        for which, found in (("A", whole(part.a, 1, by_rows)), ("B", torch.cat(blocks))):
+            mine[f"{PREFIX}{name}.lora_{which}.weight"] = found.contiguous().clone()
     if adapters.arch.value_head and runtime.is_last_stage:
         mine[PREFIX + SCORE] = adapters.model.output_layer.weight.detach().cpu().clone()
     speaks = runtime.tp_rank == 0 and runtime.dp_rank == 0
@@ -102,10 +107,10 @@ def adapter_config(adapters: Adapters) -> dict[str, Any]:
         "r": spec.settings.rank,
         "lora_alpha": spec.settings.alpha,
         "use_rslora": spec.settings.use_rslora,
-        "target_modules": [name.rpartition(".")[2] for name in spec.targets],
+        "target_modules": peft_names(spec.targets, arch),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": is_transposed(arch),
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": [SCORE.removesuffix(".weight")] if arch.value_head else None,

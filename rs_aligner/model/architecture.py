@@ -5,11 +5,13 @@ Left out on purpose: how it is read from a config (`families`), and numbers that
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 QKV_BIAS, QK_NORM = "qkv_bias", "qk_norm"
 PROJECTION_BIAS, MLP_BIAS = "projection_bias", "mlp_bias"
 EXPERTS = "experts"
+LAYER_NORM, LEARNT_POSITIONS, PLAIN_MLP = "layer_norm", "learnt_positions", "plain_mlp"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Rope:
     attention_factor: float = 1.0
 
 
+NO_POSITIONS = Rope(scaling="linear", factor=math.inf)
+"""Of layers that turn nothing: wavelengths without an end, so every angle is 0."""
+
+
 @dataclass(frozen=True)
 class Experts:
     """What a mixture of experts has in the place of an MLP.
@@ -62,9 +68,10 @@ class Architecture:
             A decoding engine that does not know one of them declines the model.
         intermediate_size: inside an MLP, or an expert.
         max_positions: the longest sequence; the window of a model with one, where that is shorter.
-        rope: its rotary positions.
+        rope: its rotary positions; `NO_POSITIONS` where they are learnt.
         value_head: whether a linear head of one output, `score.weight`, takes the place of the output layer.
         experts: what its layers have in the place of MLPs, if it is a mixture.
+        activation: inside an MLP, as `transformers` names it.
     """
 
     family: str
@@ -82,6 +89,7 @@ class Architecture:
     features: frozenset[str] = frozenset()
     value_head: bool = False
     experts: Experts | None = None
+    activation: str = "silu"
 
     @property
     def qkv_bias(self) -> bool:
@@ -95,13 +103,23 @@ class Architecture:
 
     @property
     def mlp_bias(self) -> bool:
-        """Whether all three matrices of an MLP have biases."""
+        """Whether all matrices of an MLP have biases."""
         return MLP_BIAS in self.features
 
     @property
     def qk_norm(self) -> bool:
         """Whether queries and keys have norms."""
         return QK_NORM in self.features
+
+    @property
+    def learnt_positions(self) -> bool:
+        """Whether the embedding has a vector for each position."""
+        return LEARNT_POSITIONS in self.features
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether an MLP has two matrices side by side, one of which gates the other."""
+        return PLAIN_MLP not in self.features
 
     def cache_bytes_per_token(self, element: int) -> int:
         """Keys and values of a token in all layers, with numbers of `element` bytes."""

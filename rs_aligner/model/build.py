@@ -152,6 +152,11 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
             **family.gpt(arch),
         )
     model.rotary_pos_emb = Rotary(arch.rope, arch.head_dim, runtime.device)
+    model.position_embedding_type = "rope"  # asks for that table; what the embedding adds is in it already
+    if arch.learnt_positions and runtime.is_first_stage:
+        model.embedding.position_embeddings.to(
+            config.params_dtype
+        )  # Megatron's are float32, whatever that is
     if arch.value_head and runtime.is_last_stage:
         model.output_layer = ValueHead(config)
     if config.recompute_granularity == "full" and runtime.is_first_stage:

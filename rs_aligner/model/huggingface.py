@@ -135,16 +135,17 @@ class _Files:
         Raises:
             ValueError: they cannot be read, or have numbers that are none.
         """
-        file, stored = self._stored[name].file, self._stored[name].shape
+        stored = self._stored[name]
+        file = stored.file
         try:
             if file not in self._open:
                 self._open[file] = self._stack.enter_context(open_tensors(file))
-            tensor = self._open[file].get_slice(name)
+            tensor = self._open[file].get_slice(stored.name)
             parts: list[torch.Tensor]
-            if stored == shape:
+            if stored.shape == shape:
                 parts = [tensor[place or ...] for place in places]
             else:
-                parts = [read_rows(tensor, stored[0], place) for place in places]
+                parts = [read_rows(tensor, stored.shape[0], place) for place in places]
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged ({error}): fetch it again") from None
         bounds = [float(bound) for part in parts for bound in torch.aminmax(part)]  # NaN where anything is

@@ -8,7 +8,8 @@ anything heavy is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,12 +30,17 @@ class Layout:
         join: from the ranks' parameters, in their order, the tensors as they were.
         groups: in how many groups the rows of several tensors are interleaved; 1 where they stand one after
             the other.
+        blocks: rows of each of several matrices that are below each other in one tensor; none where each has
+            a tensor of its own.
+        is_transposed: whether a tensor has inputs by outputs.
     """
 
     places: Callable[[Sequence[int], int, int], Sequence[Place]]
     fuse: Callable[[Tensors], torch.Tensor]
     join: Callable[[Tensors], list[torch.Tensor]]
     groups: int = 1
+    blocks: tuple[int, ...] = ()
+    is_transposed: bool = False
 
 
 def share(size: int, rank: int, parts: int, start: int = 0) -> slice:
@@ -92,3 +98,32 @@ def grouped_qkv(num_heads: int, num_kv_heads: int, head_dim: int) -> Layout:
         return [part.flatten(0, 1) for part in grouped.split(sizes, 1)]
 
     return Layout(_rows, fuse, join, num_kv_heads)
+
+
+def stacked(apart: Layout, rows: Sequence[int]) -> Layout:
+    """The layout of several tensors, of so many rows each, that are below each other in one."""
+    starts = [0, *accumulate(rows)][:-1]
+
+    def places(shape: Sequence[int], rank: int, parts: int) -> list[Place]:
+        return [(share(size, rank, parts, start),) for size, start in zip(rows, starts, strict=True)]
+
+    def join(shards: Tensors) -> list[torch.Tensor]:
+        return [_cat(apart.join(shards))]
+
+    return replace(apart, places=places, join=join, blocks=tuple(rows))
+
+
+def transposed(layout: Layout) -> Layout:
+    """The layout of matrices that their file has as inputs by outputs."""
+
+    def places(shape: Sequence[int], rank: int, parts: int) -> list[Place]:
+        found = layout.places(shape[::-1], rank, parts)
+        return [(*[slice(None)] * (2 - len(place)), *place[::-1]) for place in found]
+
+    def fuse(tensors: Tensors) -> torch.Tensor:
+        return layout.fuse([tensor.t() for tensor in tensors])
+
+    def join(shards: Tensors) -> list[torch.Tensor]:
+        return [tensor.t() for tensor in layout.join(shards)]
+
+    return replace(layout, places=places, fuse=fuse, join=join, is_transposed=True)

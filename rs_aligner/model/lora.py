@@ -222,13 +222,14 @@ def attach(model: GPTModel, arch: Architecture, runtime: Runtime, spec: LoraSpec
                     runtime,
                     linear.weight.dtype,
                     sums=model.config.sequence_parallel,
+                    blocks=layouts[name].blocks,
                 )
         if not any(parts.values()):
             continue
         cut = 1 if by_rows else runtime.tp_size
         linear.adapter = Adapter(
             parts,
-            [outputs // cut for outputs, _ in matrices[name].values()],
+            [size // cut for size in layouts[name].blocks or [shape[0] for shape in matrices[name].values()]],
             layouts[name].groups // cut if layouts[name].groups > 1 else 1,
             scale=spec.settings.scale,
             by_rows=by_rows,

@@ -1,9 +1,10 @@
 """LoRA (Hu et al., 2021) on Megatron's linear layers: `W x + scale B (A x)`, of which A and B are trained.
 
 A layer that is made of several matrices (queries, keys and values; gate and up) has an A and a B for each
-that is adapted, as `peft` has them. Where the layer is cut by its outputs, so is B, and A is whole on every
-rank; where it is cut by its inputs, so is A, and B is whole. What passes between the two, `r` numbers a
-token, is all that travels. Left out on purpose: dropout, DoRA, and how adapters come to a model (`lora.py`).
+that is adapted, as `peft` has them; where they are one tensor in `transformers`, one A for all. Where the
+layer is cut by its outputs, so is B, and A is whole on every rank; where it is cut by its inputs, so is A,
+and B is whole. What passes between the two, `r` numbers a token, is all that travels. Left out on
+purpose: dropout, DoRA, and how adapters come to a model (`lora.py`).
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from rs_aligner.model.runtime import Runtime
 
 
 class Projection(torch.nn.Module):
-    """This rank's part of one matrix's adapter: `a` `[r, in]` and `b` `[out, r]`.
+    """This rank's part of one matrix's adapter: `a` `[r, in]`, and of `b` `[out, r]` each block of rows.
 
     Args:
         a, b: the whole matrices, the same on every rank.
+        blocks: rows of each of the matrices that are below each other in this one; none where it is one.
         split: of which of the two a tensor-parallel rank has a part: "a" or "b".
         runtime: of this rank.
         dtype: of the parameters.
@@ -36,22 +38,37 @@ class Projection(torch.nn.Module):
     """
 
     def __init__(
-        self, a: torch.Tensor, b: torch.Tensor, split: str, runtime: Runtime, dtype: torch.dtype, sums: bool
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        split: str,
+        runtime: Runtime,
+        dtype: torch.dtype,
+        *,
+        sums: bool,
+        blocks: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        for name, whole, axis in (("a", a, 1), ("b", b, 0)):
-            mine = whole.chunk(runtime.tp_size, axis)[runtime.tp_rank] if name == split else whole
+        self.blocks = list(blocks) or [len(b)]
+        self._names = ["b"] if len(self.blocks) == 1 else [f"b{number}" for number in range(len(self.blocks))]
+        parts = zip(self._names, b.split(self.blocks), strict=True)
+        for name, whole, axis in (("a", a, 1), *((name, block, 0) for name, block in parts)):
+            is_split = name[0] == split
+            mine = whole.chunk(runtime.tp_size, axis)[runtime.tp_rank] if is_split else whole
             parameter = torch.nn.Parameter(mine.to(runtime.device, dtype).contiguous().clone())
             set_tensor_model_parallel_attributes(
-                parameter, is_parallel=name == split, dim=axis if name == split else -1, stride=1
+                parameter, is_parallel=is_split, dim=axis if is_split else -1, stride=1
             )
-            # Megatron reads it off a parameter.
             # Megatron reads this mark on parameters, which torch's type has not.
-            parameter.sequence_parallel = sums and name != split  # type: ignore[attr-defined]  # Megatron's mark
+            parameter.sequence_parallel = sums and not is_split  # type: ignore[attr-defined]  # Megatron's mark
             self.register_parameter(name, parameter)
 
     a: torch.nn.Parameter
-    b: torch.nn.Parameter
+
+    @property
+    def bs(self) -> list[torch.nn.Parameter]:
+        """The blocks of `b`, each cut for itself."""
+        return [self.get_parameter(name) for name in self._names]
 
 
 class Adapter(torch.nn.Module):
@@ -59,7 +76,7 @@ class Adapter(torch.nn.Module):
 
     Args:
         parts: by matrix, in the layer's order; None for one that is not adapted.
-        sizes: this rank's outputs of each matrix.
+        sizes: this rank's outputs of each matrix, or of each of the blocks of the only one.
         groups: in how many groups their outputs are interleaved on this rank.
         scale: how many times it counts.
         by_rows: whether the layer is cut by its inputs (Megatron's row parallelism) and not by its outputs.
@@ -100,7 +117,13 @@ class Adapter(torch.nn.Module):
         found = [part for part in parts if part is not None]
         a = torch.cat([part.a for part in found]) if len(found) > 1 else found[0].a
         low = iter(self._between(functional.linear(x, a) * self.scale).chunk(len(found), -1))
-        outputs = [None if part is None else functional.linear(next(low), part.b) for part in parts]
+        outputs: list[torch.Tensor | None] = []
+        for part in parts:
+            if part is None:
+                outputs.append(None)
+            else:
+                between = next(low)
+                outputs += [functional.linear(between, b) for b in part.bs]
         return self._side_by_side(outputs, -1)
 
     def _between(self, low: torch.Tensor) -> torch.Tensor:
@@ -136,8 +159,9 @@ class Adapter(torch.nn.Module):
     @torch.no_grad()
     def product(self) -> torch.Tensor:
         """`scale B A` in float32, as the layer's weights are laid out on this rank."""
-        parts = [self.part(name) for name in self.names]
-        products = [None if part is None else part.b.float() @ part.a.float() for part in parts]
+        products: list[torch.Tensor | None] = []
+        for part in (self.part(name) for name in self.names):
+            products += [None] if part is None else [b.float() @ part.a.float() for b in part.bs]
         return self._side_by_side(products, 0).mul_(self.scale)
 
 

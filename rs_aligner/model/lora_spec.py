@@ -7,7 +7,7 @@ Names of the config are NeMo-Aligner's, for Megatron's linear layers, or those o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rs_aligner.model.architecture import Architecture
@@ -58,13 +58,30 @@ def projections(arch: Architecture) -> dict[str, dict[str, tuple[int, ...]]]:
     Names are those of `transformers` behind the layer's, without `.weight`.
     """
     layer = family_of(arch).layer(arch)
+    found = {linear: layer[f"{linear}.weight"] for linear in LINEARS if f"{linear}.weight" in layer}
     return {
         linear: {
-            name.removesuffix(".weight"): shape for name, shape in layer[f"{linear}.weight"].tensors.items()
+            name.removesuffix(".weight"): shape[::-1] if part.layout.is_transposed else shape
+            for name, shape in part.tensors.items()
         }
-        for linear in LINEARS
-        if f"{linear}.weight" in layer
+        for linear, part in found.items()
     }
+
+
+def is_transposed(arch: Architecture) -> bool:
+    """Whether matrices are inputs by outputs in `transformers` (its Conv1D); `peft` wants to know."""
+    return any(part.layout.is_transposed for part in family_of(arch).layer(arch).values())
+
+
+def peft_names(names: Sequence[str], arch: Architecture) -> list[str]:
+    """Matrices as `peft` is told of them: by their last names, where that means no other one, too."""
+    lasts = [matrix.rpartition(".")[2] for matrices in projections(arch).values() for matrix in matrices]
+    asked = [name.rpartition(".")[2] for name in names]
+    found = (
+        last if lasts.count(last) == asked.count(last) else name
+        for name, last in zip(names, asked, strict=True)
+    )
+    return list(dict.fromkeys(found))
 
 
 def resolve(names: Iterable[str], arch: Architecture) -> tuple[str, ...]:

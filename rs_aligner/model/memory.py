@@ -111,7 +111,7 @@ def stage_parameters(arch: Architecture, tensor_parallel: int, pipeline_parallel
     outside = {name: _size({name: part}, tensor_parallel) for name, part in family.outside(arch).items()}
     layer = _size(family.layer(arch), tensor_parallel)
     stages = [layer * (arch.num_layers // pipeline_parallel)] * pipeline_parallel
-    stages[0] += outside.pop("embedding.word_embeddings.weight")
+    stages[0] += sum(outside.pop(name) for name in [*outside] if name.startswith("embedding."))
     if arch.tied_embeddings and pipeline_parallel == 1:
         outside.pop("output_layer.weight")
     stages[-1] += sum(outside.values())

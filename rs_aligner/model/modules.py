@@ -1,7 +1,7 @@
-"""Modules of our own in Megatron's layers: norm, layers with biases, a reward model's head. Not attention.
+"""Modules of our own in Megatron's layers: norms, layers with biases, a reward model's head. Not attention.
 
-Megatron's local layer spec needs no further package. Its norm refuses sequence parallelism, so it is replaced
-by one that marks its weight as sequence-parallel.
+Megatron's local layer spec needs no further package. Its norms refuse sequence parallelism, so they are
+replaced by such as mark their weights as sequence-parallel.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return rms_norm(hidden, self.weight, self.eps, self.kernels)
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """Ba et al., "Layer normalization" (2016), over the last dimension; sequence-parallel aware."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps, dtype=config.params_dtype)
+        for parameter in self.parameters():
+            # Megatron reads it off a parameter.
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
 
 
 class BiasedColumns(ColumnParallelLinear):

@@ -21,12 +21,14 @@ class Stored:
 
     Attributes:
         file: that it is in.
+        name: that it has there.
         dtype: as safetensors name it, or another text where they have none of the kind.
         shape: of the tensor.
         start, end: its first byte and the one behind, in a safetensors file; elsewhere 0.
     """
 
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
     start: int = 0
@@ -69,6 +71,7 @@ def read_safetensors(file: Path) -> dict[str, Stored]:
         found = {
             name: Stored(
                 file,
+                name,
                 entry["dtype"],
                 tuple(entry["shape"]),
                 begin + entry["data_offsets"][0],

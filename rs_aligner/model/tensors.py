@@ -22,7 +22,6 @@ from rs_aligner.model.stored import DTYPES, Stored, read_safetensors
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 BIN_INDEX, BIN_WHOLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
-_HARMLESS = re.compile(r"rotary_emb\.inv_freq$")  # old transformers saved it; it follows from the config
 _SHOWN = 3  # names in a message
 _CHUNK = 1 << 24  # bytes compared at once
 
@@ -108,13 +107,14 @@ def check_tensors(folder: Path, arch: Architecture, *, leave: Collection[str] = 
             belongs to no part of the model; or an output layer differs from the embedding to which
             `config.json` ties it. The tensors are named, with what would work.
     """
-    found, wanted, head = read_headers(folder), expected(arch), family_of(arch).head
+    family, wanted = family_of(arch), expected(arch)
+    found, head = _named_alike(read_headers(folder), family), family.head
     for name in leave:
         wanted.pop(name, None)
     if missing := [name for name in wanted if name not in found]:
         raise ValueError(
             f"{folder} lacks {'the tensor' if len(missing) == 1 else 'the tensors'} {_some(missing)}, "
-            f"which its config.json asks for{_why_missing(missing, found, family_of(arch))}"
+            f"which its config.json asks for{_why_missing(missing, found, family)}"
         )
     for name, shape in wanted.items():
         stored = found[name]
@@ -128,12 +128,13 @@ def check_tensors(folder: Path, arch: Architecture, *, leave: Collection[str] = 
                 f"{folder}: {name} is stored as {stored.dtype}: quantised weights are not read; use the "
                 f"model that it was made from, with weights in one of {', '.join(DTYPES.values())}"
             )
-    unread = [name for name in found if name not in wanted and not _HARMLESS.search(name)]
+    harmless = re.compile(f"(?:{family.harmless})$")
+    unread = [name for name in found if name not in wanted and not harmless.search(name)]
     for name in (head, *leave) if arch.value_head else leave:
         if name in unread:
             unread.remove(name)
     if arch.tied_embeddings and head in unread:
-        _check_tie(folder, found, family_of(arch))
+        _check_tie(folder, found, family)
         unread.remove(head)
     if unread:
         raise ValueError(
@@ -144,6 +145,16 @@ def check_tensors(folder: Path, arch: Architecture, *, leave: Collection[str] = 
     return found
 
 
+def _named_alike(found: dict[str, Stored], family: Family) -> dict[str, Stored]:
+    """Tensors by their whole names: those of a trunk alone (saved by AutoModel) lack what it is called.
+
+    GPT-2's own folders are such. Where the embedding is the output layer, too, nothing else is missing.
+    """
+    if family.embedding in found or family.embedding.removeprefix(family.trunk) not in found:
+        return found
+    return {name if name == family.head else family.trunk + name: stored for name, stored in found.items()}
+
+
 def _check_tie(folder: Path, found: Mapping[str, Stored], family: Family) -> None:
     head, embedding = found[family.head], found[family.embedding]
     if (head.dtype, head.shape) == (embedding.dtype, embedding.shape):
@@ -152,7 +163,7 @@ def _check_tie(folder: Path, found: Mapping[str, Stored], family: Family) -> Non
         else:
             from rs_aligner.model.torch_file import are_equal
 
-            same = are_equal((head.file, family.head), (embedding.file, family.embedding))
+            same = are_equal(head, embedding)
         if same:
             return
     raise ValueError(
@@ -176,7 +187,8 @@ def _are_equal(one: Stored, other: Stored) -> bool:
 
 
 def _why_missing(missing: Collection[str], found: Mapping[str, Stored], family: Family) -> str:
-    if family.embedding.removeprefix(family.trunk) in found:
+    embedding = found.get(family.embedding)
+    if embedding is not None and embedding.name != family.embedding:
         return (
             ": its tensors are those of a bare trunk (saved by AutoModel); save it with "
             "AutoModelForCausalLM, or for a reward model with AutoModelForSequenceClassification"

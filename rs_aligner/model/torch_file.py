@@ -48,7 +48,7 @@ class TorchFile:
     def header(self, file: Path) -> dict[str, Stored]:
         """Type and shape of each tensor."""
         return {
-            name: Stored(file, _SHORT.get(one.dtype, str(one.dtype)), tuple(one.shape))
+            name: Stored(file, name, _SHORT.get(one.dtype, str(one.dtype)), tuple(one.shape))
             for name, one in self._tensors.items()
         }
 
@@ -71,10 +71,10 @@ def open_tensors(file: Path) -> Any:
     return safe_open(file, "pt") if file.suffix == ".safetensors" else TorchFile(file)
 
 
-def are_equal(one: tuple[Path, str], other: tuple[Path, str]) -> bool:
-    """Whether two tensors, by file and name, have the same numbers."""
-    with TorchFile(one[0]) as left, TorchFile(other[0]) as right:
-        return torch.equal(left.get_slice(one[1]), right.get_slice(other[1]))
+def are_equal(one: Stored, other: Stored) -> bool:
+    """Whether two tensors have the same numbers."""
+    with TorchFile(one.file) as left, TorchFile(other.file) as right:
+        return torch.equal(left.get_slice(one.name), right.get_slice(other.name))
 
 
 def read_torch_file(file: Path) -> dict[str, Stored]:

@@ -89,8 +89,8 @@ def test_a_model_is_used_for_sequences_within_its_window_and_as_far_as_scaling_t
     [
         (
             "llama",
-            {"model_type": "gpt2"},
-            ["model_type", "'gpt2'", "llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"],
+            {"model_type": "bloom"},
+            ["model_type", "'bloom'", "gpt2, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"],
         ),
         ("llama", {"model_type": None}, ["model_type", "None"]),
         ("mistral", {"sliding_window": "4096"}, ["sliding_window '4096'", "null or a number"]),

@@ -27,7 +27,7 @@ from rs_aligner.model.families import registry
 from rs_aligner.model.families.base import Family, Only, Part, Parts
 from rs_aligner.model.families.llama_like import llama_like
 from rs_aligner.model.families.registry import read_architecture
-from rs_aligner.model.layouts import Layout, Place, grouped_qkv, share
+from rs_aligner.model.layouts import stacked
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tensors import check_tensors, num_parameters
 from rs_aligner.rollout import Prompt
@@ -46,23 +46,12 @@ OUTSIDE = {
 }
 
 
-def fused_qkv(arch: Architecture) -> Layout:
-    """Queries, keys and values below each other in one tensor, as Phi-3 has them."""
-    sizes = [arch.num_heads * arch.head_dim, *[arch.num_kv_heads * arch.head_dim] * 2]
-    apart = grouped_qkv(arch.num_heads, arch.num_kv_heads, arch.head_dim)
-
-    def places(shape: Sequence[int], rank: int, parts: int) -> list[Place]:
-        starts = (0, sizes[0], sizes[0] + sizes[1])
-        return [(share(size, rank, parts, start),) for size, start in zip(sizes, starts, strict=True)]
-
-    return Layout(places, apart.fuse, lambda shards: [torch.cat(apart.join(shards))])
-
-
 def layer(arch: Architecture) -> Parts:
     parts = LIKE.layer(arch)
-    rows = sum(shape[0] for shape in parts["self_attention.linear_qkv.weight"].tensors.values())
-    fused = {"self_attn.qkv.weight": (rows, arch.hidden_size)}
-    return {**parts, "self_attention.linear_qkv.weight": Part(fused, fused_qkv(arch))}
+    apart = parts["self_attention.linear_qkv.weight"]
+    rows = [shape[0] for shape in apart.tensors.values()]
+    fused = {"self_attn.qkv.weight": (sum(rows), arch.hidden_size)}
+    return {**parts, "self_attention.linear_qkv.weight": Part(fused, stacked(apart.layout, rows))}
 
 
 def outside(arch: Architecture) -> Parts:

@@ -137,10 +137,14 @@ def test_a_model_without_output_layer_is_told_how_it_might_be_tied(folder: Path)
     assert "set tie_word_embeddings to true" in problem(folder)
 
 
-def test_a_bare_trunk_is_told(folder: Path) -> None:
+def test_a_bare_trunk_is_told_where_an_output_layer_is_missing(folder: Path) -> None:
     bare = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / FILE).items()}
     save_file(bare, folder / FILE, {"format": "pt"})
-    assert "AutoModelForCausalLM" in problem(folder)
+    arch = read_architecture(folder)
+    assert set(check_tensors(folder, arch)) == set(expected(arch))
+    configure(folder, tie_word_embeddings=False)
+    assert "lacks the tensor lm_head.weight" in problem(folder)
+    assert "a bare trunk (saved by AutoModel); save it with AutoModelForCausalLM" in problem(folder)
 
 
 def test_a_reward_model_is_begun_from_a_folder_with_or_without_output_layer(tmp_path: Path) -> None:

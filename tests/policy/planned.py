@@ -47,7 +47,18 @@ PROMPT, RESPONSE = 100, 156
 
 def save_model(folder: Path, sizes: Mapping[str, int] = MappingProxyType(SIZES)) -> Path:
     """A model of a million weights: large beside what does not grow with them."""
-    config = transformers.LlamaConfig(**sizes, tie_word_embeddings=False)
+    return save_config(transformers.LlamaConfig(**sizes, tie_word_embeddings=False), folder)
+
+
+def save_gpt2(folder: Path) -> Path:
+    """As many weights in a model whose MLPs have no gates, and with learnt positions."""
+    return save_config(
+        transformers.GPT2Config(vocab_size=256, n_embd=128, n_layer=6, n_head=8, n_positions=512), folder
+    )
+
+
+def save_config(config: Any, folder: Path) -> Path:
+    """A model of a config."""
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     return folder

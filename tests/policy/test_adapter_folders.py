@@ -36,7 +36,12 @@ from tests.policy.objective_cases import NoText
 from tests.tiny import FAMILIES, save_tiny, save_tiny_adapter, save_tiny_with_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-EVERYWHERE = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+EVERYWHERE = {
+    "target_modules": [
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        *("c_attn", "c_fc", "c_proj"),
+    ]
+}
 TOKENS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5]]
 LORA = {"peft_scheme": "lora", "lora_tuning": {"adapter_dim": 2}}
 

@@ -10,7 +10,7 @@ import torch
 
 from rs_aligner.model import host_memory
 from rs_aligner.model.runtime import Runtime
-from tests.policy.planned import RECOMPUTES, WIDE, beside_the_plan, save_model
+from tests.policy.planned import RECOMPUTES, WIDE, beside_the_plan, save_gpt2, save_model
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
@@ -80,6 +80,12 @@ def close(found: dict[str, tuple[int, int]]) -> None:
 @pytest.mark.parametrize("way", RECOMPUTES)
 def test_a_plan_is_what_a_training_allocates(tmp_path: Path, rt: Runtime, way: str) -> None:
     close(beside_the_plan(save_model(tmp_path / "model"), rt, **RECOMPUTES[way]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["all kept", "selective", "lora"])
+def test_a_plan_is_what_a_model_without_gates_allocates(tmp_path: Path, rt: Runtime, way: str) -> None:
+    close(beside_the_plan(save_gpt2(tmp_path / "model"), rt, **RECOMPUTES[way]))
 
 
 @pytest.mark.slow

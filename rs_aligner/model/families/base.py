@@ -79,6 +79,8 @@ class Family:
         trunk: what tensors' names begin with, but those of heads.
         layers: what those of layer `{}` begin with.
         embedding, head: the embedding and the output layer.
+        harmless: what the names of tensors end like that may be there and are not read: buffers that follow
+            from the config.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Family:
     layers: str = "model.layers.{}."
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
+    harmless: str = r"rotary_emb\.inv_freq"
 
 
 def has_value_head(path: Path, config: Config) -> bool:

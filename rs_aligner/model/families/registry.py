@@ -7,6 +7,7 @@ from pathlib import Path
 from rs_aligner.files import read_json_object
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import Family
+from rs_aligner.model.families.gpt2 import GPT2
 from rs_aligner.model.families.llama import LLAMA
 from rs_aligner.model.families.mistral import MISTRAL
 from rs_aligner.model.families.mixtral import MIXTRAL
@@ -15,6 +16,7 @@ from rs_aligner.model.families.qwen3 import QWEN3
 from rs_aligner.model.families.qwen3_moe import QWEN3_MOE
 
 FAMILIES: list[Family] = [
+    GPT2,
     LLAMA,
     MISTRAL,
     MIXTRAL,
