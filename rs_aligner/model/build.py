@@ -6,6 +6,7 @@ rows asks for something: most tokens of a prompt have logits that nobody looks a
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from rs_aligner.model.line import Line
 from rs_aligner.model.modules import ValueHead
 from rs_aligner.model.rotary import Rotary
 from rs_aligner.model.runtime import Runtime
+
+# Megatron 0.19 says at every build that GPTModel gives way to HybridModel: that is for us (docs/design.md).
+logging.getLogger(GPTModel.__module__).addFilter(lambda record: "DEPRECATED" not in record.getMessage())
 
 
 def transformer_config(

@@ -1,7 +1,7 @@
 """What stands in for CUDA when Megatron runs on a CPU. Not imported where there is a GPU.
 
-Megatron names the device "cuda" in its factories, asks `torch.cuda` for the current device and
-its generator, and compares `tensor.type()` with the names of CUDA tensors. Rather than lie to all
+Megatron names the device "cuda" in its factories, asks `torch.cuda` for the current device, its
+generator and its stream, and compares `tensor.type()` with the names of CUDA tensors. Rather than lie to all
 of torch, `install` gives Megatron's own modules a copy of the `torch` namespace in which just
 those few names mean the CPU; everything else in the process sees the real torch, and nothing is
 slowed down. Apex's kernel that adds a weight's gradient to the sum has a stand-in, too, for layers that
@@ -59,12 +59,24 @@ def _add_weight_gradient(inputs: torch.Tensor, grads: torch.Tensor, total: torch
         total.add_(grads.t() @ inputs)
 
 
+class _Stream:
+    """The stream that there is: work is done when the call that asked for it returns."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def wait_stream(self, stream: _Stream) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
 _WEIGHT_GRADIENTS = types.SimpleNamespace(wgrad_gemm_accum_fp32=_add_weight_gradient)
 
 _CUDA = _namespace(
     torch.cuda,
     current_device=lambda: _CPU,
     synchronize=lambda device=None: None,
+    Stream=_Stream,
+    current_stream=_Stream,
     get_rng_state=_get_rng_state,
     manual_seed=torch.manual_seed,
 )
@@ -73,9 +85,8 @@ _TORCH = _namespace(torch, cuda=_CUDA, **{name: _on_cpu(getattr(torch, name)) fo
 
 def install() -> None:
     """Give every Megatron module imported so far the CPU's view of torch. Safe to call again."""
-    importlib.import_module(
-        "megatron.core.dist_checkpointing.strategies.torch"
-    )  # else imported at the first save
+    for late in ("torch", "filesystem_async", "state_dict_saver"):  # else imported at the first save
+        importlib.import_module(f"megatron.core.dist_checkpointing.strategies.{late}")
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
             module.torch = _TORCH  # type: ignore[attr-defined]  # what `install` is for

@@ -102,7 +102,9 @@ def mixture_of(experts: Experts, submodules: MLPSubmodules) -> type[Mixture]:
     """The layer of a model, as Megatron builds one without warning that it does not know it."""
 
     class Layer(Mixture):
-        def __init__(self, config: TransformerConfig) -> None:
+        def __init__(
+            self, config: TransformerConfig, **_: Any
+        ) -> None:  # since 0.18 it names the groups, too
             super().__init__(config, submodules, normalises=experts.normalises)
 
     return Layer

@@ -6,6 +6,7 @@ replaced by such as mark their weights as sequence-parallel.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -14,11 +15,16 @@ from megatron.core.tensor_parallel import (
     RowParallelLinear,
     gather_from_sequence_parallel_region,
 )
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import ModuleSpec, TransformerConfig
 from torch.nn import functional
 
 from rs_aligner.model.fused import rms_norm, swiglu
 from rs_aligner.model.native import kernels_of
+
+
+def parts_of(spec: ModuleSpec | functools.partial[Any]) -> Any:
+    """The parts of one of Megatron's specs, to be replaced: of an MLP it is a partial function since 0.18."""
+    return spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
 
 
 class RMSNorm(torch.nn.Module):

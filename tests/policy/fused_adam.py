@@ -30,8 +30,10 @@ class ApexAdam(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         *,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
         assert adam_w_mode
+        assert not capturable, "steps would be counted in a tensor"
         super().__init__(
             params,
             {"lr": lr, "bias_correction": True, "betas": betas, "eps": eps, "weight_decay": weight_decay},

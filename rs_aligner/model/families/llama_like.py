@@ -181,19 +181,18 @@ def _spec(arch: Architecture) -> ModuleSpec:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
     from rs_aligner.model.attention import LineAttention, RotaryAttention
-    from rs_aligner.model.modules import BiasedColumns, BiasedRows, RMSNorm, SwiGLU
+    from rs_aligner.model.modules import BiasedColumns, BiasedRows, RMSNorm, SwiGLU, parts_of
 
     layer = get_gpt_layer_local_spec(qk_layernorm=arch.qk_norm, normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     layer.submodules.self_attention.module = LineAttention
-    layer.submodules.mlp.submodules.activation_func = SwiGLU
-    attention = layer.submodules.self_attention.submodules
+    attention, mlp = layer.submodules.self_attention.submodules, parts_of(layer.submodules.mlp)
+    mlp.activation_func = SwiGLU
     attention.core_attention = RotaryAttention
     if arch.projection_bias:
         attention.linear_proj = BiasedRows
     if arch.mlp_bias:
-        mlp = layer.submodules.mlp.submodules
         mlp.linear_fc1, mlp.linear_fc2 = BiasedColumns, BiasedRows
     if arch.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm

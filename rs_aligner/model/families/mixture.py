@@ -110,7 +110,8 @@ def megatron_settings(arch: Architecture) -> dict[str, Any]:
 def with_experts(layer: ModuleSpec, arch: Architecture) -> ModuleSpec:
     """Megatron's layer, whose MLP is an expert, with a mixture of such in its place."""
     from rs_aligner.model.experts import mixture_of
+    from rs_aligner.model.modules import parts_of
 
     assert arch.experts is not None
-    layer.submodules.mlp = mixture_of(arch.experts, layer.submodules.mlp.submodules)
+    layer.submodules.mlp = mixture_of(arch.experts, parts_of(layer.submodules.mlp))
     return layer
