@@ -15,6 +15,7 @@ from rs_aligner.model import runtime
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.policy import MegatronPolicy
 from rs_aligner.policy.reward_model import load_reward_model
+from rs_aligner.policy.sampler import Decoding
 from rs_aligner.policy.scoring import SequenceScorer
 from rs_aligner.rollout import TrainingRow
 from rs_aligner.threads import Threads
@@ -49,7 +50,8 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def policy_with(some: Threads, folder: Path, rt: Runtime, *, compiled: bool = True) -> MegatronPolicy:
-    options = {"keep_start": True, "generation": GenerationConfig(engine="kernels" if compiled else "torch")}
+    decoding = Decoding(GenerationConfig(engine="kernels" if compiled else "torch"))
+    options = {"keep_start": True, "generation": decoding}
     return new(folder, replace(rt, threads=some), ObjectiveConfig(), **options)
 
 
