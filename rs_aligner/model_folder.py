@@ -1,9 +1,10 @@
 """What lies where a model is looked for, by the names of the files; and what to do where it cannot be read.
 
-Two kinds are read: a Hugging Face folder, and a checkpoint of a run. Whatever else people have (a name on
-the hub, a `.nemo` archive, Megatron's or DeepSpeed's checkpoints, GGUF, an adapter, ...) is told by its name,
-with the way from there to a folder that is read. Imports nothing heavy: this is said in the first second.
-Left out on purpose: what the files hold (`model/architecture.py`, `tensors.py`).
+Three kinds are read: a Hugging Face folder, a checkpoint of a run, and one of another Megatron program
+beside a model's `config.json`. Whatever else people have (a name on the hub, DeepSpeed's checkpoints, GGUF,
+an adapter, ...) is told by its name, with the way from there to a folder that is read. Imports nothing
+heavy: this is said in the first second. Left out on purpose: what the files hold (`model/architecture.py`,
+`tensors.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rs_aligner.files import CHECKPOINT_PART, json_object_if_any
+from rs_aligner.megatron_folder import ARCHIVE, BACKEND, LATEST, iterations, megatron_weights
 from rs_aligner.peft_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_BIN
 
 WANTED = "a Hugging Face folder (config.json, weights, the tokenizer's files) or a checkpoint of a run"
@@ -49,7 +51,7 @@ def belongs_to_a_model(file: Path) -> bool:
 def is_of_weights(file: Path) -> bool:
     """Whether a file of a Hugging Face folder has weights, or says where they are."""
     is_bin = file.suffix == ".bin" and file.name.startswith("pytorch_model")
-    named = (*_SAFETENSORS, *_BIN, ADAPTER_WEIGHTS_BIN)
+    named = (*_SAFETENSORS, *_BIN, ADAPTER_WEIGHTS_BIN, BACKEND)
     return is_bin or file.suffix == ".safetensors" or file.name in named
 
 
@@ -73,8 +75,13 @@ def problem_with(path: str) -> str | None:
         return f"is a checkpoint without its weights (*.distcp); {_NAME_IT}"
     names = {found.name for found in root.iterdir()}
     has_weights = not names.isdisjoint((*_SAFETENSORS, *_BIN))
-    if "config.json" in names and has_weights and ADAPTER_CONFIG not in names:
-        return None
+    if has_weights or megatron_weights(root):
+        if "config.json" in names and ADAPTER_CONFIG not in names:
+            return None
+        if not has_weights:
+            return (
+                f"holds a checkpoint of Megatron's, and no config.json to say of what model; {_beside(root)}"
+            )
     return next(text for is_kind, text in _kinds(root, names, has_weights) if is_kind())
 
 
@@ -104,18 +111,23 @@ def _kinds(root: Path, names: set[str], has_weights: bool) -> list[tuple[Callabl
             f"holds weights of TensorFlow or Flax, which are not read; {_NAME_IT}",
         ),
         (
-            has("model_config.yaml", "context/model.yaml", "context/io.json", "*.nemo"),
-            f"is a checkpoint of NeMo, which is not read; {_NEMO}",
+            has("model_config.yaml", "context/model.yaml", "context/io.json", f"*{ARCHIVE}"),
+            f"is a checkpoint of NeMo without shards (.metadata, *.distcp), which is not read; {_NEMO}",
         ),
         (
             lambda: root.name == CHECKPOINT_PART and any(root.parent.glob("*.distcp")),
             f"is a part of a checkpoint; name the checkpoint, {root.parent}",
         ),
         (
+            lambda: len(iterations(root)) > 1,
+            f"holds several of Megatron's checkpoints, and no {LATEST} to choose by; name one of them, such "
+            f"as {next(iter(iterations(root)), root)}",
+        ),
+        (
             has(
                 "mp_rank_*", "iter_*", "release", "latest_checkpointed_iteration.txt", "*.distcp", ".metadata"
             ),
-            f"is a Megatron checkpoint of another program (no {CHECKPOINT_PART}/config.json); {_MEGATRON}",
+            f"is a Megatron checkpoint of another program without shards (.metadata, *.distcp); {_MEGATRON}",
         ),
         (
             has("consolidated*", "params.json"),
@@ -151,8 +163,6 @@ def _absent(path: str) -> str:
         return f"is an address on the Hugging Face hub, and nothing is downloaded here; {_fetch(url['name'])}"
     if path.startswith("~"):
         return f"is not there: ~ stays as it is behind an equals sign; write {Path(path).expanduser()}"
-    if path.endswith(".nemo"):
-        return f"is a .nemo archive, which is not read (nor is it there); {_NEMO}"
     if _HUB_NAME.match(path) and not Path(first).is_dir():
         return (
             f"is not there (relative paths start at {Path.cwd()}). If it is a name on the Hugging Face hub: "
@@ -166,9 +176,17 @@ def _fetch(name: str) -> str:
     return f"fetch it first, `hf download {name} --local-dir {folder}`, and name {folder}"
 
 
+def _beside(place: Path) -> str:
+    return f"{_COPY} {place} from the Hugging Face folder of that model, and name {place} again"
+
+
 def _file(file: Path) -> str:
-    if file.suffix == ".nemo":
-        return f"is a .nemo archive, which is not read; {_NEMO}"
+    if file.suffix == ARCHIVE:
+        return (
+            "is a .nemo archive, which is read from a folder where the model's config lies beside it: "
+            f"`mkdir NEW; ln -s {file.absolute()} NEW`, {_COPY} NEW from the Hugging Face folder of that "
+            "model, and name NEW"
+        )
     if file.suffix == ".gguf":
         return _gguf("is a GGUF file")
     if file.name == "config.json" or is_of_weights(file) or file.suffix == ".distcp":

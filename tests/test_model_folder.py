@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rs_aligner.megatron_folder import megatron_weights
 from rs_aligner.model_folder import problem_with
 
 pytestmark = pytest.mark.timeout(60)
@@ -36,9 +37,14 @@ def problem(path: str) -> str:
         ("config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"),
         ("config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "original/params.json"),
         ("huggingface/config.json", ".metadata", "metadata.json", "common.pt", "__0_0.distcp"),
+        ("config.json", ".metadata", "metadata.json", "common.pt", "__0_0.distcp"),
+        ("config.json", "weights/.metadata", "weights/__0_0.distcp", "context/model.yaml"),
+        ("config.json", "model_weights/.metadata", "model_weights/__0_0.distcp", "model_config.yaml"),
+        ("config.json", "iter_0000010/.metadata", "iter_0000010/__0_0.distcp", "iter_0000010/common.pt"),
+        ("config.json", "model.nemo"),
     ],
 )
-def test_a_hugging_face_folder_and_a_checkpoint_of_a_run_are_read(
+def test_a_hugging_face_folder_a_checkpoint_of_a_run_and_one_of_megatrons_with_its_config_are_read(
     tmp_path: Path, files: tuple[str, ...]
 ) -> None:
     assert problem_with(make(tmp_path / "model", *files)) is None
@@ -64,7 +70,22 @@ def test_a_hugging_face_folder_and_a_checkpoint_of_a_run_are_read(
         (("latest_checkpointed_iteration.txt", "iter_0000010/x.pt"), ["Megatron", "AutoBridge"]),
         (
             ("metadata.json", "common.pt", ".metadata", "__0_0.distcp"),
-            ["Megatron", "huggingface/config.json"],
+            [
+                "Megatron",
+                "no config.json to say of what model",
+                "copy config.json and the tokenizer's files into",
+            ],
+        ),
+        (
+            ("weights/.metadata", "weights/__0_0.distcp", "context/model.yaml", "context/io.json"),
+            ["Megatron", "copy config.json and the tokenizer's files into"],
+        ),
+        (
+            (
+                "config.json",
+                *(f"iter_000000{n}/{name}" for n in (1, 2) for name in (".metadata", "__0_0.distcp")),
+            ),
+            ["several of Megatron's checkpoints", "latest_checkpointed_iteration.txt", "/iter_0000001"],
         ),
         (("params.json", "consolidated.00.pth", "tokenizer.model"), ["consolidated", "Hugging Face version"]),
         (("huggingface/config.json",), ["checkpoint without its weights"]),
@@ -87,7 +108,10 @@ def test_a_folder_of_another_kind_is_told_with_the_way_from_there(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("model.nemo", [".nemo archive", "convert_<model>_nemo_to_hf.py"]),
+        (
+            "model.nemo",
+            [".nemo archive", "mkdir NEW; ln -s /", "copy config.json and the tokenizer's files into"],
+        ),
         ("model.gguf", ["GGUF", "Hugging Face folder"]),
         ("model.safetensors", ["is a file; name its folder"]),
         ("config.json", ["is a file; name its folder"]),
@@ -170,3 +194,13 @@ def test_a_folder_above_the_model_is_answered_by_the_models_below_it(tmp_path: P
     )
     cache = make(tmp_path / "models--org--name", "refs/main", "snapshots/0a1b/config.json", "blobs/x")
     assert f"{cache}/snapshots/0a1b" in problem(cache)
+
+
+def test_of_several_iterations_the_one_is_read_that_is_noted_as_the_latest(tmp_path: Path) -> None:
+    files = [f"iter_000000{n}/{name}" for n in (1, 2) for name in (".metadata", "__0_0.distcp")]
+    folder = Path(make(tmp_path / "model", "config.json", *files))
+    (folder / "latest_checkpointed_iteration.txt").write_text("2\n")
+    assert problem_with(str(folder)) is None
+    assert megatron_weights(folder) == folder / "iter_0000002"
+    (folder / "latest_checkpointed_iteration.txt").write_text("3\n")
+    assert "several of Megatron's checkpoints" in problem(str(folder))

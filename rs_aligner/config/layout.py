@@ -60,7 +60,8 @@ class PretrainedCheckpoint(Section):
     """What the training starts from."""
 
     restore_from_path: Text
-    """The model to start from: a Hugging Face folder, or a checkpoint of an earlier run."""
+    """The model to start from: a Hugging Face folder, a checkpoint of an earlier run, or one of Megatron's or
+    NeMo's with the model's `config.json` and tokenizer beside it."""
     resize_token_embeddings: bool = False
     """Gives the embedding a row for each token that it lacks, the mean of its rows, up to a multiple of 64.
 

@@ -56,7 +56,7 @@ def _read(stored: Stored, name: str) -> torch.Tensor:
     import torch
     from safetensors import SafetensorError
 
-    from rs_aligner.model.torch_file import open_tensors
+    from rs_aligner.model.opened import open_tensors
 
     try:
         with open_tensors(stored.file) as file:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from rs_aligner.files import MANIFEST, checksum, checksums_of_files, hugging_face_part
+from rs_aligner.megatron_folder import weight_files
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import read_architecture
@@ -101,7 +102,8 @@ def fingerprint(folder: Path) -> str:
         ValueError: a file cannot be read.
     """
     manifest = folder / MANIFEST
-    files = [manifest] if manifest.is_file() else sorted(filter(belongs_to_a_model, folder.iterdir()))
+    known = sorted(filter(belongs_to_a_model, folder.iterdir()))
+    files = [manifest] if manifest.is_file() else [*known, *weight_files(folder)]
     try:
         sums = checksums_of_files(files)
         found = [f"{path.name} {path.stat().st_size} {one}" for path, one in zip(files, sums, strict=True)]

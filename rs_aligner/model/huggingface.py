@@ -32,11 +32,11 @@ from rs_aligner.model.folder_copy import copy_all_but_weights, dtype_name, expor
 from rs_aligner.model.layouts import Layout, Place
 from rs_aligner.model.lora import is_adapter
 from rs_aligner.model.new_rows import read_rows
+from rs_aligner.model.opened import open_tensors
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.stored import Stored
 from rs_aligner.model.tensor_file import TensorFile
 from rs_aligner.model.tensors import INDEX, WHOLE, check_tensors, unread_bins
-from rs_aligner.model.torch_file import open_tensors
 
 _logger = logging.getLogger("rs_aligner")
 

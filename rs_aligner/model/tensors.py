@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from rs_aligner.megatron_folder import megatron_weights
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import Family, Parts
 from rs_aligner.model.families.registry import family_of
@@ -42,7 +43,8 @@ def read_header(file: Path) -> dict[str, Stored]:
 def read_headers(folder: Path) -> dict[str, Stored]:
     """The tensors of a folder by name, in one file or in those that its index names.
 
-    Where there are safetensors nothing else is looked at.
+    Where there are safetensors nothing else is looked at; where there is nothing of the kind, a checkpoint of
+    another Megatron program is.
 
     Raises:
         ValueError: there are no such files, or one of them is absent or damaged.
@@ -53,6 +55,10 @@ def read_headers(folder: Path) -> dict[str, Stored]:
             return {name: stored for file in files for name, stored in read_header(folder / file).items()}
         if (folder / whole).is_file():
             return read_header(folder / whole)
+    if megatron_weights(folder) is not None:
+        from rs_aligner.model.megatron_file import MegatronFile  # as slow
+
+        return MegatronFile(folder).header()
     raise ValueError(
         f"{folder} has no {WHOLE}, no {BIN_WHOLE}, and neither's index; other formats are not read"
     )
@@ -161,7 +167,7 @@ def _check_tie(folder: Path, found: Mapping[str, Stored], family: Family) -> Non
         if head.is_safetensors:
             same = _are_equal(head, embedding)
         else:
-            from rs_aligner.model.torch_file import are_equal
+            from rs_aligner.model.opened import are_equal
 
             same = are_equal(head, embedding)
         if same:

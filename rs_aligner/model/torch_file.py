@@ -14,14 +14,13 @@ import pickle
 import re
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from rs_aligner.model.stored import DTYPES, Stored, check_fetched
 
-_SHORT = {getattr(torch, name): short for short, name in DTYPES.items()}
+SHORT = {getattr(torch, name): short for short, name in DTYPES.items()}
+"""What safetensors call the types that are read."""
 _GLOBAL = re.compile(r"(?:GLOBAL|global|class|function)[: ]+([\w.]+\.[\w.]+)")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _INSTEAD = "take the model as safetensors, or only the weights of it"
@@ -48,7 +47,7 @@ class TorchFile:
     def header(self, file: Path) -> dict[str, Stored]:
         """Type and shape of each tensor."""
         return {
-            name: Stored(file, name, _SHORT.get(one.dtype, str(one.dtype)), tuple(one.shape))
+            name: Stored(file, name, SHORT.get(one.dtype, str(one.dtype)), tuple(one.shape))
             for name, one in self._tensors.items()
         }
 
@@ -59,22 +58,6 @@ class TorchFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._tensors = {}
-
-
-def open_tensors(file: Path) -> Any:
-    """A file of either kind, opened for its tensors: `keys()`, and `get_slice(name)[place]`.
-
-    Raises:
-        ValueError: as `TorchFile`.
-        SafetensorError, OSError: it is a safetensors file that cannot be opened.
-    """
-    return safe_open(file, "pt") if file.suffix == ".safetensors" else TorchFile(file)
-
-
-def are_equal(one: Stored, other: Stored) -> bool:
-    """Whether two tensors have the same numbers."""
-    with TorchFile(one.file) as left, TorchFile(other.file) as right:
-        return torch.equal(left.get_slice(one.name), right.get_slice(other.name))
 
 
 def read_torch_file(file: Path) -> dict[str, Stored]:

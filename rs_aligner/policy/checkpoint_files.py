@@ -9,47 +9,29 @@ Left out on purpose: several files and threads a rank; many ranks have many file
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing import serialization as megatron_loading
 from megatron.core.dist_checkpointing.strategies import common as megatron_common
 from megatron.core.dist_checkpointing.strategies import torch as megatron_torch
 from megatron.core.msc_utils import MultiStorageClientFeature
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint import filesystem as torch_files
-from torch.distributed.checkpoint import metadata as torch_metadata
 from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from rs_aligner.files import running_checksum
+from rs_aligner.megatron_folder import METADATA
+from rs_aligner.model import inert_pickle
 from rs_aligner.record.manifest import BrokenCheckpoint, Stored
-
-METADATA = ".metadata"
-
-_DATACLASSES = (
-    *(torch_metadata.Metadata, torch_metadata.MetadataIndex, torch_metadata.StorageMeta),
-    *(torch_metadata.TensorStorageMetadata, torch_metadata.BytesStorageMetadata),
-    *(torch_metadata.ChunkStorageMetadata, torch_metadata.TensorProperties),
-    *(torch_metadata._MEM_FORMAT_ENCODING, torch_files._StorageInfo),
-)
-_ADMITTED: Mapping[tuple[str, str], Any] = {
-    **{(kind.__module__, kind.__qualname__): kind for kind in _DATACLASSES},
-    ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
-    ("torch", "float32"): torch.float32,
-    ("torch", "bfloat16"): torch.bfloat16,
-    ("torch", "float16"): torch.float16,
-    ("torch", "float64"): torch.float64,
-    ("torch", "int64"): torch.int64,
-}
-"""What a `.metadata` may name: data that describes tensors, and nothing that acts."""
 
 
 class SummedStream(io.RawIOBase):
@@ -153,15 +135,11 @@ class Writer(FileSystemWriter):
         return StorageMeta()
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ADMITTED[module, name]
-        except KeyError:
-            raise BrokenCheckpoint(
-                f"{METADATA} names {module}.{name}, which has no business in a checkpoint: it was not "
-                "written by RS Aligner, and nothing of it was run"
-            ) from None
+def _refuse(module: str, name: str) -> Any:
+    raise BrokenCheckpoint(
+        f"{METADATA} names {module}.{name}, which has no business in a checkpoint: it was not "
+        "written by RS Aligner, and nothing of it was run"
+    )
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -172,7 +150,7 @@ def read_metadata(folder: Path) -> Metadata:
     """
     try:
         with (folder / METADATA).open("rb") as file:
-            found = _Unpickler(file).load()
+            found = inert_pickle.load(file, _refuse)
     except BrokenCheckpoint:
         raise
     except Exception as error:  # a pickle that is none raises whatever its bytes come to
@@ -232,7 +210,10 @@ def install() -> None:
     MultiStorageClientFeature.disable()  # it has readers of its own
     megatron_torch.FileSystemReader = megatron_torch.CachedMetadataFileSystemReader = Reader
     megatron_torch.MCoreLoadPlanner = Planner
-    megatron_common.TorchCommonLoadStrategy.load_common = _load_common
+    if (of_016 := getattr(megatron_common, "TorchCommonLoadStrategy", None)) is not None:
+        of_016.load_common = _load_common
+    else:  # a function since 0.17, which `load` has by its name
+        megatron_loading.load_common = functools.partial(_load_common, None)
 
 
 install()
