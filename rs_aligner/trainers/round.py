@@ -63,14 +63,14 @@ class Share(NamedTuple):
     Attributes:
         rollouts: that it sampled, with their scores.
         problem: why its judge cannot be asked any more; None if it can.
-        unwritten: why they could not be written down; None if they are.
+        broken: why they could not be written down, or not be sampled to the end; None if they are.
         is_stopped: whether its rank was asked to stop.
         counted: what its judges counted meanwhile, by the figures' names.
     """
 
     rollouts: Sequence[Judged]
     problem: str | None = None
-    unwritten: OSError | LeaseLost | None = None
+    broken: OSError | LeaseLost | None = None
     is_stopped: bool = False
     counted: Counters = MappingProxyType({})
 
@@ -120,7 +120,8 @@ def sample_and_score(
         could not be asked, on whichever rank.
 
     Raises:
-        OSError: a rollout could not be written down; every rank raises it.
+        OSError: a rollout could not be written down, or servers that sample do not answer any more (a
+            `ConnectionError`; what was scored before is kept); every rank raises it.
         Stopped: a rank was asked to stop; the same.
     """
     progress.enter("validating" if request.step == VALIDATION else "sampling")
@@ -132,16 +133,22 @@ def sample_and_score(
     hidden = None if is_first and progress.shows_bars() else True  # None: shown on a terminal only
     total = len(request.prompts) * request.num_rollouts - len(known)
     progress.begin_round(total)
-    for rollout in tqdm(policy.generate(request), what, total, leave=False, disable=hidden, unit=" rollouts"):
-        progress.sampled()
-        mine.hand_in(rollout)
+    unsampled: ConnectionError | None = None
+    try:
+        rollouts = policy.generate(request)
+        for rollout in tqdm(rollouts, what, total, leave=False, disable=hidden, unit=" rollouts"):
+            progress.sampled()
+            mine.hand_in(rollout)
+    except ConnectionError as error:  # of servers that sample; the others wait for this rank
+        unsampled = error
     if request.step != VALIDATION:
         progress.enter("scoring")
     results = list(mine.results())
-    shares = policy.gather(Share(results, mine.problem, notes.settle(), stopping.is_asked(), mine.counted()))
+    broken = notes.settle() or unsampled
+    shares = policy.gather(Share(results, mine.problem, broken, stopping.is_asked(), mine.counted()))
     for share in shares:
-        if share.unwritten is not None:
-            raise share.unwritten
+        if share.broken is not None:
+            raise share.broken
     if any(share.is_stopped for share in shares):
         raise stopping.Stopped(stopping.reason())
     sampled = {(one.rollout.group, one.rollout.index): one for share in shares for one in share.rollouts}

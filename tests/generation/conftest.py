@@ -1,4 +1,4 @@
-"""One process as a run of its own, and models in it, decoded in both ways."""
+"""One process as a run of its own, and models in it, decoded in all ways."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from rs_aligner.config import GenerationConfig
+from rs_aligner.generation.decoder import Decoder
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.generation.on_kernels import KernelDecoder
 from rs_aligner.generation.on_torch import TorchDecoder
+from rs_aligner.generation.vllm.decoder import VllmDecoder
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
+from tests.vllm_server import STORIES, Running, vllm_server
 
 AnyDecoder = TorchDecoder | KernelDecoder
 Load = Callable[..., AnyDecoder]
@@ -42,3 +45,39 @@ def load(request: pytest.FixtureRequest, one_rank: runtime.Runtime) -> Load:
         return decoder
 
     return load
+
+
+@pytest.fixture(scope="session")
+def stories_server(
+    vllm_python: Path, test_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """A real vLLM that serves `STORIES`; only ever asked for tokens, so that all tests may share it."""
+    with vllm_server(vllm_python, test_data / STORIES, tmp_path_factory.mktemp("vllm")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["kernels", "torch", pytest.param("vllm", marks=pytest.mark.slow)])
+def decoder_of(
+    request: pytest.FixtureRequest, one_rank: runtime.Runtime, test_data: Path
+) -> Iterator[Callable[..., Decoder]]:
+    """Makes each engine's decoder of `STORIES`; `allowed` masks its ids."""
+    if request.param == "kernels":
+        request.getfixturevalue("compiler")
+    settings = {"engine": request.param}
+    if request.param == "vllm":
+        settings["endpoints"] = request.getfixturevalue("stories_server").url
+    folder = test_data / STORIES
+    arch = read_architecture(folder)
+    model = build_model(arch, transformer_config(arch, one_rank, dtype=torch.float32), one_rank).eval()
+    huggingface.load_weights(folder, model, arch, one_rank)
+    made = []
+
+    def decoder_of(allowed: torch.Tensor | None = None) -> Decoder:
+        config = GenerationConfig.model_validate(settings)
+        made.append(new_decoder(model, arch, one_rank, config, allowed=allowed))
+        return made[-1]
+
+    yield decoder_of
+    for decoder in made:
+        if isinstance(decoder, VllmDecoder):
+            decoder.close()

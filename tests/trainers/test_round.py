@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rs_aligner.config import LengthParams, SamplingParams
-from rs_aligner.rollout import Prompt, Score, ScoreFailure
+from rs_aligner.record.ledger_row import Judged
+from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.sample_request import SampleRequest
+from rs_aligner.trainers.journal import OpenRollouts
 from rs_aligner.trainers.round import NOT_JUDGED, Collected, Judges, sample_and_score
 from tests.fake_run import Exchange, FakeJudge, FakePolicy, by_tokens
 
@@ -75,6 +78,41 @@ def test_a_judge_that_one_replica_cannot_ask_fails_its_rows_and_every_replica_he
             assert kinds == ({ScoreFailure} if place % 2 else {Score})
             assert len(group.rollouts) == 3
         assert set(one.groups[1].scores) == {ScoreFailure(why)}
+
+
+class CutShort(FakePolicy):
+    """Samples at servers that go away behind the first rollouts of one replica."""
+
+    def generate(self, request: SampleRequest) -> Iterator[Rollout]:
+        for number, rollout in enumerate(super().generate(request)):
+            if self.replica == 1 and number == 2:
+                raise ConnectionError("no vLLM server can be asked")
+            yield rollout
+
+
+def test_servers_that_sample_no_more_end_the_round_on_every_replica_and_what_was_judged_is_kept() -> None:
+    exchange, found, written = Exchange(2), dict[int, Exception](), list[tuple[int, int]]()
+
+    class Notes(OpenRollouts):
+        def write(self, prompt: Prompt, number: int, judged: Judged) -> None:
+            written.append((judged.rollout.group, judged.rollout.index))
+
+    def run(number: int) -> None:
+        policy = CutShort([], 4, exchange, number)
+        try:
+            sample_and_score(policy, REQUEST, Judges(judge()), what="step 1", open_rollouts=Notes())
+        except ConnectionError as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert {number: str(error) for number, error in found.items()} == dict.fromkeys(
+        (0, 1), "no vLLM server can be asked"
+    )
+    assert len(set(written)) == len(written) == 9 + 2
 
 
 def test_a_watched_judge_is_asked_besides_and_ends_nothing() -> None:

@@ -1,0 +1,271 @@
+"""A stand-in for vLLM's server, in this process: it says what its seeds say, and fails as it is told.
+
+What it does without faults is held to the real one in `test_contract.py`. Left out on purpose: a model. Its
+tokens follow from seed and place, and its texts are empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from rs_aligner.generation.sampling import derive_seed
+
+MODEL, MAX_LENGTH = "policy", 512
+
+Answer = tuple[int, Any]
+Fault = Callable[[Answer, threading.Event], Answer | None]
+"""What becomes of an answer; None where the connection is cut. The event is set when the server ends."""
+
+
+def token_of(seed: int, place: int, choices: list[int]) -> int:
+    """What it says at a place of a response."""
+    return choices[derive_seed(seed, place) % len(choices)]
+
+
+def log_prob_of(token: int) -> float:
+    """Of a token, whatever came before."""
+    return -1.0 - token / 1024
+
+
+class StandIn:
+    """What was asked of it, and how it answers.
+
+    Attributes:
+        faults: what goes wrong with the next completions, but for the trials; an Ellipsis behind the last
+            lets that go on for ever.
+        asked: the bodies of completions, but for the trials.
+        most_at_once: of them.
+        aborted: connections that were closed before their answer.
+    """
+
+    def __init__(self, vocab_size: int, token: str | None) -> None:
+        self.vocab_size, self.token = vocab_size, token
+        self.faults: list[Any] = []
+        self.asked: list[dict[str, Any]] = []
+        self.is_sick = self.processes_log_probs = False
+        self.most_at_once = self.at_once = self.port = self.aborted = 0
+        self.ends = threading.Event()
+        self.gate = threading.Event()  # completions wait for it
+        self.gate.set()
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def complete(self, body: dict[str, Any]) -> Answer | None:
+        """What it answers; None where it cuts the connection."""
+        if (refusal := self._refusal(body)) is not None:
+            return 400, {"error": {"message": refusal, "type": "BadRequestError", "code": 400}}
+        if body.get("model") != MODEL:
+            message = f"The model `{body.get('model')}` does not exist."
+            return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
+        answer: Answer | None = 200, self._answer(body)
+        if "logit_bias" in body:  # a trial
+            return answer
+        with self._lock:
+            self.asked.append(body)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            fault = self.faults[0] if self.faults else None
+            if self.faults[1:2] != [...]:
+                self.faults = self.faults[1:]
+        try:
+            self.gate.wait(20)
+            return answer if fault is None else fault(answer, self.ends)
+        finally:
+            with self._lock:
+                self.at_once -= 1
+
+    def _refusal(self, body: Mapping[str, Any]) -> str | None:
+        ids = [int(token) for token in body.get("logit_bias", {})] + body.get("allowed_token_ids", [])
+        if any(not 0 <= token < self.vocab_size for token in [*ids, *body.get("stop_token_ids", [])]):
+            return "token ids contain out-of-vocab token id!"
+        if any(not 0 <= token < self.vocab_size for token in body["prompt"]):
+            return "Token id is out of vocabulary"
+        if body["temperature"] == 0 and body.get("n", 1) > 1:
+            return "n must be 1 when using greedy sampling"
+        if not 0 <= body["temperature"] <= 2:
+            return "temperature must be in [0, 2]"
+        if body.get("min_tokens", 0) > body["max_tokens"]:
+            return "min_tokens must be less than or equal to max_tokens"
+        if len(body["prompt"]) + body["max_tokens"] > MAX_LENGTH:
+            return "This model's maximum context length is 512 tokens"
+        return None
+
+    def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        choices = [self._choice(body, index) for index in range(body.get("n", 1))]
+        return {"id": "cmpl-1", "object": "text_completion", "model": MODEL, "choices": choices}
+
+    def _choice(self, body: Mapping[str, Any], index: int) -> dict[str, Any]:
+        allowed = body.get("allowed_token_ids") or list(range(self.vocab_size))
+        ends, least = set(body.get("stop_token_ids", [])), body.get("min_tokens", 0)
+        seed = 0 if body["temperature"] == 0 else body.get("seed", 0) + index
+        tokens: list[int] = []
+        while len(tokens) < body["max_tokens"] and not (tokens and tokens[-1] in ends):
+            barred = ends if len(tokens) < least else set()
+            tokens.append(token_of(seed, len(tokens), [one for one in allowed if one not in barred]))
+        log_probs = [0.0 if self.processes_log_probs else log_prob_of(token) for token in tokens]
+        return {
+            "index": index,
+            "text": "",
+            "logprobs": {"tokens": [""] * len(tokens), "token_logprobs": log_probs},
+            "finish_reason": "stop" if tokens[-1] in ends else "length",
+            "stop_reason": tokens[-1] if tokens[-1] in ends else None,
+            "token_ids": tokens,
+        }
+
+
+@contextlib.contextmanager
+def stand_in(vocab_size: int = 100, *, port: int = 0, token: str | None = None) -> Iterator[StandIn]:
+    """Serve on this port, or a free one."""
+    server = StandIn(vocab_size, token)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self.may():
+                return
+            if self.path == "/health":
+                self.reply(500 if server.is_sick else 200, None)
+            elif self.path == "/v1/models":
+                model = {"id": MODEL, "object": "model", "root": "/models/policy", "parent": None}
+                adapter = {"id": "adapter", "object": "model", "root": "/a", "parent": MODEL}
+                data = [adapter, {**model, "max_model_len": MAX_LENGTH}]
+                self.reply(200, {"object": "list", "data": data})
+            else:
+                self.reply(404, {"detail": "Not Found"})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.may():
+                answer = server.complete(body) if self.path == "/v1/completions" else (404, {})
+                if answer is None:
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                else:
+                    self.reply(*answer)
+
+        def may(self) -> bool:
+            if server.token is None or self.headers.get("Authorization") == f"Bearer {server.token}":
+                return True
+            self.reply(401, {"error": {"message": "Unauthorized", "code": 401}})
+            return False
+
+        def reply(self, status: int, answer: Any) -> None:
+            body = b"" if answer is None else answer if isinstance(answer, bytes) else _as_json(answer)
+            try:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+            except OSError:
+                server.aborted += 1
+
+        def log_message(self, *_: Any) -> None: ...
+
+    class Quiet(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+        def handle_error(self, *_: Any) -> None: ...
+
+    with Quiet(("127.0.0.1", port), Handler) as http:
+        server.port = http.server_port
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.ends.set()
+            server.gate.set()
+            http.shutdown()
+            thread.join(5)
+
+
+def _as_json(answer: Any) -> bytes:
+    return json.dumps(answer).encode()
+
+
+# Faults
+
+
+def of_choices(change: Callable[[list[dict[str, Any]]], Any]) -> Fault:
+    """Another list of choices, or the same one changed in place."""
+
+    def fault(answer: Answer, ends: threading.Event) -> Answer:
+        status, found = answer
+        changed = change(found["choices"])
+        return status, {**found, "choices": found["choices"] if changed is None else changed}
+
+    return fault
+
+
+def _first(**other: Any) -> Fault:
+    return of_choices(lambda choices: choices[0].update(other))
+
+
+def _last(key: str, value: Any) -> Fault:
+    """Another value for each token of the last choice."""
+
+    def change(choices: list[dict[str, Any]]) -> None:
+        place = choices[-1] if key == "token_ids" else choices[-1]["logprobs"]
+        place[key] = [value] * len(choices[-1]["token_ids"])
+
+    return of_choices(change)
+
+
+def frozen(answer: Answer, ends: threading.Event) -> None:
+    """No answer, and at its end none either."""
+    ends.wait(20)
+
+
+def late(answer: Answer, ends: threading.Event) -> Answer:
+    """An answer in its own time."""
+    time.sleep(0.2)
+    return answer
+
+
+FAULTS: dict[str, Fault] = {
+    "garbage": lambda answer, ends: (200, b"\x00\xffgarbage"),
+    "half an answer": lambda answer, ends: (200, json.dumps(answer[1]).encode()[:-20]),
+    "no completion": lambda answer, ends: (200, {"object": "error"}),
+    "a list": lambda answer, ends: (200, [1, 2]),
+    "an error of its own": lambda answer, ends: (
+        500,
+        {"error": {"message": "EngineCore has an issue"}},
+    ),
+    "a gateway's error": lambda answer, ends: (502, b"<html><title>Bad Gateway</title></html>"),
+    "a cut connection": lambda answer, ends: None,
+    "a frozen server": frozen,
+    "fewer choices": of_choices(lambda choices: choices[:-1]),
+    "more choices": of_choices(lambda choices: [*choices, choices[-1]]),
+    "a choice twice": of_choices(lambda choices: [choices[0]] * len(choices)),
+    "ids of another vocabulary": _last("token_ids", 10**6),
+    "ids that are none": _last("token_ids", True),
+    "more tokens": of_choices(
+        lambda choices: choices[0].update(
+            token_ids=choices[0]["token_ids"] * 99,
+            logprobs={"token_logprobs": choices[0]["logprobs"]["token_logprobs"] * 99},
+        )
+    ),
+    "no token": _first(token_ids=[], logprobs={"token_logprobs": []}),
+    "fewer tokens": of_choices(
+        lambda choices: choices[0].update(
+            token_ids=[5], logprobs={"token_logprobs": [-1.0]}, finish_reason="length"
+        )
+    ),
+    "no reason": _first(finish_reason=None),
+    "another reason": _first(finish_reason="abort"),
+    "no token ids": _first(token_ids=None),
+    "NaN": _last("token_logprobs", float("nan")),
+    "minus infinity": _last("token_logprobs", float("-inf")),
+    "no log-probabilities": _last("token_logprobs", None),
+    "probabilities": _last("token_logprobs", 0.5),
+    "fewer log-probabilities": _first(logprobs={"token_logprobs": [-1.0]}),
+}
