@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rs_aligner.model.runtime import Runtime
     from tests.browser.chromium import Opener
+    from tests.vllm_server import Running
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,6 +97,17 @@ def vllm_python() -> Path:
         return find_python()
     except ValueError as missing:
         does_without(f"a real vLLM ({missing})", "setup_vllm.sh")
+
+
+@pytest.fixture(scope="session")
+def stories_server(
+    vllm_python: Path, test_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """A real vLLM that serves `STORIES`; only ever asked for tokens, so that all tests may share it."""
+    from tests.vllm_server import STORIES, vllm_server
+
+    with vllm_server(vllm_python, test_data / STORIES, tmp_path_factory.mktemp("vllm")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

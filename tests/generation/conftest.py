@@ -17,7 +17,7 @@ from rs_aligner.generation.vllm.decoder import VllmDecoder
 from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
-from tests.vllm_server import STORIES, Running, vllm_server
+from tests.vllm_server import STORIES
 
 AnyDecoder = TorchDecoder | KernelDecoder
 Load = Callable[..., AnyDecoder]
@@ -45,15 +45,6 @@ def load(request: pytest.FixtureRequest, one_rank: runtime.Runtime) -> Load:
         return decoder
 
     return load
-
-
-@pytest.fixture(scope="session")
-def stories_server(
-    vllm_python: Path, test_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
-    """A real vLLM that serves `STORIES`; only ever asked for tokens, so that all tests may share it."""
-    with vllm_server(vllm_python, test_data / STORIES, tmp_path_factory.mktemp("vllm")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module", params=["kernels", "torch", pytest.param("vllm", marks=pytest.mark.slow)])

@@ -105,7 +105,7 @@ def test_a_server_that_dies_in_mid_step_is_taken_back_in(
 def test_the_run_ends_with_the_reason_where_nobody_answers(opened: ExitStack) -> None:
     server, decoder = alone(opened, give_up_after=0.3)
     server.is_sick, server.faults = True, [FAULTS["an error of its own"], ...]
-    with pytest.raises(ServersFailed, match=f"in vain: .*{server.url}.*EngineCore has an issue"):
+    with pytest.raises(ServersFailed, match=f"in vain: .*{server.url}: the server answers HTTP 500"):
         sample(decoder)
 
 
