@@ -75,8 +75,14 @@ class PretrainedCheckpoint(Section):
 
     @property
     def made(self) -> dict[str, Any]:
-        """The model's own config.json; empty where there is no model, or it cannot be read."""
-        return {} if problem_with(self.restore_from_path) else _model_json(self.restore_from_path)
+        """The model's own config.json; empty where there is no model, or it cannot be read.
+
+        Without the vocabulary where its tokenizer decides how large that will be.
+        """
+        found = {} if problem_with(self.restore_from_path) else _model_json(self.restore_from_path)
+        if self.resize_token_embeddings:
+            found.pop("vocab_size", None)
+        return found
 
 
 class LayoutBase(Section):
@@ -112,11 +118,15 @@ class LayoutBase(Section):
         tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
         heads, groups = made.get("num_attention_heads"), made.get("num_key_value_heads")
         layers, positions = made.get("num_hidden_layers"), positions_of(made)
+        vocabulary = made.get("vocab_size")
         if isinstance(heads, int) and heads % tp:
             divide = f"should divide the policy's {heads} attention heads"
             yield problem(f"{key}.tensor_model_parallel_size", tp, divide)
         elif isinstance(groups, int) and groups % tp:
             divide = f"should divide the policy's {groups} key/value heads"
+            yield problem(f"{key}.tensor_model_parallel_size", tp, divide)
+        elif isinstance(vocabulary, int) and vocabulary % tp:
+            divide = f"should divide the policy's vocabulary, {vocabulary}; {_enlarged(vocabulary, tp)}"
             yield problem(f"{key}.tensor_model_parallel_size", tp, divide)
         if isinstance(layers, int) and layers % pp:
             divide = f"should divide the policy's {layers} layers"
@@ -132,6 +142,15 @@ class LayoutBase(Section):
             return
         most = f"prompt and response together have at most {self.sequence_length(positions)} tokens"
         yield problem(f"{key}.max_length", lengths.max_length, f"should leave room for the prompt: {most}")
+
+
+def _enlarged(vocabulary: int, parts: int) -> str:
+    """How a vocabulary becomes one that so many ranks can share."""
+    multiple = math.lcm(64, parts)
+    rows = -(-vocabulary // multiple) * multiple
+    return (
+        f"transformers enlarges it, once: model.resize_token_embeddings({rows}), model.save_pretrained(...)"
+    )
 
 
 def model_positions(folder: str) -> int | None:

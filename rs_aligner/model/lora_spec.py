@@ -98,7 +98,7 @@ def resolve(names: Iterable[str], arch: Architecture) -> tuple[str, ...]:
         found = [matrix for linear in groups.get(name, ()) for matrix in by_linear[linear]]
         found += [matrix for matrix in everything if name in (matrix, matrix.rpartition(".")[2])]
         if not found:
-            single = ", ".join(matrix.rpartition(".")[2] for matrix in everything)
+            single = ", ".join(name for matrix in everything for name in peft_names([matrix], arch))
             known = ", ".join(group for group, linears in groups.items() if linears)
             others = "Embeddings" if arch.experts is None else "Experts, embeddings"
             raise ValueError(

@@ -15,7 +15,7 @@ from rs_aligner.config import ModelBase
 from rs_aligner.model.adapter_folder import load_adapters
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.lora import Adapters, attach
-from rs_aligner.model.lora_spec import num_trainable_parameters
+from rs_aligner.model.lora_spec import num_trainable_parameters, peft_names
 from rs_aligner.model.lora_wanted import spec_of
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tensors import num_parameters
@@ -51,7 +51,7 @@ def adapters_for(
         _logger.info(
             "LoRA: r %d, scale %g, on %s; %s of %s parameters are trained (%.2g %%)",
             *(spec.settings.rank, spec.settings.scale),
-            ", ".join(name.rpartition(".")[2] for name in spec.targets),
+            ", ".join(peft_names(spec.targets, arch)),
             *(f"{trained:,}", f"{of:,}", 100 * trained / of),
         )
     return adapters

@@ -138,6 +138,16 @@ def test_its_positions_bound_the_sequence_and_its_sizes_the_layout(folder: Path)
     assert "should divide the policy's 4 layers" in told
 
 
+def test_a_vocabulary_that_ranks_cannot_share_is_told_with_the_way_there(folder: Path) -> None:
+    """50,257 has no use for tensor parallelism."""
+    made = {**json.loads((folder / "config.json").read_text()), "vocab_size": 50257}
+    tree = {"tensor_model_parallel_size": 2, "data": {"data_prefix": {"train": "x"}}}
+    (told,) = ModelBase.model_validate(tree).misfits("model", made)
+    words = "model.tensor_model_parallel_size is 2: should divide the policy's vocabulary, 50257"
+    assert str(told).startswith(words)
+    assert "model.resize_token_embeddings(50304)" in str(told)
+
+
 def test_positions_are_on_the_first_stage_only(folder: Path) -> None:
     arch = read_architecture(folder)
     whole, (first, last) = stage_parameters(arch, 1, 1)[0], stage_parameters(arch, 1, 2)
@@ -163,7 +173,7 @@ def test_adapters_are_named_as_peft_names_them(folder: Path) -> None:
     assert peft_names(everything, arch) == ["c_attn", "c_proj", "c_fc"]
     assert resolve(["c_proj"], arch) == ("attn.c_proj", "mlp.c_proj")
     assert peft_names(resolve(["attention"], arch), arch) == ["c_attn", "attn.c_proj"]
-    with pytest.raises(ValueError, match="single matrices: c_attn, c_proj, c_fc, c_proj"):
+    with pytest.raises(ValueError, match=r"single matrices: c_attn, attn\.c_proj, c_fc, mlp\.c_proj"):
         resolve(["q_proj"], arch)
 
 
