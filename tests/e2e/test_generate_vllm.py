@@ -16,6 +16,7 @@ from tests.vllm_server import STORIES, Running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ENGINE = "model.answers.generation"
+PATIENT = f"{ENGINE}.servers.startup_timeout=120"  # machines are shared
 
 
 def generate(folder: Path, policy: Path, name: str, *overrides: str) -> tuple[str, list[dict[str, Any]]]:
@@ -43,7 +44,7 @@ def test_greedy_answers_of_a_real_server_are_those_of_our_kernels(
     greedy = "model.answers.sampling_params.use_greedy=true"
     policy = test_data / STORIES
     _, ours = generate(tmp_path, policy, "ours.jsonl", greedy, f"{ENGINE}.engine=kernels")
-    served = f"{ENGINE}.engine=vllm", f"{ENGINE}.endpoints={stories_server.url}"
+    served = f"{ENGINE}.engine=vllm", f"{ENGINE}.endpoints={stories_server.url}", PATIENT
     said, theirs = generate(tmp_path, policy, "theirs.jsonl", greedy, *served)
     assert f"decoder: vLLM at {stories_server.url}" in said
     for one, other in zip(ours, theirs, strict=True):
@@ -58,7 +59,8 @@ def test_ranks_that_hold_a_replica_together_wait_for_servers_together(tmp_path: 
     vocab_size = read_architecture(policy).vocab_size
     with stand_in(vocab_size) as first, stand_in(vocab_size) as second:
         first.faults, second.faults = [late, ...], [late, ...]
-        served = f"{ENGINE}.engine=vllm", f"{ENGINE}.endpoints=[{first.url},{second.url}]"
+        servers = f"[{first.url},{second.url}]"
+        served = f"{ENGINE}.engine=vllm", f"{ENGINE}.endpoints={servers}", PATIENT
         alone, rows = generate(tmp_path, policy, "alone.jsonl", *served)
         _, on_two = generate(tmp_path, policy, "two.jsonl", *served, "trainer.devices=2", f"model.{layout}=2")
         asked = len(first.asked) + len(second.asked)

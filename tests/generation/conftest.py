@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,9 +55,10 @@ def decoder_of(
     """Makes each engine's decoder of `STORIES`; `allowed` masks its ids."""
     if request.param == "kernels":
         request.getfixturevalue("compiler")
-    settings = {"engine": request.param}
+    settings: dict[str, Any] = {"engine": request.param}
     if request.param == "vllm":
         settings["endpoints"] = request.getfixturevalue("stories_server").url
+        settings["servers"] = {"startup_timeout": 120}  # machines are shared
     folder = test_data / STORIES
     arch = read_architecture(folder)
     model = build_model(arch, transformer_config(arch, one_rank, dtype=torch.float32), one_rank).eval()

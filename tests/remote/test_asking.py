@@ -17,10 +17,10 @@ import pytest
 
 from rs_aligner import remote
 from rs_aligner.remote.asking import Asker, Asking
-from rs_aligner.remote.endpoints import Endpoint, Role
+from rs_aligner.remote.endpoints import Endpoint, EndpointPool, Role
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.queue import Waiting
-from rs_aligner.remote.retry import AskError, retry_after
+from rs_aligner.remote.retry import AskError, Patience, retry_after
 
 
 class Engine:
@@ -205,3 +205,29 @@ def test_retry_after_is_seconds_or_a_date(monkeypatch: pytest.MonkeyPatch) -> No
     assert {text: retry_after({"retry-after": text}) for text in said} == said
     assert [retry_after({"retry-after": text}) for text in ("", "soon", "inf", "nan")] == [None] * 4
     assert retry_after({}) is None
+
+
+def test_a_server_that_wants_to_be_left_alone_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No longer than there is patience; a second server is asked at once."""
+    slept: list[float] = []
+    monkeypatch.setattr(EndpointPool, "sleep", lambda _, seconds: slept.append(seconds))
+    refusals = [TransportError("slow down", "refused", 429, retry_after=90.0)]
+    write = Engine.write
+
+    def refusing(self: Engine, texts: Sequence[str]) -> list[str]:
+        if refusals:
+            raise refusals.pop()
+        return write(self, texts)
+
+    monkeypatch.setattr(Engine, "write", refusing)
+    for engines, waits in ((1, [90.0]), (2, [])):
+        asked = asker(*(Engine() for _ in range(engines)))
+        asked.open(5)
+        future = asked.submit("text", length=4)
+        asked.flush()
+        assert future.result(10) == "text, and so on"
+        asked.close()
+        assert slept == waits
+        slept.clear()
+        refusals.append(TransportError("slow down", "refused", 429, retry_after=90.0))
+    assert Patience(seconds=20, attempts=1).failed(90.0) == pytest.approx(20, abs=1)

@@ -96,8 +96,8 @@ class StandIn:
             return "temperature must be in [0, 2]"
         if body.get("min_tokens", 0) > body["max_tokens"]:
             return "min_tokens must be less than or equal to max_tokens"
-        if len(body["prompt"]) + body["max_tokens"] > MAX_LENGTH:
-            return "This model's maximum context length is 512 tokens"
+        if body["max_tokens"] > MAX_LENGTH:
+            return f"max_tokens={body['max_tokens']} cannot be greater than max_model_len={MAX_LENGTH}"
         return None
 
     def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,8 @@ class StandIn:
         ends, least = set(body.get("stop_token_ids", [])), body.get("min_tokens", 0)
         seed = 0 if body["temperature"] == 0 else body.get("seed", 0) + index
         tokens: list[int] = []
-        while len(tokens) < body["max_tokens"] and not (tokens and tokens[-1] in ends):
+        most = min(body["max_tokens"], MAX_LENGTH - len(body["prompt"]))
+        while len(tokens) < most and not (tokens and tokens[-1] in ends):
             barred = ends if len(tokens) < least else set()
             tokens.append(token_of(seed, len(tokens), [one for one in allowed if one not in barred]))
         log_probs = [0.0 if self.processes_log_probs else log_prob_of(token) for token in tokens]

@@ -98,6 +98,12 @@ def test_greedy_gives_one_choice_that_no_seed_changes(ask: Ask) -> None:
     assert one == other
 
 
+def test_a_response_that_does_not_fit_is_cut_without_a_word(ask: Ask) -> None:
+    """So the decoder asks for none, and takes one for a bad answer."""
+    [choice] = read_choices(json.loads(ask(n=1, max_tokens=511).body), 1, 511)
+    assert (len(choice.tokens), choice.reason) == (510, "length")
+
+
 @pytest.mark.parametrize(
     ("wrong", "status"),
     [
@@ -107,7 +113,7 @@ def test_greedy_gives_one_choice_that_no_seed_changes(ask: Ask) -> None:
         ({"logit_bias": {str(VOCAB): 0.0}}, 400),
         ({"stop_token_ids": [VOCAB]}, 400),
         ({"prompt": [1, VOCAB]}, 400),
-        ({"max_tokens": 511}, 400),
+        ({"max_tokens": 513}, 400),
         ({"min_tokens": 6}, 400),
         ({"model": "another"}, 404),
     ],
