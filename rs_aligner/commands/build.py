@@ -128,6 +128,7 @@ def _ranks(config: TrainConfig | GenerateConfig) -> Iterator[Runtime]:
     with start(
         tensor_parallel_size=config.model.tensor_model_parallel_size,
         pipeline_parallel_size=config.model.pipeline_model_parallel_size,
+        expert_parallel_size=config.model.expert_model_parallel_size,
         accelerator=config.trainer.accelerator,
         timeout_minutes=config.trainer.timeout_minutes,
         seed=config.model.seed,

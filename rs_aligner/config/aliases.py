@@ -106,6 +106,7 @@ _MEANT: dict[tuple[str, ...], str] = {
     ("trainer.accelerator",): "device use_cpu no_cuda",
     ("model.tensor_model_parallel_size",): "tensor_parallel_size tp_size tp tensor_parallel",
     ("model.pipeline_model_parallel_size",): "pipeline_parallel_size pp_size pp pipeline_parallel",
+    ("model.expert_model_parallel_size",): "expert_parallel_size ep_size ep expert_parallel",
     ("model.seed",): "random_seed data_seed",
     ("exp_manager.create_wandb_logger",): "report_to use_wandb wandb log_with",
     ("exp_manager.send_rollout_texts",): "log_completions log_val_generations log_samples",

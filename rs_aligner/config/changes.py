@@ -55,6 +55,7 @@ _KINDS: dict[Kind, list[str]] = {
         *_under(("exp_manager",), "create_trackio_logger trackio_logger_kwargs"),
         "exp_manager.checkpoint_callback_params.save_top_k",
         *_under(("model",), "tensor_model_parallel_size pipeline_model_parallel_size sequence_parallel"),
+        "model.expert_model_parallel_size",
         *_under(("model",), "micro_batch_size peft.export"),
         *_under(("model",), "activations_checkpoint_granularity activations_checkpoint_method"),
         *_under(("model",), "activations_checkpoint_num_layers optim.overlap_grad_sync"),

@@ -121,6 +121,8 @@ class GenerateConfig(Section):
                 f"{self.world_size} ranks should be a multiple of tensor x pipeline parallelism = {parallel}"
             )
             yield problem("trainer.devices", self.trainer.devices, least)
+        else:
+            yield from self.model.shares_of_experts("model", self.world_size // parallel)
         choose = self.model.answers.choose
         if choose in ("best", "weighted") and self.remote_rm is None:
             needs = "needs a judge; set remote_rm, e.g. remote_rm.in_process=true remote_rm.judge.name=..."

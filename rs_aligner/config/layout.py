@@ -94,6 +94,8 @@ class LayoutBase(Section):
     """Ranks that share each layer."""
     pipeline_model_parallel_size: Count = 1
     """Ranks that share the layers out among them."""
+    expert_model_parallel_size: Count = 1
+    """Data-parallel ranks that share the experts of each layer out among them, in a mixture of experts."""
     data: ReadingConfig
 
     @property
@@ -131,9 +133,22 @@ class LayoutBase(Section):
         if isinstance(layers, int) and layers % pp:
             divide = f"should divide the policy's {layers} layers"
             yield problem(f"{key}.pipeline_model_parallel_size", pp, divide)
+        if made and (experts := _experts(made)) % self.expert_model_parallel_size:
+            some = (
+                f"divide the policy's {experts} experts" if experts > 1 else "be 1: the policy has no experts"
+            )
+            yield problem(
+                f"{key}.expert_model_parallel_size", self.expert_model_parallel_size, f"should {some}"
+            )
         longest = self.encoder_seq_length
         if positions is not None and longest is not None and longest > positions:
             yield problem(f"{key}.encoder_seq_length", longest, _made_for(made, positions))
+
+    def shares_of_experts(self, key: str, replicas: int) -> Iterator[str]:
+        """What is wrong if so many replicas cannot share experts out."""
+        if replicas % (shares := self.expert_model_parallel_size):
+            divide = f"should divide the data-parallel size, {replicas}: replicas share experts out"
+            yield problem(f"{key}.expert_model_parallel_size", shares, divide)
 
     def without_room(self, key: str, lengths: LengthParams, made: Mapping[str, Any]) -> Iterator[str]:
         """What is wrong if responses, whose lengths stand at `key`, leave no room for a prompt."""
@@ -167,6 +182,12 @@ def positions_of(made: Mapping[str, Any]) -> int | None:
     positions, window = _rotary_positions(made), made.get("sliding_window")
     found = [positions, window if made.get("use_sliding_window", True) else positions]
     return min((one for one in found if isinstance(one, int)), default=None)
+
+
+def _experts(made: Mapping[str, Any]) -> int:
+    """Experts of a layer, by either of their names in a config.json; 1 where none are named."""
+    found = made.get("num_local_experts") or made.get("num_experts")
+    return found if isinstance(found, int) else 1
 
 
 def rope_of(made: Mapping[str, Any]) -> Mapping[str, Any]:

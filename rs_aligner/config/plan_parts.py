@@ -30,7 +30,9 @@ def layout(config: TrainConfig) -> Line:
     """How the ranks share the work."""
     model, dp = config.model, config.data_parallel_size
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    return "layout", f"{config.world_size} ranks = {dp} data x {tp} tensor x {pp} pipeline"
+    shares = model.expert_model_parallel_size
+    experts = f"; {shares} data-parallel ranks share a layer's experts" if shares > 1 else ""
+    return "layout", f"{config.world_size} ranks = {dp} data x {tp} tensor x {pp} pipeline{experts}"
 
 
 def micro_batches(config: TrainConfig) -> Line:

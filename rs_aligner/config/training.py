@@ -90,6 +90,9 @@ class ModelBase(RecomputedBase):
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             needs = f"needs {key}.tensor_model_parallel_size above 1; set it to false"
             yield problem(f"{key}.sequence_parallel", True, needs)
+        if self.expert_model_parallel_size > 1 and not self.optim.distributed:
+            needs = f"needs {key}.optim.name=distributed_fused_adam"
+            yield problem(f"{key}.expert_model_parallel_size", self.expert_model_parallel_size, needs)
 
 
 class PolicyModelBase(ModelBase):
@@ -160,6 +163,7 @@ class TrainConfig(Section):
                 f"{tp} x {pp} = {tp * pp}",
             )
             return
+        yield from model.shares_of_experts("model", self.data_parallel_size)
         if model.max_tokens_per_microbatch is not None:
             return  # rows are shared out by their tokens
         unit = model.micro_batch_size * self.data_parallel_size

@@ -1,10 +1,17 @@
-"""Whether a decoder is to stop between two tokens; the same on all ranks of a replica, which decode in step.
+"""What ranks that decode in step agree on: whether to stop between two tokens, and whether a pass comes.
 
-Replicas agree behind their shares (`trainers.round`). Left out on purpose: rollouts that were cut; nothing of
-them is handed on.
+Ranks of a replica stop together; replicas agree behind their shares (`trainers.round`). Replicas that share
+experts pass through the layers together, though each decodes rollouts of its own: one that has none left
+goes along with the others, without tokens, until all are done. Left out on purpose: rollouts that were cut;
+nothing of them is handed on.
 """
 
 from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
 
 from rs_aligner import stopping
 from rs_aligner.model.runtime import Runtime
@@ -36,3 +43,34 @@ class StopPoll:
                 stopping.ask("another rank of the replica was asked")
         self._asked += 1
         return self._stops
+
+
+def begin_pass(runtime: Runtime) -> None:
+    """Tell the replicas that share this one's experts that it passes through the layers."""
+    if runtime.ep_size > 1:
+        _any_passes(runtime, True)
+
+
+@torch.no_grad()
+def go_along(model: GPTModel, runtime: Runtime) -> None:
+    """Go along with those replicas that still pass through the layers, until none does.
+
+    Every rank calls it when its replica has decoded its share.
+
+    Args:
+        model: this rank's part.
+        runtime: of this rank.
+    """
+    if runtime.ep_size == 1:
+        return
+    parameter = next(model.parameters())
+    nothing = parameter.new_empty(0, model.config.hidden_size)
+    while _any_passes(runtime, False):
+        for layer in model.decoder.layers:
+            layer.mlp.mixed(nothing)
+
+
+def _any_passes(runtime: Runtime, does: bool) -> bool:
+    some = torch.tensor([does], dtype=torch.int32, device=runtime.device)
+    dist.all_reduce(some, dist.ReduceOp.MAX, group=parallel_state.get_expert_model_parallel_group())
+    return bool(some.item())

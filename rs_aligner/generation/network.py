@@ -18,6 +18,7 @@ from megatron.core.models.gpt import GPTModel
 from torch.nn import functional
 
 from rs_aligner.generation.cache import PromptCache
+from rs_aligner.generation.lockstep import begin_pass
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.runtime import Runtime
 
@@ -103,6 +104,7 @@ class Network:
 
     def _stages(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The hidden state `[..., H]` behind this rank's layers."""
+        begin_pass(self.runtime)
         if self.runtime.is_first_stage:
             hidden = self._embed(tokens, positions)
         else:

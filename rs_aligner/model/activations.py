@@ -36,8 +36,8 @@ class Pass:
     """What a forward and a backward pass keep on a rank of a stage, in bytes.
 
     Numbers of a token by layer, in multiples of the model's widths: `h` hidden, `q` and `k` of queries and of
-    keys, `i` inside the MLP; counted in float32. Norms and residuals are split by sequence parallelism, all
-    else by tensor parallelism.
+    keys, `i` inside the MLP, or all experts of the token; counted in float32. Norms and residuals are split
+    by sequence parallelism, all else by tensor parallelism.
 
     Attributes:
         tokens: of a micro-batch, at most.
@@ -48,6 +48,7 @@ class Pass:
     GATED, PLAIN = 3.0, 2.0  # of `i`: what goes into the activation, and what comes out
     AROUND = 1.5  # of `h`, before and behind all layers
     IN_HAND = 2.0  # of `i`, gradients inside an MLP
+    COPIES = 2.0  # of `h` for each expert of a token: what it gets, and what it makes of it
     LOGITS = 12.0  # bytes of an entry: logits, probabilities and their gradient in float32
 
     def __init__(
@@ -65,8 +66,10 @@ class Pass:
         self.element, self.arch, self.recompute = element, arch, model.recompute
         self.split, self.layers, self.is_last = tp, arch.num_layers // pp, stage == pp - 1
         self.hidden = arch.hidden_size / (tp if model.sequence_parallel else 1)
-        self.inner = arch.intermediate_size / tp
-        self.inner_kept = (self.GATED if arch.is_gated else self.PLAIN) * self.inner
+        experts = 0 if arch.experts is None else arch.experts.per_token
+        self.inner = arch.intermediate_size / tp * max(1, experts)
+        self.copies = self.COPIES * experts * arch.hidden_size
+        self.inner_kept = (self.GATED if arch.is_gated else self.PLAIN) * self.inner + self.copies
         self.under_way = min(pp - stage, batches)  # micro-batches whose backward pass has not begun
 
     @property
@@ -95,7 +98,7 @@ class Pass:
     @property
     def in_hand(self) -> int:
         """What one layer takes besides in its backward pass, when the logits are gone."""
-        more = self.IN_HAND * self.inner
+        more = self.IN_HAND * self.inner + self.copies
         if self.recompute is not None:
             is_full = self.recompute.granularity == "full"
             more += self._chunk * self._layer if is_full else self.inner_kept

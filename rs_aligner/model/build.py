@@ -55,9 +55,15 @@ def transformer_config(
             raise ValueError(
                 f"model.tensor_model_parallel_size={parts} does not divide the model's {name}, {size}"
             )
-    if arch.experts is not None and runtime.tp_size > 1:
+    experts = 1 if arch.experts is None else arch.experts.number
+    if experts % runtime.ep_size:
         raise ValueError(
-            f"model.tensor_model_parallel_size={runtime.tp_size} is not supported for {arch.family}; 1 is"
+            f"model.expert_model_parallel_size={runtime.ep_size} "
+            + (
+                f"does not divide the model's {experts} experts"
+                if arch.experts
+                else "is for mixtures of experts"
+            )
         )
     if arch.num_layers % runtime.pp_size:
         raise ValueError(
@@ -76,9 +82,10 @@ def transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=runtime.tp_size,
         pipeline_model_parallel_size=runtime.pp_size,
+        expert_model_parallel_size=runtime.ep_size,
         sequence_parallel=sequence_parallel,
         variable_seq_lengths=True,
-        moe_token_dispatcher_type="alltoall",  # there are no experts, but the line above insists on it
+        moe_token_dispatcher_type="alltoall",  # the line above insists on it; ours needs none
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,

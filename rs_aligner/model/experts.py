@@ -1,17 +1,29 @@
 """A mixture of experts in the place of an MLP: a router, and of all experts the few that it chooses.
 
-Takes the place of Megatron's layer around its own experts, which are MLPs one beside the other. Every token
-reaches all experts that are chosen for it: none is dropped, and no expert has a capacity, so what comes out
-does not depend on the other tokens. Probabilities are float32 whatever the weights are, and of two that are
+Takes the place of Megatron's layer around its own experts, which are MLPs one beside the other. Replicas may
+share them out (`expert_shares.py`), and tensor-parallel ranks have a part of each. Every token reaches all
+experts that are chosen for it: none is dropped, and no expert has a capacity, so what comes out does not
+depend on the other tokens. Probabilities are float32 whatever the weights are, and of two that are
 equal the expert with the lower number comes first. Left out on purpose: shared experts, biases and noise in
 the router, and grouped products (experts are multiplied one by one).
 """
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import (
+    checkpoint,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from megatron.core.tensor_parallel.mappings import all_to_all
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
@@ -75,16 +87,35 @@ class Mixture(MoELayer):
     def forward(
         self, hidden_states: torch.Tensor, intermediate_tensors: None = None, padding_mask: Any = None
     ) -> tuple[torch.Tensor, None]:
-        """`[S, B, width]` to the same; there is no bias."""
-        return self.mixed(hidden_states), None
+        """`[S, B, width]` to the same, a part of S with sequence parallelism; there is no bias."""
+        mixed = partial(self.mixed, in_parts=self.config.sequence_parallel)
+        if self.config.recompute_granularity == "selective" and torch.is_grad_enabled():
+            return checkpoint(mixed, False, hidden_states), None
+        return mixed(hidden_states), None
 
-    def mixed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the experts make of each token, `[..., width]`, added up as the router says."""
+    def mixed(self, hidden: torch.Tensor, *, in_parts: bool = False) -> torch.Tensor:
+        """What the experts make of each token, `[..., width]`, added up as the router says.
+
+        Args:
+            hidden: of this rank's tokens.
+            in_parts: whether tensor-parallel ranks have a part of the tokens each, and not all of them.
+        """
         tokens = hidden.flatten(0, -2)
         counts_TK, numbers_TK = self.router(tokens)
+        if self.attn_tp_group.size() > 1:  # each rank has a part of every expert
+            enter = gather_from_sequence_parallel_region if in_parts else copy_to_tensor_model_parallel_region
+            tokens, counts_TK = enter(tokens), enter(counts_TK)
+            numbers_TK = enter(numbers_TK) if in_parts else numbers_TK
         outputs = self._by_experts(tokens, numbers_TK)
-        mixed = (outputs * counts_TK.unsqueeze(-1)).sum(1)
-        return mixed.to(hidden.dtype).view_as(hidden)
+        mixed = (outputs * counts_TK.unsqueeze(-1)).sum(1).to(hidden.dtype)
+        if self.attn_tp_group.size() > 1:
+            leave = (
+                reduce_scatter_to_sequence_parallel_region
+                if in_parts
+                else reduce_from_tensor_model_parallel_region
+            )
+            mixed = leave(mixed)
+        return mixed.view_as(hidden)
 
     def _by_experts(self, tokens: torch.Tensor, numbers_TK: torch.Tensor) -> torch.Tensor:
         """What each token's experts make of it: `[T, K, width]`."""
@@ -92,10 +123,31 @@ class Mixture(MoELayer):
         order = number_of.argsort(stable=True)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        sizes = number_of.bincount(minlength=len(self.experts.local_experts)).tolist()
-        inputs = _Ordered.apply(tokens, order, back, numbers_TK.shape[1]).split(sizes)
-        outputs = [expert(rows)[0] for expert, rows in zip(self.experts.local_experts, inputs, strict=True)]
-        return _Ordered.apply(torch.cat(outputs), back, order, 1).unflatten(0, numbers_TK.shape)
+        sizes_E = number_of.bincount(minlength=self.router.weight.shape[0])
+        rows = _Ordered.apply(tokens, order, back, numbers_TK.shape[1])
+        rows = self._elsewhere(rows, sizes_E) if self.ep_group.size() > 1 else self._here(rows, sizes_E)
+        return _Ordered.apply(rows, back, order, 1).unflatten(0, numbers_TK.shape)
+
+    def _here(self, rows: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        """What this rank's experts make of rows: so many for each, again and again."""
+        experts = itertools.cycle(self.experts.local_experts)
+        parts = rows.split(sizes.flatten().tolist())
+        return torch.cat([expert(part)[0] for expert, part in zip(experts, parts, strict=False)])
+
+    def _elsewhere(self, rows: torch.Tensor, sizes_E: torch.Tensor) -> torch.Tensor:
+        """What experts make of rows that travel to the ranks that have them, and back.
+
+        The rows of each rank go through an expert by themselves: their bits depend on no other rank.
+        """
+        ranks = self.ep_group.size()
+        of_all = [torch.empty_like(sizes_E) for _ in range(ranks)]
+        dist.all_gather(of_all, sizes_E, group=self.ep_group)
+        first = self.local_expert_indices[0]
+        coming = torch.stack(of_all)[:, first : first + self.num_local_experts]
+        going = sizes_E.view(ranks, -1).sum(1).tolist()
+        coming_in_all = coming.sum(1).tolist()
+        there = all_to_all(self.ep_group, rows, coming_in_all, going)
+        return all_to_all(self.ep_group, self._here(there, coming), going, coming_in_all)
 
 
 def mixture_of(experts: Experts, submodules: MLPSubmodules) -> type[Mixture]:

@@ -1,9 +1,10 @@
-"""Weights in and out of Hugging Face folders, for any tensor- and pipeline-parallel layout.
+"""Weights in and out of Hugging Face folders, for any parallel layout.
 
 Each Megatron parameter stands for one or more Hugging Face tensors; the model's family has the table. A
 `Layout` says how a rank's part is cut from them and how the ranks' parts are put together again. Reading
-touches only this rank's part of each tensor, and writing makes one file for each pipeline stage; either way
-no rank holds more than one parameter's tensors besides the model, and in writing only ranks that write do.
+touches only this rank's part of each tensor, and writing makes one file for each pipeline stage, or for each
+share of its experts; either way no rank holds more than one parameter's tensors besides the model, and in
+writing only ranks that write do.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from safetensors import SafetensorError
 
 from rs_aligner.files import sync_folder, sync_tree
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.expert_shares import is_shared_out, whole_name
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import family_of, read_architecture
 from rs_aligner.model.folder_copy import copy_all_but_weights, dtype_name, export_dtype
@@ -67,7 +69,8 @@ def _pieces(model: GPTModel, arch: Architecture, runtime: Runtime) -> Iterator[P
             prefix, part = "", outside[name]
         else:
             local, _, rest = name.removeprefix("decoder.layers.").partition(".")
-            prefix, part = family.layers.format(first_layer + int(local)), layer[rest]
+            known = whole_name(rest, arch, runtime)
+            prefix, part = family.layers.format(first_layer + int(local)), layer[known]
         yield Piece(parameter, {prefix + each: shape for each, shape in part.tensors.items()}, part.layout)
 
 
@@ -188,9 +191,11 @@ def save_weights(
             )
 
     runtime.together(begin, first_only=True)
-    file = WHOLE
-    if runtime.pp_size > 1:
-        file = f"model-{runtime.pp_rank + 1:05d}-of-{runtime.pp_size:05d}.safetensors"
+    file, number = WHOLE, runtime.pp_size * runtime.ep_size
+    if number > 1:
+        file = (
+            f"model-{runtime.pp_rank * runtime.ep_size + runtime.ep_rank + 1:05d}-of-{number:05d}.safetensors"
+        )
     shapes = _write_stage(partial / file, model, arch, runtime, dtype)
     _write_index(partial, file, {name: math.prod(s) * dtype.itemsize for name, s in shapes.items()}, runtime)
 
@@ -208,6 +213,8 @@ def _write_stage(
 ) -> dict[str, tuple[int, ...]]:
     """Write this stage's tensors, put together one parameter at a time on the rank that writes.
 
+    Of replicas that share experts the first writes what all have, and each writes its own experts.
+
     Returns:
         Their shapes by name.
 
@@ -215,10 +222,14 @@ def _write_stage(
         OSError: it cannot be written; every rank raises it.
     """
     tied_again = family_of(arch).embedding if arch.tied_embeddings and not runtime.is_first_stage else None
-    pieces = [piece for piece in _pieces(model, arch, runtime) if tied_again not in piece.shapes]
+    pieces = [
+        piece
+        for piece in _pieces(model, arch, runtime)
+        if tied_again not in piece.shapes and (runtime.ep_rank == 0 or is_shared_out(piece.parameter))
+    ]
     shapes = {name: shape for piece in pieces for name, shape in piece.shapes.items()}
     error: OSError | None = None
-    if runtime.dp_rank == 0:
+    if runtime.dp_rank < runtime.ep_size:
         writes = runtime.tp_rank == 0
         with TensorFile(file, shapes, dtype) if writes else nullcontext() as opened:
             for piece in pieces:  # the ranks of a stage go through them together, whatever has failed on one
@@ -255,6 +266,8 @@ def gather_tensors(
     of: Callable[[torch.nn.Parameter], torch.Tensor] = torch.nn.Parameter.detach,
 ) -> dict[str, torch.Tensor]:
     """This stage's tensors under their Hugging Face names, put together from its tensor-parallel ranks.
+
+    Of experts that are shared out, those of this rank.
 
     Args:
         of: what to take of each parameter: the weights, or something of their shape.
@@ -293,7 +306,7 @@ def _gathered(
 def _write_index(folder: Path, file: str, sizes: dict[str, int], runtime: Runtime) -> None:
     everyone: list[tuple[str, dict[str, int]]] = [("", {})] * runtime.world_size
     dist.all_gather_object(everyone, (file, sizes), group=runtime.objects)
-    if runtime.rank == 0 and runtime.pp_size > 1:
+    if runtime.rank == 0 and runtime.pp_size * runtime.ep_size > 1:
         weight_map = {name: shard for shard, names in everyone for name in names}
         total = sum({name: size for _, names in everyone for name, size in names.items()}.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

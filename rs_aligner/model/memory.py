@@ -7,18 +7,15 @@ GPU's context, buffers of collectives), and whether there is room (`commands/fit
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from rs_aligner.config import TrainConfig, TrainRewardModelConfig, TrainRSConfig
 from rs_aligner.model.activations import Lengths, Pass
 from rs_aligner.model.architecture import Architecture
-from rs_aligner.model.families.base import Part
-from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.lora_spec import ROW_PARALLEL, LoraSpec, projections
 from rs_aligner.model.lora_wanted import spec_of
+from rs_aligner.model.sizes import expert_parameters, stage_parameters
 from rs_aligner.model.tensors import num_parameters
 from rs_aligner.objective.terms import compares_logits
 
@@ -105,29 +102,6 @@ def checkpoint_bytes(arch: Architecture, *, bf16: bool) -> int:
     return num_parameters(arch) * ((2 + 4 if bf16 else 4) + ADAM_BYTES)
 
 
-def stage_parameters(arch: Architecture, tensor_parallel: int, pipeline_parallel: int) -> list[int]:
-    """Weights of a rank of each pipeline stage."""
-    family = family_of(arch)
-    outside = {name: _size({name: part}, tensor_parallel) for name, part in family.outside(arch).items()}
-    layer = _size(family.layer(arch), tensor_parallel)
-    stages = [layer * (arch.num_layers // pipeline_parallel)] * pipeline_parallel
-    stages[0] += sum(outside.pop(name) for name in [*outside] if name.startswith("embedding."))
-    if arch.tied_embeddings and pipeline_parallel == 1:
-        outside.pop("output_layer.weight")
-    stages[-1] += sum(outside.values())
-    return stages
-
-
-def _size(parts: Mapping[str, Part], ranks: int) -> int:
-    found = 0
-    for part in parts.values():
-        for shape in part.tensors.values():
-            for place in part.layout.places(shape, 0, ranks):
-                ends = [len(range(*one.indices(size))) for one, size in zip(place, shape, strict=False)]
-                found += math.prod((*ends, *shape[len(ends) :]))
-    return found
-
-
 def training_bytes(arch: Architecture, config: TrainConfig, *, bf16: bool, on_gpu: bool) -> int:
     """Weights, gradients, optimizer and the starting weights of the largest rank, where it trains."""
     nothing = Lengths(1, 1, 1)
@@ -149,25 +123,29 @@ def memory_of(
     if isinstance(config, TrainRewardModelConfig):
         arch = replace(arch, value_head=True, tied_embeddings=False)
     tp, pp = config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size
-    spec = spec_of(config.model.peft, arch)
+    ep, spec = config.model.expert_model_parallel_size, spec_of(config.model.peft, arch)
     found = []
-    for stage, size in enumerate(stage_parameters(arch, tp, pp)):
-        sizes = _Sizes(size, size, 0)
+    for stage, size in enumerate(stage_parameters(arch, tp, pp, ep)):
+        sizes = _Sizes(size, size, 0, arch.num_layers // pp * expert_parameters(arch, tp) // ep)
         if spec is not None:
             adapters, adapted = _adapters(arch, spec, tp)
             layers = arch.num_layers // pp
             head = arch.hidden_size if arch.value_head and stage == pp - 1 else 0
-            sizes = _Sizes(size + layers * adapters, layers * adapters + head, layers * adapted)
+            sizes = _Sizes(size + layers * adapters, layers * adapters + head, layers * adapted, 0)
         found.append(_of_stage(arch, config, lengths, stage, sizes, 2 if bf16 else 4, on_gpu))
     return max(found, key=lambda memory: memory.most)
 
 
 class _Sizes(NamedTuple):
-    """Numbers of a rank: its weights, those that are trained, and those that adapters are merged into."""
+    """Numbers of a rank: its weights, those that are trained, and those that adapters are merged into.
+
+    Of those that are trained, `experts`; fewer replicas have the same where they share these out.
+    """
 
     weights: int
     trained: int
     adapted: int
+    experts: int
 
 
 def _adapters(arch: Architecture, spec: LoraSpec, ranks: int) -> tuple[int, int]:
@@ -199,7 +177,9 @@ def _of_stage(
     shards = replicas if config.model.optim.distributed else 1
     size, trained = sizes.weights, sizes.trained
     offload = _offloaded(config, on_gpu)
-    states = -(-(ADAM_BYTES + (MASTER_BYTES if element == 2 else 0)) * trained // shards)
+    of_experts = max(1, shards // config.model.expert_model_parallel_size)
+    stepped = -(-(trained - sizes.experts) // shards) - (-sizes.experts // of_experts)
+    states = (ADAM_BYTES + (MASTER_BYTES if element == 2 else 0)) * stepped
     elsewhere = int(offload.fraction * states)
     cache, decoding = _sampling(arch, config, lengths, element=element, on_gpu=on_gpu)
     passing = Pass(arch, config, lengths, stage, element)
@@ -218,12 +198,12 @@ def _of_stage(
         in_hand=passing.in_hand,
         logits=passing.logits,
         # Torch's Adam has all roots at once on a GPU; gloo takes a second copy of the weights.
-        step=_at_once(arch, config, states, trained // shards) if on_gpu else element * trained,
+        step=_at_once(arch, config, states, stepped) if on_gpu else element * trained,
         loading=element * (size + trained) + GRADIENT_BYTES * trained,
         cache=cache,
         decoding=decoding + (0 if on_gpu else base),
         # Gathered, and laid out by parameter; with the rank's own share on the way.
-        saving=(_SAVED * trained * 2 + _SAVED * trained // shards, _SAVED * trained // shards)
+        saving=(_SAVED * trained * 2 + _SAVED * stepped, _SAVED * stepped)
         if config.model.optim.distributed
         else (0, 0),
         on_gpu=on_gpu,

@@ -2,7 +2,7 @@
 
 A run of one process has process groups too (of one member), so that one path serves a laptop and
 a cluster. Objects travel between ranks over gloo whatever the device, since they live on the CPU.
-Left out on purpose: context, expert and virtual pipeline parallelism.
+Left out on purpose: context and virtual pipeline parallelism.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Runtime:
         dp_rank, dp_size: which data-parallel replica this rank belongs to, and how many there are.
         is_source: whether this rank speaks for its replica (one rank of each replica does).
         threads: that this rank may use on a CPU.
+        ep_rank, ep_size: which share of a layer's experts this rank has, and how many there are: so many
+            replicas side by side have all of them together.
     """
 
     device: torch.device
@@ -50,6 +52,8 @@ class Runtime:
     dp_size: int
     objects: dist.ProcessGroup
     threads: Threads = ONE_THREAD
+    ep_rank: int = 0
+    ep_size: int = 1
 
     @property
     def is_source(self) -> bool:
@@ -214,6 +218,7 @@ def _meet(listening: int, timeout: timedelta) -> dist.Store:
 def start(
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
+    expert_parallel_size: int = 1,
     *,
     accelerator: str = "auto",
     timeout_minutes: float = 30,
@@ -226,6 +231,7 @@ def start(
     Args:
         tensor_parallel_size: ranks that share each layer.
         pipeline_parallel_size: ranks that each hold a part of the layers.
+        expert_parallel_size: replicas that each hold a part of every layer's experts.
         accelerator: `cpu`, `gpu`, or `auto` (a GPU where there is one).
         timeout_minutes: how long a collective may wait for its peers.
         seed: of weight initialisation; rollouts have seeds of their own.
@@ -263,7 +269,10 @@ def start(
                 if threads.reason and dist.get_rank() == 0:
                     _logger.info("threads: %s", threads)
             parallel_state.initialize_model_parallel(
-                tensor_parallel_size, pipeline_parallel_size, distributed_timeout_minutes=timeout_minutes
+                tensor_parallel_size,
+                pipeline_parallel_size,
+                expert_model_parallel_size=expert_parallel_size,
+                distributed_timeout_minutes=timeout_minutes,
             )
             tensor_parallel.model_parallel_cuda_manual_seed(seed)
             torch.manual_seed(seed)
@@ -279,6 +288,8 @@ def start(
                 dp_size=parallel_state.get_data_parallel_world_size(),
                 objects=dist.new_group(backend="gloo", timeout=timeout),
                 threads=threads,
+                ep_rank=parallel_state.get_expert_model_parallel_rank(),
+                ep_size=expert_parallel_size,
             )
         finally:
             torch.set_num_threads(before)

@@ -11,7 +11,7 @@ sources of both, and nobody has run it with the real ones. Left out on purpose: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from megatron.core.optimizer import MegatronOptimizer, distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import param_group_identifier_keys
 
+_SHARDED = ("param_state", "param_state_sharding_type")  # what Megatron adds to its own `state_dict`
 AVERAGES = ("exp_avg", "exp_avg_sq")
 
 
@@ -91,9 +92,31 @@ def adopt(loaded: Any, optimizer: MegatronOptimizer) -> None:
         optimizer: which will take it.
     """
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
+    if (len(chained) > 1) != any("optimizer" in loaded.get(number, {}) for number in range(2)):
+        _regroup(loaded, chained)
     for number, part in enumerate(chained):
         if getattr(part, "optimizer", None) is not None:
-            _adopt(loaded if len(chained) == 1 else loaded[number], part)
+            _adopt(loaded[number] if len(chained) > 1 else loaded, part)
+
+
+def _regroup(loaded: dict[Any, Any], chained: Sequence[Any]) -> None:
+    """Put what is not cut into shards where these optimizers look for it, in place.
+
+    Experts that replicas share out have an optimizer of their own, and others have not. Tensors are where
+    they are wanted already, and of all else only the count of steps is not the config's.
+    """
+    there = [part for part in (loaded, loaded.get(0, {}), loaded.get(1, {})) if "optimizer" in part]
+    steps = max(_steps_of(part["optimizer"]) for part in there)
+    parts = {}
+    for number, part in enumerate(chained):
+        own = part.state_dict()
+        for group in own["optimizer"]["param_groups"]:
+            group["step"] = steps
+        found = loaded[number] if len(chained) > 1 else loaded
+        kept = {name: (found if name in found else there[0])[name] for name in _SHARDED}
+        parts[number] = {**own, **kept}
+    loaded.clear()
+    loaded.update(parts if len(chained) > 1 else parts[0])
 
 
 def _adopt(loaded: dict[str, Any], part: Any) -> None:

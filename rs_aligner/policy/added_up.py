@@ -41,9 +41,12 @@ def with_gradients(
     ddp = DistributedDataParallel(config, settings, model)
     if settings.overlap_grad_reduce:
         config.no_sync_func = ddp.no_sync  # until the last micro-batch
-    if runtime.dp_size == 1:
-        for group in ddp.bucket_groups:
-            group.start_grad_sync = group.start_param_sync = _nothing
+    for groups, replicas in (
+        (ddp.bucket_groups, runtime.dp_size),
+        (ddp.expert_parallel_bucket_groups, runtime.dp_size // runtime.ep_size),
+    ):
+        for group in groups if replicas == 1 else ():
+            group.start_grad_sync = group.finish_grad_sync = group.start_param_sync = _nothing
     if runtime.device.type == "cpu":  # no pass over memory to add a weight's gradient to the sum
         for layer in model.modules():
             if hasattr(layer, "gradient_accumulation_fusion"):

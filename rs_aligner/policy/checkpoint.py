@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from rs_aligner.files import CHECKPOINT_PART, hugging_face_part, make_folder, sync_folder, sync_tree
 from rs_aligner.model.adapter_folder import check_scheme, write_adapter_config
+from rs_aligner.model.expert_shares import is_shared_out
 from rs_aligner.model.folder_copy import copy_all_but_weights, export_dtype
 from rs_aligner.model.lora import Adapters
 from rs_aligner.model.runtime import Runtime
@@ -43,10 +44,12 @@ from rs_aligner.record.room import check_room
 
 # The one format of Megatron's distributed optimizer that loads in another tensor-, pipeline- or
 # data-parallel layout than it was saved in. "mem_efficient": its state is gathered on the first
-# replica, which writes it, and not on all of them.
+# replica, which writes it, and not on all of them. "avoid_prefix": that of experts that are shared out, which
+# have an optimizer of their own, has the same names as where they are not.
 _METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": True,
+    "chained_optim_avoid_prefix": True,
 }
 _OPTIMIZER_BYTES = 12  # a parameter: its float32 twin and Adam's two averages
 _GATHERED = "param_state"
@@ -135,8 +138,12 @@ def _reason(error: BaseException) -> str:
 def state_bytes(trainer: BaseTrainer, runtime: Runtime) -> int:
     """About as many bytes as a checkpoint has, the same on every rank; every rank must call it."""
     parts = [one for one in trainer.ddp.module.parameters() if one.requires_grad]  # the rest is in the base
-    mine = sum(part.numel() * (part.element_size() + _OPTIMIZER_BYTES) for part in parts)
-    return sum(runtime.everyone(mine if runtime.dp_rank == 0 else 0))
+    mine = sum(
+        part.numel() * (part.element_size() + _OPTIMIZER_BYTES)
+        for part in parts
+        if runtime.dp_rank < (runtime.ep_size if is_shared_out(part) else 1)
+    )
+    return sum(runtime.everyone(mine))
 
 
 def _begin_folder(partial: Path, wanted: int, trainer: BaseTrainer) -> None:

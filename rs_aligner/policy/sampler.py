@@ -20,7 +20,7 @@ from rs_aligner.config.recompute import Recompute
 from rs_aligner.files import hugging_face_part
 from rs_aligner.generation.decoder import Exports
 from rs_aligner.generation.engines import new_decoder
-from rs_aligner.generation.lockstep import AGREE_EVERY, StopPoll
+from rs_aligner.generation.lockstep import AGREE_EVERY, StopPoll, go_along
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import Architecture
@@ -122,19 +122,25 @@ class Sampler:
         config: GenerationConfig | None = None,
         exports: Exports | None = None,
     ) -> None:
-        self.runtime, self.tokenizer, self.seed = runtime, tokenizer, seed
+        self.model, self.runtime, self.tokenizer, self.seed = model, runtime, tokenizer, seed
         allowed = torch.from_numpy(tokenizer.known_ids(arch.vocab_size))
         self.decoder = new_decoder(model, arch, runtime, config, allowed=allowed, exports=exports)
 
     def generate(self, request: SampleRequest, policy_version: int = 0) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends."""
-        return generate(
+        rollouts = generate(
             *(self.decoder, self.tokenizer, request),
             seed=self.seed,
             policy_version=self.decoder.prepare(policy_version),
             share=slice(self.runtime.dp_rank, None, self.runtime.dp_size),
             stops=StopPoll(self.runtime, every=1 if self.decoder.is_served else AGREE_EVERY),
         )
+        return self._all(rollouts)
+
+    def _all(self, rollouts: Iterator[Rollout]) -> Iterator[Rollout]:
+        """The rollouts, and behind them nothing until replicas that share experts have theirs."""
+        yield from rollouts
+        go_along(self.model, self.runtime)
 
     def gather(self, item: Any) -> list[Any]:
         """The items of all replicas, on every rank."""

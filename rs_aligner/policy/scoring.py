@@ -70,7 +70,9 @@ class SequenceScorer:
         The replicas share the batches out among them.
         """
         runtime = self.runtime
-        mine = batches_of(sequences, self.batch_size)[runtime.dp_rank :: runtime.dp_size]
+        shared_out = batches_of(sequences, self.batch_size)
+        shared_out += [(1, [])] * (-len(shared_out) % runtime.dp_size)  # replicas may share experts
+        mine = shared_out[runtime.dp_rank :: runtime.dp_size]
         batches = [
             (places, self._padded([sequences[place] for place in places], width)) for width, places in mine
         ]

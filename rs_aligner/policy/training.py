@@ -173,7 +173,8 @@ class BaseTrainer:
         )
         sums = torch.stack(found).sum(0) if self._has_sums else torch.zeros(num_sums, device=device)
         # Squares that do not fit into float32 make a norm that does not, by which clipping would divide.
-        squares = sum(buffer.grad_data.norm().float() ** 2 for buffer in self.ddp.buffers)
+        buffers = [*self.ddp.buffers, *self.ddp.expert_parallel_buffers]
+        squares = sum(buffer.grad_data.norm().float() ** 2 for buffer in buffers)
         total = torch.cat([sums, torch.as_tensor(squares, device=device).to(sums.dtype)[None]])
         dist.all_reduce(total)
         if not torch.isfinite(total[0]) or not torch.isfinite(total[-1]):

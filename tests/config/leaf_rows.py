@@ -143,7 +143,7 @@ PEFT: Rows = {
 ON_TWO_RANKS: dict[str, Any] = {"given": {"/trainer.devices": 2}, "ranks": 2}
 LAYOUT: Rows = shown_by(
     "ranks", {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}, **ON_TWO_RANKS
-)
+) | {"expert_model_parallel_size": Row(2, "error")}  # the policy of the world has no experts
 COLUMNS: Rows = {"columns": Row({"n": "o"}, "rows", {"prompt_template": "Q{n}:"})}
 CHATS: Rows = {"chat_template_kwargs": Row({"mood": "sad"}, "error")}  # the template of the world reads none
 TRAINED: Rows = {

@@ -75,6 +75,7 @@ def test_prompts_get_what_the_answer_leaves_of_the_sequence(workplace: Path) -> 
         ({"pretrained_checkpoint.restore_from_path": "nowhere"}, "is not there; name a Hugging Face folder"),
         ({"trainer.devices": 3, "model.tensor_model_parallel_size": 2}, "3 ranks should be a multiple of"),
         ({"model.tensor_model_parallel_size": 3, "trainer.devices": 3}, "should divide the policy's 8"),
+        ({"model.expert_model_parallel_size": 2}, "should divide the data-parallel size, 1"),
         ({"model.answers.length_params.max_length": 512}, "should leave room for the prompt"),
         ({"model.answers.length_params.min_length": 300}, "should be at most model.answers.length_params"),
         ({"model.answers.sampling_params.temperature": 0}, "should be above 0, or"),

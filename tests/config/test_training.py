@@ -96,6 +96,34 @@ def test_a_layout_that_the_policy_does_not_fit_is_refused(key, size, message, tr
     assert line == f"{key} is {size}: {message}"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer.devices": 2}, "is 2: should be 1: the policy has no experts"),
+        ({}, "is 2: should divide the data-parallel size, 1: replicas share experts out"),
+        (
+            {"trainer.devices": 2, "model.optim.name": "adam"},
+            "is 2: needs model.optim.name=distributed_fused_adam",
+        ),
+    ],
+)
+def test_experts_that_cannot_be_shared_out_are_told_with_what_would_work(changes, message, tree):
+    found = problems(tree(**{"model.expert_model_parallel_size": 2, **changes}))
+    assert f"model.expert_model_parallel_size {message}" in found
+
+
+@pytest.mark.parametrize("name", ["num_local_experts", "num_experts"])
+def test_experts_are_shared_out_evenly(name, tree, workplace):
+    config = workplace / "policy" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), name: 6}))
+    sizes = {"trainer.devices": 4, "model.expert_model_parallel_size": 4}
+    assert problems(tree(**sizes)) == [
+        "model.expert_model_parallel_size is 4: should divide the policy's 6 experts"
+    ]
+    sizes["model.expert_model_parallel_size"] = 2
+    assert load_config(tree(**sizes), TrainRSConfig).model.expert_model_parallel_size == 2
+
+
 def test_a_folder_that_holds_no_policy_is_refused_and_a_checkpoint_of_a_run_is_not(tree, workplace):
     empty = workplace / "empty"
     empty.mkdir()

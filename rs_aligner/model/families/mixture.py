@@ -87,6 +87,11 @@ EXPERT = "mlp.experts.local_experts.{}."
 """What the names of an expert's parameters begin with in Megatron's layer; `{}` is its number on the rank."""
 
 
+def is_expert(name: str) -> bool:
+    """Whether a parameter of Megatron's layer is an expert's."""
+    return name.startswith(EXPERT.partition("{}")[0])
+
+
 def _whole(path: Path, key: str, config: Config) -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -1,0 +1,138 @@
+"""Experts in every layout: loss, gradient, its norm, rollouts, checkpoints and export are those of one rank.
+
+The reference is `transformers` and plain autograd on the same weights. The ranks run once for all.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from tests.policy.experts_program import FAMILY, LAYOUTS, SPLITS
+from tests.policy.layout_program import prompts
+from tests.policy.test_layouts import reference
+from tests.ranks import run_program
+from tests.tiny import MIXTURES, by_expert, save_tiny
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+NAMES = [name for layouts in LAYOUTS.values() for name in layouts]
+SEVERAL = [name for name in NAMES if name != "one"]
+Found = dict[str, list[dict[str, Any]]]
+"""By layout: what each rank found."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    save_tiny(FAMILY, folder / "model", layers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Found:
+    run_program("tests.policy.experts_program", folder, timeout=1100)
+    return {
+        name: [
+            pickle.loads((folder / f"{number}_{rank}.pickle").read_bytes())[name] for rank in range(number)
+        ]
+        for number, layouts in LAYOUTS.items()
+        for name in layouts
+    }
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> torch.nn.Module:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+
+
+def together(ranks: list[dict[str, Any]], case: str) -> dict[Any, Any]:
+    """What the ranks found of a case, of all stages, shares of experts, and replicas."""
+    parts = [rank[case] for rank in ranks]
+    return {
+        key: value for part in parts for key, value in (part[1] if isinstance(part, tuple) else part).items()
+    }
+
+
+@pytest.mark.parametrize("case", [*SPLITS, "full", "selective", "overlapped"])
+@pytest.mark.parametrize("layout", NAMES)
+def test_loss_and_gradient_are_those_of_plain_torch(
+    found: Found, model: torch.nn.Module, layout: str, case: str
+) -> None:
+    expected_loss, fused = reference(model, "sequence")
+    expected, grads = by_expert(fused, MIXTURES[FAMILY]), together(found[layout], f"gradient {case}")
+    for rank in found[layout]:
+        assert rank[f"gradient {case}"][0] == pytest.approx(expected_loss, rel=1e-5)
+    assert set(grads) == set(expected)
+    for name, grad in expected.items():
+        assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "distributed"])
+@pytest.mark.parametrize("layout", NAMES)
+def test_the_norm_of_a_gradient_counts_each_expert_once(
+    found: Found, model: torch.nn.Module, layout: str, kind: str
+) -> None:
+    _, grads = reference(model, "sequence")
+    norm = float(torch.stack([grad.norm() for grad in grads.values()]).norm())
+    for rank in found[layout]:
+        assert rank[f"norm {kind}"] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["one step ordinary", "one step distributed", "two steps", "continued"])
+@pytest.mark.parametrize("layout", SEVERAL)
+def test_optimizer_steps_and_checkpoints_of_other_layouts_are_those_of_one_rank(
+    found: Found, model: torch.nn.Module, layout: str, case: str
+) -> None:
+    """One rank's checkpoint is continued in the first layout of several, that one's in the next and so on."""
+    start = by_expert(dict(model.named_parameters()), MIXTURES[FAMILY])
+    one, other = (together(found[name], case) for name in ("one", layout))
+    assert set(other) == set(one) == set(start)
+    for name, weights in one.items():
+        moved = (weights - start[name]).norm()
+        assert moved > 0, name
+        assert (other[name] - weights).norm() < 1e-3 * moved, name
+
+
+@pytest.mark.parametrize("layout", NAMES)
+def test_a_loaded_checkpoint_continues_bit_for_bit(found: Found, layout: str) -> None:
+    through, resumed = (together(found[layout], case) for case in ("two steps", "resumed"))
+    assert all(torch.equal(through[name], resumed[name]) for name in through)
+
+
+@pytest.mark.parametrize("layout", NAMES)
+def test_greedy_tokens_are_those_of_the_full_forward(
+    found: Found, model: torch.nn.Module, layout: str
+) -> None:
+    tokens = together(found[layout], "greedy")
+    assert len(tokens) == len(prompts())
+    for (group, _), ids in tokens.items():
+        row = list(prompts()[group].token_ids)
+        for token in ids:
+            with torch.no_grad():
+                assert token == int(model(torch.tensor([row])).logits[0, -1].argmax())
+            row.append(token)
+
+
+@pytest.mark.parametrize("layout", SEVERAL)
+def test_sampled_rollouts_are_those_of_one_rank(found: Found, layout: str) -> None:
+    """Replicas that share experts decode other waves, of which one has more tokens than the other."""
+    assert together(found[layout], "sampled") == together(found["one"], "sampled")
+
+
+@pytest.mark.parametrize("layout", SEVERAL)
+def test_an_export_has_every_expert_and_transformers_loads_it(
+    found: Found, folder: Path, layout: str
+) -> None:
+    final = folder / layout / "final"
+    tensors = {name: value for file in final.glob("*.safetensors") for name, value in load_file(file).items()}
+    trained = together(found[layout], "two steps")
+    assert set(tensors) == set(trained)
+    assert all(torch.equal(tensors[name], value) for name, value in trained.items())
+    _, report = transformers.AutoModelForCausalLM.from_pretrained(final, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
