@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -112,6 +113,15 @@ def by_expert(tensors: Mapping[str, torch.Tensor], names: Mixture) -> dict[str, 
         else:
             found[name.replace("mlp.gate.weight", names.router)] = tensor
     return found
+
+
+def balanced(folder: Path, copy: Path, coefficient: float = 0.5) -> Path:
+    """A copy of a mixture's folder whose routers have a loss of their own; returns it."""
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"output_router_logits": True, "router_aux_loss_coef": coefficient}
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
 
 
 def save_tiny(family: str, folder: Path, seed: int = 0, *, layers: int | None = None) -> Path:

@@ -51,11 +51,13 @@ class Experts:
         number: of a layer.
         per_token: those that a token goes to.
         normalises: whether what the chosen ones count adds up to 1.
+        balance: the coefficient of the routers' own loss, by which experts get as much as one another.
     """
 
     number: int
     per_token: int
     normalises: bool = True
+    balance: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from rs_aligner.config.recompute import Recompute
 from rs_aligner.model import installed
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.balance import Balance
 from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.line import Line
 from rs_aligner.model.modules import ValueHead
@@ -170,6 +171,10 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
         )  # Megatron's are float32, whatever that is
     if arch.value_head and runtime.is_last_stage:
         model.output_layer = ValueHead(config)
+    if arch.experts is not None and arch.experts.balance and not arch.value_head:
+        model.balance = Balance(arch.experts)
+        for layer in model.decoder.layers:
+            layer.mlp.router.balance = model.balance
     if config.recompute_granularity == "full" and runtime.is_first_stage:
         model.embedding.register_forward_hook(_let_gradients_through)
     return model.to(runtime.device)

@@ -32,6 +32,7 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch.nn import functional
 
 from rs_aligner.model.architecture import Experts
+from rs_aligner.model.balance import Balance
 
 
 class Router(torch.nn.Module):
@@ -42,7 +43,10 @@ class Router(torch.nn.Module):
 
     Attributes:
         weight: `[E, width]`, whole on every rank.
+        balance: the loss of all routers; None where there is none.
     """
+
+    balance: Balance | None = None
 
     def __init__(self, config: TransformerConfig, *, normalises: bool) -> None:
         super().__init__()
@@ -53,15 +57,23 @@ class Router(torch.nn.Module):
         # Megatron reads it off a parameter.
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
 
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each token's experts count, float32, and their numbers: `[T, width]` to `[T, K]` each."""
+    def forward(
+        self, tokens: torch.Tensor, fills_up: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each token's experts count, float32, and their numbers: `[T, width]` to `[T, K]` each.
+
+        `fills_up`, bool `[T]`, is True for tokens that mean nothing.
+        """
         # In float32: in fewer bits many probabilities are equal, and rounding would choose.
         probabilities = functional.linear(tokens.float(), self.weight.float()).softmax(-1)
         ordered, numbers = probabilities.sort(dim=-1, descending=True, stable=True)
         chosen = ordered[:, : self.per_token]
         if self.normalises:
             chosen = chosen / chosen.sum(-1, keepdim=True)
-        return chosen, numbers[:, : self.per_token]
+        numbers = numbers[:, : self.per_token]
+        if self.balance is not None:
+            chosen = self.balance.watched(chosen, probabilities, numbers, fills_up)
+        return chosen, numbers
 
 
 class Mixture(MoELayer):
@@ -88,20 +100,26 @@ class Mixture(MoELayer):
         self, hidden_states: torch.Tensor, intermediate_tensors: None = None, padding_mask: Any = None
     ) -> tuple[torch.Tensor, None]:
         """`[S, B, width]` to the same, a part of S with sequence parallelism; there is no bias."""
-        mixed = partial(self.mixed, in_parts=self.config.sequence_parallel)
+        fills_up = None if padding_mask is None else padding_mask.transpose(0, 1).flatten()
+        mixed = partial(self.mixed, in_parts=self.config.sequence_parallel, fills_up=fills_up)
         if self.config.recompute_granularity == "selective" and torch.is_grad_enabled():
             return checkpoint(mixed, False, hidden_states), None
         return mixed(hidden_states), None
 
-    def mixed(self, hidden: torch.Tensor, *, in_parts: bool = False) -> torch.Tensor:
+    def mixed(
+        self, hidden: torch.Tensor, *, in_parts: bool = False, fills_up: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What the experts make of each token, `[..., width]`, added up as the router says.
 
         Args:
             hidden: of this rank's tokens.
             in_parts: whether tensor-parallel ranks have a part of the tokens each, and not all of them.
+            fills_up: bool `[T]`, True for tokens that mean nothing; of all tokens or this rank's.
         """
         tokens = hidden.flatten(0, -2)
-        counts_TK, numbers_TK = self.router(tokens)
+        if fills_up is not None and len(fills_up) > len(tokens):
+            fills_up = fills_up.chunk(self.attn_tp_group.size())[self.attn_tp_group.rank()]
+        counts_TK, numbers_TK = self.router(tokens, fills_up)
         if self.attn_tp_group.size() > 1:  # each rank has a part of every expert
             enter = gather_from_sequence_parallel_region if in_parts else copy_to_tensor_model_parallel_region
             tokens, counts_TK = enter(tokens), enter(counts_TK)

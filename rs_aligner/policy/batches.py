@@ -54,6 +54,7 @@ class MicroBatch:
         noted: the same as the decoder noted them, to be compared.
         reference_logits: float32 `[N, V_rank]`, this rank's columns of that policy's logits; None where no
             term of the objective needs them.
+        filled: tokens at the line's end that only fill it up.
     """
 
     tokens: torch.Tensor
@@ -66,6 +67,7 @@ class MicroBatch:
     reference: torch.Tensor | None = None
     noted: torch.Tensor | None = None
     reference_logits: torch.Tensor | None = None
+    filled: int = 0
 
     @property
     def labels(self) -> torch.Tensor:
@@ -181,6 +183,7 @@ def collate(rows: Sequence[TrainingRow], multiple: int) -> MicroBatch:
         sampled,
         _aligned(rows, "reference_log_probs", longest),
         _aligned(rows, "decoder_log_probs", longest),
+        filled=missing,
     )
 
 

@@ -25,7 +25,11 @@ def run_line(model: Any, batch: MicroBatch, *, labels: torch.Tensor | None) -> t
     """Losses `[1, N]` with labels, logits `[1, N, V_rank]` without; hidden states before the last stage."""
     line = batch.line
     positions = line.positions(batch.tokens.device)[None]
-    output: torch.Tensor = model(batch.tokens, positions, None, labels=labels, packed_seq_params=line)
+    more = {}
+    if batch.filled and model.config.num_moe_experts:  # their routers' loss is of real tokens
+        more["padding_mask"] = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)[None]
+        more["padding_mask"] = more["padding_mask"] >= batch.tokens.shape[1] - batch.filled
+    output: torch.Tensor = model(batch.tokens, positions, None, labels=labels, packed_seq_params=line, **more)
     return output
 
 

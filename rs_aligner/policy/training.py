@@ -30,6 +30,7 @@ from rs_aligner.model.runtime import Runtime
 from rs_aligner.objective.terms import Inputs, terms_of
 from rs_aligner.policy.adam_states import whose
 from rs_aligner.policy.added_up import with_gradients
+from rs_aligner.policy.balancing import routers_loss
 from rs_aligner.policy.batches import MicroBatch, Split, denominator, micro_batches
 from rs_aligner.policy.logits import as_logits, predictions, run_line
 from rs_aligner.policy.mismatch import Mismatch
@@ -173,7 +174,7 @@ class BaseTrainer:
         )
         sums = torch.stack(found).sum(0) if self._has_sums else torch.zeros(num_sums, device=device)
         # Squares that do not fit into float32 make a norm that does not, by which clipping would divide.
-        buffers = [*self.ddp.buffers, *self.ddp.expert_parallel_buffers]
+        buffers = self.ddp.buffers + self.ddp.expert_parallel_buffers
         squares = sum(buffer.grad_data.norm().float() ** 2 for buffer in buffers)
         total = torch.cat([sums, torch.as_tensor(squares, device=device).to(sums.dtype)[None]])
         dist.all_reduce(total)
@@ -185,8 +186,7 @@ class BaseTrainer:
 class Trainer(BaseTrainer):
     """The policy's optimizer step, on rows of prompt and response.
 
-    What is minimised, and which rows it applies to, is for the terms of the objective to say. Rows of all
-    kinds may share a batch.
+    What is minimised, and on which rows, the terms of the objective say. Rows of all kinds may share a batch.
 
     Args:
         model, config, runtime, optimizer_config, decay_norms_and_biases, overlap_grad_reduce, offload: as
@@ -242,8 +242,7 @@ class Trainer(BaseTrainer):
         Raises:
             ValueError: rows that a term cannot be applied to as it is set.
         """
-        found = {name: number for term in self.terms for name, number in term.counts(rows).items()}
-        counts = {name: number for name, number in found.items() if number}
+        counts = {name: number for term in self.terms for name, number in term.counts(rows).items() if number}
         batches = micro_batches(
             rows, split, self.runtime.dp_rank, self.runtime.dp_size, multiple=self.multiple
         )
@@ -267,9 +266,10 @@ class Trainer(BaseTrainer):
             output = run_line(model, batch, labels=None if needs_logits else batch.labels)
             return output, partial(added, batch, needs_logits=needs_logits)
 
+        balance = routers_loss(self.ddp, self.runtime, batches)
         loss, *figures = self.accumulate(batches, forward, num_sums=1 + len(counts))
-        by_name = dict(zip(counts, figures, strict=True))
-        return loss, by_name | mismatch.figures(counts=self._has_sums)
+        compared = mismatch.figures(counts=self._has_sums)
+        return loss + balance, dict(zip(counts, figures, strict=True)) | compared
 
     def _added(
         self,

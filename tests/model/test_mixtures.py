@@ -22,9 +22,11 @@ from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy.batches import Split
 from rs_aligner.policy.training import Trainer
 from tests.model.test_families import token_ids
-from tests.policy.layout_program import adam, rows
+from tests.policy.experts_program import FAMILY
+from tests.policy.layout_program import adam, new_trainer, rows
+from tests.policy.test_expert_layouts import with_routers_loss
 from tests.policy.test_layouts import reference as by_plain_torch
-from tests.tiny import MIXTURES, by_expert, save_tiny
+from tests.tiny import MIXTURES, balanced, by_expert, save_tiny
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -90,6 +92,24 @@ def test_loss_and_gradient_are_those_of_plain_torch(
         assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
 
 
+def test_the_routers_own_loss_is_that_of_transformers_over_the_whole_batch(
+    folder: Path, rt: Runtime, tmp_path: Path
+) -> None:
+    other = balanced(folder, tmp_path / "balanced")
+    if read_architecture(folder).family != FAMILY:
+        pytest.skip("one family's names are enough")
+    expected_loss, expected = with_routers_loss(other)
+    trainer = new_trainer(other, rt, distributed=False)
+    for split in (Split(1), Split(3)):
+        loss, _ = trainer.gradients(rows(), split=split)
+        grads = huggingface.gather_tensors(
+            trainer.ddp.module, read_architecture(other), rt, of=lambda p: p.main_grad
+        )
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        for name, grad in expected.items():
+            assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
+
+
 def _are_of(names: Mixture, tensors: Mapping[str, torch.Tensor]) -> bool:
     return any(name.endswith(names.router) for name in tensors)
 
@@ -114,6 +134,8 @@ def test_adapters_are_of_the_attention_only(folder: Path) -> None:
     [
         ({"num_experts_per_tok": 5}, "num_experts_per_tok 5 is more than the model's 4 experts"),
         ({"num_experts_per_tok": None}, "num_experts_per_tok None is not supported; a whole number"),
+        ({"output_router_logits": 1.5}, "output_router_logits 1.5 is not supported; True or False is"),
+        ({"router_aux_loss_coef": -1}, "router_aux_loss_coef -1 is not supported; a number of at least 0"),
         ({"num_local_experts": 0}, "num_local_experts 0 is not supported; a whole number above 0 is"),
     ],
 )

@@ -91,6 +91,13 @@ def run_layout(
     }.items():
         found[f"gradient {name}"] = gradients(new(distributed=False, **how), Split(2))
 
+    for name, split in SPLITS.items():
+        how = {"recompute": Recompute("full")} if name == "two" else {}
+        other = new_trainer(
+            model.with_name("balanced"), rt, distributed=False, sequence_parallel=layout.in_parts, **how
+        )
+        found[f"balanced {name}"] = gradients(other, split)
+
     decoder = new_decoder(trainer.ddp.module, arch, rt, GenerationConfig())
     share = slice(rt.dp_rank, None, rt.dp_size)
     for name, controls in {

@@ -6,6 +6,7 @@ The reference is `transformers` and plain autograd on the same weights. The rank
 from __future__ import annotations
 
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from rs_aligner.loss import masked_nll, response_mask
 from tests.policy.experts_program import FAMILY, LAYOUTS, SPLITS
-from tests.policy.layout_program import prompts
+from tests.policy.layout_program import prompts, rows
 from tests.policy.test_layouts import reference
 from tests.ranks import run_program
-from tests.tiny import MIXTURES, by_expert, save_tiny
+from tests.tiny import MIXTURES, balanced, by_expert, save_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 NAMES = [name for layouts in LAYOUTS.values() for name in layouts]
@@ -30,7 +32,7 @@ Found = dict[str, list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experts")
-    save_tiny(FAMILY, folder / "model", layers=2)
+    balanced(save_tiny(FAMILY, folder / "model", layers=2), folder / "balanced")
     return folder
 
 
@@ -51,6 +53,24 @@ def model(folder: Path) -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
 
 
+@cache
+def with_routers_loss(folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradient of the rows as one padded batch by `transformers`, its routers' loss added."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    batch = rows()
+    lengths = torch.tensor([len(row) for row in batch])
+    tokens = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
+    for i, row in enumerate(batch):
+        tokens[i, : len(row)] = torch.tensor(row.prompt + row.response)
+    there = torch.arange(tokens.shape[1]) < lengths[:, None]
+    found = model(tokens, attention_mask=there.long(), output_router_logits=True)
+    log_probs = found.logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    mask = response_mask(torch.tensor([len(row.prompt) for row in batch]), lengths, tokens.shape[1])
+    loss = masked_nll(log_probs, mask, len(batch)) + model.config.router_aux_loss_coef * found.aux_loss
+    loss.backward()
+    return float(loss), by_expert({n: p.grad for n, p in model.named_parameters()}, MIXTURES[FAMILY])
+
+
 def together(ranks: list[dict[str, Any]], case: str) -> dict[Any, Any]:
     """What the ranks found of a case, of all stages, shares of experts, and replicas."""
     parts = [rank[case] for rank in ranks]
@@ -68,6 +88,19 @@ def test_loss_and_gradient_are_those_of_plain_torch(
     expected, grads = by_expert(fused, MIXTURES[FAMILY]), together(found[layout], f"gradient {case}")
     for rank in found[layout]:
         assert rank[f"gradient {case}"][0] == pytest.approx(expected_loss, rel=1e-5)
+    assert set(grads) == set(expected)
+    for name, grad in expected.items():
+        assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("layout", NAMES)
+def test_the_routers_own_loss_is_that_of_the_whole_batch(
+    found: Found, folder: Path, layout: str, split: str
+) -> None:
+    expected_loss, expected = with_routers_loss(folder / "balanced")
+    grads = together(found[layout], f"balanced {split}")
+    assert found[layout][0][f"balanced {split}"][0] == pytest.approx(expected_loss, rel=1e-5)
     assert set(grads) == set(expected)
     for name, grad in expected.items():
         assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name

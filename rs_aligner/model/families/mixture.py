@@ -6,6 +6,7 @@ models of which some layers have no experts, and experts that every token passes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer import ModuleSpec
 
 
-_SHARED = (Only("output_router_logits", (False,), absent=False),)  # no loss of the router's own
+_SHARED = (Only("output_router_logits", (True, False), absent=False),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Mixture:
             Only(self.normalises, (True, False), absent=False).check(path, config)
             normalises = config.get(self.normalises, False)
         _whole(path, self.size, config)
-        return Experts(number, per_token, normalises)
+        return Experts(number, per_token, normalises, _balance(path, config))
 
     def parts(self, arch: Architecture) -> Parts:
         """The parts that a layer has in the place of an MLP's."""
@@ -85,6 +86,16 @@ class Mixture:
 
 EXPERT = "mlp.experts.local_experts.{}."
 """What the names of an expert's parameters begin with in Megatron's layer; `{}` is its number on the rank."""
+
+
+def _balance(path: Path, config: Config) -> float:
+    """The coefficient of the routers' loss, which `transformers` adds where their logits are asked for."""
+    value = config.get("router_aux_loss_coef", 0.001)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(
+            f"{path}: router_aux_loss_coef {value!r} is not supported; a number of at least 0 is"
+        )
+    return float(value) if config.get("output_router_logits") else 0.0
 
 
 def is_expert(name: str) -> bool:
