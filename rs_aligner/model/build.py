@@ -22,7 +22,7 @@ from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.balance import Balance
 from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.line import Line
-from rs_aligner.model.modules import ValueHead
+from rs_aligner.model.modules import BiasedMLP, ValueHead
 from rs_aligner.model.rotary import Rotary
 from rs_aligner.model.runtime import Runtime
 
@@ -149,7 +149,7 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
     if runtime.rank == 0:
         installed.tell(config)
     block = TransformerBlockSubmodules(
-        layer_specs=[family.spec(arch)] * get_num_layers_to_build(config),
+        layer_specs=[_layer(arch)] * get_num_layers_to_build(config),
         layer_norm=ModuleSpec(module=family.final_norm()),
     )
     with runtime.cuda_stand_in():
@@ -178,6 +178,13 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
     if config.recompute_granularity == "full" and runtime.is_first_stage:
         model.embedding.register_forward_hook(_let_gradients_through)
     return model.to(runtime.device)
+
+
+def _layer(arch: Architecture) -> ModuleSpec:
+    layer = family_of(arch).spec(arch)
+    if arch.mlp_bias:
+        layer.submodules.mlp = BiasedMLP.in_place_of(layer.submodules.mlp)
+    return layer
 
 
 def _let_gradients_through(embedding: object, tokens: object, hidden: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.mlp import MLP
 from torch.nn import functional
 
 from rs_aligner.model.fused import rms_norm, swiglu
@@ -63,6 +64,26 @@ class BiasedRows(RowParallelLinear):
 
     def __init__(self, *args: Any, **how: Any) -> None:
         super().__init__(*args, **{**how, "bias": True})
+
+
+class BiasedMLP(MLP):
+    """An MLP that adds its last bias itself, and does not hand it on.
+
+    A parameter that comes out of what the backward pass computes again (`recompute_modules: [mlp]`) would be
+    made a part of its graph by autograd, and each step's graph be kept for the next.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **how: Any) -> tuple[torch.Tensor, None]:
+        output, bias = super().forward(hidden_states, *args, **how)
+        return output if bias is None else output + bias, None
+
+    @classmethod
+    def in_place_of(cls, spec: ModuleSpec | functools.partial[Any]) -> ModuleSpec | functools.partial[Any]:
+        """Megatron's spec of an MLP as one of this; since 0.18 it is a partial function of a class method."""
+        if isinstance(spec, functools.partial):
+            return functools.partial(getattr(cls, spec.func.__name__), *spec.args, **spec.keywords)
+        spec.module = cls
+        return spec
 
 
 class SwiGLU(torch.nn.Module):
