@@ -68,7 +68,8 @@ setup(
         "jinja2>=3.1",
         "lightning>=2.4",
         "math-verify>=0.9,<0.10",
-        "megatron-core>=0.16,<0.17",
+        # Those above 0.16 are for Python 3.12; benchmarks/results/newest_megatron.json has what was run.
+        "megatron-core>=0.16,!=0.17.*,!=0.18.*,<0.20",
         "msgspec>=0.18",
         "nemo_toolkit[core]>=3.0,<4",
         # PyTriton 0.7 needs numpy below 2, and pyarrow 26 refuses numpy 1.26 when it is imported.
@@ -90,6 +91,8 @@ setup(
         "torch>=2.6",
         "tqdm>=4.66",
         "transformers>=4.48",
+        # megatron-core imports it from 0.18 on without asking for it; a CUDA build of torch brings its own.
+        'triton>=3; python_version >= "3.12"',
         "xxhash>=3",
     ],
     extras_require={
