@@ -101,7 +101,8 @@ class Shards:
         if span is None:
             return None
         try:
-            return inert_pickle.load_saved(io.BytesIO(span.read()))
+            found = inert_pickle.load_saved(io.BytesIO(span.read()))
+            return found[0] if isinstance(found, list) else found  # a shard is a list of one
         except Exception as error:  # a pickle that is none raises whatever its bytes come to
             raise ValueError(
                 f"{self.place}: {_COMMON_FILE} cannot be read ({type(error).__name__})"
