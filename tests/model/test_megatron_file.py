@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from safetensors.torch import load_file
@@ -303,6 +304,16 @@ def test_heads_that_each_have_a_key_of_their_own_are_no_group_of_one(tmp_path: P
     args = published.arguments(config, group_query_attention=False, num_query_groups=1)
     made.write(made.folder / "release", args=args)
     with pytest.raises(ValueError, match="num_query_groups: 4, which does not fit"):
+        check(made.folder)
+
+
+def test_arguments_among_the_shards_are_read(made: Made) -> None:
+    """Where Megatron has them since 0.19, and no common.pt."""
+    args = published.arguments(made.config, rotary_base=7)
+    common = ShardedObject("common_state", {"args": args}, (1,), (0,))
+    write_again(made, common=common)
+    (made.folder / "iter_0000010" / "common.pt").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="args says rotary_base: 7, which does not fit"):
         check(made.folder)
 
 
