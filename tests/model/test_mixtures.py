@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,17 +12,18 @@ import torch
 import transformers
 from megatron.core.models.gpt import GPTModel
 
-from rs_aligner.config import GenerationConfig
+from rs_aligner.config import GenerationConfig, TrainSFTConfig
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.model import huggingface
-from rs_aligner.model.families.mixture import Mixture
+from rs_aligner.model.activations import Lengths, Pass
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.lora_spec import projections, resolve
 from rs_aligner.model.runtime import Runtime
-from rs_aligner.policy.batches import Split
+from rs_aligner.policy.batches import Split, collate
+from rs_aligner.policy.logits import run_line
 from rs_aligner.policy.training import Trainer
+from rs_aligner.rollout import TrainingRow
 from tests.model.test_families import token_ids
-from tests.policy.experts_program import FAMILY
 from tests.policy.layout_program import adam, new_trainer, rows
 from tests.policy.test_expert_layouts import with_routers_loss
 from tests.policy.test_layouts import reference as by_plain_torch
@@ -85,7 +86,7 @@ def test_loss_and_gradient_are_those_of_plain_torch(
     loss, _ = trainer.gradients(rows(), split=Split(2))
     grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
     expected_loss, fused = by_plain_torch(reference, "sequence")
-    expected = by_expert(fused, next(names for names in MIXTURES.values() if _are_of(names, grads)))
+    expected = by_expert(fused, MIXTURES[folder.name])
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert set(grads) == set(expected)
     for name, grad in expected.items():
@@ -96,9 +97,8 @@ def test_the_routers_own_loss_is_that_of_transformers_over_the_whole_batch(
     folder: Path, rt: Runtime, tmp_path: Path
 ) -> None:
     other = balanced(folder, tmp_path / "balanced")
-    if read_architecture(folder).family != FAMILY:
-        pytest.skip("one family's names are enough")
-    expected_loss, expected = with_routers_loss(other)
+    family = folder.name
+    expected_loss, expected = with_routers_loss(other, family)
     trainer = new_trainer(other, rt, distributed=False)
     for split in (Split(1), Split(3)):
         loss, _ = trainer.gradients(rows(), split=split)
@@ -110,8 +110,32 @@ def test_the_routers_own_loss_is_that_of_transformers_over_the_whole_batch(
             assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
 
 
-def _are_of(names: Mixture, tensors: Mapping[str, torch.Tensor]) -> bool:
-    return any(name.endswith(names.router) for name in tensors)
+def test_a_pass_keeps_what_the_plan_says(folder: Path, model: GPTModel) -> None:
+    """Counted on a CPU; within a model's own weights nothing is kept anew."""
+    arch = replace(read_architecture(folder), num_layers=len(model.decoder.layers))
+    config = TrainSFTConfig.model_validate(
+        {
+            "exp_manager": {"explicit_log_dir": "unused"},
+            "pretrained_checkpoint": {"restore_from_path": str(folder)},
+            "model": {"global_batch_size": 1, "data": {"data_prefix": {"train": "unused"}}},
+        }
+    )
+    row = TrainingRow(tuple(range(4)), tuple(token % 96 for token in range(96)))
+    planned = Pass(arch, config, Lengths(len(row), len(row), 96), 0, 4)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    batch = collate([row], 1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run_line(model, batch, labels=batch.labels)
+    logits = 2 * 96 * arch.vocab_size * 4
+    counted = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - logits
+    assert planned.activations == pytest.approx(counted, rel=0.15)
 
 
 def test_kernels_decline_a_mixture_by_name(folder: Path, model: GPTModel, rt: Runtime) -> None:

@@ -54,7 +54,7 @@ def model(folder: Path) -> torch.nn.Module:
 
 
 @cache
-def with_routers_loss(folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
+def with_routers_loss(folder: Path, family: str = FAMILY) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient of the rows as one padded batch by `transformers`, its routers' loss added."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     batch = rows()
@@ -68,7 +68,7 @@ def with_routers_loss(folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
     mask = response_mask(torch.tensor([len(row.prompt) for row in batch]), lengths, tokens.shape[1])
     loss = masked_nll(log_probs, mask, len(batch)) + model.config.router_aux_loss_coef * found.aux_loss
     loss.backward()
-    return float(loss), by_expert({n: p.grad for n, p in model.named_parameters()}, MIXTURES[FAMILY])
+    return float(loss), by_expert({n: p.grad for n, p in model.named_parameters()}, MIXTURES[family])
 
 
 def together(ranks: list[dict[str, Any]], case: str) -> dict[Any, Any]:
@@ -79,13 +79,19 @@ def together(ranks: list[dict[str, Any]], case: str) -> dict[Any, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def right(model: torch.nn.Module) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradient by plain torch."""
+    loss, grads = reference(model, "sequence")
+    return loss, by_expert(grads, MIXTURES[FAMILY])
+
+
 @pytest.mark.parametrize("case", [*SPLITS, "full", "selective", "overlapped"])
 @pytest.mark.parametrize("layout", NAMES)
 def test_loss_and_gradient_are_those_of_plain_torch(
-    found: Found, model: torch.nn.Module, layout: str, case: str
+    found: Found, right: tuple[float, dict[str, torch.Tensor]], layout: str, case: str
 ) -> None:
-    expected_loss, fused = reference(model, "sequence")
-    expected, grads = by_expert(fused, MIXTURES[FAMILY]), together(found[layout], f"gradient {case}")
+    (expected_loss, expected), grads = right, together(found[layout], f"gradient {case}")
     for rank in found[layout]:
         assert rank[f"gradient {case}"][0] == pytest.approx(expected_loss, rel=1e-5)
     assert set(grads) == set(expected)
@@ -109,10 +115,9 @@ def test_the_routers_own_loss_is_that_of_the_whole_batch(
 @pytest.mark.parametrize("kind", ["ordinary", "distributed"])
 @pytest.mark.parametrize("layout", NAMES)
 def test_the_norm_of_a_gradient_counts_each_expert_once(
-    found: Found, model: torch.nn.Module, layout: str, kind: str
+    found: Found, right: tuple[float, dict[str, torch.Tensor]], layout: str, kind: str
 ) -> None:
-    _, grads = reference(model, "sequence")
-    norm = float(torch.stack([grad.norm() for grad in grads.values()]).norm())
+    norm = float(torch.stack([grad.norm() for grad in right[1].values()]).norm())
     for rank in found[layout]:
         assert rank[f"norm {kind}"] == pytest.approx(norm, rel=1e-5)
 
