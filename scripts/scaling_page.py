@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rs_aligner.commands.fitting import Fit, Room, in_gib
+from rs_aligner.commands.fitting import Fit, Room
 from rs_aligner.config import TrainRSConfig
+from rs_aligner.config.plan_parts import in_gib
 from rs_aligner.model.activations import Lengths
 from rs_aligner.model.families.registry import read_architecture
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rs_aligner.commands import attempt, build
-from rs_aligner.commands.machine import check_disk, fit_of_rows, fit_of_rs
+from rs_aligner.commands.machine import check_disk, decoding_lines, fit_of_rows, fit_of_rs
 from rs_aligner.commands.run_data import (
     EpochData,
     read_pair_data,
@@ -42,6 +42,7 @@ from rs_aligner.config import (
     plan,
     schedule_steps,
 )
+from rs_aligner.config.plan_parts import table
 from rs_aligner.data import shares
 from rs_aligner.record.attempts import attempt_files, compare, latest
 from rs_aligner.record.format import work_in
@@ -200,13 +201,15 @@ def _plan_of_answers(config: GenerateConfig, tokenizer: Any, positions: int) -> 
     prompts = read_prompts(data.files, config, tokenizer, positions).prompts[: data.num_prompts]
     each = answers.num_rollouts_per_prompt
     at_most = len(prompts) * each * answers.length_params.max_length
-    lines = (
-        f"prompts  {len(prompts):,}, decoded {answers.rollout_micro_batch_size:,} at a time on each rank",
-        f"answers  {len(prompts) * each:,} ({each:,} a prompt), of {at_most:,} tokens at most",
-        f"chosen   {config.choice}, of each prompt's answers",
-        f"file     {config.output}",
-    )
-    return Plan("\n".join(lines), f"{len(prompts):,} prompts", {}, {})
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    lines = [
+        ("prompts", f"{len(prompts):,}, decoded {answers.rollout_micro_batch_size:,} at a time on each rank"),
+        ("answers", f"{len(prompts) * each:,} ({each:,} a prompt), of {at_most:,} tokens at most"),
+        *decoding_lines(config, len(prompts), longest),
+        ("chosen", f"{config.choice}, of each prompt's answers"),
+        ("file", config.output),
+    ]
+    return Plan(table(lines), f"{len(prompts):,} prompts", {}, {})
 
 
 def _check_judges(config: Config) -> Iterator[tuple[changes.Part | None, str, str | None]]:

@@ -12,14 +12,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from rs_aligner.commands.decoding import Decoding
 from rs_aligner.commands.nearest import changed, settings
 from rs_aligner.config import TrainConfig, TrainRSConfig
-from rs_aligner.config.plan_parts import Line
+from rs_aligner.config.plan_parts import Line, in_gib
 from rs_aligner.config.recompute import Recompute
+from rs_aligner.generation.decoder import Ahead
 from rs_aligner.model.activations import Lengths
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.memory import Memory, memory_of, uses_bf16
 from rs_aligner.model.tensors import num_parameters
+from rs_aligner.model.wave import wave_of
 
 SPARE = 0.1
 """The share of the memory that is left alone."""
@@ -58,6 +61,9 @@ class Fit:
         lengths: of its data.
         room: for a rank; None where it is not known.
         on_gpu: whether the training is on a GPU.
+
+    Raises:
+        ValueError: no engine can decode the model, or not the one that was asked for.
     """
 
     def __init__(
@@ -65,11 +71,16 @@ class Fit:
     ) -> None:
         self.arch, self.config, self.lengths = arch, config, lengths
         self.room, self.on_gpu = room, on_gpu
+        self.decoding: Decoding | None = None
+        if isinstance(config, TrainRSConfig) and lengths.prompts:
+            ahead = Ahead(arch, on_gpu, uses_bf16(config.trainer.precision, on_gpu))
+            self.decoding = Decoding.of(config.model.rs.generation, "model.rs.generation", ahead)
         self.memory = self._of(config, lengths)
 
     def _of(self, config: TrainConfig, lengths: Lengths) -> Memory:
         bf16 = uses_bf16(config.trainer.precision, self.on_gpu)
-        return memory_of(self.arch, config, lengths, bf16=bf16, on_gpu=self.on_gpu)
+        cached = None if self.decoding is None else self.decoding.cached
+        return memory_of(self.arch, config, lengths, bf16=bf16, on_gpu=self.on_gpu, cached=cached)
 
     @property
     def certain(self) -> int:
@@ -86,7 +97,7 @@ class Fit:
         """What is left of a GPU for the decoder's cache; None where that is not for us to say."""
         if self.room is None or not self.on_gpu or not isinstance(self.config, TrainRSConfig):
             return None
-        if self.config.model.rs.generation.kv_cache_bytes is not None or not self.lengths.prompts:
+        if self.config.model.rs.generation.kv_cache_bytes is not None or not self.memory.cache:
             return None
         left = max(0, self.room.usable - self.memory.held_sampling)
         both = self.memory.cache + self.memory.decoding
@@ -151,8 +162,9 @@ class Fit:
         return "What would fit: " + "; or ".join(" ".join(one) for one in found)
 
     def lines(self) -> Iterator[Line]:
-        """The memory of a rank, for the plan."""
+        """The engine and the memory of a rank, for the plan."""
         memory, room = self.memory, self.room
+        yield from self._engine()
         most = self.most
         of = "" if room is None else f", of {in_gib(room.total)} ({room.where})"
         yield "memory of a rank", f"up to {in_gib(most)}{of}; {num_parameters(self.arch):,} parameters in all"
@@ -186,6 +198,13 @@ class Fit:
                 f"a checkpoint may not fit into the memory beside the GPUs: {in_gib(self.beside)} of a rank, "
                 f"which has {in_gib(room.beside)}",
             )
+
+    def _engine(self) -> Iterator[Line]:
+        if self.decoding is not None and isinstance(self.config, TrainRSConfig):
+            yield self.decoding.line()
+            wave = wave_of(self.config, self.lengths.prompts, self.lengths.prompt)
+            gpu = self.room.usable if self.room is not None and self.room.on_gpu else None
+            yield from self.decoding.server_lines(wave, gpu, trains=True)
 
     @property
     def most(self) -> int:
@@ -242,8 +261,3 @@ def _in_words(recompute: Recompute | None) -> str:
         return "all are kept"
     what = "MLPs" if recompute.granularity == "selective" else "whole layers"
     return f"{what} are computed again"
-
-
-def in_gib(size: int) -> str:
-    """Bytes as GiB, or as MiB where they are few."""
-    return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"

@@ -6,12 +6,13 @@ and limits that only a write or an allocation meets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rs_aligner.commands.fitting import Fit, Room
 from rs_aligner.config import GenerateConfig, TrainConfig, TrainRSConfig
+from rs_aligner.config.plan_parts import Line, in_gib
 from rs_aligner.files import hugging_face_part
 from rs_aligner.model.activations import Lengths
 from rs_aligner.model.memory import checkpoint_bytes, uses_bf16
@@ -47,7 +48,7 @@ def gpu_memory() -> int | None:
     return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
 
 
-def _architecture(config: TrainConfig) -> Architecture:
+def _architecture(config: TrainConfig | GenerateConfig) -> Architecture:
     """The model's, with the rows that its embedding gets."""
     from rs_aligner.model.families.registry import read_architecture
     from rs_aligner.model.new_rows import enlarged
@@ -104,6 +105,28 @@ def fit_of_rows(config: TrainConfig, rows: Sequence[TrainingRow] | Sequence[Pref
     spans = spans_of(rows)
     assert spans is not None  # a training has rows
     return _fit(config, Lengths(spans.longest, spans.shortest, spans.learnt))
+
+
+def decoding_lines(config: GenerateConfig, num_prompts: int, longest_prompt: int) -> Iterator[Line]:
+    """Which engine answers so many prompts, and what it holds.
+
+    Raises:
+        ValueError: no engine can decode the model, or not the one that was asked for.
+    """
+    from rs_aligner.commands.decoding import Decoding
+    from rs_aligner.generation.decoder import Ahead
+    from rs_aligner.model.wave import wave_of
+
+    arch, on_gpu = _architecture(config), is_on_gpu(config)
+    generation = config.model.answers.generation
+    ahead = Ahead(arch, on_gpu, uses_bf16(config.trainer.precision, on_gpu))
+    decoding = Decoding.of(generation, "model.answers.generation", ahead)
+    wave = wave_of(config, num_prompts, longest_prompt)
+    yield decoding.line()
+    if decoding.cached:
+        most = wave.cache_bytes(arch, decoding.cached) // config.model.model_parallel_size
+        yield "  sampling", f"cache up to {in_gib(min(most, generation.kv_cache_bytes or most))} on each rank"
+    yield from decoding.server_lines(wave, gpu_memory() if on_gpu else None, trains=False)
 
 
 def check_disk(config: TrainConfig) -> str:

@@ -106,3 +106,8 @@ def _cause(optim: OptimConfig, num_steps: int, is_bad: Callable[[RatePath], bool
         if not is_bad(rate_path(optim.sched.model_copy(update={name: None}), optim.lr, num_steps)):
             return f"model.optim.sched.{name} = {value:,}"
     return "model.optim.sched = {" + ", ".join(f"{name}: {value}" for name, value in chosen.items()) + "}"
+
+
+def in_gib(size: int) -> str:
+    """Bytes as GiB, or as MiB where they are few."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"

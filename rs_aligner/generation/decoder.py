@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from megatron.core.models.gpt import GPTModel
 
 from rs_aligner.config import GenerationConfig
 from rs_aligner.generation.rows import Ended, RolloutRow
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.text import EndStrings
 from rs_aligner.model.architecture import Architecture
-from rs_aligner.model.runtime import Runtime
+
+if TYPE_CHECKING:  # slow, and a plan asks engines without a model
+    from megatron.core.models.gpt import GPTModel
+
+    from rs_aligner.model.runtime import Runtime
 
 
 class CannotDecode(RuntimeError):
@@ -42,6 +45,33 @@ class Exports:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is known of an offer before the model is there, the same on every rank.
+
+    Attributes:
+        arch: its architecture.
+        on_gpu: whether it will be on a GPU.
+        bf16: whether its weights will be bf16, not float32.
+    """
+
+    arch: Architecture
+    on_gpu: bool
+    bf16: bool
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of a number in the model's own type."""
+        return 2 if self.bf16 else 4
+
+    def unknown(self, known: frozenset[str]) -> str | None:
+        """What an engine that knows these features of layers lacks for the model; None if nothing."""
+        if unknown := self.arch.features - known:
+            is_or_are = "is" if len(unknown) == 1 else "are"
+            return f"{', '.join(sorted(unknown))} of {self.arch.family} {is_or_are} unknown to it"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """What an engine is to decode, the same on every rank but for the rank's own part.
 
@@ -61,17 +91,11 @@ class Offer:
     allowed: torch.Tensor | None
     exports: Exports | None = None
 
-    def require(self, known: frozenset[str]) -> None:
-        """See to it that an engine that knows these features of layers knows all that the model has.
-
-        Raises:
-            CannotDecode: it does not; with what it lacks.
-        """
-        if unknown := self.arch.features - known:
-            is_or_are = "is" if len(unknown) == 1 else "are"
-            raise CannotDecode(
-                f"{', '.join(sorted(unknown))} of {self.arch.family} {is_or_are} unknown to it"
-            )
+    @property
+    def ahead(self) -> Ahead:
+        """What was known of it before."""
+        bf16 = next(self.model.parameters()).dtype == torch.bfloat16
+        return Ahead(self.arch, self.runtime.device.type == "cuda", bf16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +166,25 @@ class Engine:
     """A way to decode.
 
     Attributes:
-        name: in messages.
-        is_meant: whether it is to be tried where the config leaves the choice; all ranks must say the same.
-        new: makes the decoder; raises `CannotDecode` where it cannot run this architecture, or not here.
+        name: in the config, and in messages.
+        new: makes the decoder; raises `CannotDecode` where it turns out that it cannot.
+        passed_over: why it is not tried where the config leaves the choice; None where it is.
+        declines: why it cannot decode a model, as far as that shows before the model is there; None if not.
+        cached_bytes: of a number of keys and values on a rank; 0 where none are there.
     """
 
     name: str
-    is_meant: Callable[[Offer], bool]
     new: Callable[[Offer], Decoder]
+    passed_over: Callable[[Ahead], str | None] = lambda ahead: None
+    declines: Callable[[Ahead], str | None] = lambda ahead: None
+    cached_bytes: Callable[[Ahead], int] = lambda ahead: ahead.own_bytes
+
+    def decoder(self, offer: Offer) -> Decoder:
+        """A decoder for a policy.
+
+        Raises:
+            CannotDecode: it cannot run this architecture, or not here.
+        """
+        if (why := self.declines(offer.ahead)) is not None:
+            raise CannotDecode(why)
+        return self.new(offer)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from megatron.core.models.gpt import GPTModel
 
 from rs_aligner.config import GenerationConfig
 from rs_aligner.generation.allowed import check_allowed
-from rs_aligner.generation.decoder import CannotDecode, Decoder, Engine, Exports, Offer
+from rs_aligner.generation.decoder import Ahead, CannotDecode, Decoder, Engine, Exports, Offer
 from rs_aligner.generation.on_kernels import KERNELS
 from rs_aligner.generation.on_torch import TORCH
 from rs_aligner.generation.on_vllm import VLLM
 from rs_aligner.model.architecture import Architecture
-from rs_aligner.model.runtime import Runtime
+
+if TYPE_CHECKING:  # slow, and a plan asks which engine it will be without a model
+    from megatron.core.models.gpt import GPTModel
+
+    from rs_aligner.model.runtime import Runtime
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -24,6 +29,47 @@ ENGINES: list[Engine] = [
     TORCH,
     VLLM,
 ]
+
+
+class Chosen(NamedTuple):
+    """The engine that is going to decode, and why none before it in the list does, by their names."""
+
+    engine: Engine
+    others: Mapping[str, str]
+
+
+def choose(ahead: Ahead, config: GenerationConfig) -> Chosen:
+    """The engine that is going to decode a model before it is there, as far as that can be told.
+
+    What cannot: whether the kernels compile, and whether servers answer. Then `new_decoder` finds another.
+
+    Raises:
+        ValueError: as `new_decoder`.
+    """
+    others: dict[str, str] = {}
+    for engine in _tried(ahead, config, others):
+        if (why := engine.declines(ahead)) is None:
+            return Chosen(engine, others)
+        others[engine.name] = why
+    raise ValueError(_nobody(ahead, config, others))
+
+
+def _tried(ahead: Ahead, config: GenerationConfig, others: dict[str, str]) -> Iterator[Engine]:
+    """The engines that are to be tried, the fastest first; the others, and why they are not."""
+    for engine in ENGINES:
+        if config.engine == "auto":
+            if (why := engine.passed_over(ahead)) is not None:
+                others[engine.name] = why
+                continue
+        elif engine.name != config.engine:
+            continue
+        yield engine
+
+
+def _nobody(ahead: Ahead, config: GenerationConfig, others: Mapping[str, str]) -> str:
+    wanted = "no engine can" if config.engine == "auto" else f"generation.engine={config.engine} cannot"
+    reasons = "; ".join(f"{name}: {why}" for name, why in others.items())
+    return f"{wanted} decode this {ahead.arch.family} model here: {reasons}"
 
 
 def new_decoder(
@@ -56,9 +102,8 @@ def new_decoder(
     config = config or GenerationConfig()
     offer = Offer(model, arch, runtime, config, check_allowed(allowed, arch.vocab_size), exports)
     declined: dict[str, str] = {}
-    for engine in ENGINES:
-        if not (engine.is_meant(offer) if config.engine == "auto" else engine.name == config.engine):
-            continue
+    others: dict[str, str] = {}
+    for engine in _tried(offer.ahead, config, others):
         decoder, reason = _try(engine, offer)
         if runtime.maximum({"missing": float(decoder is None)})["missing"]:  # ranks must not differ
             declined[engine.name] = reason
@@ -67,14 +112,12 @@ def new_decoder(
             if runtime.rank == 0:
                 _logger.info("decoder: %s%s", decoder.description, slower)
             return decoder
-    reasons = "; ".join(f"{name}: {why}" for name, why in declined.items()) or "none is meant for it"
-    wanted = "no engine can" if config.engine == "auto" else f"generation.engine={config.engine} cannot"
-    raise ValueError(f"{wanted} decode this {arch.family} model here: {reasons}")
+    raise ValueError(_nobody(offer.ahead, config, declined | others))
 
 
 def _try(engine: Engine, offer: Offer) -> tuple[Decoder | None, str]:
     """The engine's decoder, and why it cannot be used if it cannot."""
     try:
-        return engine.new(offer), f"another rank has no {engine.name}"
+        return engine.decoder(offer), f"another rank has no {engine.name}"
     except CannotDecode as error:
         return None, str(error)

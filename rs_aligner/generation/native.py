@@ -119,12 +119,23 @@ def build(source: Path, head_dim: int, group: int) -> tuple[Path, str, float]:
     Raises:
         NoKernels: as `load_kernels`.
     """
-    if head_dim % 2 or not 2 <= head_dim <= 256 or group > 16:
-        raise NoKernels(f"there are no kernels for {group} query heads of {head_dim} numbers to a key's")
+    if (why := lacks(head_dim, group)) is not None:
+        raise NoKernels(why)
     try:
         return compiled.build(source, INCLUDES, (f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"))
     except compiled.CannotCompile as error:
         raise NoKernels(str(error)) from error
+
+
+def lacks(head_dim: int, group: int) -> str | None:
+    """What is missing for kernels for such heads, as far as it shows before they are compiled."""
+    if head_dim % 2 or not 2 <= head_dim <= 256 or group > 16:
+        return f"there are no kernels for {group} query heads of {head_dim} numbers to a key's"
+    try:
+        compiled.find_compiler()
+    except compiled.CannotCompile as error:
+        return str(error)
+    return None
 
 
 def fingerprint() -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
-
-from rs_aligner.generation.decoder import CannotDecode, Engine, Offer, Wave
-from rs_aligner.generation.native import load_kernels
-from rs_aligner.generation.native_network import NativeNetwork
-from rs_aligner.generation.paged import PagedWave
+from rs_aligner.generation.decoder import Ahead, Engine, Offer, Wave
+from rs_aligner.generation.native import lacks, load_kernels
 from rs_aligner.generation.rows import Ended
 from rs_aligner.model.architecture import QK_NORM, QKV_BIAS
 from rs_aligner.model.compiled import processor
+
+if TYPE_CHECKING:
+    from rs_aligner.generation.native_network import NativeNetwork
 
 KNOWN = frozenset({QKV_BIAS, QK_NORM})
 AMX_WIDTH = (
@@ -47,28 +47,38 @@ class KernelDecoder:
 
     def decode(self, wave: Wave) -> Iterator[Ended]:
         """As `Decoder.decode`."""
+        from rs_aligner.generation.paged import PagedWave  # slow, and a plan does without
+
         return PagedWave(self.network, wave, self.kv_cache_bytes).run()
 
 
-def _is_meant(offer: Offer) -> bool:
-    """On a CPU, but for wide models in bf16 where it has AMX: there torch's products are twice as fast.
+def _passed_over(ahead: Ahead) -> str | None:
+    """On a CPU it is not, but for wide models in bf16 where it has AMX.
 
     It depends on the processor and on shapes only, so that a run that goes on decodes as before.
     """
-    if offer.runtime.device.type != "cpu":
-        return False
-    in_bf16 = next(offer.model.parameters()).dtype == torch.bfloat16
-    return not (in_bf16 and offer.arch.hidden_size >= AMX_WIDTH and "amx_bf16" in processor().split())
+    if ahead.on_gpu:
+        return _FOR_CPUS
+    if ahead.bf16 and ahead.arch.hidden_size >= AMX_WIDTH and "amx_bf16" in processor().split():
+        return f"with AMX torch is twice as fast in bf16 from a width of {AMX_WIDTH}"
+    return None
+
+
+def _declines(ahead: Ahead) -> str | None:
+    if ahead.on_gpu:
+        return _FOR_CPUS
+    arch = ahead.arch
+    return ahead.unknown(KNOWN) or lacks(arch.head_dim, arch.num_heads // arch.num_kv_heads)
 
 
 def _new(offer: Offer) -> KernelDecoder:
-    if offer.runtime.device.type != "cpu":
-        raise CannotDecode("they are for CPUs")
-    offer.require(KNOWN)
+    from rs_aligner.generation.native_network import NativeNetwork  # slow, and a plan does without
+
     arch = offer.arch
     kernels = load_kernels(arch.head_dim, arch.num_heads // arch.num_kv_heads)
     network = NativeNetwork(offer.model, arch, offer.runtime, kernels, offer.allowed)
     return KernelDecoder(network, offer.config.kv_cache_bytes)
 
 
-KERNELS = Engine("kernels", _is_meant, _new)
+_FOR_CPUS = "they are for CPUs"
+KERNELS = Engine("kernels", _new, _passed_over, _declines, cached_bytes=lambda ahead: 4)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from rs_aligner.generation.cohorts import CohortWave
 from rs_aligner.generation.decoder import Engine, Offer, Wave
-from rs_aligner.generation.network import Network
 from rs_aligner.generation.rows import Ended
 from rs_aligner.model.architecture import (
     EXPERTS,
@@ -18,6 +17,9 @@ from rs_aligner.model.architecture import (
     QK_NORM,
     QKV_BIAS,
 )
+
+if TYPE_CHECKING:
+    from rs_aligner.generation.network import Network
 
 KNOWN = frozenset(
     {QKV_BIAS, QK_NORM, PROJECTION_BIAS, MLP_BIAS, EXPERTS, LAYER_NORM, LEARNT_POSITIONS, PLAIN_MLP}
@@ -45,13 +47,16 @@ class TorchDecoder:
 
     def decode(self, wave: Wave) -> Iterator[Ended]:
         """As `Decoder.decode`."""
+        from rs_aligner.generation.cohorts import CohortWave  # slow, and a plan does without
+
         return CohortWave(self.network, wave, self.kv_cache_bytes).run()
 
 
 def _new(offer: Offer) -> TorchDecoder:
-    offer.require(KNOWN)
+    from rs_aligner.generation.network import Network  # slow, and a plan does without
+
     network = Network(offer.model, offer.arch, offer.runtime, offer.allowed)
     return TorchDecoder(network, offer.config.kv_cache_bytes)
 
 
-TORCH = Engine("torch", lambda offer: True, _new)
+TORCH = Engine("torch", _new, declines=lambda ahead: ahead.unknown(KNOWN))

@@ -49,10 +49,7 @@ def build(source: Path, includes: Sequence[Path], defines: Sequence[str]) -> tup
     Raises:
         CannotCompile: no compiler, or it failed.
     """
-    names = [os.environ.get("CC", ""), "cc", "gcc"]
-    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
-    if compiler is None:
-        raise CannotCompile("there is no C compiler (cc or gcc, or what CC names)")
+    compiler = find_compiler()
     version = _run([compiler, "--version"]).splitlines()[0]
     what = [*FLAGS, *defines]
     sources = [source, *(path for folder in includes for path in sorted(folder.iterdir()))]
@@ -68,6 +65,19 @@ def build(source: Path, includes: Sequence[Path], defines: Sequence[str]) -> tup
         write_whole(made, [content, checksum(content).encode()])
         os.replace(made, library)
     return library, version, time.monotonic() - began
+
+
+def find_compiler() -> str:
+    """The C compiler of this machine.
+
+    Raises:
+        CannotCompile: there is none.
+    """
+    names = [os.environ.get("CC", ""), "cc", "gcc"]
+    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        raise CannotCompile("there is no C compiler (cc or gcc, or what CC names)")
+    return compiler
 
 
 def _is_whole(library: Path) -> bool:

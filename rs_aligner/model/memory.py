@@ -17,6 +17,7 @@ from rs_aligner.model.lora_spec import ROW_PARALLEL, LoraSpec, projections
 from rs_aligner.model.lora_wanted import spec_of
 from rs_aligner.model.sizes import expert_parameters, stage_parameters
 from rs_aligner.model.tensors import num_parameters
+from rs_aligner.model.wave import wave_of
 from rs_aligner.objective.terms import compares_logits
 
 ADAM_BYTES = 8  # two running means in float32
@@ -109,7 +110,13 @@ def training_bytes(arch: Architecture, config: TrainConfig, *, bf16: bool, on_gp
 
 
 def memory_of(
-    arch: Architecture, config: TrainConfig, lengths: Lengths, *, bf16: bool, on_gpu: bool
+    arch: Architecture,
+    config: TrainConfig,
+    lengths: Lengths,
+    *,
+    bf16: bool,
+    on_gpu: bool,
+    cached: int | None = None,
 ) -> Memory:
     """The memory of the rank that needs most.
 
@@ -119,7 +126,11 @@ def memory_of(
         lengths: of its data.
         bf16: in which type it trains; else float32.
         on_gpu: where.
+        cached: bytes of a number of the decoder's cache, 0 where a rank has none; None for what our own
+            engines take: float32 on a CPU, the model's type on a GPU.
     """
+    element = 2 if bf16 else 4
+    on_rank = (element if on_gpu else 4) if cached is None else cached
     if isinstance(config, TrainRewardModelConfig):
         arch = replace(arch, value_head=True, tied_embeddings=False)
     tp, pp = config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size
@@ -132,7 +143,7 @@ def memory_of(
             layers = arch.num_layers // pp
             head = arch.hidden_size if arch.value_head and stage == pp - 1 else 0
             sizes = _Sizes(size + layers * adapters, layers * adapters + head, layers * adapted, 0)
-        found.append(_of_stage(arch, config, lengths, stage, sizes, 2 if bf16 else 4, on_gpu))
+        found.append(_of_stage(arch, config, lengths, stage, sizes, _Types(element, on_rank), on_gpu))
     return max(found, key=lambda memory: memory.most)
 
 
@@ -146,6 +157,13 @@ class _Sizes(NamedTuple):
     trained: int
     adapted: int
     experts: int
+
+
+class _Types(NamedTuple):
+    """Bytes of a number: of a weight, and of the decoder's cache."""
+
+    weight: int
+    cached: int
 
 
 def _adapters(arch: Architecture, spec: LoraSpec, ranks: int) -> tuple[int, int]:
@@ -170,9 +188,10 @@ def _of_stage(
     lengths: Lengths,
     stage: int,
     sizes: _Sizes,
-    element: int,
+    types: _Types,
     on_gpu: bool,
 ) -> Memory:
+    element = types.weight
     replicas = config.data_parallel_size
     shards = replicas if config.model.optim.distributed else 1
     size, trained = sizes.weights, sizes.trained
@@ -181,11 +200,12 @@ def _of_stage(
     stepped = -(-(trained - sizes.experts) // shards) - (-sizes.experts // of_experts)
     states = (ADAM_BYTES + (MASTER_BYTES if element == 2 else 0)) * stepped
     elsewhere = int(offload.fraction * states)
-    cache, decoding = _sampling(arch, config, lengths, element=element, on_gpu=on_gpu)
+    cache, decoding = _sampling(arch, config, lengths, types, on_gpu=on_gpu)
     passing = Pass(arch, config, lengths, stage, element)
     start = element * trained if _needs_start(config) else 0
     keeps_start = not (on_gpu and _offloads_start(config))
-    base = element * sizes.adapted if cache else 0  # merged into; a GPU's waits in the memory beside it
+    samples = isinstance(config, TrainRSConfig) and bool(lengths.prompts)
+    base = element * sizes.adapted if samples else 0  # merged into; a GPU's waits in the memory beside it
     waits = states if offload.while_sampling else elsewhere
     return Memory(
         weights=element * size,
@@ -252,39 +272,19 @@ def _offloads_start(config: TrainConfig) -> bool:
 
 
 def _sampling(
-    arch: Architecture, config: TrainConfig, lengths: Lengths, *, element: int, on_gpu: bool
+    arch: Architecture, config: TrainConfig, lengths: Lengths, types: _Types, *, on_gpu: bool
 ) -> tuple[int, int]:
     """The decoder's cache, and what choosing tokens takes besides."""
-    if not lengths.prompts or not isinstance(config, TrainRSConfig):
+    if not lengths.prompts or not isinstance(config, TrainRSConfig) or not types.cached:
         return 0, 0
-    numbers = element if on_gpu else 4  # the kernels for a CPU keep float32
-    cache = cache_bytes(arch, config, lengths.prompts, lengths.prompt, element=numbers)
+    wave = wave_of(config, lengths.prompts, lengths.prompt)
+    cache = wave.cache_bytes(arch, types.cached) // config.model_parallel_size
     budget = config.model.rs.generation.kv_cache_bytes
-    rollouts = wave_size(config, lengths.prompts) * config.model.rs.num_rollouts_per_prompt
+    rollouts = wave.prompts * wave.each
     if budget is not None and budget < cache:
         rollouts, cache = -(-rollouts * budget // cache), budget
     if not on_gpu:
         return cache, 0  # a small model's tokens are chosen a row at a time
     wide = 3 * arch.intermediate_size + 4 * arch.hidden_size
-    prefill = min(_PREFILL_TOKENS, lengths.prompts * lengths.prompt) * wide * element
+    prefill = min(_PREFILL_TOKENS, lengths.prompts * lengths.prompt) * wide * types.weight
     return cache, rollouts * arch.vocab_size * _CHOICE_BYTES + prefill // config.model_parallel_size
-
-
-def wave_size(config: TrainRSConfig, num_prompts: int) -> int:
-    """Prompts that are decoded together on a data-parallel rank."""
-    return min(
-        -(-num_prompts // config.data_parallel_size), config.model.rs.rollout_micro_batch_size or num_prompts
-    )
-
-
-def cache_bytes(
-    arch: Architecture, config: TrainRSConfig, num_prompts: int, longest_prompt: int, *, element: int
-) -> int:
-    """Most bytes that the cache of a wave of `num_prompts` prompts takes on one rank, if it has no budget.
-
-    A prompt is kept once; what rounding up to pages adds is left out. A number takes `element` bytes.
-    """
-    rs = config.model.rs
-    each = longest_prompt + rs.num_rollouts_per_prompt * rs.length_params.max_length
-    tokens = wave_size(config, num_prompts) * each
-    return tokens * arch.cache_bytes_per_token(element) // config.model_parallel_size

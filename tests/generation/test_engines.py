@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +12,11 @@ from safetensors.torch import load_file
 
 from rs_aligner.config import GenerationConfig, LengthParams, PolicyModelBase, SamplingParams
 from rs_aligner.generation import engines, on_kernels
-from rs_aligner.generation.decoder import CannotDecode, Decoder, Engine, Offer, Wave
+from rs_aligner.generation.decoder import Ahead, CannotDecode, Decoder, Engine, Offer, Wave
 from rs_aligner.generation.native import NoKernels
 from rs_aligner.generation.on_torch import TORCH
 from rs_aligner.generation.rows import Ended
+from rs_aligner.model.architecture import EXPERTS, Architecture, Rope
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
@@ -52,7 +52,7 @@ class Counting:
             yield row, tokens, [0.0] * row.limit, "length"
 
 
-COUNTING = Engine("counting", lambda offer: True, Counting)
+COUNTING = Engine("counting", Counting)
 
 # Its line.
 
@@ -132,7 +132,7 @@ def test_an_engine_that_cannot_run_the_model_says_why_and_the_next_one_decodes(
     def decline(offer: Offer) -> Decoder:
         raise CannotDecode(f"nobody counts to {offer.arch.vocab_size}")
 
-    declining = Engine("counting", lambda offer: True, decline)
+    declining = Engine("counting", decline)
     monkeypatch.setattr(engines, "ENGINES", [declining, TORCH])
     decoder_of(one_rank, tmp_path / "one")
     assert log.messages == ["decoder: torch, which is slower, since nobody counts to 96"]
@@ -181,31 +181,82 @@ def test_the_engine_that_the_config_names_decodes_or_nobody_does(
         decoder_of(one_rank, tmp_path / "kernels", engine="kernels")
 
 
+def ahead_of(width: int = 64, *, on_gpu: bool = False, bf16: bool = False, **shape: Any) -> Ahead:
+    arch = Architecture(
+        **{
+            "family": "llama",
+            "vocab_size": 96,
+            "hidden_size": width,
+            "num_layers": 2,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 80,
+            "max_positions": 128,
+            "norm_eps": 1e-5,
+            "rope": Rope(),
+            "tied_embeddings": True,
+            **shape,
+        }
+    )
+    return Ahead(arch, on_gpu, bf16)
+
+
 @pytest.mark.parametrize(
-    ("device", "dtype", "width", "flags", "meant"),
+    ("width", "on_gpu", "bf16", "flags", "chosen", "why"),
     [
-        ("cpu", torch.float32, 1024, "fpu amx_bf16", True),
-        (
-            "cpu",
-            torch.bfloat16,
-            1024,
-            "fpu amx_bf16 sse",
-            False,
-        ),  # twice as fast on torch, where it was measured
-        ("cpu", torch.bfloat16, 1024, "fpu avx512_bf16", True),
-        ("cpu", torch.bfloat16, 512, "fpu amx_bf16", True),
-        ("cuda", torch.bfloat16, 1024, "fpu", False),
+        (1024, False, False, "fpu amx_bf16", "kernels", ""),
+        # Twice as fast on torch, where it was measured.
+        (1024, False, True, "fpu amx_bf16 sse", "torch", "with AMX torch is twice as fast in bf16"),
+        (1024, False, True, "fpu avx512_bf16", "kernels", ""),
+        (512, False, True, "fpu amx_bf16", "kernels", ""),
+        (1024, True, True, "fpu", "torch", "they are for CPUs"),
     ],
 )
-def test_which_of_our_engines_is_tried_follows_from_processor_and_shapes(
-    device: str, dtype: torch.dtype, width: int, flags: str, meant: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("compiler")
+def test_which_of_our_engines_is_chosen_follows_from_processor_and_shapes(
+    width: int, on_gpu: bool, bf16: bool, flags: str, chosen: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_kernels, "processor", lambda: f"model name : some\nflags : {flags}")
-    parameter = torch.nn.Linear(1, 1, dtype=dtype)
-    offer: Any = SimpleNamespace(
-        model=parameter,
-        arch=SimpleNamespace(hidden_size=width),
-        runtime=SimpleNamespace(device=torch.device(device)),
-    )
-    assert on_kernels.KERNELS.is_meant(offer) is meant
-    assert TORCH.is_meant(offer)
+    found = engines.choose(ahead_of(width, on_gpu=on_gpu, bf16=bf16), GenerationConfig())
+    assert found.engine.name == chosen
+    assert found.others.get("kernels", "").startswith(why)
+    assert bool(found.others.get("kernels")) is bool(why)
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        ({"features": frozenset({EXPERTS})}, "experts of llama is unknown to it"),
+        ({"num_heads": 64}, "there are no kernels for 32 query heads of 16 numbers to a key's"),
+        ({"head_dim": 15}, "there are no kernels for 2 query heads of 15 numbers to a key's"),
+    ],
+)
+@pytest.mark.usefixtures("compiler")
+def test_what_the_kernels_cannot_decode_shows_before_there_is_a_model(
+    shape: dict[str, Any], why: str
+) -> None:
+    found = engines.choose(ahead_of(**shape), GenerationConfig())
+    assert (found.engine.name, found.others) == ("torch", {"kernels": why})
+    with pytest.raises(ValueError, match=f"generation.engine=kernels cannot decode this llama .*: {why}"):
+        engines.choose(ahead_of(**shape), GenerationConfig(engine="kernels"))
+
+
+def test_without_a_compiler_torch_is_foretold_and_decodes(
+    one_rank: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    found = engines.choose(ahead_of(), GenerationConfig())
+    why = "there is no C compiler (cc or gcc, or what CC names)"
+    assert (found.engine.name, found.others) == ("torch", {"kernels": why})
+    assert decoder_of(one_rank, tmp_path / "model").description == "torch"
+    assert log.messages == [f"decoder: torch, which is slower, since {why}"]
+
+
+def test_what_is_foretold_of_an_offer_is_what_was_known_before(one_rank: Runtime, tmp_path: Path) -> None:
+    arch = read_architecture(save_tiny("qwen3", tmp_path))
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build_model(arch, transformer_config(arch, one_rank, dtype=dtype), one_rank)
+        offer = Offer(model, arch, one_rank, GenerationConfig(), None)
+        assert offer.ahead == Ahead(arch, on_gpu=False, bf16=dtype == torch.bfloat16)

@@ -119,6 +119,6 @@ def sing(offer: Offer) -> Canary:
     wave = Wave(rows, Controls(greedy=True, max_length=LENGTH), EndStrings(_NoEnds(), ()))
     sung: list[Sung] = [((), ())] * len(prompts)
     with torch.no_grad():
-        for row, tokens, log_probs, _ in TORCH.new(alone).decode(wave):
+        for row, tokens, log_probs, _ in TORCH.decoder(alone).decode(wave):
             sung[row.group] = tuple(tokens), tuple(log_probs)
     return Canary(prompts, sung, BOUNDS[offer.model.config.params_dtype])

@@ -17,13 +17,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
+from typing import TYPE_CHECKING
 
 from rs_aligner.files import write_whole
 from rs_aligner.generation.decoder import Exports
 from rs_aligner.generation.vllm.canary import Canary
 from rs_aligner.model.architecture import Architecture
-from rs_aligner.model.runtime import Runtime
 from rs_aligner.model.tensors import check_tensors
+
+if TYPE_CHECKING:  # slow, and a plan looks at engines only
+    from rs_aligner.model.runtime import Runtime
 
 MARKER = "rs_aligner_marker"
 """The file with the word, as `rollout_server.guard` knows it, too."""
