@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -160,3 +162,58 @@ def test_planned_memory_stands_beside_what_was_allocated(monkeypatch: pytest.Mon
     found = {"one rank": {"lora": {"held": (11 << 10, 10 << 10), "a step": (3 << 20, 4 << 20)}}}
     line = importlib.import_module("planned_memory").table(found)
     assert line == "| one rank | lora | 11 / 10 (1.10) | 3,072 / 4,096 (0.75) |"
+
+
+def quick_engines(out: Path, *sides: str, **variables: str) -> dict[str, Any]:
+    """What the benchmark of engines finds of its small model."""
+    command = (
+        "-W",
+        "ignore",
+        "benchmarks/engines.py",
+        "--quick",
+        "--repeats",
+        "1",
+        "--sides",
+        ",".join(sides),
+    )
+    run(*command, "--out", str(out), timeout=290, **variables)
+    found: dict[str, Any] = json.loads(out.read_text())["results"]["57m"]
+    for work in ("sampled", "greedy"):
+        assert all(one["tokens_a_cpu_second"] > 0 for one in found[work].values())
+    assert {one["equal"] for one in found["greedy"].values()} == {1.0}  # the same weights, in float32
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_engines_are_measured_side_by_side_with_a_real_vllm(tmp_path: Path, vllm_python: Path) -> None:
+    sides = ("kernels", "torch", "vllm", "vllm_engine")
+    found = quick_engines(tmp_path / "results.json", *sides, RS_ALIGNER_VLLM_PYTHON=str(vllm_python))
+    assert set(found["sampled"]) == set(found["greedy"]) == set(sides)
+    taken = found["new weights"]["vllm_engine"]
+    parts = [seconds for name, seconds in taken.items() if name.startswith("wall of")]
+    assert sum(parts) <= taken["wall"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_engines_that_are_not_here_are_left_out_by_name(tmp_path: Path) -> None:
+    nowhere = {"RS_ALIGNER_VLLM_PYTHON": "/nowhere", "RS_ALIGNER_LLAMA_PYTHON": "/nowhere"}
+    found = quick_engines(tmp_path / "results.json", "kernels", "vllm", "llama_cpp", **nowhere)
+    assert set(found["sampled"]) == {"kernels"}
+
+
+def test_seconds_of_a_whole_process_tree_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    sides = importlib.import_module("engine_sides")
+    spin = "import time\nwhile time.process_time() < 0.3: pass"
+    wait = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {spin!r}]).wait()\ninput()"
+    process = subprocess.Popen([sys.executable, "-c", wait], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while sides.cpu_seconds(process.pid) < 0.3:  # its child's, alive or not
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()
