@@ -75,6 +75,19 @@ YARN_ROPE = {
     "rope_theta": 10000.0,
 }
 OF_GPT2 = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "vocab_size": 96, "n_inner": 80}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.7, 2.3, 3.1],
+    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0],
+}
+ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}  # some defaults are beyond the vocabulary
+MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 2.5,
+}
 FAMILIES = {
     "llama": lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama3": lambda: transformers.LlamaConfig(
@@ -88,6 +101,30 @@ FAMILIES = {
         **SIZES, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=24, head_dim=16
     ),
     "gpt2": lambda: transformers.GPT2Config(**OF_GPT2, bos_token_id=None, eos_token_id=None),
+    "smollm3": lambda: transformers.SmolLM3Config(
+        **SIZES, **ENDS, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=24
+    ),
+    "granite": lambda: transformers.GraniteConfig(**SIZES, **MULTIPLIERS),
+    "olmo2": lambda: transformers.Olmo2Config(**SIZES, **ENDS),
+    "phi3": lambda: transformers.Phi3Config(
+        **{**SIZES, "hidden_size": 64},
+        **ENDS,
+        sliding_window=24,
+        rope_parameters={**LONGROPE, "partial_rotary_factor": 0.75},
+        original_max_position_embeddings=112,
+    ),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **SIZES, **ENDS, head_dim=16, sliding_window=24, query_pre_attn_scalar=20, attn_logit_softcapping=2.0
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **{**SIZES, **ENDS},
+        head_dim=16,
+        sliding_window=24,
+        sliding_window_pattern=2,
+        query_pre_attn_scalar=20,
+        final_logit_softcapping=3.0,
+        rope_parameters={"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0}},
+    ),
     "all of llama": lambda: transformers.LlamaConfig(
         **SIZES, attention_bias=True, mlp_bias=True, rope_parameters=YARN_ROPE
     ),
@@ -124,10 +161,17 @@ def balanced(folder: Path, copy: Path, coefficient: float = 0.5) -> Path:
     return copy
 
 
-def save_tiny(family: str, folder: Path, seed: int = 0, *, layers: int | None = None) -> Path:
+def save_tiny(
+    family: str, folder: Path, seed: int = 0, *, layers: int | None = None, vocab_size: int | None = None
+) -> Path:
     """A random model with weights large enough for its logits to differ clearly; returns `folder`."""
     config = FAMILIES[family]()
-    config.num_hidden_layers = layers or config.num_hidden_layers
+    config.vocab_size = vocab_size or config.vocab_size
+    if layers is not None:
+        config.num_hidden_layers = layers
+        for key in ("layer_types", "no_rope_layers"):
+            if getattr(config, key, None) is not None:
+                setattr(config, key, getattr(config, key)[:layers])
     return save_random(config, folder, seed)
 
 

@@ -176,12 +176,21 @@ def model_positions(folder: str) -> int | None:
 def positions_of(made: Mapping[str, Any]) -> int | None:
     """The longest sequence that a model is used for, if its config.json, `made`, tells.
 
-    As many tokens as it has positions, or as its sliding window has where that is shorter: there the window
-    hides nothing, and there is no mask for more. It counts unless `use_sliding_window` says that it does not.
+    As many tokens as it has positions; with YaRN at least `factor` times those before it. Qwen2.5 and Qwen3
+    come without YaRN, and their readme adds it and leaves the number of positions alone. How far it goes: the
+    scale s of Peng et al., "YaRN" (2023), arXiv 2309.00071. With LongRoPE those before it: beyond them all
+    frequencies of a sequence are others.
     """
-    positions, window = _rotary_positions(made), made.get("sliding_window")
-    found = [positions, window if made.get("use_sliding_window", True) else positions]
-    return min((one for one in found if isinstance(one, int)), default=None)
+    positions, rope, kind = made.get("max_position_embeddings"), rope_of(made), rope_type_of(made)
+    if not isinstance(positions, int) or kind not in ("yarn", "longrope"):
+        return positions if isinstance(positions, int) else None
+    key = "original_max_position_embeddings"
+    factor, original = rope.get("factor"), made.get(key) or rope.get(key) or positions
+    if kind == "longrope" and isinstance(original, int):
+        return min(positions, original)
+    if not isinstance(factor, int | float) or not isinstance(original, int) or not factor < math.inf:
+        return positions  # whoever reads the model refuses it
+    return max(positions, int(factor * original))
 
 
 def _experts(made: Mapping[str, Any]) -> int:
@@ -202,28 +211,10 @@ def rope_type_of(made: Mapping[str, Any]) -> Any:
     return rope.get("rope_type", rope.get("type", "default"))
 
 
-def _rotary_positions(made: Mapping[str, Any]) -> int | None:
-    """As many as a config.json says; with YaRN at least `factor` times those before it.
-
-    Qwen2.5 and Qwen3 come without YaRN, and their readme adds it and leaves the number of positions alone.
-    How far it goes: the scale s of Peng et al., "YaRN" (2023), arXiv 2309.00071.
-    """
-    positions, rope = made.get("max_position_embeddings"), rope_of(made)
-    if not isinstance(positions, int) or rope_type_of(made) != "yarn":
-        return positions if isinstance(positions, int) else None
-    key = "original_max_position_embeddings"
-    factor, original = rope.get("factor"), made.get(key) or rope.get(key) or positions
-    if not isinstance(factor, int | float) or not isinstance(original, int) or not factor < math.inf:
-        return positions  # whoever reads the model refuses it
-    return max(positions, int(factor * original))
-
-
 def _made_for(made: Mapping[str, Any], positions: int) -> str:
-    if positions != _rotary_positions(made):
-        return f"should be at most {positions}, the policy's sliding_window, which is not masked"
     most = f"the policy was made for at most {positions} positions"
-    if rope_type_of(made) == "dynamic":
-        most += ", beyond which its dynamic rope_type makes another model for each length"
+    if (kind := rope_type_of(made)) in ("dynamic", "longrope"):
+        most += f", beyond which its {kind} rope_type makes another model for each length"
     return most
 
 

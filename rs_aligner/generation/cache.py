@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from rs_aligner.generation.sharing import Sharing, attend_at_once, attend_in_parts
+from rs_aligner.model.attending import Rule
 
 ROOM = 32  # slots that each rollout of a cohort has at first; they double when they are taken
 
@@ -74,6 +75,7 @@ class CohortCache:
         self.prompts, self.device = prompts, like.device
         self.owners = [p for p, count in enumerate(counts) for _ in range(count)]
         self.length, self.limit, self.room = 0, limit, min(limit, ROOM)
+        self._sights: dict[int, Sharing] = {}  # of the token that comes, by window
         shape = (like.shape[1], len(self.owners), 2, self.room, like.shape[4])
         self.own = [like.new_empty(shape) for _ in prompts.layers]
         self._arrange()
@@ -83,11 +85,12 @@ class CohortCache:
         """Bytes held, the prompts' included."""
         return sum(tensor.nbytes for tensor in (*self.own, *self.prompts.layers))
 
-    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        """Add a token's key and value to each rollout and attend to all that it has.
+    def attend(self, layer: int, qkv: torch.Tensor, rule: Rule) -> torch.Tensor:
+        """Add a token's key and value to each rollout and attend to all that it has in sight.
 
         Args:
             layer: of this rank.
+            rule: of the layer.
             qkv: `[R, kv_heads, group + 2, dim]`: the query heads by the key they share, the key, the value.
 
         Returns:
@@ -95,14 +98,28 @@ class CohortCache:
         """
         by_head = qkv.transpose(0, 1)
         self.own[layer][:, :, :, self.length] = by_head[:, :, -2:]
-        keys, values = self.own[layer][:, :, :, : self.length + 1].unbind(2)
-        attend = attend_in_parts if self.device.type == "cpu" else attend_at_once
+        first = 0 if rule.window is None else max(0, self.length + 1 - rule.window)
+        keys, values = self.own[layer][:, :, :, first : self.length + 1].unbind(2)
+        hides = rule.hides(max(self.prompts.lengths) + self.length + 1)
+        # Of a part that is all out of sight there is no log-sum-exp.
+        is_bent = rule.cap is not None
+        attend = attend_at_once if hides or is_bent or self.device.type != "cpu" else attend_in_parts
         query, prompts = by_head[:, :, :-2].contiguous(), self.prompts.layers[layer]
-        return attend(query, prompts, keys, values, self.sharing).transpose(0, 1)
+        sharing = self._in_sight(rule) if hides else self.sharing
+        return attend(query, prompts, keys, values, sharing, rule).transpose(0, 1)
+
+    def _in_sight(self, rule: Rule) -> Sharing:
+        """The plan with what is before a window out of sight; made once for all layers that have it."""
+        assert rule.window is not None
+        if rule.window not in self._sights:
+            firsts = [length + self.length + 1 - rule.window for length in self.prompts.lengths]
+            self._sights[rule.window] = self.sharing.from_places(firsts, self.prompts.layers[0])
+        return self._sights[rule.window]
 
     def advance(self) -> None:
         """Make the slot just filled a lasting one, and room for the next."""
         self.length += 1
+        self._sights.clear()
         if self.length == self.room < self.limit:
             self._move(None)
 
@@ -130,3 +147,4 @@ class CohortCache:
             self.prompts = self.prompts.select(alive)
             self.owners = [alive.index(owner) for owner in self.owners]
         self.sharing = Sharing.of(self.owners, self.prompts.lengths, self.own[0])
+        self._sights.clear()

@@ -17,6 +17,7 @@ from rs_aligner.generation.cohort import Cohort
 from rs_aligner.generation.decoder import Wave
 from rs_aligner.generation.network import Network
 from rs_aligner.generation.rows import Ended, RolloutRow
+from rs_aligner.model.attending import Rule
 from rs_aligner.rollout import Prompt
 
 PREFILL_TOKENS = 8192  # padded prompt tokens in one prefill pass; bounds its activations
@@ -120,11 +121,11 @@ class CohortWave:
         cohorts = self.cohorts
         sizes = [len(cohort.rows) for cohort in cohorts]
 
-        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, qkv: torch.Tensor, rule: Rule) -> torch.Tensor:
             if len(cohorts) == 1:
-                return cohorts[0].cache.attend(layer, qkv)
+                return cohorts[0].cache.attend(layer, qkv, rule)
             parts = zip(cohorts, qkv.split(sizes), strict=True)
-            return torch.cat([cohort.cache.attend(layer, part) for cohort, part in parts])
+            return torch.cat([cohort.cache.attend(layer, part, rule) for cohort, part in parts])
 
         logits = self.network.decode(
             torch.cat([cohort.last for cohort in cohorts]),

@@ -44,12 +44,15 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 
 class Layer(ctypes.Structure):
-    """A layer's weights and cache, by address; as in `kernels.c`."""
+    """A layer's weights, cache and angles, by address, and its window; as in `kernels.c`."""
 
-    _fields_ = _fields(
-        _POINTER,
-        "attention_norm qkv qkv_bias q_norm k_norm projection mlp_norm gate_up down keys values",
-    )
+    _fields_ = [
+        *_fields(
+            _POINTER,
+            "attention_norm qkv qkv_bias q_norm k_norm projection mlp_norm gate_up down keys values cos sin",
+        ),
+        *_fields(_LONG, "window"),
+    ]
 
 
 class Model(ctypes.Structure):
@@ -58,8 +61,8 @@ class Model(ctypes.Structure):
     _fields_ = [
         *_fields(_LONG, "width kv_heads mlp_width max_pages"),
         *_fields(_INT, "half threads sum"),
-        *_fields(_FLOAT, "eps"),
-        *_fields(_POINTER, "cos sin hidden partial normed qkv queries mixed gate_up active scores"),
+        *_fields(_FLOAT, "eps scale"),
+        *_fields(_POINTER, "hidden partial normed qkv queries mixed gate_up active scores"),
     ]
 
 

@@ -29,6 +29,7 @@ from rs_aligner.generation.network import rotary_tables
 from rs_aligner.generation.pages import PagePool
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.compiled import address
+from rs_aligner.model.ends import finished_logits, scaled_embedding
 from rs_aligner.model.runtime import Runtime
 
 
@@ -80,7 +81,7 @@ class NativeNetwork:
         self.tp_group = parallel_state.get_tensor_model_parallel_group()
         self.pp_group = parallel_state.get_pipeline_model_parallel_group()
         self.pp_ranks = dist.get_process_group_ranks(self.pp_group)
-        self.cos, self.sin = (table.contiguous() for table in rotary_tables(model, arch))
+        self.turns = [tuple(x.contiguous() for x in tables) for tables in rotary_tables(model, arch)]
 
     @property
     def bytes_per_page(self) -> int:
@@ -142,8 +143,7 @@ class Session:
             threads=threads,
             sum=self.runtime.tp_size == 1,
             eps=arch.norm_eps,
-            cos=address(network.cos),
-            sin=address(network.sin),
+            scale=arch.score_scale,
             **{name: address(self._buffers[name]) for name in used},
         )
 
@@ -194,6 +194,8 @@ class Session:
             *(address(hidden), width, len(tokens)),
         )
         self._sum(hidden)
+        if self.arch.scales.embedding != 1:
+            hidden.copy_(scaled_embedding(self.arch, hidden))
 
     def _logits(self, hidden: torch.Tensor, rows: int) -> torch.Tensor:
         count, width = self._head.shape
@@ -204,6 +206,7 @@ class Session:
             *(address(self._head), self._half, None, count, width, address(normed), address(logits)),
             *(rows, 0, self._model.threads),
         )
+        logits = finished_logits(self.arch, logits)
         if self.runtime.tp_size == 1:
             return logits
         parts = [torch.empty_like(logits) for _ in range(self.runtime.tp_size)]
@@ -217,6 +220,8 @@ class Session:
             if self.arch.qk_norm
             else (None, None)
         )
+        whole = self.runtime.pp_rank * self.network.num_layers + number
+        turn = self.network.turns[self.arch.rope_place(whole)]
         small = [self._as_float(vector) for vector in (attention.linear_qkv.bias, *norms)]
         return Layer(
             address(self._as_float(layer.input_layernorm.weight)),
@@ -224,6 +229,8 @@ class Session:
             *(address(attention.linear_proj.weight), address(self._as_float(layer.pre_mlp_layernorm.weight))),
             *(address(mlp.linear_fc1.weight), address(mlp.linear_fc2.weight)),
             *(address(self.pool.keys[number]), address(self.pool.values[number])),
+            *map(address, turn),
+            self.arch.window(whole) or 0,
         )
 
     def _as_float(self, vector: torch.Tensor | None) -> torch.Tensor | None:

@@ -20,10 +20,14 @@ from torch.nn import functional
 from rs_aligner.generation.cache import PromptCache
 from rs_aligner.generation.lockstep import begin_pass
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.attending import Rule, attend_causally
+from rs_aligner.model.ends import finished_logits, scaled_embedding
+from rs_aligner.model.layer import Join
+from rs_aligner.model.rotary import order_of_pairs
 from rs_aligner.model.runtime import Runtime
 
-Attend = Callable[[int, torch.Tensor], torch.Tensor]
-"""`attend(layer, qkv)`: as `CohortCache.attend`, with any leading shape."""
+Attend = Callable[[int, torch.Tensor, Rule], torch.Tensor]
+"""`attend(layer, qkv, rule)`: as `CohortCache.attend`, with any leading shape."""
 
 
 class Network:
@@ -50,8 +54,15 @@ class Network:
         self.tp_group = parallel_state.get_tensor_model_parallel_group()
         self.pp_group = parallel_state.get_pipeline_model_parallel_group()
         self.pp_ranks = dist.get_process_group_ranks(self.pp_group)
-        cos, sin = rotary_tables(model, arch)
-        self._cos, self._sin = (table[:, None, None].to(self.device, self.dtype) for table in (cos, sin))
+        first = runtime.pp_rank * self.num_layers
+        self._rules = [Rule.of(arch, first + number) for number in range(self.num_layers)]
+        self._places = [arch.rope_place(first + number) for number in range(self.num_layers)]
+        orders = [order_of_pairs(rope, arch.head_dim) for rope in arch.ropes]
+        self._orders = [None if one is None else torch.tensor(one, device=self.device) for one in orders]
+        self._turns = [
+            tuple(table[:, None, None].to(self.device, self.dtype) for table in tables)
+            for tables in rotary_tables(model, arch)
+        ]
 
     @property
     def bytes_per_token(self) -> int:
@@ -73,15 +84,12 @@ class Network:
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
         cache = PromptCache([], lengths)
 
-        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, qkv: torch.Tensor, rule: Rule) -> torch.Tensor:
             kept = qkv[..., self.group :, :].permute(3, 2, 0, 1, 4).contiguous()
             cache.layers.append(kept)
             key, value = kept.transpose(1, 2)
             query = qkv[..., : self.group, :].flatten(2, 3).transpose(1, 2)
-            out = functional.scaled_dot_product_attention(
-                query, key, value, is_causal=True, enable_gqa=self.group > 1
-            )
-            return out.transpose(1, 2)
+            return attend_causally(query, key, value, rule).transpose(1, 2)
 
         hidden = self._stages(tokens, positions, attend)
         ends = torch.tensor(lengths, device=self.device) - 1
@@ -110,9 +118,9 @@ class Network:
         else:
             hidden = torch.empty(*tokens.shape, self.arch.hidden_size, dtype=self.dtype, device=self.device)
             dist.recv(hidden, self.pp_ranks[self.runtime.pp_rank - 1], group=self.pp_group)
-        cos, sin = self._cos[positions], self._sin[positions]
+        turns = [(cos[positions], sin[positions]) for cos, sin in self._turns]
         for number, layer in enumerate(self.model.decoder.layers):
-            hidden = self._layer(number, layer, hidden, cos, sin, attend)
+            hidden = self._layer(number, layer, hidden, *turns[self._places[number]], attend)
         if not self.runtime.is_last_stage:
             dist.send(hidden.contiguous(), self.pp_ranks[self.runtime.pp_rank + 1], group=self.pp_group)
         return hidden
@@ -132,26 +140,26 @@ class Network:
             layer.input_layernorm(hidden), attention.linear_qkv.weight, attention.linear_qkv.bias
         )
         qkv = qkv.unflatten(-1, (self.num_kv_heads, self.group + 2, self.arch.head_dim))
-        if self.arch.qk_norm:
+        if self.arch.qk_norm or self.arch.wide_qk_norm:
             query, key, value = qkv.split([self.group, 1, 1], dim=-2)
             qkv = torch.cat([attention.q_layernorm(query), attention.k_layernorm(key), value], dim=-2)
+        if (order := self._orders[self._places[number]]) is not None:
+            qkv = torch.cat([qkv[..., :-1, :][..., order], qkv[..., -1:, :]], dim=-2)
         if not self.arch.learnt_positions:
             rotate(qkv, self.group + 1, cos, sin)
-        self._add(hidden, attend(number, qkv).reshape(*hidden.shape[:-1], -1), attention.linear_proj)
+        mixed = attend(number, qkv, self._rules[number]).reshape(*hidden.shape[:-1], -1)
+        self._add(hidden, mixed, attention.linear_proj, layer.self_attn_bda)
         if self.arch.experts is not None:
             return hidden.add_(mlp.mixed(norm(hidden)))
         inner = functional.linear(norm(hidden), mlp.linear_fc1.weight, mlp.linear_fc1.bias)
-        return self._add(hidden, self._activated(mlp, inner), mlp.linear_fc2)
+        return self._add(hidden, mlp.activation_func(inner), mlp.linear_fc2, layer.mlp_bda)
 
-    def _activated(self, mlp: Any, inner: torch.Tensor) -> torch.Tensor:
-        if not self.arch.is_gated:
-            return mlp.activation_func(inner)
-        gate, up = inner.chunk(2, -1)
-        return functional.silu(gate).mul_(up)
-
-    def _add(self, hidden: torch.Tensor, x: torch.Tensor, linear: Any) -> torch.Tensor:
+    def _add(self, hidden: torch.Tensor, x: torch.Tensor, linear: Any, join: Any) -> torch.Tensor:
         """Add what a layer makes of `x`, whose inputs the tensor-parallel ranks share, in place."""
         weight = linear.weight
+        if isinstance(join, Join):
+            found = self._sum(functional.linear(x, weight))
+            return hidden.add_(join.joining(found if linear.bias is None else found.add_(linear.bias)))
         if linear.bias is not None:
             hidden.add_(linear.bias)
         if self.runtime.tp_size > 1:
@@ -168,11 +176,11 @@ class Network:
     def _embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         weight = self.model.embedding.word_embeddings.weight
         if self.runtime.tp_size == 1:
-            return functional.embedding(tokens, weight)
+            return scaled_embedding(self.arch, functional.embedding(tokens, weight))
         local = tokens - self.runtime.tp_rank * len(weight)
         elsewhere = (local < 0) | (local >= len(weight))
         found = functional.embedding(local.masked_fill(elsewhere, 0), weight)
-        return self._sum(found.masked_fill(elsewhere.unsqueeze(-1), 0))
+        return scaled_embedding(self.arch, self._sum(found.masked_fill(elsewhere.unsqueeze(-1), 0)))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if not self.runtime.is_last_stage:
@@ -180,7 +188,7 @@ class Network:
         hidden = self.model.decoder.final_layernorm(hidden)
         shares = self.arch.tied_embeddings and self.runtime.is_first_stage
         weight = self.model.embedding.word_embeddings.weight if shares else self.model.output_layer.weight
-        logits = functional.linear(hidden, weight)
+        logits = finished_logits(self.arch, functional.linear(hidden, weight))
         if self.runtime.tp_size > 1:
             parts = [torch.empty_like(logits) for _ in range(self.runtime.tp_size)]
             dist.all_gather(parts, logits, group=self.tp_group)
@@ -194,10 +202,13 @@ class Network:
         return partial
 
 
-def rotary_tables(model: GPTModel, arch: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, float32 `[positions, dim]`, of training's; the sign is as `rotate` wants it."""
-    cos, sin = model.rotary_pos_emb.get_cos_sin(arch.max_positions)
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+def rotary_tables(model: GPTModel, arch: Architecture) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Cosines and sines of training's, float32 `[positions, dim]`, for each of `arch.ropes`.
+
+    The sign is as `rotate` wants it.
+    """
+    cos, sin = (x.chunk(len(arch.ropes), -1) for x in model.rotary_pos_emb.get_cos_sin(arch.max_positions))
+    return [(torch.cat([c, c], dim=-1), torch.cat([-s, s], dim=-1)) for c, s in zip(cos, sin, strict=True)]
 
 
 def rotate(qkv: torch.Tensor, heads: int, cos: torch.Tensor, sin: torch.Tensor) -> None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from rs_aligner.generation.decoder import Ahead, Engine, Offer, Wave
 from rs_aligner.generation.native import lacks, load_kernels
 from rs_aligner.generation.rows import Ended
-from rs_aligner.model.architecture import QK_NORM, QKV_BIAS
+from rs_aligner.model.architecture import QK_NORM, QKV_BIAS, WINDOW
 from rs_aligner.model.compiled import processor
 
 if TYPE_CHECKING:
     from rs_aligner.generation.native_network import NativeNetwork
 
-KNOWN = frozenset({QKV_BIAS, QK_NORM})
+KNOWN = frozenset({QKV_BIAS, QK_NORM, WINDOW})
 AMX_WIDTH = (
     768  # the narrowest model that was measured: 0.63 of torch's and 1.25 of the kernels' milliseconds
 )

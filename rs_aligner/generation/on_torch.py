@@ -9,20 +9,32 @@ from rs_aligner.generation.decoder import Engine, Offer, Wave
 from rs_aligner.generation.rows import Ended
 from rs_aligner.model.architecture import (
     EXPERTS,
+    GEGLU,
     LAYER_NORM,
     LEARNT_POSITIONS,
     MLP_BIAS,
+    NORMS_AFTER,
+    PART_TURNED,
     PLAIN_MLP,
     PROJECTION_BIAS,
     QK_NORM,
     QKV_BIAS,
+    RESIDUAL_SCALE,
+    SCORE_CAP,
+    UNIT_NORMS,
+    WIDE_QK_NORM,
+    WINDOW,
 )
 
 if TYPE_CHECKING:
     from rs_aligner.generation.network import Network
 
 KNOWN = frozenset(
-    {QKV_BIAS, QK_NORM, PROJECTION_BIAS, MLP_BIAS, EXPERTS, LAYER_NORM, LEARNT_POSITIONS, PLAIN_MLP}
+    {
+        *(QKV_BIAS, QK_NORM, WIDE_QK_NORM, PROJECTION_BIAS, MLP_BIAS, EXPERTS),
+        *(LAYER_NORM, LEARNT_POSITIONS, PLAIN_MLP),
+        *(RESIDUAL_SCALE, NORMS_AFTER, WINDOW, PART_TURNED, SCORE_CAP, UNIT_NORMS, GEGLU),
+    }
 )
 
 

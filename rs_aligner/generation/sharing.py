@@ -11,9 +11,11 @@ GPU to be written on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from rs_aligner.model.attending import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Sharing:
         slots: int64 `[P * most]`, the rollout at each place beside others; None where that is its own number.
             A prompt with fewer repeats its last one, to no effect.
         back: int64 `[R]`, the place of each rollout.
-        mask: float `[P, 1, W]`, minus infinity at padding; None where there is none.
+        mask: float `[P, 1, W]`, minus infinity at what is out of sight, as padding is; None where
+            nothing is.
     """
 
     most: int
@@ -58,6 +61,18 @@ class Sharing:
             mask = like.new_zeros(padding.shape).masked_fill_(padding, -torch.inf)
         return cls(most, slots, back, mask)
 
+    def from_places(self, firsts: Sequence[int], prompts: torch.Tensor) -> Sharing:
+        """The same plan with what stands before a place of each of P prompts out of sight.
+
+        Args:
+            firsts: the places.
+            prompts: `[2, heads, P, W, dim]`, their keys and values.
+        """
+        places = torch.arange(prompts.shape[3], device=prompts.device)
+        hidden = places < torch.tensor(firsts, device=prompts.device)[:, None, None]
+        mask = prompts.new_zeros(hidden.shape) if self.mask is None else self.mask
+        return replace(self, mask=mask.masked_fill(hidden, -torch.inf))
+
     def together(self, x: torch.Tensor) -> torch.Tensor:
         """`[heads, R, group, ...]` as `[heads, P, most * group, ...]`."""
         if self.slots is not None:
@@ -71,7 +86,12 @@ class Sharing:
 
 
 def attend_in_parts(
-    query: torch.Tensor, prompts: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sharing: Sharing
+    query: torch.Tensor,
+    prompts: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    sharing: Sharing,
+    rule: Rule,
 ) -> torch.Tensor:
     """Softmax attention to prompts and own tokens, merged; on a CPU.
 
@@ -80,32 +100,40 @@ def attend_in_parts(
         prompts: `[2, heads, P, W, dim]`, their keys and values.
         keys, values: `[heads, R, S, dim]`, the rollouts' own.
         sharing: which rollouts share a prompt.
+        rule: of the layer, which bends no scores.
 
     Returns:
         `[heads, R, group, dim]`.
     """
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    own, own_lse = flash(query, keys, values)
+    own, own_lse = flash(query, keys, values, scale=rule.scale)
     mask = None if sharing.mask is None else sharing.mask.unsqueeze(0)
-    found = flash(sharing.together(query), prompts[0], prompts[1], attn_mask=mask)
+    found = flash(sharing.together(query), prompts[0], prompts[1], attn_mask=mask, scale=rule.scale)
     prompt, prompt_lse = (sharing.apart(x) for x in found)
     share = torch.sigmoid(prompt_lse - own_lse).unsqueeze(-1).to(own.dtype)
     return torch.lerp(own, prompt, share)
 
 
 def attend_at_once(
-    query: torch.Tensor, prompts: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sharing: Sharing
+    query: torch.Tensor,
+    prompts: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    sharing: Sharing,
+    rule: Rule,
 ) -> torch.Tensor:
-    """As `attend_in_parts`, with one softmax; anywhere.
+    """As `attend_in_parts`, with one softmax, for any rule; anywhere.
 
     The scores lie as `[heads, R, group, W + S]`. With as many rollouts at each prompt, that is
     `[heads, P, most * group, W + S]`, too, so each product writes and reads its part of them in place.
     """
-    (heads, rows, group, dim), width, scale = query.shape, prompts.shape[3], query.shape[3] ** -0.5
+    (heads, rows, group, dim), width = query.shape, prompts.shape[3]
     scores = query.new_empty(heads, rows, group, width + keys.shape[2])
     own_scores = scores[..., width:].view(heads * rows, group, -1)
-    own_scores.baddbmm_(query.view(heads * rows, group, dim), _flat(keys).mT, beta=0, alpha=scale)
-    _score_prompts(scores[..., :width], query, prompts[0], scale, sharing)
+    own_scores.baddbmm_(query.view(heads * rows, group, dim), _flat(keys).mT, beta=0, alpha=rule.scale)
+    if rule.cap is not None:
+        _bend(own_scores, rule.cap)
+    _score_prompts(scores[..., :width], query, prompts[0], rule, sharing)
     probs = scores.softmax(-1)
     out = torch.bmm(probs[..., width:].view(heads * rows, group, -1), _flat(values)).view(query.shape)
     weights = sharing.together(probs[..., :width])
@@ -117,7 +145,7 @@ def attend_at_once(
 
 
 def _score_prompts(
-    scores: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, scale: float, sharing: Sharing
+    scores: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, rule: Rule, sharing: Sharing
 ) -> None:
     """Write the scores at the prompts, `[heads, R, group, W]`."""
     queries = sharing.together(query)
@@ -125,11 +153,18 @@ def _score_prompts(
         found = sharing.together(scores)
     else:
         found = scores.new_empty(*queries.shape[:3], scores.shape[3])
-    _flat(found).baddbmm_(_flat(queries), _flat(keys).mT, beta=0, alpha=scale)
+    _flat(found).baddbmm_(_flat(queries), _flat(keys).mT, beta=0, alpha=rule.scale)
+    if rule.cap is not None:
+        _bend(found, rule.cap)
     if sharing.mask is not None:
         found.add_(sharing.mask)
     if sharing.back is not None:
         scores.copy_(sharing.apart(found))
+
+
+def _bend(scores: torch.Tensor, cap: float) -> None:
+    """As `attending.bent`, in place."""
+    scores.div_(cap).tanh_().mul_(cap)
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rs_aligner.config import TrainConfig
-from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.architecture import NORMS_AFTER, Architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,9 @@ class Pass:
     IN_HAND = 2.0  # of `i`, gradients inside an MLP
     COPIES = 2.0  # of `h` for each expert of a token: what it gets, and what it makes of it
     LOGITS = 12.0  # bytes of an entry: logits, probabilities and their gradient in float32
+    AFTER = 2.0  # of `h`, norms behind attention and MLP
+    SCORES = 4.0  # of a row's length and each head: scores that are bent have no fused kernel
+    BENT = 8.0  # bytes of a logit that is bent
 
     def __init__(
         self, arch: Architecture, config: TrainConfig, lengths: Lengths, stage: int, element: int
@@ -58,7 +61,7 @@ class Pass:
         tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
         rows = model.micro_batch_size * (2 if arch.value_head else 1)  # a pair has two answers
         batches = max(1, model.global_batch_size // (model.micro_batch_size * config.data_parallel_size))
-        self.tokens = rows * lengths.longest
+        self.tokens, self.longest = rows * lengths.longest, lengths.longest
         if (limit := model.max_tokens_per_microbatch) is not None:
             self.tokens, batches = max(limit, self.tokens // rows * (2 if arch.value_head else 1)), pp
             rows = -(-self.tokens // lengths.longest)
@@ -76,8 +79,14 @@ class Pass:
     def _layer(self) -> float:
         queries = self.arch.num_heads * self.arch.head_dim / self.split
         keys = self.arch.num_kv_heads * self.arch.head_dim / self.split
+        scales, more = self.arch.scales, 0.0
+        if NORMS_AFTER in self.arch.features:
+            more += self.AFTER * self.hidden
+        if scales.score_cap is not None:
+            more += self.SCORES * self.arch.num_heads / self.split * self.longest
         return (
-            self.HIDDEN * self.hidden
+            more
+            + self.HIDDEN * self.hidden
             + self.QUERIES * queries
             + self.KEYS * keys
             + self.inner_kept
@@ -109,7 +118,8 @@ class Pass:
         """On the last stage, at the tokens that are learnt."""
         if not self.is_last or self.arch.value_head:
             return 0
-        return int(self.LOGITS * self.learnt * self.arch.vocab_size / self.split)
+        entry = self.LOGITS + (self.BENT if self.arch.scales.logit_cap is not None else 0)
+        return int(entry * self.learnt * self.arch.vocab_size / self.split)
 
     @property
     def _chunk(self) -> int:

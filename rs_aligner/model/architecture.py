@@ -1,6 +1,7 @@
 """The shape of a policy: sizes and switches, as all but the file of its family see it.
 
-Left out on purpose: how it is read from a config (`families`), and numbers that nobody but one family needs.
+What layers of one model differ in is a table, a `Kind` a layer. Left out on purpose: how it is read from a
+config (`families`), and numbers that nobody but one family needs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,14 @@ QKV_BIAS, QK_NORM = "qkv_bias", "qk_norm"
 PROJECTION_BIAS, MLP_BIAS = "projection_bias", "mlp_bias"
 EXPERTS = "experts"
 LAYER_NORM, LEARNT_POSITIONS, PLAIN_MLP = "layer_norm", "learnt_positions", "plain_mlp"
+WINDOW = "sliding_window"
+RESIDUAL_SCALE = "residual_multiplier"
+WIDE_QK_NORM = "norms over all queries and all keys"
+NORMS_AFTER = "norms behind attention and MLP"
+PART_TURNED = "heads that are turned in part"
+SCORE_CAP = "a cap of scores"
+UNIT_NORMS = "norms that multiply by one and a weight"
+GEGLU = "GEGLU"
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,8 @@ class Rope:
             turns more often than `fast` is as it was.
         whole: whether the bounds between them are whole numbers of dimensions.
         attention_factor: by how much cosines and sines are larger.
+        turned: the first so many numbers of a head are turned, and not the rest; None for all.
+        divisors: of each frequency, where a model has one for each.
     """
 
     theta: float = 10000.0
@@ -37,10 +48,45 @@ class Rope:
     fast: float = 4.0
     whole: bool = True
     attention_factor: float = 1.0
+    turned: int | None = None
+    divisors: tuple[float, ...] = ()
 
 
 NO_POSITIONS = Rope(scaling="linear", factor=math.inf)
 """Of layers that turn nothing: wavelengths without an end, so every angle is 0."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What layers of one model may differ in.
+
+    Attributes:
+        window: how many tokens a token sees, itself among them; None for all before it.
+        rope: its rotary positions; None for the model's.
+    """
+
+    window: int | None = None
+    rope: Rope | None = None
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Numbers by which a model multiplies, 1 where it does not, and those that it keeps others below.
+
+    Attributes:
+        embedding: what comes out of the embedding.
+        residual: what attention and MLP add to the residual stream.
+        logits: what comes out of the output layer.
+        scores: products of queries and keys; None for one over the root of a head's size.
+        score_cap, logit_cap: scores and logits are bent so that they stay below; None where they are not.
+    """
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    logits: float = 1.0
+    scores: float | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +115,10 @@ class Architecture:
         features: what its layers have beyond RMSNorm, SwiGLU, rotary positions and grouped queries, by name.
             A decoding engine that does not know one of them declines the model.
         intermediate_size: inside an MLP, or an expert.
-        max_positions: the longest sequence; the window of a model with one, where that is shorter.
-        rope: its rotary positions; `NO_POSITIONS` where they are learnt.
+        max_positions: the longest sequence.
+        rope: its rotary positions, but of layers that have others; `NO_POSITIONS` where they are learnt.
+        kinds: of each layer; none where all are alike, see all before them and have the model's positions.
+        scales: what it multiplies by.
         value_head: whether a linear head of one output, `score.weight`, takes the place of the output layer.
         experts: what its layers have in the place of MLPs, if it is a mixture.
         activation: inside an MLP, as `transformers` names it.
@@ -89,9 +137,32 @@ class Architecture:
     rope: Rope
     tied_embeddings: bool
     features: frozenset[str] = frozenset()
+    kinds: tuple[Kind, ...] = ()
+    scales: Scales = Scales()
     value_head: bool = False
     experts: Experts | None = None
     activation: str = "silu"
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a token of a layer sees; None for all before it."""
+        return self.kinds[layer].window if self.kinds else None
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The rotary positions that its layers have, each once."""
+        return tuple(dict.fromkeys(self._rope(layer) for layer in range(self.num_layers)))
+
+    def rope_place(self, layer: int) -> int:
+        """Which of `ropes` are a layer's."""
+        return self.ropes.index(self._rope(layer))
+
+    def _rope(self, layer: int) -> Rope:
+        return (self.kinds[layer].rope if self.kinds else None) or self.rope
+
+    @property
+    def score_scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return self.head_dim**-0.5 if self.scales.scores is None else self.scales.scores
 
     @property
     def qkv_bias(self) -> bool:
@@ -110,7 +181,7 @@ class Architecture:
 
     @property
     def qk_norm(self) -> bool:
-        """Whether queries and keys have norms."""
+        """Whether each head's queries and keys have norms."""
         return QK_NORM in self.features
 
     @property
@@ -122,6 +193,11 @@ class Architecture:
     def is_gated(self) -> bool:
         """Whether an MLP has two matrices side by side, one of which gates the other."""
         return PLAIN_MLP not in self.features
+
+    @property
+    def wide_qk_norm(self) -> bool:
+        """Whether a norm goes over all queries of a token together, and one over all keys."""
+        return WIDE_QK_NORM in self.features
 
     def cache_bytes_per_token(self, element: int) -> int:
         """Keys and values of a token in all layers, with numbers of `element` bytes."""

@@ -2,8 +2,9 @@
 
 Takes the place of Megatron's forward pass around its own layers, so that attention keeps to the rows of a
 line (`line.py`). Rows of equal length that lie side by side go through torch's fused kernel together (flash
-attention on a GPU), or all of them through flash-attn's, where it is installed (`installed.py`). Left out on
-purpose: dropout, caches of a decoder (`generation` has its own network), and context parallelism.
+attention on a GPU), or all of them through flash-attn's, where it is installed (`installed.py`). Kernels of
+our own know no windows and no caps: where a row is longer than a layer's window, torch computes that layer.
+Left out on purpose: dropout, caches of a decoder (`generation` has its own network), and context parallelism.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import torch
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.identity_op import IdentityOp
-from torch.nn import functional
 
 from rs_aligner.model import native
+from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.attending import Rule, attend_causally
 from rs_aligner.model.installed import attend, varlen_of
 from rs_aligner.model.line import Line, Rotation, Rows, rotation_of, rows_side_by_side
 from rs_aligner.model.native import Batch, Heads, Kernels, address, kernels_of
+from rs_aligner.model.rotary import order_of_pairs
 
 
 class LineAttention(SelfAttention):
@@ -55,10 +58,16 @@ class LineAttention(SelfAttention):
 class RotaryAttention(torch.nn.Module):
     """Causal attention of queries and keys that are rotated here."""
 
-    def __init__(self, config: TransformerConfig, softmax_scale: float | None = None, **_: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, arch: Architecture | None = None, layer_number: int = 1, **_: Any
+    ) -> None:
         super().__init__()
         self.dim = config.kv_channels
-        self.softmax_scale = self.dim**-0.5 if softmax_scale is None else softmax_scale
+        layer = layer_number - 1  # Megatron counts from 1, over all stages
+        self.rule = Rule(self.dim**-0.5) if arch is None else Rule.of(arch, layer)
+        self.rope = 0 if arch is None else arch.rope_place(layer)
+        order = None if arch is None else order_of_pairs(arch.ropes[self.rope], self.dim)
+        self.order = None if order is None else torch.tensor(order)
         self.kernels = kernels_of(config)
         self.varlen = varlen_of(config)[0]
 
@@ -70,21 +79,24 @@ class RotaryAttention(torch.nn.Module):
         Args:
             heads: queries, keys and values, `[S, B, heads, dim]` each; or all in one, `[S, B, groups, X]`,
                 with X a group's query heads, its key and its value, as Megatron's layer makes them.
-            table: cosines and sines of positions, as `Rotary` has them: `[S, 1, 1, dim]`.
+            table: cosines and sines of positions, as `Rotary` has them: `[S, 1, 1, R * dim]`.
             line: the boundaries of rows (B is 1 then).
 
         Returns:
             `[S, B, heads * dim]`.
         """
-        dtype = heads[0].dtype
-        rotation = rotation_of(table, dtype) if line is None else line.rotation(table, dtype)
-        if self.kernels is not None and native.fitting(*heads):
+        dtype, table = heads[0].dtype, table[..., self.rope * self.dim : (self.rope + 1) * self.dim]
+        rotation = rotation_of(table, dtype) if line is None else line.rotation(table, dtype, self.rope)
+        if self.order is not None:
+            heads = self._in_pairs(heads, self.order.to(table.device))
+        longest = len(heads[0]) if line is None else line.rows.longest
+        if self.kernels is not None and native.fitting(*heads) and self._has_kernel(longest):
             rows = rows_side_by_side(*heads[0].shape[:2]) if line is None else line.rows
             if line is None and heads[0].shape[1] > 1:
                 cos, sin = (x.repeat_interleave(heads[0].shape[1], 0) for x in rotation)
                 rotation = cos, sin
             mixed: torch.Tensor = _Attention.apply(
-                self.kernels, self.dim, self.softmax_scale, rotation, rows, *(x.contiguous() for x in heads)
+                self.kernels, self.dim, self.rule.scale, rotation, rows, *(x.contiguous() for x in heads)
             )
             return mixed
         query, key, value = heads if len(heads) == 3 else self._split(heads[0])
@@ -95,13 +107,25 @@ class RotaryAttention(torch.nn.Module):
         query, key, value = mixed.split([queries, self.dim, self.dim], dim=-1)
         return query.reshape(*query.shape[:2], -1, self.dim), key, value
 
+    def _has_kernel(self, longest: int) -> bool:
+        """Whether kernels of our own can do it: they see all that comes before, and bend no scores."""
+        return self.rule.cap is None and not self.rule.hides(longest)
+
+    def _in_pairs(self, heads: tuple[torch.Tensor, ...], order: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries and keys with their numbers in another order: those of a pair half a head apart."""
+        if len(heads) == 3:
+            query, key, value = heads
+            return query[..., order], key[..., order], value
+        *turned, value = heads[0].unflatten(-1, (-1, self.dim)).unbind(-2)
+        return (torch.cat([*(x[..., order] for x in turned), value], -1),)
+
     def _by_torch(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, line: Line | None
     ) -> torch.Tensor:
         if line is None:
             return self._causal(query, key, value)
         if self.varlen is not None:
-            return attend(self.varlen, query, key, value, line, self.softmax_scale)
+            return attend(self.varlen, query, key, value, line, self.rule)
         parts, start = [], 0
         for length, alike in groupby(line.lengths):
             count = len(list(alike))
@@ -115,9 +139,7 @@ class RotaryAttention(torch.nn.Module):
 
     def _causal(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        out = attend_causally(q, k, v, self.rule)
         return out.permute(2, 0, 1, 3).flatten(2)
 
 

@@ -7,6 +7,7 @@ rows asks for something: most tokens of a prompt have logits that nobody looks a
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rs_aligner.config.recompute import Recompute
 from rs_aligner.model import installed
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.balance import Balance
+from rs_aligner.model.ends import finished_logits, scaled_embedding
 from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.line import Line
 from rs_aligner.model.modules import BiasedMLP, ValueHead
@@ -163,7 +165,7 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
             share_embeddings_and_output_weights=arch.tied_embeddings,
             **family.gpt(arch),
         )
-    model.rotary_pos_emb = Rotary(arch.rope, arch.head_dim, runtime.device)
+    model.rotary_pos_emb = Rotary(arch.ropes, arch.head_dim, runtime.device)
     model.position_embedding_type = "rope"  # asks for that table; what the embedding adds is in it already
     if arch.learnt_positions and runtime.is_first_stage:
         model.embedding.position_embeddings.to(
@@ -171,6 +173,10 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
         )  # Megatron's are float32, whatever that is
     if arch.value_head and runtime.is_last_stage:
         model.output_layer = ValueHead(config)
+    elif runtime.is_last_stage:
+        model.output_layer.register_forward_hook(partial(_scale_logits, arch))
+    if runtime.is_first_stage and arch.scales.embedding != 1:
+        model.embedding.register_forward_hook(partial(_scale_embedding, arch))
     if arch.experts is not None and arch.experts.balance and not arch.value_head:
         model.balance = Balance(arch.experts)
         for layer in model.decoder.layers:
@@ -185,6 +191,18 @@ def _layer(arch: Architecture) -> ModuleSpec:
     if arch.mlp_bias:
         layer.submodules.mlp = BiasedMLP.in_place_of(layer.submodules.mlp)
     return layer
+
+
+def _scale_embedding(
+    arch: Architecture, embedding: object, tokens: object, hidden: torch.Tensor
+) -> torch.Tensor:
+    return scaled_embedding(arch, hidden)
+
+
+def _scale_logits(
+    arch: Architecture, head: object, hidden: object, output: tuple[torch.Tensor, None]
+) -> tuple[torch.Tensor, None]:
+    return finished_logits(arch, output[0]), output[1]
 
 
 def _let_gradients_through(embedding: object, tokens: object, hidden: torch.Tensor) -> None:

@@ -7,7 +7,6 @@ Left out on purpose: the weights of a run's checkpoint, which Megatron looks at 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,7 @@ from rs_aligner.files import MANIFEST, checksum, checksums_of_files, hugging_fac
 from rs_aligner.megatron_folder import weight_files
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.families.base import SCORE
-from rs_aligner.model.families.registry import read_architecture
+from rs_aligner.model.families.registry import as_reward_model, read_architecture
 from rs_aligner.model.new_rows import MULTIPLE, enlarged
 from rs_aligner.model.tensors import check_tensors
 from rs_aligner.model.tokenizer import Tokenizer
@@ -60,7 +59,7 @@ def read_model_folder(
         )
     if source == Path(path):
         if use == "train_scoring" and not arch.value_head:
-            check_tensors(source, replace(arch, value_head=True, tied_embeddings=False), leave=(SCORE,))
+            check_tensors(source, as_reward_model(arch), leave=(SCORE,))
         else:
             check_tensors(source, arch)
     tokenizer = Tokenizer(source)

@@ -17,10 +17,12 @@ import importlib
 import logging
 from collections.abc import Callable
 from importlib import metadata
+from typing import Any
 
 import torch
 from megatron.core.transformer import TransformerConfig
 
+from rs_aligner.model.attending import Rule
 from rs_aligner.model.line import Line
 
 _logger = logging.getLogger("rs_aligner")
@@ -52,13 +54,18 @@ def varlen_of(config: TransformerConfig) -> tuple[Varlen | None, str]:
 
 
 def attend(
-    varlen: Varlen, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, line: Line, scale: float
+    varlen: Varlen, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, line: Line, rule: Rule
 ) -> torch.Tensor:
     """Causal attention of a line's rows in one call, `[T, 1, heads, dim]` to `[T, 1, heads * dim]`.
 
     Keys and values may have fewer heads. Its backward pass adds up in one order, so that it can be repeated.
     """
     ends = line.ends(query.device)
+    more: dict[str, Any] = {}
+    if rule.window is not None:
+        more["window_size"] = (rule.window - 1, 0)  # before, and behind
+    if rule.cap is not None:
+        more["softcap"] = rule.cap
     out = varlen(
         *(x[:, 0] for x in (query, key, value)),
         cu_seqlens_q=ends,
@@ -66,9 +73,10 @@ def attend(
         max_seqlen_q=line.rows.longest,
         max_seqlen_k=line.rows.longest,
         dropout_p=0.0,
-        softmax_scale=scale,
+        softmax_scale=rule.scale,
         causal=True,
         deterministic=True,
+        **more,
     )
     return out.flatten(1).unsqueeze(1)
 

@@ -42,7 +42,7 @@ class Line(PackedSeqParams):
 
     lengths: tuple[int, ...] = ()
     places: torch.Tensor | None = None
-    _rotations: dict[torch.dtype, Rotation] = field(default_factory=dict)
+    _rotations: dict[tuple[torch.dtype, int], Rotation] = field(default_factory=dict)
     _ends: torch.Tensor | None = None
 
     @classmethod
@@ -76,18 +76,19 @@ class Line(PackedSeqParams):
         starts_S = rows.starts.repeat_interleave(rows.lengths)
         return (torch.arange(len(starts_S)) - starts_S).to(device)
 
-    def rotation(self, table: torch.Tensor, dtype: torch.dtype) -> Rotation:
-        """Cosines and sines along the line, made once for all layers.
+    def rotation(self, table: torch.Tensor, dtype: torch.dtype, which: int = 0) -> Rotation:
+        """Cosines and sines along the line, made once for all layers that have the same.
 
         Args:
             table: of all positions up to the longest row's last, as `Rotary` has them: `[S, 1, 1, head_dim]`.
             dtype: of queries and keys.
+            which: of the model's tables.
         """
-        if dtype not in self._rotations:
+        if (dtype, which) not in self._rotations:
             cos, sin = rotation_of(table, dtype)
             positions = self.positions(table.device)
-            self._rotations[dtype] = cos[positions], sin[positions]
-        return self._rotations[dtype]
+            self._rotations[dtype, which] = cos[positions], sin[positions]
+        return self._rotations[dtype, which]
 
 
 def rows_side_by_side(length: int, count: int) -> Rows:

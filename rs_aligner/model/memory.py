@@ -7,12 +7,13 @@ GPU's context, buffers of collectives), and whether there is room (`commands/fit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from rs_aligner.config import TrainConfig, TrainRewardModelConfig, TrainRSConfig
 from rs_aligner.model.activations import Lengths, Pass
 from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.families.registry import as_reward_model
 from rs_aligner.model.lora_spec import ROW_PARALLEL, LoraSpec, projections
 from rs_aligner.model.lora_wanted import spec_of
 from rs_aligner.model.sizes import expert_parameters, stage_parameters
@@ -132,7 +133,7 @@ def memory_of(
     element = 2 if bf16 else 4
     on_rank = (element if on_gpu else 4) if cached is None else cached
     if isinstance(config, TrainRewardModelConfig):
-        arch = replace(arch, value_head=True, tied_embeddings=False)
+        arch = as_reward_model(arch)
     tp, pp = config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size
     ep, spec = config.model.expert_model_parallel_size, spec_of(config.model.peft, arch)
     found = []

@@ -13,10 +13,14 @@ import torch
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
+    copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch.nn import functional
 
 from rs_aligner.model.fused import rms_norm, swiglu
@@ -50,6 +54,60 @@ class LayerNorm(torch.nn.LayerNorm):
         for parameter in self.parameters():
             # Megatron reads it off a parameter.
             parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
+
+
+class UnitNorm(RMSNorm):
+    """Root mean square norm that multiplies by one and a weight (Gemma team, 2024), in float32."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        normed = rms_norm(hidden.float(), 1 + self.weight.float(), self.eps, self.kernels)
+        return normed.to(hidden.dtype)
+
+
+class WideNorm(torch.nn.Module):
+    """Root mean square norm over all heads of a token together, of which a tensor-parallel rank has some.
+
+    Source: OLMo team, "2 OLMo 2 furious" (2024), section 3.2.
+
+    Args:
+        config: the model's.
+        heads: of the whole model.
+        hidden_size: of a head.
+        eps: what is added to the mean square.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, heads: int, hidden_size: int, eps: float = 1e-5, **_: Any
+    ) -> None:
+        super().__init__()
+        self.eps, self.kernels, self.ranks = eps, kernels_of(config), config.tensor_model_parallel_size
+        mine = torch.ones(heads // self.ranks * hidden_size, dtype=config.params_dtype)
+        self.weight = torch.nn.Parameter(mine)
+        set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
+
+    def forward(self, heads: torch.Tensor) -> torch.Tensor:
+        """`[..., heads, dim]`, the heads in one dimension or by groups in two, to the same."""
+        axis = -2 if heads.shape[-2:].numel() == len(self.weight) else -3
+        flat = heads.flatten(axis)
+        if self.ranks == 1:
+            normed = rms_norm(flat, self.weight, self.eps, self.kernels)
+        else:
+            squares = flat.float().square().sum(-1, keepdim=True)
+            # Each rank's share of the sum is in every rank's numbers, so its gradient comes from all of them.
+            squares = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(squares))
+            root = torch.rsqrt(squares / (self.ranks * flat.shape[-1]) + self.eps)
+            normed = (flat.float() * root).to(flat.dtype) * self.weight
+        return normed.view(heads.shape)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """For a checkpoint of Megatron's, which else takes what it does not know for whole on every rank."""
+        state = self.state_dict(prefix="", keep_vars=True)
+        found: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+            state, prefix, {"weight": 0}, sharded_offsets
+        )
+        return found
 
 
 class BiasedColumns(ColumnParallelLinear):
@@ -99,6 +157,17 @@ class SwiGLU(torch.nn.Module):
     def sharded_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Nothing to save; Megatron asks every part of an MLP."""
         return {}
+
+
+class GEGLU(SwiGLU):
+    """The same with a GELU by its tanh: `[..., 2 F]`, gate first, to `[..., F]`.
+
+    Source: Shazeer, "GLU variants improve transformer" (2020), equation 6.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        gate, up = hidden.chunk(2, dim=-1)
+        return functional.gelu(gate, approximate="tanh") * up
 
 
 class ValueHead(torch.nn.Module):

@@ -1,14 +1,14 @@
 """Rotary positions: the frequencies of each kind of scaling, and the table of cosines and sines.
 
 Takes the place of Megatron's module, so that training, scoring and all decoders read one table, whatever
-scales it. Left out on purpose: frequencies that change with the length of a sequence (`dynamic` beyond its
-positions, `longrope`), and heads that are rotated in part.
+scales it. Left out on purpose: frequencies that change with the length of a sequence (`dynamic` and
+`longrope` beyond the positions that a model was first made for).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,27 +18,43 @@ from rs_aligner.model.architecture import Rope
 
 
 class Rotary(RotaryEmbedding):
-    """What Megatron's model asks for positions: here for cosines and sines, not for angles."""
+    """What Megatron's model asks for positions: here for cosines and sines, not for angles.
 
-    def __init__(self, rope: Rope, dim: int, device: torch.device) -> None:
+    Args:
+        ropes: the positions that the model's layers have, each once.
+        dim: of a head.
+        device: where to.
+    """
+
+    def __init__(self, ropes: Sequence[Rope], dim: int, device: torch.device) -> None:
         super().__init__(dim, 1.0, use_cpu_initialization=True)
-        self.attention_factor = rope.attention_factor
-        self.inv_freq = frequencies(rope, dim).to(device)
+        self.count = len(ropes)
+        turned = [(rope.turned or dim) // 2 for rope in ropes]
+        # Of each, the pairs that are turned and those that are not, with what they are multiplied by.
+        self._sizes = [size for pairs in turned for size in (pairs, dim // 2 - pairs)]
+        self._factors = [factor for rope in ropes for factor in (rope.attention_factor, 1.0)]
+        self.inv_freq = torch.cat([frequencies(rope, dim) for rope in ropes]).to(device)
         self._table = self.inv_freq.new_empty(0)
 
     def get_cos_sin(self, max_seq_len: int, offset: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of positions, float32 `[max_seq_len, dim / 2]`, times the attention's factor.
+        """Cosines and sines of positions, float32 `[max_seq_len, R * dim / 2]`, times the attention's factor.
 
         Source: Su et al., "RoFormer" (2021), equation 34. Queries and keys both have the factor, so scores
         have its square, 1/t in Peng et al., "YaRN" (2023), arXiv 2309.00071.
         """
-        angles = self.get_freqs_non_repeated(max_seq_len, offset)
-        return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
+        angles = self.get_freqs_non_repeated(max_seq_len, offset).split(self._sizes, -1)
+        each = [*zip(angles, self._factors, strict=True)]
+        cos, sin = ([turn(x) * by for x, by in each] for turn in (torch.cos, torch.sin))
+        return torch.cat(cos, -1), torch.cat(sin, -1)
 
     def forward(self, max_seq_len: int, *_: Any, **__: Any) -> torch.Tensor:
-        """Cosines and sines side by side: `[S, 1, 1, dim]`. The longest table so far is kept."""
+        """Cosines and sines side by side, of one of the R after the other: `[S, 1, 1, R * dim]`.
+
+        The longest table so far is kept.
+        """
         if len(self._table) < max_seq_len:
-            self._table = torch.cat(self.get_cos_sin(max_seq_len), dim=-1)[:, None, None]
+            each = [x.unflatten(-1, (self.count, -1)) for x in self.get_cos_sin(max_seq_len)]
+            self._table = torch.cat(each, dim=-1).flatten(1)[:, None, None]
         return self._table[:max_seq_len]
 
 
@@ -48,9 +64,27 @@ def frequencies(rope: Rope, dim: int) -> torch.Tensor:
     Scaling keeps a share of each frequency as it was, and lowers the rest by `factor`: "NTK-by-parts" in Peng
     et al., "YaRN" (2023), arXiv 2309.00071. Kinds differ in that share alone (`KEPT`).
     """
-    plain = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    turned = rope.turned or dim
+    plain = 1.0 / (rope.theta ** (torch.arange(0, turned, 2, dtype=torch.float32) / turned))
     kept = KEPT[rope.scaling](rope, plain)
-    return (1 - kept) * plain / rope.factor + kept * plain
+    scaled = (1 - kept) * plain / rope.factor + kept * plain
+    if rope.divisors:
+        scaled = scaled / torch.tensor(rope.divisors)
+    return torch.cat([scaled, scaled.new_zeros((dim - turned) // 2)])
+
+
+def order_of_pairs(rope: Rope, dim: int) -> list[int] | None:
+    """A head's numbers in an order in which pairs stand half a head apart; None where they do.
+
+    Of a head that is turned in part the pairs of the first `turned` numbers stand half of these apart.
+    Queries and keys in another order have the same products. What is not turned is in pairs without a
+    frequency.
+    """
+    if rope.turned is None or rope.turned == dim:
+        return None
+    half, rest = rope.turned // 2, [*range(rope.turned, dim)]
+    first, second = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    return [*range(half), *first, *range(half, rope.turned), *second]
 
 
 def _all(rope: Rope, plain: torch.Tensor) -> torch.Tensor:

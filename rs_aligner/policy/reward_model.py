@@ -9,7 +9,6 @@ started from with its head. Left out on purpose: regression to given scores, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -23,7 +22,7 @@ from rs_aligner.files import SETTINGS, hugging_face_part
 from rs_aligner.loss import bradley_terry
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
-from rs_aligner.model.families.registry import family_of, read_architecture
+from rs_aligner.model.families.registry import as_reward_model, family_of, read_architecture
 from rs_aligner.model.memory import uses_bf16
 from rs_aligner.model.new_rows import enlarged
 from rs_aligner.model.runtime import Runtime
@@ -61,8 +60,7 @@ def load_reward_model(
         num_ids: of the tokenizer; the embedding has a row for each, whether the folder has or not.
     """
     source = hugging_face_part(folder)
-    arch = enlarged(read_architecture(source), num_ids)
-    arch = replace(arch, value_head=True, tied_embeddings=False)
+    arch = as_reward_model(enlarged(read_architecture(source), num_ids))
     bf16 = uses_bf16(precision, runtime.device.type == "cuda")
     config = transformer_config(
         arch,

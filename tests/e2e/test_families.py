@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import transformers
 from tests.e2e.launch import ROOT, read_metrics, run_command
 from tests.reward.rows import free_port
 from tests.reward.service import service
-from tests.tiny import OF_GPT2, save_gpt2_tokenizer
+from tests.tiny import OF_GPT2, save_gpt2_tokenizer, save_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 JUDGE = """
@@ -34,7 +35,18 @@ def save_gpt2(folder: Path) -> None:
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
 
 
-MODELS: dict[str, Callable[[Path], None]] = {"gpt2": save_gpt2}
+def save_other(family: str, folder: Path) -> None:
+    """A tiny model of a family that has GPT-2's tokens."""
+    folder.mkdir()
+    number = save_gpt2_tokenizer(folder)
+    save_tiny(family, folder, layers=2, vocab_size=number)
+
+
+OTHERS = ("smollm3", "granite", "olmo2", "phi3", "gemma2", "gemma3")
+MODELS: dict[str, Callable[[Path], None]] = {
+    "gpt2": save_gpt2,
+    **{family: partial(save_other, family) for family in OTHERS},
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +93,6 @@ def test_a_model_is_trained_by_rejection_sampling_and_transformers_loads_it(
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     start = transformers.AutoModelForCausalLM.from_pretrained(folder / name).state_dict()
-    assert trained.config.model_type == name
+    assert trained.config.model_type.removesuffix("_text") == name
     assert all(not torch.equal(start[key], one) for key, one in trained.state_dict().items())
     transformers.AutoTokenizer.from_pretrained(folder / f"{name}_run" / "final")

@@ -12,6 +12,7 @@ from torch.nn import functional
 from rs_aligner.generation import cache
 from rs_aligner.generation.on_torch import TorchDecoder
 from rs_aligner.generation.sharing import Sharing, attend_at_once, attend_in_parts
+from rs_aligner.model.attending import Rule
 from tests.generation.conftest import Load
 from tests.generation.test_decoding import assert_same, decode, prompts
 from tests.tiny import save_tiny
@@ -34,12 +35,12 @@ def test_attention_is_that_of_each_rollout_alone(
     own = torch.randn(HEADS, len(owners), 2, OWN + 3, DIM).to(dtype)
     own[:, :, :, OWN:] = torch.nan  # slots not taken
     keys, values = own[:, :, :, :OWN].unbind(2)
-    found = attend(query, held, keys, values, Sharing.of(owners, lengths, held))
+    found = attend(query, held, keys, values, Sharing.of(owners, lengths, held), Rule(0.3))
     assert found.dtype == dtype
     for row, owner in enumerate(owners):
         prompt = held[:, :, owner, : lengths[owner]].double()
         key, value = torch.cat([prompt, own[:, row, :, :OWN].double().transpose(0, 1)], dim=2)
-        expected = functional.scaled_dot_product_attention(query[:, row].double(), key, value)
+        expected = functional.scaled_dot_product_attention(query[:, row].double(), key, value, scale=0.3)
         tolerance = 1e-4 if dtype == torch.float32 else 0.03
         torch.testing.assert_close(found[:, row].double(), expected, rtol=0, atol=tolerance)
 

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from rs_aligner.config.layout import model_positions
-from rs_aligner.model.architecture import Architecture, Rope
+from rs_aligner.model.architecture import NO_POSITIONS, WINDOW, Architecture, Rope
+from rs_aligner.model.families import registry
+from rs_aligner.model.families.refused import REFUSED
 from rs_aligner.model.families.registry import read_architecture
-from tests.tiny import FAMILIES, LLAMA3_ROPE, YARN_ROPE
+from tests.tiny import FAMILIES, LLAMA3_ROPE, LONGROPE, YARN_ROPE
 
 LLAMA3 = Rope(500000.0, "llama3", 8.0, original_positions=8192, slow=1.0, fast=4.0)
 
@@ -62,11 +65,10 @@ def test_configs_of_older_transformers_are_read_the_same(tmp_path: Path) -> None
     ("family", "change", "positions"),
     [
         ("mistral", {"sliding_window": None}, 128),
-        ("mistral", {"sliding_window": 48}, 48),
+        ("mistral", {"sliding_window": 48}, 128),
         ("mistral", {"sliding_window": 4096}, 128),
         ("qwen2", {"sliding_window": 48, "use_sliding_window": False}, 128),
-        ("qwen2", {"sliding_window": 48, "use_sliding_window": True}, 48),
-        ("qwen3", {"sliding_window": 48, "use_sliding_window": True}, 48),
+        ("qwen2", {"sliding_window": 48, "use_sliding_window": True}, 128),
         ("llama", {"rope_parameters": YARN_ROPE}, 128),
         ("llama", {"rope_parameters": {**YARN_ROPE, "factor": 8}}, 256),
         ("llama", {"rope_parameters": YARN_ROPE, "original_max_position_embeddings": 64}, 256),
@@ -77,11 +79,74 @@ def test_configs_of_older_transformers_are_read_the_same(tmp_path: Path) -> None
         ("llama3", {}, 16384),
     ],
 )
-def test_a_model_is_used_for_sequences_within_its_window_and_as_far_as_scaling_takes_it(
+def test_a_model_is_used_for_sequences_as_long_as_its_positions_and_as_far_as_scaling_takes_it(
     tmp_path: Path, family: str, change: dict[str, Any], positions: int
 ) -> None:
     assert read(tmp_path, {**config_of(family), **change}).max_positions == positions
     assert model_positions(str(tmp_path)) == positions
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "windows"),
+    [
+        ("mistral", {"sliding_window": None}, ()),
+        ("mistral", {"sliding_window": 48}, (48,) * 4),
+        ("mistral", {"sliding_window": 128}, ()),  # which hides nothing
+        ("qwen2", {"sliding_window": 48}, ()),
+        ("qwen2", {"sliding_window": 48, "use_sliding_window": True, "layer_types": None}, ()),
+        (
+            "qwen3",
+            {"sliding_window": 48, "use_sliding_window": True, "layer_types": None, "max_window_layers": 3},
+            (None, None, None, 48),
+        ),
+        (
+            "qwen3",
+            {
+                "sliding_window": 48,
+                "use_sliding_window": True,
+                "layer_types": ["sliding_attention", *["full_attention"] * 3],
+            },
+            (48, None, None, None),
+        ),
+        ("smollm3", {}, (None, 24, None, 24)),
+        ("phi3", {}, (24,) * 4),
+        ("gemma2", {}, (24, None, 24, None)),
+        ("gemma2", {"layer_types": None}, (24, None, 24, None)),
+        ("gemma3", {"layer_types": None, "sliding_window_pattern": 3}, (24, 24, None, 24)),
+    ],
+)
+def test_which_layers_see_a_window_is_what_the_config_says(
+    tmp_path: Path, family: str, change: dict[str, Any], windows: tuple[int | None, ...]
+) -> None:
+    arch = read(tmp_path, {**config_of(family), **change})
+    assert tuple(kind.window for kind in arch.kinds) == windows
+    assert (WINDOW in arch.features) == bool(windows)
+
+
+def test_a_key_that_is_not_there_means_what_it_means_to_transformers(tmp_path: Path) -> None:
+    config = {**config_of("mistral"), "max_position_embeddings": 8192}
+    del config["sliding_window"]
+    assert read(tmp_path, config).window(0) == transformers.MistralConfig().sliding_window == 4096
+    config = config_of("smollm3")
+    for key in ("no_rope_layers", "layer_types", "use_sliding_window", "rope_parameters"):
+        del config[key]
+    arch = read(tmp_path, config)
+    assert [kind.rope == NO_POSITIONS for kind in arch.kinds] == [False, True] * 2  # its interval is still 2
+    assert arch.rope.theta == 2000000
+
+
+def test_layers_with_a_window_may_have_other_angles_in_both_spellings(tmp_path: Path) -> None:
+    new = config_of("gemma3")
+    arch = read(tmp_path, new)
+    local, full = Rope(10000.0), Rope(1000000.0, "linear", 8.0)
+    assert [kind.rope or arch.rope for kind in arch.kinds] == [local, full] * 2
+    assert arch.ropes == (local, full)
+    old = {key: value for key, value in new.items() if key != "rope_parameters"}
+    more = {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}
+    assert read(tmp_path, {**old, **more, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}) == arch
+    wide = read(tmp_path, {**new, "sliding_window": 4096})
+    assert [kind.window for kind in wide.kinds] == [None] * 4
+    assert wide.ropes == arch.ropes, "they have them also where the window hides nothing"
 
 
 @pytest.mark.parametrize(
@@ -90,11 +155,39 @@ def test_a_model_is_used_for_sequences_within_its_window_and_as_far_as_scaling_t
         (
             "llama",
             {"model_type": "bloom"},
-            ["model_type", "'bloom'", "gpt2, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"],
+            ["model_type", "'bloom'", "gpt2, granite, llama, mistral, mixtral, "],
         ),
+        (
+            "llama",
+            {"model_type": "gpt_oss"},
+            ["'gpt_oss'", "it has attention sinks", "one of gemma2, "],
+        ),
+        ("llama", {"model_type": "deepseek_v3"}, ["'deepseek_v3'", "it has latent attention", "llama, "]),
         ("llama", {"model_type": None}, ["model_type", "None"]),
         ("mistral", {"sliding_window": "4096"}, ["sliding_window '4096'", "null or a number"]),
         ("mistral", {"sliding_window": 0}, ["sliding_window 0", "null or a number"]),
+        ("mistral", {"layer_types": ["full_attention"] * 4}, ["layer_types", "None is"]),
+        ("llama", {"sliding_window": 48}, ["sliding_window 48", "None is"]),
+        ("qwen2", {"use_sliding_window": "yes"}, ["use_sliding_window 'yes'", "True or False"]),
+        ("qwen3", {"layer_types": ["chunked_attention"] * 4}, ["layer_types", "full_attention"]),
+        ("qwen3", {"layer_types": ["full_attention"]}, ["layer_types", "a list of 4"]),
+        ("olmo2", {"mlp_bias": True}, ["mlp_bias", "False"]),
+        ("phi3", {"attention_bias": True}, ["attention_bias", "False"]),
+        ("phi3", {"rope_parameters": YARN_ROPE}, ["rope_type 'yarn'", "'longrope'"]),
+        (
+            "phi3",
+            {"rope_parameters": {**LONGROPE, "short_factor": [1.0]}},
+            ["short_factor of 1 numbers", "8"],
+        ),
+        ("phi3", {"rope_parameters": {**LONGROPE, "short_factor": None}}, ["short_factor None", "a list"]),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.1}}, ["partial_rotary_factor 0.1", "pairs"]),
+        ("gemma2", {"use_bidirectional_attention": True}, ["use_bidirectional_attention", "False"]),
+        ("gemma2", {"hidden_activation": "silu"}, ["hidden_activation 'silu'", "gelu_pytorch_tanh"]),
+        ("gemma2", {"attn_logit_softcapping": -1}, ["attn_logit_softcapping -1", "above 0"]),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping 50.0", "None is"]),
+        ("gemma3", {"model_type": "gemma3"}, ["'gemma3'", "a tower for images", "gemma3_text"]),
+        ("granite", {"logits_scaling": 0}, ["logits_scaling 0", "above 0"]),
+        ("granite", {"residual_multiplier": "0.2"}, ["residual_multiplier '0.2'", "above 0"]),
         ("qwen2", {"mlp_bias": True}, ["mlp_bias", "True", "False"]),
         ("mistral", {"attention_bias": True}, ["attention_bias", "True", "False"]),
         ("llama", {"attention_bias": "yes"}, ["attention_bias", "'yes'", "True or False"]),
@@ -146,6 +239,14 @@ def test_what_is_not_supported_is_refused_with_its_key_and_what_would_work(
     with pytest.raises(ValueError, match="is not supported") as error:
         read(tmp_path, {**config_of(family), **change})
     assert all(word in str(error.value) for word in (*words, str(tmp_path / "config.json")))
+
+
+def test_what_is_refused_by_name_is_a_name_of_transformers_and_not_read() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    unknown = REFUSED.keys() - CONFIG_MAPPING_NAMES.keys()
+    assert unknown <= {"kimi_k2", "kimi_linear"}  # code of their own, which is never run
+    assert not REFUSED.keys() & {family.name for family in registry.FAMILIES}
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from rs_aligner.model import installed, native
+from rs_aligner.model.attending import Rule
 from rs_aligner.model.attention import RotaryAttention
 from rs_aligner.model.fused import rms_norm, swiglu
 from rs_aligner.model.line import Line
@@ -45,7 +46,7 @@ def table(length: int, dim: int) -> torch.Tensor:
     return torch.cat([half.cos(), half.sin()], -1)[:, None, None]
 
 
-def plain(mixed: torch.Tensor, lengths: tuple[int, ...], dim: int) -> torch.Tensor:
+def plain(mixed: torch.Tensor, lengths: tuple[int, ...], dim: int, window: int | None = None) -> torch.Tensor:
     """Row by row, head by head, with a mask: `[S, 1, heads * dim]`."""
     found = []
     for row in mixed[:, 0].split(lengths):
@@ -62,7 +63,10 @@ def plain(mixed: torch.Tensor, lengths: tuple[int, ...], dim: int) -> torch.Tens
             assert len(queries) == size // dim - 2
             for query in queries:
                 scores = rotated(query) @ rotated(key).T / dim**0.5
-                scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+                hidden = torch.ones(length, length).triu(1)
+                if window is not None:
+                    hidden += torch.ones(length, length).tril(-window)
+                scores = scores.masked_fill(hidden.bool(), -torch.inf)
                 heads.append(scores.softmax(-1) @ value)
         found.append(torch.cat(heads, -1))
     return torch.cat(found).unsqueeze(1)
@@ -94,6 +98,7 @@ def varlen(
     softmax_scale: float | None = None,
     causal: bool = False,
     deterministic: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
 ) -> torch.Tensor:
     """A stand-in for `flash_attn.flash_attn_varlen_func`, as its documentation has it: `[T, heads, dim]`."""
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
@@ -103,11 +108,16 @@ def varlen(
     assert causal
     assert deterministic
     assert not dropout_p
+    before, behind = window_size
+    assert behind == (0 if before >= 0 else -1)
     found = []
     for row in zip(*(x.split(lengths.tolist()) for x in (q, k, v)), strict=True):
         query, key, value = (x.transpose(0, 1) for x in row)
+        seen = torch.ones(query.shape[1], query.shape[1]).tril().bool()
+        if before >= 0:
+            seen &= torch.ones_like(seen).triu(-before)
         out = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=softmax_scale, enable_gqa=True
+            query, key, value, attn_mask=seen, scale=softmax_scale, enable_gqa=True
         )
         found.append(out.transpose(0, 1))
     return torch.cat(found)
@@ -134,6 +144,23 @@ def test_attention_along_a_line_is_that_of_its_rows_alone(
     found = outcome(lambda *heads: attention(heads, turn, line), *apart)
     queries = found[1].unflatten(2, (groups, per_group)).flatten(3)
     assert_near([found[0], torch.cat([queries, *found[2:]], -1)], expected)
+
+
+@pytest.mark.parametrize("way", ["kernels", "torch", "flash-attn"])
+@pytest.mark.parametrize("window", [1, 9, 40])
+def test_a_token_sees_no_more_than_its_window(window: int, way: str) -> None:
+    """Where the kernels are asked, they leave longer rows to torch."""
+    attention, lengths = RotaryAttention(config(8)), (40, 40, 9, 1)
+    attention.rule = Rule(8**-0.5, window)
+    if way != "kernels":
+        attention.kernels = None
+    if way == "flash-attn":
+        attention.varlen = varlen
+    torch.manual_seed(0)
+    mixed = torch.randn(sum(lengths), 1, 2, 4 * 8)
+    expected = outcome(lambda x: plain(x, lengths, 8, window), mixed.double())
+    found = outcome(lambda x: attention((x,), table(40, 8), Line.of(lengths)), mixed)
+    assert_near(found, expected)
 
 
 @pytest.mark.parametrize("way", ["kernels", "torch"])

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rs_aligner.model.architecture import Rope
+from rs_aligner.model.architecture import NO_POSITIONS, Rope
 from rs_aligner.model.families.rope import read_rope
 from rs_aligner.model.rotary import Rotary, frequencies
 from rs_aligner.model.runtime import Runtime
@@ -94,12 +94,21 @@ def test_a_key_beside_the_section_counts_as_in_transformers() -> None:
 
 
 def test_the_longest_table_is_kept_and_begins_alike_for_every_length(rt: Runtime) -> None:
-    rotary = Rotary(Rope(attention_factor=1.5), 8, rt.device)
+    rotary = Rotary((Rope(attention_factor=1.5),), 8, rt.device)
     assert rotary(5).shape == (5, 1, 1, 8)
     longer = rotary(20)
     assert longer.shape == (20, 1, 1, 8)
     assert rotary(7).data_ptr() == longer.data_ptr()
-    assert torch.equal(rotary(7), Rotary(Rope(attention_factor=1.5), 8, rt.device)(7))
+    assert torch.equal(rotary(7), Rotary((Rope(attention_factor=1.5),), 8, rt.device)(7))
     cos, sin = rotary.get_cos_sin(20)
     assert torch.equal(longer[:, 0, 0], torch.cat([cos, sin], -1))
     assert torch.allclose(cos**2 + sin**2, torch.tensor(1.5**2))
+
+
+def test_tables_of_several_positions_lie_side_by_side(rt: Runtime) -> None:
+    ropes = (Rope(500.0, attention_factor=1.5), NO_POSITIONS)
+    both = Rotary(ropes, 8, rt.device)(20)
+    assert torch.equal(both, torch.cat([Rotary((rope,), 8, rt.device)(20) for rope in ropes], -1))
+    assert torch.equal(both[..., 8:], torch.tensor([1.0] * 4 + [0.0] * 4).expand(20, 1, 1, 8)), (
+        "it turns nothing"
+    )

@@ -1,6 +1,7 @@
 """What layers have beyond a Llama's is in every layout what it is in transformers and `peft`.
 
-Biases and YaRN; GPT-2's positions, which the first stage has, and its tensors that are several matrices.
+Biases and YaRN; GPT-2's positions, which the first stage has, and its tensors that are several matrices;
+norms over heads that ranks share, norms behind attention, caps, angles and windows that differ by layer.
 """
 
 from __future__ import annotations
@@ -18,24 +19,33 @@ from tests.policy.test_lora import far, loss_and_gradient
 from tests.ranks import run_ranks
 from tests.tiny import save_tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-MODELS = {"all of llama": 7, "gpt2": 6}
-"""Families, and the biases of a layer; GPT-2 has one more behind the last."""
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+MODELS = {
+    "all of llama": 7,
+    "gpt2": 6,
+    "smollm3": 0,
+    "granite": 0,
+    "olmo2": 0,
+    "phi3": 0,
+    "gemma2": 0,
+    "gemma3": 0,
+}
+"""Families, and the biases of a layer; GPT-2 has one more behind the last. Those without have two layers."""
 Found = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("families")
-    for name in MODELS:
-        save_tiny(name, folder / name)
+    for name, biases in MODELS.items():
+        save_tiny(name, folder / name, layers=None if biases else 2)
     return folder
 
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[dict[tuple[str, str], Found]]:
     """What each of two ranks found, by model and layout."""
-    return run_ranks("tests.policy.family_program", 2, folder, *MODELS)
+    return run_ranks("tests.policy.family_program", 2, folder, *MODELS, timeout=1100)
 
 
 @pytest.fixture(

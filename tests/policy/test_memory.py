@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from rs_aligner.model import host_memory
 from rs_aligner.model.runtime import Runtime
-from tests.policy.planned import RECOMPUTES, WIDE, beside_the_plan, save_gpt2, save_model
+from tests.policy.planned import RECOMPUTES, SIZES, WIDE, beside_the_plan, save_config, save_gpt2, save_model
 from tests.ranks import run_ranks
+from tests.tiny import ENDS
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -86,6 +88,24 @@ def test_a_plan_is_what_a_training_allocates(tmp_path: Path, rt: Runtime, way: s
 @pytest.mark.parametrize("way", ["all kept", "selective", "lora"])
 def test_a_plan_is_what_a_model_without_gates_allocates(tmp_path: Path, rt: Runtime, way: str) -> None:
     close(beside_the_plan(save_gpt2(tmp_path / "model"), rt, **RECOMPUTES[way]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("Granite", {"residual_multiplier": 0.2}),
+        ("Olmo2", ENDS),
+        ("Phi3", ENDS),
+        ("Gemma2", {**ENDS, "head_dim": 16}),
+        ("Gemma3Text", {**ENDS, "head_dim": 16}),
+    ],
+)
+def test_a_plan_has_what_layers_of_other_families_keep(
+    tmp_path: Path, rt: Runtime, name: str, more: dict[str, Any]
+) -> None:
+    config = getattr(transformers, f"{name}Config")(**SIZES, **more, tie_word_embeddings=False)
+    close(beside_the_plan(save_config(config, tmp_path / "model"), rt))
 
 
 @pytest.mark.slow

@@ -27,11 +27,10 @@ INLINE void norm_head(float *x, const float *weight, float eps) {
 /* Take queries, keys and values of each row's newest token out of qkv ([kv_heads, GROUP + 2, dim] features),
  * rotate them by position (Su et al., 2021), put the queries into q ([rows, kv_heads * GROUP, dim], scaled),
  * the keys and values into their pages. Norms of queries and keys where there are any. */
-static void append(const float *qkv, float *q, const float *cos, const float *sin, const float *q_norm,
+static void append(const float *qkv, float *q, const float *cos, const float *sin, float scale, const float *q_norm,
                       const float *k_norm, float eps, float *keys, float *values, const int32_t *pages,
                       long max_pages, const int32_t *positions, long kv_heads, long rows, int threads) {
     const long features = kv_heads * (GROUP + 2) * HEAD_DIM;
-    const float scale = 1.0f / sqrtf((float)HEAD_DIM);
     const long tiles = (rows + TILE - 1) / TILE;
     const int split = parts_of(4.0 * features * rows, threads) > 1;
 #pragma omp parallel for schedule(static) num_threads(threads) if (split)
@@ -127,10 +126,12 @@ INLINE void mix_pages(const int n, const float *values, long stride, const int32
     EACH(j, n * SUMS) outputs[j] = sums[j];
 }
 
-/* Turn a query's scores into the numerators of its softmax; returns one over their sum. */
-static float soften(float *scores, long length) {
+/* Turn a query's scores into the numerators of its softmax; returns one over their sum. Of the `length` tokens
+ * those before `first` are out of sight: their numerators are 0. */
+static float soften(float *scores, long first, long length) {
     vec *place = (vec *)scores;
     const long num_pages = (length + LANES - 1) / LANES;
+    for (long t = 0; t < first; t++) scores[t] = -INFINITY;
     place[num_pages - 1] = first_places(length - (num_pages - 1) * LANES, place[num_pages - 1], splat(-INFINITY));
     vec most = place[0];
     for (long p = 1; p < num_pages; p++) most = max_vec(place[p], most);
@@ -138,6 +139,11 @@ static float soften(float *scores, long length) {
     vec sum = (vec){0};
     for (long p = 0; p < num_pages; p++) sum += place[p] = exp_vec(place[p] - most);
     return 1.0f / sum_vec(sum);
+}
+
+/* The same for a query that sees the last `window` tokens; 0 for all of them. */
+INLINE float soften_seen(float *scores, long length, long window) {
+    return soften(scores, window && length > window ? length - window : 0, length);
 }
 
 /* Write the outputs of `n` neighbouring queries of a row, feature by feature. */
@@ -161,7 +167,7 @@ typedef struct {
     const float *q, *keys, *values;
     float *out, *scores;
     const int32_t *pages, *positions;
-    long max_pages, kv_heads;
+    long max_pages, kv_heads, window;
 } Attention;
 
 /* Attention of `rows` neighbours from row `first` on, which share their first `common` pages, all full. */
@@ -217,7 +223,7 @@ static void attend_item(const Attention *a, long first, int rows, long common) {
         }
         for (int h = 0; h < heads; h++)
             for (int i = 0; i < n; i++)
-                share[h * n + i] = soften(score[h * n + i], a->positions[first + i / GROUP] + 1);
+                share[h * n + i] = soften_seen(score[h * n + i], a->positions[first + i / GROUP] + 1, a->window);
         memset(sums, 0, sizeof(vec) * heads * n * SUMS);
         for (long p = 0; p < common; p += RUN)
             for (int h = 0; h < heads; h++) {
@@ -255,10 +261,10 @@ static void attend_item(const Attention *a, long first, int rows, long common) {
 /* Numbers of working memory that a thread needs for `rs_attend`. */
 EXPORT long rs_attend_room(long max_pages) { return HEADS * MAX_SHARING * GROUP * (max_pages + 4) * LANES; }
 
-/* Attention of each row over its pages up to its position. Rows [begin[i], begin[i + 1]) form item i: they share
+/* Attention of each row over its pages up to its position, or the last `window` tokens (0: all). Rows [begin[i], begin[i + 1]) form item i: they share
  * their first common[i] pages, all full. out is feature-major. */
 static void attend(const float *q, float *out, const float *keys, const float *values, const int32_t *pages,
-                      long max_pages, const int32_t *positions, long kv_heads, const int32_t *begin,
+                      long max_pages, const int32_t *positions, long kv_heads, long window, const int32_t *begin,
                       const int32_t *common, long items, float *scores, int threads) {
     double work = 0.0; /* scores, their softmax, and what is mixed by them */
     for (long r = 0; r < begin[items]; r++) work += positions[r] + 1;
@@ -267,7 +273,7 @@ static void attend(const float *q, float *out, const float *keys, const float *v
 #pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1)
     for (int part = 0; part < parts; part++) {
         const Attention a = {q, keys, values, out, scores + part * rs_attend_room(max_pages),
-                             pages, positions, max_pages, kv_heads};
+                             pages, positions, max_pages, kv_heads, window};
         for (long i = items * part / parts; i < items * (part + 1) / parts; i++) {
             /* Where little is shared, fewer rows at once keep their scores near. */
             const int most = common[i] < 4 ? 2 : MAX_SHARING;

@@ -89,7 +89,8 @@ EXPORT void rs_rows(const float *x, float *out, long width, long rows) {
     }
 }
 
-/* A layer's weights, all of `Model.half`'s type but norms and bias, and its keys and values. */
+/* A layer's weights, all of `Model.half`'s type but norms and bias; its keys and values; angles, and how many
+ * tokens it sees (0: all). */
 typedef struct {
     const float *attention_norm;
     const void *qkv;
@@ -98,14 +99,15 @@ typedef struct {
     const float *mlp_norm;
     const void *gate_up, *down;
     float *keys, *values;
+    const float *cos, *sin;
+    long window;
 } Layer;
 
 /* What layers have in common, and their working memory; the names say what is in it. */
 typedef struct {
     long width, kv_heads, mlp_width, max_pages;
     int half, threads, sum; /* sum: add products to hidden; else leave them in partial, a rank's part of a sum */
-    float eps;
-    const float *cos, *sin;
+    float eps, scale; /* scale: of scores */
     float *hidden, *partial, *normed, *qkv, *queries, *mixed, *gate_up, *active, *scores;
 } Model;
 
@@ -128,10 +130,10 @@ EXPORT void rs_run(const Layer *layers, const Model *m, const Batch *b, long fir
             rs_norm(m->hidden, l->attention_norm, m->normed, m->width, rows, m->eps);
             rs_linear(l->qkv, m->half, l->qkv_bias, m->kv_heads * (GROUP + 2) * HEAD_DIM, m->width, m->normed, m->qkv,
                       rows, 0, m->threads);
-            append(m->qkv, m->queries, m->cos, m->sin, l->q_norm, l->k_norm, m->eps, l->keys, l->values, b->pages,
+            append(m->qkv, m->queries, l->cos, l->sin, m->scale, l->q_norm, l->k_norm, m->eps, l->keys, l->values, b->pages,
                    m->max_pages, b->positions, m->kv_heads, rows, m->threads);
             attend(m->queries, m->mixed, l->keys, l->values, b->pages, m->max_pages, b->positions, m->kv_heads,
-                   b->begin, b->common, b->items, m->scores, m->threads);
+                   l->window, b->begin, b->common, b->items, m->scores, m->threads);
             rs_linear(l->projection, m->half, 0, m->width, mixed, m->mixed, out, rows, m->sum, m->threads);
         } else {
             rs_norm(m->hidden, l->mlp_norm, m->normed, m->width, rows, m->eps);

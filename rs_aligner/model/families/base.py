@@ -6,6 +6,7 @@ use is told before anything slow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ class Family:
         embedding, head: the embedding and the output layer.
         harmless: what the names of tensors end like that may be there and are not read: buffers that follow
             from the config.
+        has_classifier: whether `transformers` has a classifier of the family, which a reward model is.
     """
 
     name: str
@@ -97,6 +99,19 @@ class Family:
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
     harmless: str = r"rotary_emb\.inv_freq"
+    has_classifier: bool = True
+
+
+def positive(path: Path, config: Config, key: str, absent: float) -> float:
+    """A number of a config that is above 0; `absent` where it is not there.
+
+    Raises:
+        ValueError: it is none, or not above 0.
+    """
+    value = config.get(key, absent)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{path}: {key} {value!r} is not supported; a number above 0 is")
+    return float(value)
 
 
 def has_value_head(path: Path, config: Config) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rs_aligner.model.families.base import Only
+from rs_aligner.model.families.kinds import Windows, every_layer
 from rs_aligner.model.families.llama_like import NO_ATTENTION_BIAS, NO_MLP_BIAS, llama_like
 from rs_aligner.model.families.mixture import Mixture
 
@@ -16,4 +17,6 @@ EXPERTS = Mixture(
     size="intermediate_size",
     only=(Only("router_jitter_noise", (0, None)),),
 )
-MIXTRAL = llama_like("mixtral", "Mixtral", NO_ATTENTION_BIAS, NO_MLP_BIAS, mixture=EXPERTS)
+MIXTRAL = llama_like(
+    "mixtral", "Mixtral", NO_ATTENTION_BIAS, NO_MLP_BIAS, mixture=EXPERTS, windows=Windows(every_layer)
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rs_aligner.model.architecture import QK_NORM
 from rs_aligner.model.families.base import Only
+from rs_aligner.model.families.kinds import Windows, every_layer
 from rs_aligner.model.families.llama_like import ATTENTION_BIAS, NO_MLP_BIAS, llama_like
 from rs_aligner.model.families.mixture import Mixture
 
@@ -24,4 +25,6 @@ QWEN3_MOE = llama_like(
     features=frozenset({QK_NORM}),
     switches=ATTENTION_BIAS,
     mixture=EXPERTS,
+    windows=Windows(every_layer, "use_sliding_window"),
+    absent={"sliding_window": 4096},
 )

@@ -1,14 +1,14 @@
 """The rotary positions that a `config.json` asks for, in the spellings of transformers 4 and 5.
 
 A kind of scaling is a line of a table: the keys that it reads, and what they become. Left out on purpose: the
-formulas (`rotary.py`), and kinds whose frequencies change with a sequence's length (`longrope`, and `dynamic`
-beyond the model's positions).
+formulas (`rotary.py`), and frequencies that change with a sequence's length: `dynamic` and `longrope` beyond
+the positions that a model was first made for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,14 +17,22 @@ from rs_aligner.config.layout import rope_of, rope_type_of
 from rs_aligner.model.architecture import Rope
 from rs_aligner.model.families.base import Config, Only
 
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+"""The kinds of scaling that a Llama and most of its relatives have."""
 _NAMES = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _NOTES = {"original_max_position_embeddings", "finetuned"}  # found beside kinds that do not read them, too
 
 
-def read_rope(path: Path, config: Config) -> Rope:
+def read_rope(path: Path, config: Config, kinds: Collection[str] = KINDS, *, in_part: bool = False) -> Rope:
     """The rotary positions of a config.
 
     Where both spellings are there, `rope_scaling` counts, as in `transformers`.
+
+    Args:
+        path: of the config, for messages.
+        config: with the size of a head where that is not its width over its heads.
+        kinds: of scaling that the family has.
+        in_part: whether it has heads that are turned in part.
 
     Raises:
         ValueError: a kind, a key or a number that is not supported; with what is.
@@ -33,16 +41,57 @@ def read_rope(path: Path, config: Config) -> Rope:
         if not isinstance(config.get(key) or {}, Mapping):
             raise ValueError(f"{path}: {key} {config[key]!r} is not supported; an object or null is")
     rope, kind = rope_of(config), rope_type_of(config)
-    Only("rope_type", tuple(_KINDS)).check(path, {"rope_type": kind})
-    for where in (config, rope):
-        Only("partial_rotary_factor", (None, 1.0)).check(path, where)
+    Only("rope_type", tuple(kinds)).check(path, {"rope_type": kind})
+    turned = _turned(path, config, rope, in_part)
     keys, meaning = _KINDS[kind]
     for key in rope:
         if key not in {*_NAMES, *_NOTES, *keys}:
             choices = ", ".join(keys) or "none"
             raise ValueError(f"{path}: {key} of a {kind} rope_type is not supported; its keys are: {choices}")
     section = _Section(path, kind, {"rope_theta": config.get("rope_theta"), **rope})
-    return Rope(theta=section.number("rope_theta", 10000.0, above=1), **meaning(section, config))
+    return Rope(
+        theta=section.number("rope_theta", 10000.0, above=1), turned=turned, **meaning(section, config)
+    )
+
+
+def _turned(path: Path, config: Config, rope: Config, in_part: bool) -> int | None:
+    """How many numbers of a head are turned; None for all."""
+    key = "partial_rotary_factor"
+    found = rope.get(key) if rope.get(key) is not None else config.get(key)
+    if found is None or found == 1:
+        return None
+    if not in_part:
+        Only(key, (None, 1.0)).check(path, {key: found})
+    dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    turned = int(dim * found) if isinstance(found, float) and 0 < found < 1 else 0
+    if turned < 2 or turned % 2 or dim % 2:
+        raise ValueError(
+            f"{path}: {key} {found!r} is not supported; a share that makes pairs of a head's {dim} is"
+        )
+    return turned
+
+
+def sections(bases: Mapping[str, tuple[str, float]]) -> Callable[[Config, str], Config]:
+    """How a config is read by kinds of layers that have other angles.
+
+    Since transformers 5 `rope_parameters` has a section for each kind; before, `rope_scaling` was of layers
+    without a window only.
+
+    Args:
+        bases: the key of each kind's base before transformers 5, and what it is where it is not there.
+    """
+
+    def by_kind(config: Config, kind: str) -> Config:
+        key, base = bases[kind]
+        given = config.get("rope_parameters") or {}
+        if any(one in given for one in bases):
+            section = given.get(kind) or {}
+        else:
+            section = (config.get("rope_scaling") or {}) if kind == "full_attention" else {}
+        theta = section.get("rope_theta") or config.get(key) or base
+        return {**config, "rope_scaling": None, "rope_parameters": {**section, "rope_theta": theta}}
+
+    return by_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +163,32 @@ def _yarn(section: _Section, config: Config) -> dict[str, Any]:
     }
 
 
+def _longrope(section: _Section, config: Config) -> dict[str, Any]:
+    """Ding et al., "LongRoPE" (2024), arXiv 2402.13753, for sequences within the original length.
+
+    Beyond it all frequencies of a sequence are others (`long_factor`), so such sequences are refused.
+    """
+    original, positions = config.get("original_max_position_embeddings"), config["max_position_embeddings"]
+    original = original or section.rope.get("original_max_position_embeddings")
+    if type(original) is not int or original < 2:
+        section.refuse(f"original_max_position_embeddings {original!r}", "a number of tokens")
+    divisors = section.rope.get("short_factor")
+    if not isinstance(divisors, list) or not all(
+        isinstance(one, int | float) and not isinstance(one, bool) and 0 < one < math.inf for one in divisors
+    ):
+        section.refuse(f"short_factor {divisors!r}", "a list of numbers above 0")
+    dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    pairs = (_turned(section.path, config, section.rope, True) or dim) // 2
+    if len(divisors) != pairs:
+        section.refuse(f"a short_factor of {len(divisors)} numbers", f"one of {pairs}")
+    larger = positions / original if section.rope.get("factor") is None else section.number("factor")
+    inferred = math.sqrt(1 + math.log(larger) / math.log(original)) if larger > 1 else 1.0
+    return {
+        "divisors": tuple(map(float, divisors)),
+        "attention_factor": section.number("attention_factor", inferred),
+    }
+
+
 def _attention_factor(section: _Section, factor: float) -> float:
     """What cosines and sines are multiplied by, where a config does not say.
 
@@ -132,6 +207,7 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[[_Section, Config], dict[str, 
     "linear": (("factor",), _linear),
     "dynamic": (("factor",), _dynamic),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor"), _llama3),
+    "longrope": (("factor", "attention_factor", "short_factor", "long_factor"), _longrope),
     "yarn": (
         ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
         _yarn,
