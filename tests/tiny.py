@@ -106,6 +106,9 @@ FAMILIES = {
     ),
     "granite": lambda: transformers.GraniteConfig(**SIZES, **MULTIPLIERS),
     "olmo2": lambda: transformers.Olmo2Config(**SIZES, **ENDS),
+    "olmo3": lambda: transformers.Olmo3Config(
+        **SIZES, **ENDS, sliding_window=24, rope_parameters={"full_attention": {**YARN_ROPE}}
+    ),
     "phi3": lambda: transformers.Phi3Config(
         **{**SIZES, "hidden_size": 64},
         **ENDS,

@@ -16,6 +16,7 @@ from rs_aligner.model.families.llama import LLAMA
 from rs_aligner.model.families.mistral import MISTRAL
 from rs_aligner.model.families.mixtral import MIXTRAL
 from rs_aligner.model.families.olmo2 import OLMO2
+from rs_aligner.model.families.olmo3 import OLMO3
 from rs_aligner.model.families.phi3 import PHI3
 from rs_aligner.model.families.qwen2 import QWEN2
 from rs_aligner.model.families.qwen3 import QWEN3
@@ -32,6 +33,7 @@ FAMILIES: list[Family] = [
     MISTRAL,
     MIXTRAL,
     OLMO2,
+    OLMO3,
     PHI3,
     QWEN2,
     QWEN3,
