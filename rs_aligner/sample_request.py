@@ -13,6 +13,10 @@ from rs_aligner.config import LengthParams, SamplingParams
 from rs_aligner.rollout import Prompt
 
 
+class SamplingFailed(ConnectionError):
+    """Nobody samples what was asked for, and waiting did not help; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
     """Rollouts to be sampled.
@@ -25,6 +29,7 @@ class SampleRequest:
         wave_size: prompts decoded together on a replica; None for all of its share.
         first_index: index of each prompt's first rollout, above 0 where it has some already.
         numbers: which prompt of its step each one is, where only some of the step's are asked; empty for all.
+        now: whether only the policy's present weights may answer, and none that servers have of earlier ones.
         known: seed and policy version of the rollouts that are there already, by the prompt's place and the
             index. One whose seed and version a new one would have, too, is not sampled.
     """
@@ -37,6 +42,7 @@ class SampleRequest:
     wave_size: int | None = None
     first_index: int = 0
     numbers: Sequence[int] = ()
+    now: bool = False
     known: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
 
     @property

@@ -35,6 +35,7 @@ _OUT_OF_MEMORY = (
 # What every rank comes to, so that one of them says it.
 _OF_ALL_RANKS = (
     "rs_aligner.reward.protocol.JudgeFailed",
+    "rs_aligner.sample_request.SamplingFailed",
     "rs_aligner.trainers.failures.RanksDiffer",
     "builtins.FloatingPointError",
 )
@@ -53,16 +54,16 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
+    except _imported(*_OF_ALL_RANKS) as error:
+        sys.exit(_complain(error, FAILED) if rank() == 0 else FAILED)
     except (ValueError, ConnectionError) as error:
         sys.exit(_complain(error, TO_BE_MENDED))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted", 128 + signal.SIGINT))
-    except stopping.Stopped as stop:  # of every rank, as the next
+    except stopping.Stopped as stop:  # of every rank
         if rank() == 0:
             print(f"stopped ({stop.reason}); the same command goes on", file=sys.stderr, flush=True)
         sys.exit(TO_BE_CONTINUED)
-    except _imported(*_OF_ALL_RANKS) as error:
-        sys.exit(_complain(error, FAILED) if rank() == 0 else FAILED)
     except _imported("rs_aligner.record.lease.LeaseLost") + others as error:
         sys.exit(_complain(error, FAILED))
     except Exception as error:

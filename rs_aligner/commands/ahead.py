@@ -145,10 +145,9 @@ def _check_parts(config: Config) -> Iterator[str]:
         check_writable_above(Path(config.output).parent, "output")
         yield f"the file can be written: {config.output}"
     if isinstance(config, TrainRSConfig):
-        rs = config.model.rs
-        from rs_aligner.selection import build_chain
+        from rs_aligner.selection import chain_of
 
-        build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
+        chain_of(config.model.rs)
     made = plan_of(config)
     yield f"the model: {config.pretrained_checkpoint.restore_from_path}"
     yield f"the data: {made.data}"

@@ -234,13 +234,26 @@ def policy_of(
         generation, budget = rs.generation, runtime.everyone(cache_bytes)[0]
         if budget is not None:
             generation = generation.model_copy(update={"kv_cache_bytes": budget})
-        yield MegatronPolicy(
+        policy = MegatronPolicy(
             *(folder, config.model, runtime, tokenizer),
             optimization=_optimization(config, num_optimizer_steps),
-            generation=Decoding(generation),
+            generation=Decoding(generation, Path(config.exp_manager.explicit_log_dir) / "weights"),
             objective=rs.objective,
             keep_start=asks_again or compares_logits(rs.objective),
         )
+        with _closed(policy.sampler):
+            yield policy
+
+
+@contextmanager
+def _closed(sampler: Sampler) -> Iterator[None]:
+    """Close its decoder behind what is done inside, as over where that came to its end."""
+    is_over = False
+    try:
+        yield
+        is_over = True
+    finally:
+        sampler.decoder.close(is_over=is_over)
 
 
 @contextmanager
@@ -250,7 +263,7 @@ def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler
     from rs_aligner.policy.sampler import Decoding, load_sampler
 
     with _ranks(config) as runtime:
-        yield load_sampler(
+        sampler = load_sampler(
             Path(config.pretrained_checkpoint.restore_from_path),
             runtime,
             tokenizer,
@@ -259,6 +272,8 @@ def sampler_of(config: GenerateConfig, tokenizer: Tokenizer) -> Iterator[Sampler
             generation=Decoding(config.model.answers.generation),
             adapter=config.model.peft.restore_from_path,
         )
+        with _closed(sampler):
+            yield sampler
 
 
 @contextmanager

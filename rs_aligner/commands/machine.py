@@ -16,6 +16,7 @@ from rs_aligner.config.plan_parts import Line, in_gib
 from rs_aligner.files import hugging_face_part
 from rs_aligner.model.activations import Lengths
 from rs_aligner.model.memory import checkpoint_bytes, uses_bf16
+from rs_aligner.model.tensors import num_parameters
 from rs_aligner.record.room import check_room, memory_limit, size_text
 from rs_aligner.rollout import PreferencePair, TrainingRow
 
@@ -129,8 +130,11 @@ def decoding_lines(config: GenerateConfig, num_prompts: int, longest_prompt: int
     yield from decoding.server_lines(wave, gpu_memory() if on_gpu else None, trains=False)
 
 
+_FOLDERS = 3  # of weights for servers, while the third is written
+
+
 def check_disk(config: TrainConfig) -> str:
-    """See to it that the disk has room for a checkpoint.
+    """See to it that the disk has room for a checkpoint, and for the weights that servers get.
 
     Returns:
         A line that says so.
@@ -140,12 +144,15 @@ def check_disk(config: TrainConfig) -> str:
     """
     arch = _architecture(config)
     folder = Path(config.exp_manager.explicit_log_dir)
-    wanted = checkpoint_bytes(arch, bf16=uses_bf16(config.trainer.precision, is_on_gpu(config)))
+    bf16 = uses_bf16(config.trainer.precision, is_on_gpu(config))
+    wanted, what = checkpoint_bytes(arch, bf16=bf16), "one checkpoint"
+    if isinstance(config, TrainRSConfig) and config.model.rs.generation.is_served:
+        wanted += _FOLDERS * num_parameters(arch) * (2 if bf16 else 4)
+        what += " and the weights that servers get"
     try:
         check_room(folder, wanted)
     except OSError as error:
         raise ValueError(
-            f"exp_manager.explicit_log_dir={folder}: {error} for one checkpoint; name a folder on another "
-            "disk"
+            f"exp_manager.explicit_log_dir={folder}: {error} for {what}; name a folder on another disk"
         ) from None
-    return f"the disk has room for a checkpoint of about {size_text(wanted)}"
+    return f"the disk has room for {what}, about {size_text(wanted)}"

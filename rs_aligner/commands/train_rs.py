@@ -63,11 +63,10 @@ def _fit(
     from rs_aligner.commands.ahead import plan_of_rs
     from rs_aligner.commands.machine import fit_of_rs
     from rs_aligner.commands.run_data import read_rs_data
-    from rs_aligner.selection import build_chain
+    from rs_aligner.selection import chain_of
 
-    rs = config.model.rs
     # Users' code is imported here, so that an error in it comes in seconds.
-    chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
+    chain = chain_of(config.model.rs)
     tokenizer, positions = build.read_tokenizer(config)
     with _judges(config, judge) as (client, watched):
         data = read_rs_data(config, tokenizer, positions)._replace(metrics_of=metrics_of)

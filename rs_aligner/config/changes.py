@@ -61,7 +61,7 @@ _KINDS: dict[Kind, list[str]] = {
         *_under(("model",), "activations_checkpoint_num_layers optim.overlap_grad_sync"),
         "model.max_tokens_per_microbatch",
         "model.rs.rollout_micro_batch_size",
-        *_under(("model.rs",), "passed_above kl_samples generation"),
+        *_under(("model.rs",), "passed_above kl_samples generation"),  # but for two keys, below
         "model.rs.objective.offload_reference",
         # Copies come back with the same bits.
         "model.rs.offload_adam_states",
@@ -88,7 +88,7 @@ _KINDS: dict[Kind, list[str]] = {
         "model.data.judge_special_tokens",
         "pretrained_checkpoint.resize_token_embeddings",
         *_under(("model.rs",), "num_rollout_samples num_rollouts_per_prompt pool.improve_steps until"),
-        *_under(("model.rs",), "sampling_params length_params"),
+        *_under(("model.rs",), "sampling_params length_params generation.sync_interval"),
         # Held-out answers have their place in the ledger, too, and their figures are of one curve.
         *_under(("model.rs",), "num_val_samples num_val_rollouts_per_prompt val_sampling_params"),
         *_under(("model.sft",), "num_val_samples sampling_params length_params"),
@@ -97,7 +97,7 @@ _KINDS: dict[Kind, list[str]] = {
     Kind.LEARNT: [
         *_under(_LOOPS, "gradient_clip_val"),
         *_under(("model",), "global_batch_size optim loss_normalization peft.peft_scheme peft.lora_tuning"),
-        *_under(("model.rs",), "top_n_rollouts min_reward selection objective"),
+        *_under(("model.rs",), "top_n_rollouts min_reward selection objective generation.max_version_lag"),
         *_under(("model.rs.pool",), "max_staleness restart passes"),
     ],
     Kind.CHOSEN: _under(("exp_manager.checkpoint_callback_params",), "mode monitor"),

@@ -18,7 +18,7 @@ from rs_aligner.config.base import Count, Real, Section, Size, Texts, problem
 from rs_aligner.config.chain import most_kept
 from rs_aligner.config.objective import ObjectiveConfig
 from rs_aligner.config.pools import PoolConfig, UntilConfig
-from rs_aligner.config.sampling import GenerationConfig, LengthParams, SamplingParams
+from rs_aligner.config.sampling import LengthParams, SamplingParams, TrainedGenerationConfig
 from rs_aligner.config.selection import SelectorConfig
 from rs_aligner.config.trlx import RFTConfig, expand_rft
 
@@ -70,7 +70,7 @@ class RSConfig(Section):
     val_sampling_params: SamplingParams = Field(default_factory=dict, validate_default=True)
     """The same keys for validation. Greedy by default; `end_strings` are those of training unless set."""
     length_params: LengthParams = LengthParams()
-    generation: GenerationConfig = GenerationConfig()
+    generation: TrainedGenerationConfig = TrainedGenerationConfig()
 
     @property
     def most_rollouts(self) -> tuple[str, int] | None:
@@ -80,6 +80,14 @@ class RSConfig(Section):
         if self.until is not None:
             return "model.rs.until.max_rollouts", self.until.max_rollouts
         return "model.rs.num_rollouts_per_prompt", self.num_rollouts_per_prompt
+
+    @property
+    def brings_all(self) -> bool:
+        """Whether all rollouts of a step are its own, whatever version they are of.
+
+        So it is with those of a file, and with servers that get the weights less often than each step.
+        """
+        return bool(self.offline) or (self.generation.is_served and self.generation.sync_interval > 1)
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -124,6 +132,7 @@ class RSConfig(Section):
         yield from self._offline(key)
         for name in ("sampling_params", "val_sampling_params"):
             yield from self.generation.sampling_problems(f"{key}.{name}", getattr(self, name))
+        yield from self.generation.training_problems(f"{key}.generation", self.pool, f"{key}.pool")
         if self.rft is not None and self.selection != self.rft.selection:
             names = [selector.name for selector in self.selection]
             own = f"{key}.rft brings a selection of its own; leave one of the two out"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from rs_aligner.config.base import Count, Fraction, NotNegative, Positive, Section, Size, Texts, problem
+from rs_aligner.config.pools import PoolConfig
 from rs_aligner.config.rollout_servers import RolloutServersConfig, address_problems, temperature_problems
 
 _logger = logging.getLogger("rs_aligner")
@@ -96,3 +97,36 @@ class GenerationConfig(Section):
             _logger.warning("%s.kv_cache_bytes has no effect: vLLM's servers have a cache of their own", key)
         if self.servers.ca_file is not None and not any("https://" in one.lower() for one in self.endpoints):
             _logger.warning("%s.servers.ca_file has no effect: no server is asked by https://", key)
+
+
+class TrainedGenerationConfig(GenerationConfig):
+    """The decoder of a policy that is trained."""
+
+    sync_interval: Count = 1
+    """Steps after which servers get the policy's weights anew; they always do before held-out prompts."""
+    max_version_lag: Size = 0
+    """A rollout whose policy is this many steps older than the step's is trained on, and no older one."""
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What is for servers plays a part where there are some."""
+        yield from super().problems(key)
+        for name in ("sync_interval", "max_version_lag"):
+            if not self.is_served and getattr(self, name) != type(self).model_fields[name].default:
+                _logger.warning("%s.%s has no effect: it is for %s.engine=vllm", key, name, key)
+
+    def training_problems(self, key: str, pool: PoolConfig, pool_key: str) -> Iterator[str]:
+        """Servers get the weights often enough, and a step's rollouts are told from those of earlier ones."""
+        if not self.is_served or self.sync_interval == 1:
+            return
+        if self.sync_interval - 1 > self.max_version_lag:
+            yield problem(
+                f"{key}.sync_interval",
+                self.sync_interval,
+                f"{key}.max_version_lag = {self.max_version_lag} rejects what steps sample whose servers are "
+                f"further behind; set it to {self.sync_interval - 1}, or sync_interval to "
+                f"{self.max_version_lag + 1}",
+            )
+        for name in ("improve_steps", "max_staleness"):
+            if getattr(pool, name) != type(pool).model_fields[name].default:
+                twice = f"{pool_key}.{name} uses older rollouts in another way; leave one of the two out"
+                yield problem(f"{key}.sync_interval", self.sync_interval, twice)

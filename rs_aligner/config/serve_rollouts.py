@@ -40,6 +40,7 @@ OURS = {
     **dict.fromkeys(("--enable-lora", "--max-lora-rank"), "lora_rank"),
     **dict.fromkeys(("--middleware", "--root-path", "--uds", "--trust-remote-code", "--config"), ""),
     **dict.fromkeys(("--generation-config", "--logprobs-mode", "--api-server-count"), ""),
+    "--worker-extension-cls": "",
 }
 """Switches of vLLM that are not given by hand, with the key that sets them; "" where nothing may."""
 

@@ -37,11 +37,13 @@ class Exports:
         root: the folder in which each version gets one of its own.
         whole: writes the whole model, adapters merged, as a Hugging Face folder; every rank must call it.
         adapters: writes its adapters alone; None where it has none. Every rank must call it.
+        rank: of the adapters.
     """
 
     root: Path
     whole: Callable[[Path], None]
     adapters: Callable[[Path], None] | None = None
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +141,12 @@ class Decoder(Protocol):
         server is asked for several by the first one's.
         """
 
-    def prepare(self, version: int) -> int:
+    def prepare(self, version: int, *, now: bool = False) -> int:
         """See to it that what is decoded from now on is by the policy's weights; every rank calls this.
 
         Args:
             version: of the weights that the model holds now.
+            now: whether no others will do, be they ever so little older.
 
         Returns:
             The version that decodes: that one, where the engine decodes the model's own weights.
@@ -158,6 +161,13 @@ class Decoder(Protocol):
 
         Raises:
             ValueError: a single rollout may not fit into the cache, or no token may come.
+        """
+
+    def close(self, *, is_over: bool = False) -> None:
+        """Decode no more.
+
+        Args:
+            is_over: whether all is done, so that nothing has to stay for who goes on later.
         """
 
 

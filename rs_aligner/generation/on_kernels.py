@@ -41,9 +41,12 @@ class KernelDecoder:
         took = f"compiled in {kernels.seconds:.1f} s" if kernels.seconds else "compiled before"
         return f"kernels for this CPU, {took} by {kernels.compiler}"
 
-    def prepare(self, version: int) -> int:
+    def prepare(self, version: int, *, now: bool = False) -> int:
         """As `Decoder.prepare`: the kernels read the model's own weights."""
         return version
+
+    def close(self, *, is_over: bool = False) -> None:
+        """As `Decoder.close`: there is nothing to end."""
 
     def decode(self, wave: Wave) -> Iterator[Ended]:
         """As `Decoder.decode`."""

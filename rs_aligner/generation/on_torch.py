@@ -53,9 +53,12 @@ class TorchDecoder:
     def __init__(self, network: Network, kv_cache_bytes: int | None = None) -> None:
         self.network, self.kv_cache_bytes = network, kv_cache_bytes
 
-    def prepare(self, version: int) -> int:
+    def prepare(self, version: int, *, now: bool = False) -> int:
         """As `Decoder.prepare`: torch reads the model's own weights."""
         return version
+
+    def close(self, *, is_over: bool = False) -> None:
+        """As `Decoder.close`: there is nothing to end."""
 
     def decode(self, wave: Wave) -> Iterator[Ended]:
         """As `Decoder.decode`."""

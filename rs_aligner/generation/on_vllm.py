@@ -12,7 +12,7 @@ from rs_aligner.generation.vllm.completing import SECTION
 from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.decoder import SERVER, VllmDecoder
 from rs_aligner.remote.asking import Asking
-from rs_aligner.remote.endpoints import Endpoint
+from rs_aligner.remote.endpoint import Endpoint
 from rs_aligner.remote.token import read_token
 
 _ROOM = 1 << 16  # requests that may wait; the decoder hands in no more than are to be under way

@@ -88,11 +88,6 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             config=generation.config,
             exports=None if generation.weights_at is None else self.exports(generation.weights_at),
         )
-        if self.sampler.decoder.is_served:
-            raise ValueError(
-                "generation.engine=vllm samples from the servers' own weights, which a training would leave "
-                "behind: it is for generate; set it to auto"
-            )
         # Taken now, before a checkpoint is loaded: a continued run has the same start.
         self._start = StartingWeights(self.trainer, objective.offload_reference) if keep_start else None
         if self._start is not None:

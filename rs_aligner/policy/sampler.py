@@ -131,7 +131,7 @@ class Sampler:
         rollouts = generate(
             *(self.decoder, self.tokenizer, request),
             seed=self.seed,
-            policy_version=self.decoder.prepare(policy_version),
+            policy_version=self.decoder.prepare(policy_version, now=request.now),
             share=slice(self.runtime.dp_rank, None, self.runtime.dp_size),
             stops=StopPoll(self.runtime, every=1 if self.decoder.is_served else AGREE_EVERY),
         )

@@ -176,12 +176,11 @@ class Trainable(Generic[T, Row, Stats]):
 
     def exports(self, root: Path) -> Exports:
         """How the weights get to a decoder with weights of its own, in the type that they are trained in."""
-        adapters = (
-            None
-            if self.adapters is None
-            else partial(save_adapters, adapters=self.adapters, source=self.source)
-        )
-        return Exports(root, partial(self._save_whole, as_trained=True), adapters)
+        whole = partial(self._save_whole, as_trained=True)
+        if self.adapters is None:
+            return Exports(root, whole)
+        alone = partial(save_adapters, adapters=self.adapters, source=self.source)
+        return Exports(root, whole, alone, self.adapters.spec.settings.rank)
 
     def _save_whole(self, folder: Path, *, as_trained: bool = False) -> None:
         with nullcontext() if self.adapters is None else self.adapters.merged():

@@ -59,13 +59,15 @@ class Leftovers:
             ValueError: a file is not as it was written (file and line named).
         """
         step = number_of(name)
-        version = step - 1 if name == step_name(step) else step  # a bank's rollouts are of earlier ones
+        version = step - 1 if name == step_name(step) else step
         path = self.ledger.path(name)
         written = self.ledger.read_named(name) if path.exists() else []
         if name not in self.whole:
             written = [
                 row for row in (*written, *read_open(self.ledger.open_path(name))) if row.failure is None
             ]
+        if name == step_name(step):  # servers may have been behind; a bank's are older still
+            version = min(version, max((row.policy_version for row in written), default=version))
         return [row for row in written if row.policy_version == version and self._may_use(row, name)]
 
     def tell(self) -> None:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from rs_aligner import stopping
-from rs_aligner.remote.endpoints import SERVER, Endpoint, EndpointPool, Role
+from rs_aligner.remote.endpoint import SERVER, Endpoint, Role
+from rs_aligner.remote.endpoints import EndpointPool
 from rs_aligner.remote.errors import BadAnswer, TransportError
 from rs_aligner.remote.queue import Result, Row, RowQueue, Waiting
 from rs_aligner.remote.retry import AskError, Patience, is_transient, is_worth_halving
@@ -137,6 +138,15 @@ class Asker(Generic[Row, Result, Link]):
             ]
             for thread in self._threads:
                 thread.start()
+
+    def renew(self, why: str, patience: float) -> None:
+        """Try all servers out anew (`EndpointPool.renew`); rows that are handed in meanwhile wait.
+
+        Raises:
+            TransportError: no server passed in time.
+            Exception: what the service's `try_out` raised besides, for all of them.
+        """
+        self._pool.renew(why, patience)
 
     def open_here(self) -> Endpoint[Link]:
         """Let the only server in without a trial, which asks in a thread of its own."""

@@ -15,15 +15,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic
 
 from rs_aligner import stopping
+from rs_aligner.remote.endpoint import SERVER, Endpoint, Link, Role
 from rs_aligner.remote.errors import UNTRUSTED, TransportError
 from rs_aligner.remote.retry import AskError, is_transient, jittered
-
-Link = TypeVar("Link")
-"""A conversation with a server, of whatever kind."""
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -31,45 +28,6 @@ FAILURES_IN_A_ROW = 3  # with answers that are errors or none; a server that doe
 POLL_SECONDS = 0.2  # between trials at the start
 _MEMORY = 0.7  # of the time that a row takes: how much of it the next answer leaves as it is
 _GRACE = 0.3  # after the start's last moment, for a trial that ends with it to say why
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """What servers are there for, in words for messages.
-
-    Attributes:
-        name: what one of them is called.
-        does: what it does, in the third person.
-    """
-
-    name: str
-    does: str
-
-
-SERVER = Role("server", "answers")
-
-
-class Endpoint(Generic[Link]):
-    """One server. What changes is guarded by the pool's lock.
-
-    Args:
-        url: its address, to be shown.
-        connect: begins a conversation for one request.
-    """
-
-    def __init__(self, url: str, connect: Callable[[], Link]) -> None:
-        self.url = url
-        self.connect = connect
-        self.in_flight = 0
-        self.seconds_per_row: float | None = None
-        self.failures = 0  # in a row
-        self.times_out = 0  # in a row, without an answer in between
-        self.why_out: str | None = "it has not answered yet"  # None: it can be asked
-        self.hopeless: Exception | None = None  # why waiting will not help, at the start
-
-    def load(self) -> tuple[float, int]:
-        """What orders servers: the time that another request would take there, as far as it is known."""
-        return ((self.in_flight + 1) * (self.seconds_per_row or 0.0), self.in_flight)
 
 
 class EndpointPool(Generic[Link]):
@@ -132,6 +90,52 @@ class EndpointPool(Generic[Link]):
             raise hopeless[0] if hopeless else TransportError(reasons, "unreachable")
         for endpoint in out:
             self._tell_out(endpoint, "", endpoint.why_out)
+
+    def renew(self, why: str, patience: float) -> None:
+        """Leave every server out and try it out anew, since what it has to show has changed.
+
+        Comes back when each that was in has had its trial and one is in. Those that were out are tried, too,
+        and follow when they can.
+
+        Args:
+            why: it is left out meanwhile.
+            patience: seconds to wait for a server, as long as there is none.
+
+        Raises:
+            TransportError, Stopped, Exception: as `open`; the pool stays open.
+        """
+        deadline = time.monotonic() + patience
+        with self._changed:
+            renewed = [(one, one.trials) for one in self.endpoints if one.why_out is None]
+            for endpoint in self.endpoints:
+                endpoint.hopeless, endpoint.is_due = None, endpoint.why_out is not None
+            self._changed.notify_all()
+            for endpoint, _ in renewed:
+                endpoint.why_out = why
+                self._watch(endpoint, at_once=True)
+            while not (
+                (self.num_in() and all(one.trials > before for one, before in renewed))
+                or all(one.hopeless for one in self.endpoints)
+                or self._closed.is_set()
+                or (left := deadline - time.monotonic()) <= 0
+                or stopping.is_asked()
+            ):
+                self._changed.wait(min(left, stopping.LOOK_SECONDS))
+            hopeless = [one.hopeless for one in self.endpoints if one.hopeless is not None]
+            out = [one for one, _ in renewed if one.why_out is not None]
+            for endpoint in out:
+                endpoint.times_out += 1
+            is_over, reasons = self.num_in() == 0, self.why_out()
+        if is_over and stopping.is_asked():
+            raise stopping.Stopped(stopping.reason())
+        if is_over:
+            raise (
+                hopeless[0]
+                if len(hopeless) == len(self.endpoints)
+                else TransportError(reasons, "unreachable")
+            )
+        for endpoint in out:
+            self._tell_out(endpoint, " again", endpoint.why_out)
 
     def let_in(self, endpoint: Endpoint[Link]) -> None:
         """From now on it can be asked."""
@@ -224,20 +228,23 @@ class EndpointPool(Generic[Link]):
         message = "the %s at %s is left out until it %s%s: %s"
         _logger.warning(message, role.name, endpoint.url, role.does, again, why)
 
-    def _watch(self, endpoint: Endpoint[Link]) -> None:
+    def _watch(self, endpoint: Endpoint[Link], *, at_once: bool = False) -> None:
         """Start the thread that brings a server in."""
         name = f"{self._role.name}-probe-{endpoint.url}"
-        thread = threading.Thread(target=self._bring_in, args=(endpoint,), name=name, daemon=True)
+        thread = threading.Thread(target=self._bring_in, args=(endpoint, at_once), name=name, daemon=True)
         self._threads.add(thread)
         thread.start()
 
-    def _bring_in(self, endpoint: Endpoint[Link]) -> None:
+    def _bring_in(self, endpoint: Endpoint[Link], at_once: bool) -> None:
         """Try a server out until it answers (the life of a thread)."""
         round_ = endpoint.times_out
         try:
-            delay = 0.0 if self._starting_until is not None else jittered(round_)
-            while not self._closed.wait(delay):
+            delay = 0.0 if at_once or self._starting_until is not None else jittered(round_)
+            while not self._rest(endpoint, delay):
                 problem = self._problem(endpoint)
+                with self._changed:
+                    endpoint.trials += 1
+                    self._changed.notify_all()
                 if problem is None:
                     if endpoint.times_out:
                         _logger.info("the %s at %s %s again", self._role.name, endpoint.url, self._role.does)
@@ -252,6 +259,13 @@ class EndpointPool(Generic[Link]):
         finally:
             with self._changed:
                 self._threads.discard(threading.current_thread())
+
+    def _rest(self, endpoint: Endpoint[Link], seconds: float) -> bool:
+        """Wait until a trial is due; whether there is none any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed.is_set() or endpoint.is_due, seconds)
+            endpoint.is_due = False
+        return self._closed.is_set()
 
     def _delay(self, round_: int) -> float:
         """Seconds until the next trial; at the start, the last one has time to learn what is wrong."""

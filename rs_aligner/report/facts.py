@@ -68,9 +68,11 @@ def facts_of(data: RunData, found: About) -> Facts:
     """The facts of a run; `found` is what it was made with."""
     is_offline, sums = bool(found.setting("model.rs.offline")), None
     if data.kind == "train_rs":
+        # Servers that get the weights less often sample all of a step, whichever version they have.
+        lags = int(found.setting("model.rs.generation.sync_interval") or 1) > 1
         sums = summed(
             data,
             passed_above=float(found.setting("model.rs.passed_above") or 0.0),
-            offline_steps=int(found.setting("model.rs.pool.improve_steps") or 1) if is_offline else 0,
+            offline_steps=int(found.setting("model.rs.pool.improve_steps") or 1) if is_offline else int(lags),
         )
     return Facts(data.metrics(), sums, is_offline)

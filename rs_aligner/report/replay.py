@@ -72,5 +72,8 @@ def recorded(run: RunData, steps: Sequence[int]) -> Outcome:
 def _sampled(run: RunData, step: int) -> Iterator[LedgerRow]:
     """What a step sampled, or read; rollouts of earlier steps that it trained on again are left out."""
     attempts = run.attempts()
-    is_offline = bool(attempts and attempts[-1].settings.get(f"{PREFIX}offline"))
-    return (row for row in run.rows(step) if is_offline or row.policy_version == step - 1)
+    settings = attempts[-1].settings if attempts else {}
+    is_all = (
+        bool(settings.get(f"{PREFIX}offline")) or settings.get(f"{PREFIX}generation.sync_interval", 1) > 1
+    )
+    return (row for row in run.rows(step) if is_all or row.policy_version == step - 1)

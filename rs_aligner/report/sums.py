@@ -113,7 +113,8 @@ class Summing:
     Args:
         sums: so far; they are changed.
         passed_above: a rollout has passed if its score is above this.
-        offline_steps: where steps train on rollouts that the run did not sample, how many take the same.
+        offline_steps: how many steps take the same rollouts, where a rollout's version does not tell which
+            step it is of: the run did not sample it, or its servers were behind. Else 0.
     """
 
     def __init__(self, sums: Sums, *, passed_above: float = 0.0, offline_steps: int = 0) -> None:

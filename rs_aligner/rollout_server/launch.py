@@ -59,9 +59,11 @@ def command_of(config: ServeRolloutsConfig, python: Path, build: Build, address:
         "--logprobs-mode": "raw_logprobs",
         "--max-lora-rank": config.lora_rank,
         "--middleware": "rs_aligner_guard.Guard",
+        "--worker-extension-cls": "rs_aligner_worker.Reloading",
     }
     switches = ["--disable-uvicorn-access-log"]
-    switches += ["--enforce-eager"] if build == "cpu" else []
+    # A prompt that is cut in two dies of its seed on a CPU (vLLM 0.32: "CPU Generator does not use offset").
+    switches += ["--enforce-eager", "--no-enable-chunked-prefill"] if build == "cpu" else []
     switches += ["--enable-lora"] if config.lora_rank is not None else []
     given = [text for name, value in settings.items() if value is not None for text in (name, str(value))]
     serve = [str(python), "-P", "-m", "vllm.entrypoints.openai.api_server"]

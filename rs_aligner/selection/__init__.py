@@ -9,7 +9,7 @@ likeness is in `likeness`.
 """
 
 from rs_aligner.selection.base import Progress, Selector
-from rs_aligner.selection.chain import Chain, build_chain
+from rs_aligner.selection.chain import Chain, build_chain, chain_of
 from rs_aligner.selection.result import KEPT, NOT_SCORED, Selection, nothing_kept, selection_of
 from rs_aligner.selection.topk import select_topk
 
@@ -21,6 +21,7 @@ __all__ = [
     "Selection",
     "Selector",
     "build_chain",
+    "chain_of",
     "nothing_kept",
     "select_topk",
     "selection_of",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from rs_aligner.config import RSConfig
 from rs_aligner.config import selection as conf
 from rs_aligner.config.selector import SelectorSection
 from rs_aligner.rollout import Group, Score
@@ -83,6 +84,15 @@ class Chain:
     def _remember(self, group: Group, place: int) -> None:
         for selector in self.selectors:
             selector.remember(group, place)
+
+
+def chain_of(rs: RSConfig) -> Chain:
+    """The chain of a training: what servers sampled with too old weights is rejected first."""
+    chain = build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
+    if not rs.generation.is_served or rs.offline:
+        return chain
+    most = rs.generation.max_version_lag + rs.pool.max_staleness
+    return Chain([filters.VersionLag(most), *chain.selectors])
 
 
 def build_chain(configs: Sequence[SelectorSection], *, top_n: int, min_reward: float | None = None) -> Chain:

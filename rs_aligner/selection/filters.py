@@ -25,6 +25,25 @@ class Truncated(GroupSelector):
         return [place for place in left if group.rollouts[place].finish_reason != "length"]
 
 
+class VersionLag(GroupSelector):
+    """Rejects what an older policy sampled than may be trained on.
+
+    Args:
+        most: versions that the policy of a rollout may be behind the one that its step begins with, beside
+            the steps of a cycle that sample nothing.
+    """
+
+    reason = "of too old a version"
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def of_group(self, group: Group, left: Places, progress: Progress) -> Places:
+        """What is new enough."""
+        oldest = progress.step - 1 - progress.improve_step - self.most
+        return [place for place in left if group.rollouts[place].policy_version >= oldest]
+
+
 class Length(GroupSelector):
     """Rejects what is shorter or longer than the bounds, in tokens, the ending token included."""
 

@@ -18,7 +18,7 @@ from rs_aligner.sample_request import SampleRequest
 from rs_aligner.trainers.failures import judge_failure
 from rs_aligner.trainers.journal import OpenRollouts
 from rs_aligner.trainers.protocols import Samples
-from rs_aligner.trainers.round import Collected, Judges, sample_and_score
+from rs_aligner.trainers.round import VALIDATION, Collected, Judges, sample_and_score
 
 
 class Collector:
@@ -123,8 +123,9 @@ class Collector:
         self, prompts: Sequence[Prompt], num_rollouts: int, sampling: SamplingParams, step: int
     ) -> SampleRequest:
         """As the config says how to sample."""
-        lengths, wave_size = self.rs.length_params, self.rs.rollout_micro_batch_size
-        return SampleRequest(prompts, num_rollouts, sampling, lengths, step=step, wave_size=wave_size)
+        request = SampleRequest(prompts, num_rollouts, sampling, self.rs.length_params, step=step)
+        now = step == VALIDATION  # figures of a step are of its policy
+        return replace(request, wave_size=self.rs.rollout_micro_batch_size, now=now)
 
     def _round(self, request: SampleRequest, what: str, open_rollouts: OpenRollouts | None) -> Collected:
         return sample_and_score(

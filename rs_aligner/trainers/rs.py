@@ -22,7 +22,8 @@ from rs_aligner.record.run import Run
 from rs_aligner.record.sinks import Sampled
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Group, Prompt, TrainingRow
-from rs_aligner.selection import Chain, Progress, Selection, build_chain, nothing_kept
+from rs_aligner.sample_request import SamplingFailed
+from rs_aligner.selection import Chain, Progress, Selection, chain_of, nothing_kept
 from rs_aligner.trainers.agreement import (
     check_inputs,
     check_step,
@@ -112,8 +113,7 @@ class RSTrainer:
             "the supervised rows": digest_of_rows(data.anchors),
             "the numbers of steps": self.num_steps,
         }
-        rs = self.rs
-        self.chain = chain or build_chain(rs.selection, top_n=rs.top_n_rollouts, min_reward=rs.min_reward)
+        self.chain = chain or chain_of(self.rs)
 
     def fit(self) -> None:
         """Train to the end, or until nothing is gained any more; then save and export.
@@ -124,6 +124,7 @@ class RSTrainer:
             FloatingPointError: too many optimizer steps in a row had a loss that is not finite; all is saved.
             JudgeFailed: the judge scored too little of a step; every rank raises it. Nothing of the step is
                 trained, what was done before is saved, and the run continues there when it is started again.
+            SamplingFailed: nobody samples any more; as above.
             RanksDiffer: the ranks came to different selections, or started from different data; as above.
         """
         check_inputs(self.policy, self._inputs)
@@ -134,6 +135,9 @@ class RSTrainer:
             self.pace.stop_if_asked()
         except stopping.Stopped as stop:
             self.pace.stopped(stop, self._save_behind)
+            raise
+        except SamplingFailed:
+            self._save_behind()
             raise
         self._export(done)
 
@@ -263,7 +267,7 @@ class RSTrainer:
             raise
 
     def _write(self, step: int, candidates: Candidates, selection: Selection) -> None:
-        self.journal.selected(step, candidates.groups, selection, everything=bool(self.rs.offline))
+        self.journal.selected(step, candidates.groups, selection, everything=self.rs.brings_all)
         self.run.sampled(step, Sampled(candidates.groups, selection, candidates.by_design()))
 
     def _look_and_save(self, step: int, metrics: dict[str, Any], *, stops: bool) -> None:

@@ -195,6 +195,11 @@ GENERATION: Rows = {
 }
 
 
+SYNCHRONIZED: Rows = with_given(
+    {"sync_interval": Row(2, "versions", {"max_version_lag": 1}), "max_version_lag": Row(2, "lag")}, _SERVED
+)
+
+
 def held_out(rows: Rows) -> Rows:
     """The same, where the policy answers held-out prompts."""
     return {key: replace(row, shows=f"held-out {row.shows}") for key, row in rows.items()}

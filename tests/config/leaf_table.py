@@ -19,6 +19,7 @@ from tests.config.leaf_rows import (
     LOOP,
     SAMPLING,
     SENDS_TEXTS,
+    SYNCHRONIZED,
     TRAINED,
     TRAINER,
     Row,
@@ -112,7 +113,7 @@ TRAIN_RS: Rows = {
         under("sampling_params", SAMPLING),
         under("val_sampling_params", held_out(SAMPLING | {"use_greedy": Row(False, "controls")})),
         under("length_params", LENGTHS),
-        under("generation", GENERATION),
+        under("generation", {**GENERATION, **SYNCHRONIZED}),
         under(
             "objective",
             {

@@ -321,7 +321,10 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         if config.is_served:
             sample_from_servers(Offer(model, arch, runtime, config, check_allowed(allowed, arch.vocab_size)))
         return SimpleNamespace(
-            is_served=False, kv_cache_bytes=config.kv_cache_bytes, prepare=lambda version: version
+            is_served=False,
+            kv_cache_bytes=config.kv_cache_bytes,
+            prepare=lambda version, now: version,
+            close=lambda is_over: None,
         )
 
     def adapters_for(_: Any, arch: Any, __: Runtime, config: Any, folder: Path) -> Any:

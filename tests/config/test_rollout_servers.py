@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rs_aligner.config import GenerationConfig, SamplingParams
+from rs_aligner.config import GenerationConfig, RSConfig, SamplingParams
 from rs_aligner.config.base import check
 
 SERVED: dict[str, Any] = {"engine": "vllm", "endpoints": ["node3:8000"]}
@@ -76,3 +76,22 @@ def test_temperatures_that_vllm_takes_for_others_are_refused_by_name(temperature
     greedy = SamplingParams(temperature=temperature, use_greedy=True)
     assert not list(GenerationConfig.model_validate(SERVED).sampling_problems("a", greedy))
     assert not list(GenerationConfig().sampling_problems("a", sampling))
+
+
+def of_training(**settings: Any) -> list[str]:
+    return list(check(RSConfig.model_validate(settings), "model.rs"))
+
+
+def test_servers_that_would_be_further_behind_than_may_be_trained_on_are_an_error_with_both_keys() -> None:
+    assert of_training(generation=SERVED | {"sync_interval": 3, "max_version_lag": 2}) == []
+    (line,) = of_training(generation=SERVED | {"sync_interval": 4, "max_version_lag": 2})
+    assert "model.rs.generation.sync_interval is 4: model.rs.generation.max_version_lag = 2 rejects" in line
+    assert line.endswith("set it to 3, or sync_interval to 3")
+
+
+@pytest.mark.parametrize("pool", [{"improve_steps": 2}, {"max_staleness": 1}])
+def test_older_rollouts_are_used_in_one_way(pool: dict[str, int]) -> None:
+    (name,) = pool
+    assert of_training(generation=SERVED | {"max_version_lag": 1}, pool=pool) == []
+    (line,) = of_training(generation=SERVED | {"sync_interval": 2, "max_version_lag": 1}, pool=pool)
+    assert f"model.rs.pool.{name} uses older rollouts" in line

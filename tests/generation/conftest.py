@@ -73,4 +73,4 @@ def decoder_of(
     yield decoder_of
     for decoder in made:
         if isinstance(decoder, VllmDecoder):
-            decoder.close()
+            decoder.close(is_over=True)

@@ -42,8 +42,11 @@ class Counting:
     def __init__(self, offer: Offer) -> None:
         self.vocab_size, self.exports = offer.arch.vocab_size, offer.exports
 
-    def prepare(self, version: int) -> int:
-        return version - self.behind
+    def prepare(self, version: int, *, now: bool = False) -> int:
+        return version if now else version - self.behind
+
+    def close(self, *, is_over: bool) -> None:
+        self.is_over = is_over
 
     def decode(self, wave: Wave) -> Iterator[Ended]:
         for row in reversed(wave.rows):  # rollouts end in any order

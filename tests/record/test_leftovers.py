@@ -10,7 +10,7 @@ import pytest
 from rs_aligner.record.ledger import Ledger, step_name
 from rs_aligner.record.leftovers import Leftovers
 from rs_aligner.rollout import Group
-from tests.record.test_ledger import make_groups, write
+from tests.record.test_ledger import make_groups, selected, write
 
 
 def of_version(version: int) -> list[Group]:
@@ -39,3 +39,16 @@ def test_behind_a_change_only_what_would_be_sampled_now_is_taken_back(
     found = [left.rows(step_name(step)) if step_name(step) in left.names else [] for step in (3, 4)]
     assert [len(rows) for rows in found] == taken
     assert {1, 2} <= set(Ledger(tmp_path).steps())  # in the checkpoint, whoever made them
+
+
+def test_what_servers_with_older_weights_sampled_is_taken_back_too(tmp_path: Path) -> None:
+    for step, version in ((3, 2), (4, 2), (5, 4)):
+        groups = of_version(version)
+        Ledger(tmp_path, "sampled-learnt").append(step, groups, selected(groups), everything=True)
+    left = Leftovers(Ledger(tmp_path, "sampled-learnt"), 2)
+    assert [{row.policy_version for row in left.rows(step_name(step))} for step in (3, 4, 5)] == [
+        {2},
+        {2},
+        {4},
+    ]
+    assert [len(left.rows(step_name(step))) for step in (3, 4, 5)] == [4, 4, 4]

@@ -17,7 +17,8 @@ import pytest
 
 from rs_aligner import remote
 from rs_aligner.remote.asking import Asker, Asking
-from rs_aligner.remote.endpoints import Endpoint, EndpointPool, Role
+from rs_aligner.remote.endpoint import Endpoint, Role
+from rs_aligner.remote.endpoints import EndpointPool
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.queue import Waiting
 from rs_aligner.remote.retry import AskError, Patience, retry_after
@@ -106,6 +107,47 @@ def test_another_server_is_asked_and_messages_call_it_what_it_is(caplog: pytest.
             time.sleep(0.02)
     asked.close()
     assert "judge" not in caplog.text
+
+
+def test_servers_that_have_something_new_to_show_are_tried_out_anew(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = Engine(), Engine()
+    asked = asker(first, second)
+    with caplog.at_level(logging.INFO, "rs_aligner"):
+        asked.open(5)
+        asked.renew("it has to read the new rules", patience=5)
+        assert caplog.text == ""
+        first.away = True
+        asked.renew("it has to read the new rules", patience=5)
+        assert "the engine at http://engine-0 is left out until it writes again: away" in caplog.text
+        future = asked.submit("text", length=4)
+        asked.flush()
+        assert future.result(10) == "text, and so on"
+        assert (first.asked, second.asked) == ([], [1])
+        second.away = True
+        with pytest.raises(TransportError, match="http://engine-0: away; http://engine-1: away"):
+            asked.renew("it has to read the new rules", patience=0.1)
+        first.away = False
+        asked.renew("it has to read the new rules", patience=20)  # which waits for the one that comes back
+        future = asked.submit("text", length=4)
+        asked.flush()
+        assert future.result(10) == "text, and so on"
+    asked.close()
+
+
+def test_what_none_of_the_servers_can_ever_show_is_raised_at_once() -> None:
+    engine = Engine()
+    asked = asker(engine)
+    asked.open(5)
+
+    def cannot(*_: object) -> None:
+        raise ValueError("it cannot read")
+
+    asked._service.try_out = cannot  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="it cannot read"):
+        asked.renew("it has to read the new rules", patience=20)
+    asked.close()
 
 
 def test_what_is_given_up_or_cut_short_is_a_failure_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rs_aligner.config.rollout_servers import ROLLOUTS_TOKEN
+from rs_aligner.generation.vllm.connection import WEIGHTS_HEADER
 from rs_aligner.generation.vllm.folder import MARKER
-from rs_aligner.generation.vllm.weights import WEIGHTS_HEADER
 from rs_aligner.rollout_server.inside import rs_aligner_guard as guarding
 from rs_aligner.rollout_server.inside.rs_aligner_guard import MAX_BYTES, Guard
 
@@ -164,7 +164,7 @@ def test_weights_below_the_root_are_reloaded_and_told_of_by_their_word(root: Pat
         status, _, told = ask(guard, "POST", RELOAD, spaced, headers=headers)
         assert (status, told[guarding.WEIGHTS_HEADER]) == (200, word)
         *_, reached, passed = inner.reached[-1]
-        assert json.loads(reached) == body
+        assert json.loads(reached) == {**body, "method": "rs_aligner_reload"}
         assert int(passed[b"content-length"]) == len(reached) != len(spaced)
         assert passed[b"x-other"] == b"kept"
         assert ask(guard, "GET", "/health")[2][guarding.WEIGHTS_HEADER] == word

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rs_aligner.generation.vllm.connection import WEIGHTS_HEADER
 from rs_aligner.generation.vllm.folder import MARKER
-from rs_aligner.generation.vllm.weights import WEIGHTS_HEADER
 from rs_aligner.rollout_server.inside.rs_aligner_guard import PLAIN
 from tests.vllm_server import STORIES, Running, serve_rollouts
 

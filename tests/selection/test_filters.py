@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from rs_aligner.config import RSConfig
+from rs_aligner.selection import Chain, Progress, chain_of
+from rs_aligner.selection.filters import VersionLag
 from tests.selection.steps import chain, group, select
 
 
@@ -24,6 +29,31 @@ def test_what_reached_the_length_limit_is_dropped():
 def test_lengths_are_within_their_bounds(bounds, fits):
     groups = [group([0.0] * 4, tokens=[(7,) * (n + 1) for n in range(4)])]
     assert select(groups, {"name": "length", **bounds}) == [fits]
+
+
+@pytest.mark.parametrize(("most", "stays"), [(0, [2]), (1, [1, 2]), (2, [0, 1, 2])])
+def test_what_too_old_a_policy_sampled_is_rejected_with_its_reason(most, stays):
+    found = group([9.0, 1.0, 2.0])
+    found.rollouts = [replace(one, policy_version=2 + n) for n, one in enumerate(found.rollouts)]
+    selection = Chain([VersionLag(most)]).select([found], Progress(step=5, num_steps=9))
+    assert selection.keep[0].nonzero().flatten().tolist() == stays
+    reasons = {reason for n, reason in enumerate(selection.reasons[0]) if n not in stays}
+    assert reasons <= {"of too old a version"}
+    assert "rejected/of_too_old_version" in selection.reason_counts()
+    # A step of a cycle that samples nothing is behind by design.
+    later = Progress(step=6, num_steps=9, improve_step=1, num_improve_steps=2)
+    assert torch.equal(Chain([VersionLag(most)]).select([found], later).keep, selection.keep)
+
+
+def test_only_a_training_whose_servers_sample_asks_for_the_version():
+    served = {"engine": "vllm", "endpoints": ["node3:8000"], "sync_interval": 2, "max_version_lag": 1}
+    for generation, offline, most in ((served, (), 1), ({}, (), None), (served, ("file",), None)):
+        rs = RSConfig.model_validate({"generation": generation, "offline": offline})
+        asked = [one.most for one in chain_of(rs).selectors if isinstance(one, VersionLag)]
+        assert asked == ([] if most is None else [most])
+    each_step = {**served, "sync_interval": 1}
+    banked = RSConfig.model_validate({"generation": each_step, "pool": {"max_staleness": 2}})
+    assert chain_of(banked).selectors[0].most == 3  # the bank has a bound of its own
 
 
 NEVER, SELDOM, HALF, ALWAYS = [0.0] * 4, [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, None, None], [1.0] * 4

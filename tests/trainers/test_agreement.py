@@ -212,7 +212,7 @@ def test_a_run_stops_before_it_trains_and_has_saved_what_was_done(
 
     monkeypatch.setattr(threading.Thread, "start", named)
     monkeypatch.setattr(threading.current_thread(), "name", "replica 0")
-    monkeypatch.setattr("rs_aligner.trainers.rs.build_chain", lambda *_, **__: Chain([Moody()]))
+    monkeypatch.setattr("rs_aligner.trainers.rs.chain_of", lambda *_, **__: Chain([Moody()]))
     run = FakeRun(tmp_path / "run")
     with pytest.raises(RanksDiffer, match=r"step 2: .*rejected by moody"):
         run.start(steps=4, interval=None, replicas=2)

@@ -93,9 +93,9 @@ class Canary:
                 zip(*ours, *theirs, strict=True), start=1
             ):
                 if not abs(log_prob - noted) <= self.bound:  # NaN, too
-                    says = "" if token == other else f"says token {other} for {token}, "
+                    says = "" if token == other else f"says token {other} for {token}, and "
                     return (
-                        f"its weights are not those that it was sent: to canary {number + 1} it {says}"
+                        f"to canary {number + 1} it {says}gives "
                         f"log-probability {noted:.4f} for {log_prob:.4f} at token {place} "
                         f"(they may differ by {self.bound:g})"
                     )

@@ -2,7 +2,7 @@
 
 A server is asked for rollouts once it has shown that it samples from a model with the policy's vocabulary,
 tells token ids, and that its log-probabilities are those before temperature and filters: one token that it
-may not choose otherwise tells all of it. Left out on purpose: whether its weights are the policy's.
+may not choose otherwise tells all of it; and once it has the policy's weights (`handover`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rs_aligner.generation.rows import Ended
 from rs_aligner.generation.vllm.completion import Choice, read_choices
 from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.controls import Run
-from rs_aligner.remote.endpoints import Endpoint
+from rs_aligner.generation.vllm.handover import Handover
+from rs_aligner.remote.endpoint import Endpoint
 from rs_aligner.remote.errors import UNTRUSTED, BadAnswer, TransportError
 from rs_aligner.remote.hints import hint
 from rs_aligner.remote.queue import Waiting
@@ -52,10 +53,12 @@ class About:
     Attributes:
         model: the name by which it is asked for completions.
         max_length: tokens of prompt and response that it takes; None if it does not tell.
+        lora_rank: of the largest adapters that it was started for, as our guard tells; 0 for none.
     """
 
     model: str
     max_length: int | None
+    lora_rank: int = 0
 
 
 class Completing:
@@ -64,10 +67,11 @@ class Completing:
     Args:
         allowed: which tokens the policy may sample, of all that it has.
         request_timeout: seconds for all rollouts of a prompt.
+        handover: the weights that they sample from.
     """
 
-    def __init__(self, allowed: AllowedTokens, request_timeout: float) -> None:
-        self._allowed, self._timeout = allowed, request_timeout
+    def __init__(self, allowed: AllowedTokens, request_timeout: float, handover: Handover) -> None:
+        self._allowed, self._timeout, self._handover = allowed, request_timeout, handover
         self._lock = threading.Lock()
         self._about: dict[str, About] = {}
 
@@ -76,6 +80,12 @@ class Completing:
         """Tokens of prompt and response that every server takes; None if none tells."""
         with self._lock:
             return min((one.max_length for one in self._about.values() if one.max_length), default=None)
+
+    @property
+    def lora_rank(self) -> int:
+        """Of the largest adapters that every server was started for; 0 for none."""
+        with self._lock:
+            return min((one.lora_rank for one in self._about.values()), default=0)
 
     def try_out(self, endpoint: Endpoint[VllmConnection], link: VllmConnection, ready_timeout: float) -> None:
         """Find out whether a server samples from the policy's kind of model.
@@ -86,11 +96,12 @@ class Completing:
         """
         try:
             link.get("/health", ready_timeout)
-            about = _about(link.get("/v1/models", ready_timeout))
+            about = _about(link.get("/v1/models", ready_timeout), _lora_rank(link, ready_timeout))
             self._try_token(link, about)
+            self._handover.admit(link, about.model)
         except BadAnswer as error:
             raise NotOurModel(f"{endpoint.url} is no server of vLLM: {error}") from None
-        except NotOurModel as error:
+        except ValueError as error:
             raise NotOurModel(f"{endpoint.url}: {error}") from None
         except TransportError as error:
             if error.kind in UNTRUSTED or error.status in UNAUTHORIZED:
@@ -107,7 +118,7 @@ class Completing:
     ) -> list[Result]:
         """The rollouts of the only run of a batch."""
         [waiting] = batch
-        run, model = waiting.row, self._about[endpoint.url].model
+        run, model = waiting.row, self._handover.name(self._about[endpoint.url].model)
         choices = self._choices(link, run, run.body(model))
         ended = [_ended(run, choice) for choice in choices]
         if run.asked.controls.end_strings and None in ended:
@@ -137,7 +148,13 @@ class Completing:
         return Unsampled(reason)
 
     def _choices(self, link: VllmConnection, run: Run, body: Mapping[str, Any]) -> list[Choice]:
-        return read_choices(link.post(COMPLETIONS, self._timeout, body), run.num_choices, run.limit)
+        try:
+            found = link.post(COMPLETIONS, self._timeout, body)
+        except TransportError as error:
+            self._handover.check(link, error.status)
+            raise
+        self._handover.check(link)
+        return read_choices(found, run.num_choices, run.limit)
 
     def _try_token(self, link: VllmConnection, about: About) -> None:
         """Ask for the last token that the policy may sample, as if there were no other.
@@ -179,7 +196,15 @@ class Completing:
         raise NotOurModel(f"its model has another vocabulary, with more ids; {needs}")
 
 
-def _about(found: Any) -> About:
+def _lora_rank(link: VllmConnection, timeout: float) -> int:
+    try:
+        found = link.get("/rs_aligner/about", timeout)
+        return int(found["lora_rank"] or 0)
+    except (TransportError, BadAnswer, KeyError, TypeError, ValueError):
+        return 0  # no guard of ours
+
+
+def _about(found: Any, lora_rank: int) -> About:
     """What `/v1/models` says of the model itself, not of adapters for it.
 
     Raises:
@@ -188,7 +213,7 @@ def _about(found: Any) -> About:
     try:
         models = [one for one in found["data"] if not one.get("parent")]
         length = models[0].get("max_model_len")
-        return About(str(models[0]["id"]), length if isinstance(length, int) else None)
+        return About(str(models[0]["id"]), length if isinstance(length, int) else None, lora_rank)
     except (KeyError, TypeError, IndexError, AttributeError):
         raise BadAnswer("/v1/models names no model") from None
 

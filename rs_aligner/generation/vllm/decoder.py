@@ -8,34 +8,42 @@ asked, and again, is `remote.asking`. Left out on purpose: rollouts of a request
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
+from rs_aligner import stopping
+from rs_aligner.config.sampling import TrainedGenerationConfig
 from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.decoder import Offer, Wave
 from rs_aligner.generation.rows import Ended
 from rs_aligner.generation.vllm.completing import SECTION, Completing, Result, Unsampled
 from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.controls import Asked, Run, runs_of
+from rs_aligner.generation.vllm.handover import Handover
+from rs_aligner.model.runtime import Runtime
 from rs_aligner.remote.asking import Asker, Asking
-from rs_aligner.remote.endpoints import Endpoint, Role
+from rs_aligner.remote.endpoint import Endpoint, Role
 from rs_aligner.remote.errors import TransportError
+from rs_aligner.sample_request import SamplingFailed
+
+_logger = logging.getLogger("rs_aligner")
+
+Found = TypeVar("Found")
 
 SERVER = Role("vLLM server", "samples")
 TICK = 0.5  # seconds between two looks of a replica's ranks at each other
-
-
-class ServersFailed(ConnectionError):
-    """No server gave the rollouts that were asked for, as long as they were asked; the message says why."""
 
 
 class VllmDecoder:
     """Asks vLLM's servers for rollouts. To be closed at the end.
 
     Args:
-        offer: the policy; only its shape and its rank are looked at.
+        offer: the policy, whose weights the servers get by `Offer.exports`.
         endpoints: the servers.
         how: they are asked.
     """
@@ -48,7 +56,9 @@ class VllmDecoder:
         self._asker: Asker[Run, Result, VllmConnection] | None = None
         servers = offer.config.servers
         everything = AllowedTokens(offer.arch.vocab_size, (), 0, offer.allowed)
-        self._completing = Completing(everything, servers.request_timeout)
+        self._handover = Handover(offer, servers.request_timeout)
+        self._completing = Completing(everything, servers.request_timeout, self._handover)
+        self._version: int | None = None  # that the servers have
 
     @property
     def description(self) -> str:
@@ -59,7 +69,8 @@ class VllmDecoder:
         """The servers, ready to be asked: waits until one is.
 
         Raises:
-            ConnectionError: none is in time, or the token is wrong.
+            SamplingFailed: none is in time.
+            ConnectionError: the token is wrong, or a certificate is not good.
             ValueError: a server has another model.
         """
         if self._asker is None:
@@ -67,25 +78,75 @@ class VllmDecoder:
             try:
                 asker.open(self._offer.config.servers.startup_timeout)
             except TransportError as error:
-                raise ServersFailed(self._unreachable(error)) from None
+                raise SamplingFailed(self._unreachable(error)) from None
             self._asker = asker
         return self._asker
 
-    def close(self) -> None:
+    def close(self, *, is_over: bool = False) -> None:
+        """As `Decoder.close`; the weights stay for a run that goes on."""
+        self._stop()
+        if is_over:
+            self._handover.remove()
+
+    def _stop(self) -> None:
         """Cut requests short, and ask nobody any more, until something is decoded again."""
         if self._asker is not None:
             self._asker.close()
             self._asker = None
 
-    def prepare(self, version: int) -> int:
-        """The servers' own weights sample, whatever the version."""
-        return version
+    def prepare(self, version: int, *, now: bool = False) -> int:
+        """As `Decoder.prepare`: the servers get the weights, where theirs are too old.
+
+        Raises:
+            SamplingFailed: they cannot be written, or no server took them; every rank raises it.
+            ValueError: none can take them, at the first time; the same.
+            Stopped: a rank was asked to stop meanwhile; the same.
+        """
+        if self._offer.exports is None:
+            return version  # they have been started from the model
+        config = self._offer.config
+        most = 0 if now or not isinstance(config, TrainedGenerationConfig) else config.sync_interval - 1
+        if self._version is not None and version - self._version <= most:
+            return self._version
+        began, is_first, self._version = time.monotonic(), self._version is None, None
+        runtime = self._offer.runtime
+        with self._handover.shut():
+            if is_first:
+                self._handover.begin(runtime.everyone(self._completing.lora_rank)[0])
+            try:
+                found = self._handover.write(version, most if is_first else None)
+            except OSError as error:  # of every rank
+                raise SamplingFailed(f"the weights cannot be written for the servers: {error}") from error
+        for turn in (runtime.rank == 0, runtime.is_source and runtime.rank != 0):  # the second find it done
+            problem = in_step(runtime, self._renew if turn else None)
+            if wrong := next(filter(None, runtime.everyone(problem)), None):
+                raise wrong if is_first and isinstance(wrong, ValueError) else SamplingFailed(str(wrong))
+        if runtime.rank == 0:
+            seconds = time.monotonic() - began
+            _logger.info("the servers have the weights of version %d (%.1f s)", found, seconds)
+        self._version = found
+        return found
+
+    def _renew(self) -> Exception | None:
+        """Let this rank's servers through the door; returns why there is none then."""
+        try:
+            if self._asker is None:
+                self.open()
+            else:
+                self._asker.renew("it has to take new weights", self._how.give_up_after or 0.0)
+        except TransportError as error:
+            return SamplingFailed(f"no {SERVER.name} takes the weights: {error}")
+        except (ConnectionError, ValueError) as error:
+            return error
+        except stopping.Stopped:
+            pass  # all ranks hear of it
+        return None
 
     def decode(self, wave: Wave) -> Iterator[Ended]:
         """As `Decoder.decode`; the rank that speaks for the replica has the rollouts, the others none.
 
         Raises:
-            ServersFailed: on the rank that asks.
+            SamplingFailed: on the rank that asks.
         """
         if self._offer.runtime.is_source:
             yield from self._lead(wave)
@@ -103,7 +164,7 @@ class VllmDecoder:
                 for result in results:
                     yield from _rollouts(result)
             if not asking.is_over:
-                self.close()  # a stop: servers end what nobody waits for
+                self._stop()  # a stop: servers end what nobody waits for
         finally:
             if not is_over:  # the others wait for this rank, whatever happens to it
                 self._tick(wave, is_over=True)
@@ -139,6 +200,34 @@ class VllmDecoder:
             f"no vLLM server is ready after {seconds:g} s: {error}; correct generation.endpoints, or raise "
             f"{SECTION}.startup_timeout if it is still starting"
         )
+
+
+def in_step(runtime: Runtime, work: Callable[[], Found] | None) -> Found | None:
+    """Do what waits for others on some ranks, while all of them look at each other; a collective.
+
+    Args:
+        runtime: of this rank.
+        work: what this rank does; None for nothing. It ends where `stopping` says so.
+
+    Returns:
+        What `work` returned.
+
+    Raises:
+        Stopped: a rank was asked to stop; every rank raises it.
+    """
+    with ThreadPoolExecutor(1) as worker:
+        future = None if work is None else worker.submit(work)
+        is_busy = stops = True
+        while is_busy:
+            if future is not None:
+                wait([future], TICK)
+            stops = runtime.any_rank(stopping.poll())
+            if stops and not stopping.is_asked():
+                stopping.ask("another rank was asked")
+            is_busy = runtime.any_rank(future is not None and not future.done())
+    if stops:
+        raise stopping.Stopped(stopping.reason())
+    return None if future is None else future.result()
 
 
 class _Asking:
@@ -184,5 +273,5 @@ class _Asking:
 
 def _rollouts(result: Result) -> Iterator[Ended]:
     if isinstance(result, Unsampled):
-        raise ServersFailed(f"rollouts were asked for in vain: {result.reason}")
+        raise SamplingFailed(f"rollouts were asked for in vain: {result.reason}")
     yield from result

@@ -96,9 +96,9 @@ class WeightsFolder:
             write_whole(folder / CANARY, [canary.to_json()])
             write_whole(folder / MARKER, [f"{token_hex(16)}\n".encode()])
             for old in self._versions()[:-KEPT]:
-                _remove(self._path(old))
+                remove(self._path(old))
 
-        self._runtime.together(lambda: _remove(folder), first_only=True)
+        self._runtime.together(lambda: remove(folder), first_only=True)
         self._export(folder)
         self._runtime.together(finish, first_only=True)
         found = self._found(version)
@@ -115,17 +115,12 @@ class WeightsFolder:
             for path in self.root.glob("step_*"):
                 number = _number(path)
                 if number is None or number > version or not (path / MARKER).is_file():
-                    _remove(path)
+                    remove(path)
 
         self._runtime.together(clear_up, first_only=True)
         left = self._runtime.everyone(self._versions())[0]
         fresh = [number for number in left if version - most <= number < version]
         return self._found(fresh[-1]) if fresh else None
-
-    def remove(self) -> None:
-        """Take all of it away; on the first rank."""
-        if self._runtime.rank == 0:
-            _remove(self.root)
 
     def _path(self, version: int) -> Path:
         return self.root / f"step_{version:06d}"
@@ -152,8 +147,8 @@ def _number(path: Path) -> int | None:
     return None if match is None else int(match[1])
 
 
-def _remove(path: Path) -> None:
-    """Remove a folder; its marker first, so that what is left of it, should this be cut short, is none."""
+def remove(path: Path) -> None:
+    """Remove a folder of weights, or all of them; a marker first, so that what is half removed has none."""
     with contextlib.suppress(OSError):
         (path / MARKER).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)

@@ -3,7 +3,7 @@
 In this order: it reads the marker of their folder; it is paused (what is under way ends first), reloads,
 forgets the keys and values of the old ones, and resumes; then it answers the canary. Adapters are put beside
 the weights that it was started with, under a name of their own, without a pause. What fails raises with a
-line that names the folder and what would work, and the server stays out.
+line that names the folder and what would work.
 
 The routes are those of vLLM's development mode (`VLLM_SERVER_DEV_MODE=1`) and those of our guard, both of
 which `rs-aligner serve-rollouts` sees to. Left out on purpose: who is asked when (`decoder.py`), and weights
@@ -19,13 +19,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from rs_aligner.generation.vllm.canary import LENGTH, Sung
+from rs_aligner.generation.vllm.canary import LENGTH, Canary, Sung
 from rs_aligner.generation.vllm.folder import Sent
 from rs_aligner.remote.errors import TransportError
-from rs_aligner.remote.transport import HTTPAnswer, error_text
+from rs_aligner.remote.transport import HTTPAnswer, message_of
 
-WEIGHTS_HEADER = "x-rs-aligner-weights"
-"""Of the guard's answers: the word of the weights that its server took last."""
 SEEN_WITHIN = 20.0  # a network's file system may take some seconds to show another host's file
 _LOOK_SECONDS = 0.5
 _RESET_TRIES = 5
@@ -71,15 +69,13 @@ class Update:
 
         Raises:
             TransportError: it does not answer, or did not take them.
-            ValueError: it cannot, which time will not mend: it does not see the folder, has no such routes,
-                or computes something else.
+            ValueError: it cannot, which time will not mend: it does not see the folder, or lacks the routes.
         """
         self._sees(wait)
         if self._sent.is_adapter:
             self._add()
         else:
             self._reload()
-        self._sings()
 
     def _sees(self, wait: float) -> None:
         folder, until = self._sent.folder, time.monotonic() + wait
@@ -89,13 +85,13 @@ class Update:
             if answer.status == 200 and answer.body.decode("utf-8", "replace").strip() == self._sent.word:
                 return
             if answer.status in (401, 404, 405) and b"rs_aligner" not in answer.body:
-                raise _refused(answer, f"it has no guard that reads a marker, {_START}")
+                raise ValueError(f"it has no guard that could read the marker of new weights: {_START}")
             if time.monotonic() > until:
                 break
             time.sleep(_LOOK_SECONDS)
         if answer.status == 403:
             raise ValueError(
-                f"it may not read {folder}: {error_text(answer.body)}; start it with weights_root at the "
+                f"it may not read {folder}: {message_of(answer)}; start it with weights_root at the "
                 "folder of the run, or above it"
             )
         what = "another folder there" if answer.status == 200 else "nothing there"
@@ -140,27 +136,6 @@ class Update:
         names = [str(one.get("id")) for one in found if isinstance(one, dict)]
         return [one for one in names if one.startswith(f"{self._base}@") and one != self._name]
 
-    def _sings(self) -> None:
-        canary = self._sent.canary
-        body = {
-            "model": self._name,
-            "prompt": [list(prompt) for prompt in canary.prompts],
-            "max_tokens": LENGTH,
-            "temperature": 0.0,
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "logprobs": 0,
-            "return_token_ids": True,
-            "ignore_eos": True,
-        }
-        answer = self._post("/v1/completions", "it does not answer with the new weights", body)
-        if (problem := canary.problem(_sung(answer, len(canary.prompts)))) is not None:
-            raise ValueError(problem)
-
     def _post(self, path: str, what: str, body: Mapping[str, Any] | None = None) -> HTTPAnswer:
         sent = b"" if body is None else _body(body)
         answer = self._link.exchange("POST", path, self._timeout, sent, _JSON)
@@ -172,6 +147,45 @@ class Update:
         return answer
 
 
+def check_song(link: Exchanges, canary: Canary, name: str, timeout: float) -> str | None:
+    """Let a server answer the canary.
+
+    Args:
+        link: to it.
+        canary: what it should answer.
+        name: by which its weights are asked for.
+        timeout: seconds that it may take.
+
+    Returns:
+        What is wrong with its answer; None if nothing is.
+
+    Raises:
+        TransportError: it does not answer.
+    """
+    body = {
+        "model": name,
+        "prompt": [list(prompt) for prompt in canary.prompts],
+        "max_tokens": LENGTH,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "logprobs": 0,
+        "return_token_ids": True,
+        "ignore_eos": True,
+    }
+    answer = link.exchange("POST", "/v1/completions", timeout, _body(body), _JSON)
+    if answer.status != 200:
+        raise _refused(answer, "it does not answer by the weights that it was given")
+    try:
+        return canary.problem(_sung(answer, len(canary.prompts)))
+    except ValueError as error:
+        return str(error)
+
+
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -180,7 +194,7 @@ def _body(content: Mapping[str, Any]) -> bytes:
 
 
 def _refused(answer: HTTPAnswer, what: str) -> TransportError:
-    message = f"{what}: HTTP {answer.status}: {error_text(answer.body)}"
+    message = f"{what}: HTTP {answer.status}: {message_of(answer)}"
     return TransportError(message, "refused", answer.status)
 
 

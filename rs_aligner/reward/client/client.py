@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rs_aligner.remote.asking import PROBE_SECONDS, Asker, Asking
-from rs_aligner.remote.endpoints import Endpoint, Role
+from rs_aligner.remote.endpoint import Endpoint, Role
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.queue import Waiting
 from rs_aligner.remote.retry import AskError, is_transient

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rs_aligner.remote.endpoints import Endpoint
+from rs_aligner.remote.endpoint import Endpoint
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.hints import hint
 from rs_aligner.remote.kserve import Arrays

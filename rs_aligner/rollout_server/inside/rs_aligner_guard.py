@@ -38,6 +38,8 @@ PLAIN = {
     *(("POST", "/v1/completions"), ("POST", "/pause"), ("POST", "/resume"), ("POST", "/reset_prefix_cache")),
 }
 """What passes as it is."""
+RELOAD = "rs_aligner_reload"
+"""What a worker runs where `reload_weights` is asked for: `rs_aligner_worker`'s, which reaches every copy."""
 MAX_BYTES = 65_536  # of a request whose body is looked at, and of a marker
 
 
@@ -150,7 +152,7 @@ class Guard:
             )
         if not isinstance(settings, dict) or set(settings) != {"weights_path"}:
             raise Refused(403, "kwargs should have weights_path alone")
-        return {"method": "reload_weights", "kwargs": {"weights_path": self._below(settings["weights_path"])}}
+        return {"method": RELOAD, "kwargs": {"weights_path": self._below(settings["weights_path"])}}
 
     def _load_adapter(self, body: dict[str, Any]) -> dict[str, Any]:
         if not {"lora_name", "lora_path"} <= set(body) <= {"lora_name", "lora_path", "load_inplace"}:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from rs_aligner.generation.sampling import Controls
-from rs_aligner.generation.vllm.decoder import ServersFailed
 from rs_aligner.generation.waves import generate
 from rs_aligner.rollout import Rollout
+from rs_aligner.sample_request import SamplingFailed
 from tests.drawing import request_of
 from tests.generation.vllm.asked import (
     CONTROLS,
@@ -105,7 +105,7 @@ def test_a_server_that_dies_in_mid_step_is_taken_back_in(
 def test_the_run_ends_with_the_reason_where_nobody_answers(opened: ExitStack) -> None:
     server, decoder = alone(opened, give_up_after=0.3)
     server.is_sick, server.faults = True, [FAULTS["an error of its own"], ...]
-    with pytest.raises(ServersFailed, match=f"in vain: .*{server.url}: the server answers HTTP 500"):
+    with pytest.raises(SamplingFailed, match=f"in vain: .*{server.url}: the server answers HTTP 500"):
         sample(decoder)
 
 
@@ -232,7 +232,7 @@ def test_ranks_that_do_not_ask_keep_in_step_with_the_one_that_does(opened: ExitS
         request = request_of(prompts_of(6), 3, CONTROLS, wave_size=2)
         try:
             found[place] = list(generate(decoders[place], Texts(), request, seed=4, stops=stops))
-        except ServersFailed as error:
+        except SamplingFailed as error:
             found[place] = error
 
     threads = [threading.Thread(target=run, args=(place,)) for place in (0, 1)]
@@ -243,7 +243,7 @@ def test_ranks_that_do_not_ask_keep_in_step_with_the_one_that_does(opened: ExitS
     assert len(ranks[0].votes) == len(ranks[1].votes) > 0
     assert found[1] == []
     if ends == "by a failure":
-        assert isinstance(found[0], ServersFailed)
+        assert isinstance(found[0], SamplingFailed)
     else:
         assert (len(found[0]) == 18) == (ends == "at its end")
     assert len(server.asked) <= 7

@@ -19,7 +19,7 @@ from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from tests.tiny import save_tiny
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 CANARY = Canary([(1, 2)], [((5, 6, 7), (-0.5, -1.0, -2.0))], bound=0.1)
 
 

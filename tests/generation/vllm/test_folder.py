@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from rs_aligner.generation.decoder import Exports
 from rs_aligner.generation.vllm.canary import Canary
-from rs_aligner.generation.vllm.folder import MARKER, WeightsFolder
+from rs_aligner.generation.vllm.folder import MARKER, WeightsFolder, remove
 from rs_aligner.model import huggingface
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
@@ -20,7 +20,7 @@ from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from tests.tiny import save_tiny
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 CANARY = Canary([(1, 2)], [((5,), (-0.5,))], bound=0.1)
 
 
@@ -126,5 +126,5 @@ def test_what_is_too_old_half_or_damaged_is_not_found(folder: WeightsFolder, exp
 
 def test_all_of_it_goes_at_the_end(folder: WeightsFolder, exports: Exports) -> None:
     folder.write(4, CANARY)
-    folder.remove()
+    remove(exports.root)
     assert not exports.root.exists()

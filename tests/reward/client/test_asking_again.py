@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from rs_aligner.config import EndpointConfig, JudgeConfig, RemoteRMConfig
-from rs_aligner.remote.endpoints import Endpoint, EndpointPool
+from rs_aligner.remote.endpoint import Endpoint
+from rs_aligner.remote.endpoints import EndpointPool
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.queue import RowQueue, Waiting
 from rs_aligner.remote.retry import LONGEST_DELAY, Patience, jittered

@@ -19,7 +19,7 @@ from typing import Any
 
 from rs_aligner.config.openai_judge import ScoreConfig
 from rs_aligner.remote.asking import PROBE_SECONDS
-from rs_aligner.remote.endpoints import Endpoint
+from rs_aligner.remote.endpoint import Endpoint
 from rs_aligner.remote.errors import UNTRUSTED, BadAnswer, TransportError
 from rs_aligner.remote.queue import Waiting
 from rs_aligner.remote.retry import UNAUTHORIZED, AskError, jittered, retry_after

@@ -21,7 +21,7 @@ from typing import Any
 from rs_aligner.config.openai_judge import DISAGREEMENT, CriterionConfig, OpenAIConfig, ScoreConfig
 from rs_aligner.config.reading import read_section
 from rs_aligner.remote.asking import Asker, Asking
-from rs_aligner.remote.endpoints import Endpoint, Role
+from rs_aligner.remote.endpoint import Endpoint, Role
 from rs_aligner.remote.errors import UNTRUSTED, BadAnswer, TransportError
 from rs_aligner.remote.token import read_token
 from rs_aligner.remote.transport import Conversation

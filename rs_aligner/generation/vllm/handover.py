@@ -1,0 +1,149 @@
+"""The weights that all servers are to have, and the door by which each of them gets them.
+
+A server samples once it has gone through the door: at the start, whenever the weights are others, and when it
+comes back after it was left out, started again perhaps with what it was started with at first. Each rank that
+asks servers has the door before its own; the first rank's goes first, and the others' then find the weights
+there, by the word in the server's answers. Where nothing is trained there is nothing to hand over.
+
+Left out on purpose: when the weights are others (`decoder.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rs_aligner.generation.decoder import Offer
+from rs_aligner.generation.vllm.canary import sing
+from rs_aligner.generation.vllm.connection import VllmConnection
+from rs_aligner.generation.vllm.folder import Sent, WeightsFolder, remove
+from rs_aligner.generation.vllm.weights import Update, check_song
+from rs_aligner.remote.errors import TransportError
+
+_UNKNOWN = 404  # of a name that a server has no model for
+
+_logger = logging.getLogger("rs_aligner")
+
+
+class Handover:
+    """What servers are to have; on each rank, whose threads use the door.
+
+    Args:
+        offer: the policy, and where its weights may lie.
+        timeout: seconds for each answer of a server.
+    """
+
+    def __init__(self, offer: Offer, timeout: float) -> None:
+        self._offer, self._timeout = offer, timeout
+        self._folder: WeightsFolder | None = None
+        self.sent: Sent | None = None
+        # What follows is guarded by this lock.
+        self._changed = threading.Condition()
+        self._is_shut = False
+        self._inside: set[VllmConnection] = set()
+
+    def begin(self, lora_rank: int) -> None:
+        """Say what is sent: adapters alone, if the policy has some and servers were started for them.
+
+        Args:
+            lora_rank: of the largest adapters that all servers take; 0 for none. The same on every rank.
+        """
+        exports = self._offer.exports
+        if exports is not None:
+            as_adapter = exports.adapters is not None and 0 < exports.rank <= lora_rank
+            arch, runtime = self._offer.arch, self._offer.runtime
+            self._folder = WeightsFolder(exports, arch, runtime, as_adapter=as_adapter)
+            if runtime.rank == 0:
+                what = "adapters alone" if as_adapter else "whole"
+                _logger.info("the policy's weights travel to the servers %s, by %s", what, exports.root)
+
+    def write(self, version: int, most: int | None) -> int:
+        """Let weights be what servers are to have from now on; every rank calls this.
+
+        Args:
+            version: of the model's present weights.
+            most: versions that what an earlier start left may be behind; None: it is not looked for.
+
+        Returns:
+            The version that they are of.
+
+        Raises:
+            CannotDecode: our own decoder cannot say what they answer.
+            OSError: they cannot be written; every rank raises it.
+        """
+        assert self._folder is not None, "begin comes first"
+        sent = None if most is None else self._folder.newest(version, most)
+        self.sent = sent or self._folder.write(version, sing(self._offer))
+        return self.sent.version
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Let nobody through meanwhile; who is inside is sent away first."""
+        with self._changed:
+            self._is_shut = True
+            for link in self._inside:
+                link.abort()
+            while self._inside:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_shut = False
+
+    def admit(self, link: VllmConnection, base: str) -> None:
+        """The door: see to it that a server computes with the weights that it should have.
+
+        Args:
+            link: to the server, which has just answered by it.
+            base: the name of its model.
+
+        Raises:
+            TransportError: it does not now.
+            ValueError: it cannot; with what would work.
+        """
+        with self._changed:
+            if self._is_shut:
+                raise TransportError("new weights are being written", "unreachable")
+            if (sent := self.sent) is None:
+                return  # nobody samples from it before there are some, or it has what it was started with
+            self._inside.add(link)
+        try:
+            if link.weights != sent.word:
+                Update(link, sent, base, self._timeout).run()
+            problem = check_song(link, sent.canary, sent.name(base), self._timeout)
+        finally:
+            with self._changed:
+                self._inside.discard(link)
+                self._changed.notify_all()
+        if problem is not None:
+            raise ValueError(f"it has other weights than it was sent: {problem}")
+
+    def name(self, base: str) -> str:
+        """By which a server with a model of this name is asked."""
+        return base if self.sent is None else self.sent.name(base)
+
+    def check(self, link: VllmConnection, status: int | None = 200) -> None:
+        """See that what a server has just answered is of the weights that it was sent.
+
+        Args:
+            link: to it.
+            status: of its answer; None where there was none.
+
+        Raises:
+            TransportError: it is not: it was started again meanwhile, or somebody else has given it others.
+        """
+        sent = self.sent
+        if sent is None or status is None:
+            return
+        is_lost = status == _UNKNOWN if sent.is_adapter else link.weights != sent.word
+        if is_lost:
+            what = "it has not the weights that it was sent any more: it was started again"
+            raise TransportError(what, "unreachable")
+
+    def remove(self) -> None:
+        """Take the folder away, where the weights are no longer needed."""
+        if self._offer.exports is not None and self._offer.runtime.rank == 0:
+            remove(self._offer.exports.root)
