@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rs_aligner.config import TrainConfig
-from rs_aligner.model.architecture import NORMS_AFTER, Architecture
+from rs_aligner.model.architecture import GEGLU, NORMS_AFTER, Architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,9 @@ class Pass:
     COPIES = 2.0  # of `h` for each expert of a token: what it gets, and what it makes of it
     LOGITS = 12.0  # bytes of an entry: logits, probabilities and their gradient in float32
     AFTER = 2.0  # of `h`, norms behind attention and MLP
-    SCORES = 4.0  # of a row's length and each head: scores that are bent have no fused kernel
+    SCORES = 2.0  # of a row's length and each head: scores that are bent have no fused kernel
+    BY_TORCH = 1.0  # of `i`, a gated activation that is no kernel of our own
+    NORMED = 1.0  # of `q` and `k`, their norms
     BENT = 8.0  # bytes of a logit that is bent
 
     def __init__(
@@ -82,6 +84,10 @@ class Pass:
         scales, more = self.arch.scales, 0.0
         if NORMS_AFTER in self.arch.features:
             more += self.AFTER * self.hidden
+        if GEGLU in self.arch.features:
+            more += self.BY_TORCH * self.inner
+        if self.arch.qk_norm or self.arch.wide_qk_norm:
+            more += self.NORMED * (queries + keys)
         if scales.score_cap is not None:
             more += self.SCORES * self.arch.num_heads / self.split * self.longest
         return (

@@ -26,7 +26,7 @@ from megatron.core.models.gpt import GPTModel
 from safetensors import SafetensorError
 
 from rs_aligner.files import sync_folder, sync_tree
-from rs_aligner.model.architecture import Architecture
+from rs_aligner.model.architecture import UNIT_NORMS, Architecture
 from rs_aligner.model.expert_shares import is_shared_out, whole_name
 from rs_aligner.model.families.base import SCORE
 from rs_aligner.model.families.registry import family_of, read_architecture
@@ -114,13 +114,18 @@ def load_weights(
     runtime.together(load)
     everyone = runtime.everyone((runtime.pp_rank, zero))
     for name in zero.intersection(*(found for stage, found in everyone if stage == runtime.pp_rank)):
-        if not name.endswith(".bias") and name != SCORE:  # a head may begin at zero
+        if not _may_be_zero(name, arch):
             found = f"{stored[name].file}: {name} is all zero"
             break
     else:
         found = ""
     if problem := next(filter(None, runtime.everyone(found)), None):
         raise ValueError(f"{problem}, which no trained model's is: fetch it again")
+
+
+def _may_be_zero(name: str, arch: Architecture) -> bool:
+    """Whether a tensor of zeros makes sense: a bias, a head that begins there, a norm that adds one to it."""
+    return name.endswith(".bias") or name == SCORE or (UNIT_NORMS in arch.features and "norm" in name)
 
 
 class _Files:
