@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,10 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(guard({**scope, "headers": [*shown, *headers]}, receive, send))
+    run = guard({**scope, "headers": [*shown, *headers]}, receive, send)
+    worker = threading.Thread(target=asyncio.run, args=(run,))  # this thread may have a loop already
+    worker.start()
+    worker.join()
     if kind == "websocket":
         [closed] = sent
         return closed["code"], closed["type"].encode(), {}
