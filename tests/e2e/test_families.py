@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 
+from tests.chat_models import BYTES, save_tokenizer
 from tests.e2e.launch import ROOT, read_metrics, run_command
 from tests.reward.rows import free_port
 from tests.reward.service import service
@@ -36,10 +37,10 @@ def save_gpt2(folder: Path) -> None:
 
 
 def save_other(family: str, folder: Path) -> None:
-    """A tiny model of a family that has GPT-2's tokens."""
-    folder.mkdir()
-    number = save_gpt2_tokenizer(folder)
-    save_tiny(family, folder, layers=2, vocab_size=number)
+    """A tiny model of a family, with a token for each byte."""
+    special = ["<pad>", "<s>", "</s>"]
+    save_tokenizer(folder, special, bos="<s>", eos="</s>", named=2)
+    save_tiny(family, folder, layers=2, vocab_size=len(special) + len(BYTES))
 
 
 OTHERS = ("smollm3", "granite", "olmo2", "phi3", "gemma2", "gemma3")
