@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,16 @@ class Expected:
     prompt: tuple[int, ...]
     first_V: torch.Tensor
     second_VV: torch.Tensor
+    _known: dict[Any, torch.Tensor] = field(default_factory=dict)  # several engines are held to the same
 
     def probs(self, controls: Controls, eos: Sequence[int], never: Sequence[int] = ()) -> torch.Tensor:
         """`[V, V + 1]`: the probability of each two tokens, and in the last column of one that ends."""
+        key = controls, tuple(eos), tuple(never)
+        if key not in self._known:
+            self._known[key] = self._probs(*key)
+        return self._known[key]
+
+    def _probs(self, controls: Controls, eos: Sequence[int], never: Sequence[int]) -> torch.Tensor:
         size = len(self.first_V)
         seen_V = torch.zeros(1, size, dtype=torch.bool)
         seen_V[0, list(self.prompt)] = True
