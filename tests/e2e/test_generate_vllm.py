@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
+from rs_aligner.generation.vllm.canary import LENGTH, Sung, canary_prompts
 from rs_aligner.model.families.registry import read_architecture
 from tests.e2e.launch import run_script
 from tests.generation.vllm.stand_in import late, stand_in
@@ -38,6 +41,46 @@ def generate(folder: Path, policy: Path, name: str, *overrides: str) -> tuple[st
     return done.stdout, [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
+def sung_by_transformers(policy: Path, vocab_size: int) -> list[Sung]:
+    """What a server with these weights answers to the canary."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    found: list[Sung] = []
+    for prompt in canary_prompts(vocab_size):
+        ids, log_probs = list(prompt), []
+        for _ in range(LENGTH):
+            with torch.no_grad():
+                last = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            ids.append(int(last.argmax()))
+            log_probs.append(float(last.max()))
+        found.append((ids[len(prompt) :], log_probs))
+    return found
+
+
+def test_servers_of_another_model_are_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    policy = save_tiny_with_tokenizer(tmp_path)
+    vocab_size = read_architecture(policy).vocab_size
+    with stand_in(vocab_size) as server:
+        server.sung = [
+            (tokens, [x - 0.01 for x in log_probs])
+            for tokens, log_probs in sung_by_transformers(policy, vocab_size)
+        ]
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text('{"text": "Once upon a time"}\n')
+        done = run_script(
+            "generate.py",
+            f"output={tmp_path / 'answers.jsonl'}",
+            f"pretrained_checkpoint.restore_from_path={policy}",
+            f"model.data.files={prompts}",
+            *(f"{ENGINE}.engine=vllm", f"{ENGINE}.endpoints={server.url}", "trainer.accelerator=cpu"),
+            timeout=300,
+        )
+    assert done.returncode == 2, done.stdout
+    assert f"{server.url}" in done.stdout
+    assert "it has other weights than pretrained_checkpoint.restore_from_path" in done.stdout
+    assert "start it from that folder" in done.stdout
+    assert not server.asked
+
+
 def test_greedy_answers_of_a_real_server_are_those_of_our_kernels(
     stories_server: Running, test_data: Path, tmp_path: Path
 ) -> None:
@@ -59,6 +102,7 @@ def test_ranks_that_hold_a_replica_together_wait_for_servers_together(tmp_path: 
     vocab_size = read_architecture(policy).vocab_size
     with stand_in(vocab_size) as first, stand_in(vocab_size) as second:
         first.faults, second.faults = [late, ...], [late, ...]
+        first.sung = second.sung = sung_by_transformers(policy, vocab_size)
         servers = f"[{first.url},{second.url}]"
         served = f"{ENGINE}.engine=vllm", f"{ENGINE}.endpoints={servers}", PATIENT
         alone, rows = generate(tmp_path, policy, "alone.jsonl", *served)

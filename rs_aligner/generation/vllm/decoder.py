@@ -103,7 +103,11 @@ class VllmDecoder:
             Stopped: a rank was asked to stop meanwhile; the same.
         """
         if self._offer.exports is None:
-            return version  # they have been started from the model
+            if self._version is None:
+                self._handover.expect()
+                self._let_in(is_first=True)
+                self._version = version
+            return version
         config = self._offer.config
         most = 0 if now or not isinstance(config, TrainedGenerationConfig) else config.sync_interval - 1
         if self._version is not None and version - self._version <= most:
@@ -117,15 +121,20 @@ class VllmDecoder:
                 found = self._handover.write(version, most if is_first else None)
             except OSError as error:  # of every rank
                 raise SamplingFailed(f"the weights cannot be written for the servers: {error}") from error
-        for turn in (runtime.rank == 0, runtime.is_source and runtime.rank != 0):  # the second find it done
-            problem = in_step(runtime, self._renew if turn else None)
-            if wrong := next(filter(None, runtime.everyone(problem)), None):
-                raise wrong if is_first and isinstance(wrong, ValueError) else SamplingFailed(str(wrong))
+        self._let_in(is_first=is_first)
         if runtime.rank == 0:
             seconds = time.monotonic() - began
             _logger.info("the servers have the weights of version %d (%.1f s)", found, seconds)
         self._version = found
         return found
+
+    def _let_in(self, *, is_first: bool) -> None:
+        """Let all servers through the door, in step; raises as `prepare` does."""
+        runtime = self._offer.runtime
+        for turn in (runtime.rank == 0, runtime.is_source and runtime.rank != 0):  # the second find it done
+            problem = in_step(runtime, self._renew if turn else None)
+            if wrong := next(filter(None, runtime.everyone(problem)), None):
+                raise wrong if is_first and isinstance(wrong, ValueError) else SamplingFailed(str(wrong))
 
     def _renew(self) -> Exception | None:
         """Let this rank's servers through the door; returns why there is none then."""

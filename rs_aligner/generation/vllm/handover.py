@@ -3,7 +3,8 @@
 A server samples once it has gone through the door: at the start, whenever the weights are others, and when it
 comes back after it was left out, started again perhaps with what it was started with at first. Each rank that
 asks servers has the door before its own; the first rank's goes first, and the others' then find the weights
-there, by the word in the server's answers. Where nothing is trained there is nothing to hand over.
+there, by the word in the server's answers. Where nothing is trained there is nothing to hand over, and the
+door only hears whether a server was started from the same model.
 
 Left out on purpose: when the weights are others (`decoder.py`).
 """
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rs_aligner.generation.decoder import Offer
-from rs_aligner.generation.vllm.canary import sing
+from rs_aligner.generation.vllm.canary import Canary, sing
 from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.folder import Sent, WeightsFolder, remove
 from rs_aligner.generation.vllm.weights import Update, check_song
@@ -39,6 +40,7 @@ class Handover:
         self._offer, self._timeout = offer, timeout
         self._folder: WeightsFolder | None = None
         self.sent: Sent | None = None
+        self._expected: Canary | None = None  # of servers that are handed nothing
         # What follows is guarded by this lock.
         self._changed = threading.Condition()
         self._is_shut = False
@@ -58,6 +60,14 @@ class Handover:
             if runtime.rank == 0:
                 what = "adapters alone" if as_adapter else "whole"
                 _logger.info("the policy's weights travel to the servers %s, by %s", what, exports.root)
+
+    def expect(self) -> None:
+        """Let through only servers that were started from this model; every rank calls this.
+
+        Raises:
+            CannotDecode: our own decoder cannot say what they answer.
+        """
+        self._expected = sing(self._offer)
 
     def write(self, version: int, most: int | None) -> int:
         """Let weights be what servers are to have from now on; every rank calls this.
@@ -107,19 +117,29 @@ class Handover:
         with self._changed:
             if self._is_shut:
                 raise TransportError("new weights are being written", "unreachable")
-            if (sent := self.sent) is None:
-                return  # nobody samples from it before there are some, or it has what it was started with
+            sent, expected = self.sent, self._expected
+            if sent is None and expected is None:
+                return  # nobody samples from it before there are some
             self._inside.add(link)
         try:
-            if link.weights != sent.word:
-                Update(link, sent, base, self._timeout).run()
-            problem = check_song(link, sent.canary, sent.name(base), self._timeout)
+            problem = None
+            if sent is not None:
+                if link.weights != sent.word:
+                    Update(link, sent, base, self._timeout).run()
+                problem = check_song(link, sent.canary, sent.name(base), self._timeout)
+            elif expected is not None:
+                problem = check_song(link, expected, base, self._timeout)
         finally:
             with self._changed:
                 self._inside.discard(link)
                 self._changed.notify_all()
-        if problem is not None:
+        if problem is not None and sent is not None:
             raise ValueError(f"it has other weights than it was sent: {problem}")
+        if problem is not None:
+            raise ValueError(
+                f"it has other weights than pretrained_checkpoint.restore_from_path (with its adapters): "
+                f"{problem}; start it from that folder, in the type of the policy's weights"
+            )
 
     def name(self, base: str) -> str:
         """By which a server with a model of this name is asked."""

@@ -1,7 +1,7 @@
 """A stand-in for vLLM's server, in this process: it says what its seeds say, and fails as it is told.
 
 What it does without faults is held to the real one in `test_contract.py`. Left out on purpose: a model. Its
-tokens follow from seed and place, and its texts are empty.
+tokens follow from seed and place, and its texts are empty; a canary has to be told what it answers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from rs_aligner.generation.sampling import derive_seed
+from rs_aligner.generation.vllm.canary import Sung
 
 MODEL, MAX_LENGTH = "policy", 512
 
@@ -43,6 +44,7 @@ class StandIn:
         asked: the bodies of completions, but for the trials.
         most_at_once: of them.
         aborted: connections that were closed before their answer.
+        sung: what it answers to the canary.
     """
 
     def __init__(self, vocab_size: int, token: str | None) -> None:
@@ -51,6 +53,7 @@ class StandIn:
         self.asked: list[dict[str, Any]] = []
         self.is_sick = self.processes_log_probs = False
         self.most_at_once = self.at_once = self.port = self.aborted = 0
+        self.sung: Sequence[Sung] = ()
         self.ends = threading.Event()
         self.gate = threading.Event()  # completions wait for it
         self.gate.set()
@@ -67,6 +70,8 @@ class StandIn:
         if body.get("model") != MODEL:
             message = f"The model `{body.get('model')}` does not exist."
             return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
+        if isinstance(body["prompt"][0], list):  # the canary
+            return 200, {"choices": [_sung(index, song) for index, song in enumerate(self.sung)]}
         answer: Answer | None = 200, self._answer(body)
         if "logit_bias" in body:  # a trial
             return answer
@@ -88,7 +93,8 @@ class StandIn:
         ids = [int(token) for token in body.get("logit_bias", {})] + body.get("allowed_token_ids", [])
         if any(not 0 <= token < self.vocab_size for token in [*ids, *body.get("stop_token_ids", [])]):
             return "token ids contain out-of-vocab token id!"
-        if any(not 0 <= token < self.vocab_size for token in body["prompt"]):
+        prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+        if any(not 0 <= token < self.vocab_size for prompt in prompts for token in prompt):
             return "Token id is out of vocabulary"
         if body["temperature"] == 0 and body.get("n", 1) > 1:
             return "n must be 1 when using greedy sampling"
@@ -122,6 +128,10 @@ class StandIn:
             "stop_reason": tokens[-1] if tokens[-1] in ends else None,
             "token_ids": tokens,
         }
+
+
+def _sung(index: int, song: Sung) -> dict[str, Any]:
+    return {"index": index, "token_ids": song[0], "logprobs": {"token_logprobs": song[1]}}
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from rs_aligner.generation.rows import RolloutRow
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.text import EndStrings
 from rs_aligner.generation.vllm import connection
+from rs_aligner.generation.vllm.canary import sing
 from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.decoder import VllmDecoder
 from rs_aligner.generation.vllm.folder import CANARY, MARKER
@@ -50,6 +51,7 @@ class Server:
         self.log: list[str] = []
         self.adapters: dict[str, str] = {}
         self.takes, self.sings = True, True
+        self.born: Any = None  # what the weights answer that it was started with
         self.is_up = True
 
     def answer(self, method: str, path: str, body: Any) -> HTTPAnswer:
@@ -91,7 +93,7 @@ class Server:
             return 404, {"error": {"message": "no such model"}}
         if isinstance(body["prompt"][0], list):
             where = self.adapters.get(body["model"], self.folder)
-            sung = json.loads((Path(where) / CANARY).read_text())["sung"]
+            sung = json.loads((Path(where) / CANARY).read_text())["sung"] if where else self.born
             wrong = 0.0 if self.sings else -1.0
             songs = [(tokens, [one + wrong for one in log_probs]) for tokens, log_probs in sung]
         else:
@@ -166,6 +168,8 @@ def make(source: Path, tmp_path: Path, rt: Runtime) -> Iterator[Make]:
         )
         exports = Exports(tmp_path / "weights", save, adapters, 4) if exported else None
         offer = Offer(model, arch, rt, config, None, exports)
+        for one in () if exported else servers:
+            one.born = sing(offer).sung
         endpoints: list[Endpoint[VllmConnection]] = [
             Endpoint(f"http://server-{n}", partial(Link, one)) for n, one in enumerate(servers)
         ]
@@ -327,6 +331,18 @@ def test_without_a_folder_servers_sample_from_what_they_were_started_with(
 ) -> None:
     server = Server(vocab_size)
     decoder = make(server, exported=False)
-    assert decoder.prepare(3) == 3
+    assert decoder.prepare(3) == decoder.prepare(3) == 3
     assert sample(decoder) == 6
     assert server.log == []
+
+
+def test_without_a_folder_a_server_of_other_weights_is_told_and_left_out(
+    make: Make, vocab_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, other = Server(vocab_size), Server(vocab_size)
+    other.sings = False
+    decoder = make(server, other, exported=False)
+    assert decoder.prepare(0) == 0
+    assert sample(decoder) == 6
+    with pytest.raises(ValueError, match=r"other weights than pretrained_checkpoint\.restore_from_path"):
+        make(other, exported=False).prepare(0)
