@@ -62,6 +62,7 @@ from generation import DATA, machine, write
 
 from rs_aligner.config import GenerationConfig
 from rs_aligner.generation import paged
+from rs_aligner.generation.vllm import handover
 from rs_aligner.generation.vllm.folder import WeightsFolder
 from rs_aligner.generation.vllm.weights import Update
 from rs_aligner.model import runtime
@@ -185,6 +186,7 @@ def new_weights(sides: dict[str, Side], work: Work, repeats: int) -> dict[str, A
         "kernels": {"a wave's working memory": (paged.Session, "__init__")},
         "torch": {},
         "vllm_engine": {
+            "what they answer": (handover, "sing"),
             "the folder": (WeightsFolder, "write"),
             "the server, which answers": (Update, "run"),
         },
@@ -248,6 +250,7 @@ def ready(work: Work, wanted: Wanted, scratch: Path, rt: runtime.Runtime) -> Ite
             if "vllm_engine" in wanted.sides:
                 config = GenerationConfig(engine="vllm", endpoints=(server.address,))
                 engine = Ours(work, rt, config, scratch / "weights", server)
+                stack.callback(engine.sampler.decoder.close, is_over=True)
                 found.sides["vllm_engine"] = engine
         if "llama_cpp" in wanted.sides and (python := llama_python()) is not None:
             port = free_port()

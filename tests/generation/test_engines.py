@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,3 +265,11 @@ def test_what_is_foretold_of_an_offer_is_what_was_known_before(one_rank: Runtime
         model = build_model(arch, transformer_config(arch, one_rank, dtype=dtype), one_rank)
         offer = Offer(model, arch, one_rank, GenerationConfig(), None)
         assert offer.ahead == Ahead(arch, on_gpu=False, bf16=dtype == torch.bfloat16)
+
+
+def test_a_plan_knows_the_engines_without_megatron() -> None:
+    asks = "import sys, rs_aligner.generation.engines; print('megatron' in sys.modules)"
+    said = subprocess.run(
+        [sys.executable, "-c", asks], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert said.stdout == "False\n"

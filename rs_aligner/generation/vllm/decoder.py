@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rs_aligner import stopping
 from rs_aligner.config.sampling import TrainedGenerationConfig
@@ -25,11 +25,13 @@ from rs_aligner.generation.vllm.completing import SECTION, Completing, Result, U
 from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.controls import Asked, Run, runs_of
 from rs_aligner.generation.vllm.handover import Handover
-from rs_aligner.model.runtime import Runtime
 from rs_aligner.remote.asking import Asker, Asking
 from rs_aligner.remote.endpoint import Endpoint, Role
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.sample_request import SamplingFailed
+
+if TYPE_CHECKING:  # slow, and a plan looks at engines only
+    from rs_aligner.model.runtime import Runtime
 
 _logger = logging.getLogger("rs_aligner")
 
