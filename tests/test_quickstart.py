@@ -19,6 +19,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rs_aligner.config import TrainRSConfig, load_config
+from tests.config.conftest import compose
+from tests.tiny import save_tiny_with_tokenizer
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = str(ROOT / "scripts" / "quickstart.sh")
 IN_SFT, IN_RS = "step 1/", "step 2/12"
@@ -123,6 +127,32 @@ def test_the_quickstart_improves_the_policy_in_minutes_and_leaves_nothing_runnin
         assert (started.out / "rs" / name).exists()
 
 
+def test_what_the_quickstart_sets_for_vllm_is_taken_by_the_training(monkeypatch, tmp_path):
+    lines = Path(SCRIPT).read_text().replace("$served", "8000")
+    given = re.findall(r"model\.rs\.generation\.[\w.]+=[^\s\")]+", lines)
+    assert len(given) == 3
+    folder, model = tmp_path / "task", tmp_path / "sft" / "final"
+    save_tiny_with_tokenizer(model)
+    folder.mkdir()
+    for name in ("train", "validation"):
+        (folder / f"{name}.jsonl").write_text('{"text": "1+1=", "answer": "2"}\n')
+    monkeypatch.setenv("ARITHMETIC", str(tmp_path))
+    assert load_config(compose("arithmetic", given), TrainRSConfig).model.rs.generation.engine == "vllm"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_with_vllm_every_rollout_comes_from_its_server_and_the_policy_improves(tmp_path, vllm_python):
+    with quickstart(tmp_path, "--seed", "0", "--engine", "vllm") as started:
+        assert started.process.wait(timeout=860) == 0, started.output
+        assert started.family() == []
+    rows = read(started.out / "rs" / "metrics.jsonl")
+    assert rows[-1]["validation/reward"] - rows[0]["validation/reward"] >= 0.10
+    assert all(row["rollouts/total"] == 256 * 8 and row["rollouts/kept"] > 0 for row in rows if row["step"])
+    assert max(row["mismatch/p99"] for row in rows if row["step"]) < 0.01  # float32 here and there
+    assert "rollouts ready at http://127.0.0.1:" in (started.out / "rollouts.log").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
@@ -152,6 +182,8 @@ def test_an_interrupted_quickstart_ends_all_that_it_started(
         (["--seed"], "--seed needs a value"),
         (["--seed", "x"], "a whole number, not 'x'"),
         (["--out", "."], "is there already"),
+        (["--engine", "sglang"], "should be auto or vllm, not 'sglang'"),
+        (["--engine="], "--engine= is not known"),
     ],
 )
 @pytest.mark.timeout(30)

@@ -38,6 +38,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--digits", type=int, default=3, choices=range(3, 10), help="of the first number")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--heads", type=int, default=4, help="of the policy; vLLM on a CPU takes 3, of 32 each"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     problems = additions(args.digits, args.seed)
@@ -46,7 +49,7 @@ def main() -> None:
         with (args.out / name).open("w") as file:
             for _ in range(size):
                 file.write(json.dumps(dict(zip(keys, next(problems), strict=True))) + "\n")
-    sizes = {"hidden": 96, "layers": 3, "heads": 4, "positions": 64}
+    sizes = {"hidden": 96, "layers": 3, "heads": args.heads, "positions": 64}
     save_policy(args.out / "policy_start", "0123456789+=", args.seed, **sizes)
 
 

@@ -16,8 +16,10 @@ PYTHON=${PYTHON:-$default_python}
 DRY_RUN=${DRY_RUN:-}
 export PYTHONUNBUFFERED=1
 
-asked=""  # why the trainer has to stop: USR1 (the time limit is near), TERM (cancelled), judge (it is gone)
-judge="" trainer="" judge_log="" trainer_log="" status=1
+# Why the trainer has to stop: USR1 (the time limit is near), TERM (cancelled), judge or rollouts (they are gone).
+asked=""
+judge="" rollouts="" trainer="" judge_log="" rollouts_log="" trainer_log="" status=1
+served=()  # overrides by which the trainer finds servers of rollouts
 
 say() { echo "$(date '+%F %T') $*"; }
 die() { say "error: $*" >&2; exit 1; }
@@ -60,9 +62,9 @@ next_log() {  # a log of its own for each attempt: none is written over
   echo "$name"
 }
 
-token_of() {  # token_of KEY: the override by which a side finds the secret; the first to come makes it up
-  local file=$RUN_DIR/judge/token
-  [ -z "${RS_ALIGNER_JUDGE_TOKEN:-}" ] || return 0  # both sides find it in their environment
+token_of() {  # token_of KEY [FOLDER VARIABLE]: the override by which a side finds the secret; the first makes it up
+  local file=$RUN_DIR/${2:-judge}/token variable=${3:-RS_ALIGNER_JUDGE_TOKEN}
+  [ -z "${!variable:-}" ] || return 0  # both sides find it in their environment
   if [ -z "$DRY_RUN" ] && [ ! -e "$file" ]; then
     (umask 077; od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$file.$SLURM_JOB_ID")
     ln "$file.$SLURM_JOB_ID" "$file" 2>/dev/null  # whole, or the other side's
@@ -93,7 +95,8 @@ container() {  # sets `step_options` and `command` for CONTAINER_IMAGE: by pyxis
   fi
 }
 
-node_of() { if [ -n "$DRY_RUN" ]; then echo "NODE"; else scontrol show hostnames "$1" | head -n 1; fi; }
+nodes_of() { if [ -n "$DRY_RUN" ]; then echo "NODE"; else scontrol show hostnames "$1"; fi; }
+node_of() { nodes_of "$1" | head -n 1; }
 
 step() {  # step LOG COMMAND...: start a step in the background; its process is $!
   local log=$1
@@ -118,6 +121,30 @@ start_judge() {  # start_judge PORT CPUS GROUP OVERRIDES...
   judge=${!:-}
 }
 
+start_rollouts() {  # start_rollouts PORT NODES TASKS CPUS GROUP OVERRIDES...: a server a task, at ports from PORT on
+  local port=$1 nodes=$2 tasks=$3 cpus=$4 group=$5 token name endpoints=() argument model=()
+  shift 5
+  [ -n "$DRY_RUN" ] || mkdir -p "$RUN_DIR/rollout_servers" || exit 1
+  token=$(token_of inference.token_file rollout_servers RS_ALIGNER_ROLLOUTS_TOKEN) || exit 1
+  rollouts_log=$(next_log rollouts) || exit 1
+  for argument in "${overrides[@]}"; do  # they start with the trainer's model
+    case $argument in pretrained_checkpoint.restore_from_path=*) model=("$argument") ;; esac
+  done
+  tasks=${tasks:-$(wc -w <<<"$nodes")}  # one a node, where nothing else was asked for
+  for name in $nodes; do
+    for _ in $(seq $((tasks / $(wc -w <<<"$nodes")))); do endpoints+=("$name:$((port + ${#endpoints[@]}))"); done
+  done
+  container
+  step "$rollouts_log" srun --het-group="$group" --ntasks="$tasks" ${cpus:+--cpus-per-task="$cpus"} --distribution=block \
+    --kill-on-bad-exit=0 --wait=0 "${step_options[@]}" bash scripts/slurm/server.sh "$port" \
+    "${command[@]}" "$PYTHON" examples/serve_rollouts.py "${model[@]}" weights_root="$RUN_DIR" \
+    inference.host=0.0.0.0 startup_timeout="$STARTUP_TIMEOUT" ${token:+"$token"} "$@"
+  rollouts=${!:-}
+  token=$(token_of model.rs.generation.servers.token_file rollout_servers RS_ALIGNER_ROLLOUTS_TOKEN) || exit 1
+  served=(model.rs.generation.engine=vllm "model.rs.generation.endpoints=[$(IFS=,; echo "${endpoints[*]}")]" \
+    model.rs.generation.servers.startup_timeout="$STARTUP_TIMEOUT" ${token:+"$token"})
+}
+
 start_trainer() {  # start_trainer HOST PORT NODES RANKS CPUS GROUP OVERRIDES...
   local host=$1 port=$2 nodes=$3 ranks=$4 cpus=$5 group=$6 token
   shift 6
@@ -131,24 +158,24 @@ start_trainer() {  # start_trainer HOST PORT NODES RANKS CPUS GROUP OVERRIDES...
     "${step_options[@]}" bash scripts/slurm/rank.sh "$statuses" "${command[@]}" "$PYTHON" examples/train_rs.py \
     exp_manager.explicit_log_dir="$RUN_DIR" trainer.num_nodes="$nodes" trainer.devices=$((ranks / nodes)) \
     ${cpus:+trainer.threads="$cpus"} remote_rm.reward_model.ip="$host" remote_rm.reward_model.port="$port" \
-    remote_rm.startup_timeout="$STARTUP_TIMEOUT" ${token:+"$token"} "$@"
+    remote_rm.startup_timeout="$STARTUP_TIMEOUT" ${token:+"$token"} "${served[@]}" "$@"
   trainer=${!:-}
 }
 
 is_alive() { kill -0 "$1" 2>/dev/null; }
 
-watch() {  # watch CHECK: until the trainer has ended; CHECK says whether its judge is there
+watch() {  # watch CHECK: until the trainer has ended; CHECK says whether its servers are there, else who is `gone`
   local told="" since=0
   while is_alive "$trainer"; do
-    [ -n "$asked" ] || "$1" || asked=judge
+    [ -n "$asked" ] || "$1" || asked=${gone:-judge}
     if [ "$told" != "$asked" ]; then
       told=$asked since=$SECONDS
       say "the trainer is asked to save and to stop: $asked"
     fi
     case $asked in
-      USR1 | judge) ask_trainer ;;  # a SIGTERM to this job has reached its steps, too
+      USR1 | judge | rollouts) ask_trainer ;;  # a SIGTERM to this job has reached its steps, too
     esac
-    if [ "$asked" = judge ] && [ $((SECONDS - since)) -gt "$STOP_TIMEOUT" ]; then
+    if is_without_servers && [ $((SECONDS - since)) -gt "$STOP_TIMEOUT" ]; then
       scancel --quiet --signal=KILL "$SLURM_JOB_ID"
     fi
     sleep 1
@@ -158,6 +185,8 @@ watch() {  # watch CHECK: until the trainer has ended; CHECK says whether its ju
   say "the trainer ended with status $status: $trainer_log"
   case $status in 0 | "$TO_BE_CONTINUED") ;; *) tail -n 12 "$trainer_log" >&2 ;; esac
 }
+
+is_without_servers() { [ "$asked" = judge ] || [ "$asked" = rollouts ]; }  # why it has to stop
 
 ask_trainer() {  # now and again: a step that is about to begin loses a signal
   [ $((SECONDS - last_asked)) -ge 20 ] || return 0
@@ -180,21 +209,21 @@ status_of_ranks() {  # status_of_ranks SRUNS: 2 or 1 where a rank says so, whate
 
 end_steps() { scancel --quiet --signal=TERM "$SLURM_JOB_ID"; }  # of this job, and not this shell
 
-end_judge() {
+end_servers() {
   local deadline=$((SECONDS + 20))  # what has not ended by then, Slurm kills with the job
-  [ -n "$judge" ] || return 0
-  while is_alive "$judge"; do
+  while { [ -n "$judge" ] && is_alive "$judge"; } || { [ -n "$rollouts" ] && is_alive "$rollouts"; }; do
     end_steps
     [ "$SECONDS" -lt "$deadline" ] || break
     sleep 1
   done
 }
 
-judge_failed() {  # the judge's end, and the last lines of its log
-  wait "$judge"
-  say "error: the judge ended before the trainer, with status $?; the end of $judge_log:" >&2
-  tail -n 5 "$judge_log" >&2
+ended_first() {  # ended_first PROCESS LOG WHO: how it ended, and the last lines of its log
+  wait "$1"
+  say "error: $3 ended before the trainer, with status $?; the end of $2:" >&2
+  tail -n 5 "$2" >&2
 }
+judge_failed() { ended_first "$judge" "$judge_log" "the judge"; }
 
 has_progressed() {  # since open_folder, or since the attempt began
   local began=$RUN_DIR/logs/.started_$SLURM_JOB_ID

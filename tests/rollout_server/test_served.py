@@ -20,7 +20,7 @@ from rs_aligner.generation.vllm.folder import MARKER
 from rs_aligner.rollout_server.inside.rs_aligner_guard import PLAIN
 from tests.vllm_server import STORIES, Running, serve_rollouts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 TOKEN = "a-secret-of-this-test"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD")
 FOLDERS = {"/collective_rpc", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}

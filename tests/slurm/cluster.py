@@ -1,4 +1,4 @@
-"""A Slurm of two nodes on this machine, from the distribution's packages; nothing of it is left at the end.
+"""A Slurm of four nodes on this machine, from the distribution's packages; nothing of it is left at the end.
 
 munged, slurmctld and two slurmds run as this user, in a temporary folder, on free ports. The nodes are named
 by loopback addresses, which every machine resolves, so /etc/hosts stays as it is. Processes of a job are
@@ -26,7 +26,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 DAEMONS = ("munged", "slurmctld", "slurmd")
 START_SECONDS = 3.0  # after which a job that was requeued can be started
-NODES = ("127.0.0.2", "127.0.0.3")
+NODES = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")  # the groups of a job share none
 
 
 def find(daemon: str) -> str | None:

@@ -65,6 +65,26 @@ def test_two_jobs_of_which_the_trainer_starts_behind_the_judge() -> None:
     assert {"a=b", RUN} <= set(trainer)
 
 
+def test_a_third_group_has_servers_of_rollouts_with_the_trainers_model() -> None:
+    model = "pretrained_checkpoint.restore_from_path=some/model"
+    given = {"ROLLOUTS_OPTIONS": "--nodes=4", "ROLLOUTS_ARGS": "lora_rank=8"}
+    submitted, judge, rollouts, trainer = dry_run(RUN, model, **given)
+    assert submitted[:4] == ["sbatch", ":", ":", "--nodes=4"]
+    token = "runs/not_there/rollout_servers/token"
+    assert {"--het-group=2", model, "lora_rank=8", f"inference.token_file={token}"} <= set(rollouts)
+    assert "weights_root=runs/not_there" in rollouts
+    assert {"model.rs.generation.engine=vllm", f"model.rs.generation.servers.token_file={token}"} <= set(
+        trainer
+    )
+    [endpoints] = [word for word in trainer if word.startswith("model.rs.generation.endpoints=")]
+    port = rollouts[rollouts.index("scripts/slurm/server.sh") + 1]
+    assert endpoints.partition("=")[2] == f"[NODE:{port}]"
+    assert not any("generation" in word for word in judge)
+    done = run(RUN, "--two-jobs", **given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: ROLLOUTS_OPTIONS asks for a third group of one job: leave out --two-jobs\n"
+
+
 @pytest.mark.parametrize("tool", ["pyxis", "apptainer"])
 def test_a_container_image_is_one_variable(tool: str, tmp_path: Path) -> None:
     # Neither can be here: stand-ins say what the real ones say of themselves.

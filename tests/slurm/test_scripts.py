@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import NODES, Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -21,8 +21,13 @@ def submit(slurm: Cluster, fake_python: str, tmp_path: Path) -> Iterator[Submit]
     """Submits a run of two ranks; returns the jobs' numbers. What a failed test leaves is ended."""
 
     def submit(
-        run: Path, *overrides: str, two_jobs: bool = False, judge_args: str = "judge.name=some"
+        run: Path,
+        *overrides: str,
+        two_jobs: bool = False,
+        judge_args: str = "judge.name=some",
+        rollouts: str | None = None,
     ) -> list[str]:
+        third = {} if rollouts is None else {"ROLLOUTS_OPTIONS": "--nodes=2", "ROLLOUTS_ARGS": rollouts}
         said = slurm.run(
             *("bash", "scripts/slurm/submit.sh", f"exp_manager.explicit_log_dir={run}", *overrides),
             *(["--two-jobs"] if two_jobs else []),
@@ -32,6 +37,7 @@ def submit(slurm: Cluster, fake_python: str, tmp_path: Path) -> Iterator[Submit]
             TRAINER_OPTIONS=f"--ntasks-per-node=2 --output={tmp_path}/%j.out",
             STARTUP_TIMEOUT="120",
             LEAVE_SECONDS="10",
+            **third,
         )
         return [line.removeprefix("job ") for line in said.splitlines() if line.startswith("job ")]
 
@@ -138,3 +144,33 @@ def test_a_job_that_is_cancelled_saves_is_not_requeued_and_leaves_nothing(
     slurm.wait_for("the end of its processes", lambda: not slurm.left_behind(), 30)
     assert "rank 1 saved" in log_of(run, "trainer", 1).read_text()
     assert slurm.job(job)["Restarts"] == "0"
+
+
+def test_servers_of_rollouts_are_found_by_name_and_end_with_the_trainer(
+    slurm: Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    """Also where they break: one that comes back is used again, and where all are gone the run is over."""
+    model = "pretrained_checkpoint.restore_from_path=model"
+    runs = {name: tmp_path / name for name in ("whole", "back", "gone", "failed")}
+    (whole,) = submit(runs["whole"], model, rollouts="vllm.seed=1")
+    (back,) = submit(runs["back"], model, "steps=60", "pace=0.1", rollouts="breaks=1")
+    (gone,) = submit(runs["gone"], model, "steps=1000", "pace=0.1", rollouts="breaks=2")
+    (failed,) = submit(runs["failed"], model, "ends=2", "fails_at=1", rollouts="vllm.seed=1")
+    for job, state, code in (
+        (whole, "COMPLETED", "0:0"),
+        (back, "COMPLETED", "0:0"),
+        (gone, "FAILED", "1:0"),
+        (failed, "FAILED", "2:0"),
+    ):
+        ended = slurm.end_of(job)
+        assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == (state, code, "0"), slurm.state()
+    for run in runs.values():
+        said = log_of(run, "trainer", 1).read_text()
+        assert sum(f"rollouts from {node}\n" in said for node in NODES) == 2
+        assert stat.S_IMODE((run / "rollout_servers" / "token").stat().st_mode) == 0o600
+    assert log_of(runs["back"], "rollouts", 1).read_text().count("it is started again") == 2
+    assert "rank 1 saved" in log_of(runs["gone"], "trainer", 1).read_text()
+    out = (tmp_path / f"{gone}.out").read_text()
+    assert "the servers of rollouts ended before the trainer, with status 2" in out
+    assert "so it should" in out
+    slurm.wait_for("the end of all processes", lambda: not slurm.left_behind(), 30)
