@@ -72,6 +72,7 @@ def test_servers_of_another_model_are_refused_before_anything_is_sampled(tmp_pat
             f"pretrained_checkpoint.restore_from_path={policy}",
             f"model.data.files={prompts}",
             *(f"{ENGINE}.engine=vllm", f"{ENGINE}.endpoints={server.url}", "trainer.accelerator=cpu"),
+            "model.answers.length_params.max_length=16",
             timeout=300,
         )
     assert done.returncode == 2, done.stdout
