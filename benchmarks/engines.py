@@ -186,7 +186,7 @@ def new_weights(sides: dict[str, Side], work: Work, repeats: int) -> dict[str, A
         "kernels": {"a wave's working memory": (paged.Session, "__init__")},
         "torch": {},
         "vllm_engine": {
-            "what they answer": (handover, "sing"),
+            "what they answer": (handover, "canary_of"),
             "the folder": (WeightsFolder, "write"),
             "the server, which answers": (Update, "run"),
         },

@@ -140,7 +140,8 @@ class Sampler:
     def _all(self, rollouts: Iterator[Rollout]) -> Iterator[Rollout]:
         """The rollouts, and behind them nothing until replicas that share experts have theirs."""
         yield from rollouts
-        go_along(self.model, self.runtime)
+        if not self.decoder.is_served:
+            go_along(self.model, self.runtime)
 
     def gather(self, item: Any) -> list[Any]:
         """The items of all replicas, on every rank."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from rs_aligner.generation.vllm.canary import LENGTH, Sung, canary_prompts
+from rs_aligner.generation.vllm.canary import LENGTH, Continuation, canary_prompts
 from rs_aligner.model.families.registry import read_architecture
 from tests.e2e.launch import run_script
 from tests.generation.vllm.stand_in import late, stand_in
@@ -41,10 +41,10 @@ def generate(folder: Path, policy: Path, name: str, *overrides: str) -> tuple[st
     return done.stdout, [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def sung_by_transformers(policy: Path, vocab_size: int) -> list[Sung]:
+def continuations_by_transformers(policy: Path, vocab_size: int) -> list[Continuation]:
     """What a server with these weights answers to the canary."""
     model = transformers.AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    found: list[Sung] = []
+    found: list[Continuation] = []
     for prompt in canary_prompts(vocab_size):
         ids, log_probs = list(prompt), []
         for _ in range(LENGTH):
@@ -60,9 +60,9 @@ def test_servers_of_another_model_are_refused_before_anything_is_sampled(tmp_pat
     policy = save_tiny_with_tokenizer(tmp_path)
     vocab_size = read_architecture(policy).vocab_size
     with stand_in(vocab_size) as server:
-        server.sung = [
+        server.continuations = [
             (tokens, [x - 0.01 for x in log_probs])
-            for tokens, log_probs in sung_by_transformers(policy, vocab_size)
+            for tokens, log_probs in continuations_by_transformers(policy, vocab_size)
         ]
         prompts = tmp_path / "prompts.jsonl"
         prompts.write_text('{"text": "Once upon a time"}\n')
@@ -103,7 +103,7 @@ def test_ranks_that_hold_a_replica_together_wait_for_servers_together(tmp_path: 
     vocab_size = read_architecture(policy).vocab_size
     with stand_in(vocab_size) as first, stand_in(vocab_size) as second:
         first.faults, second.faults = [late, ...], [late, ...]
-        first.sung = second.sung = sung_by_transformers(policy, vocab_size)
+        first.continuations = second.continuations = continuations_by_transformers(policy, vocab_size)
         servers = f"[{first.url},{second.url}]"
         served = f"{ENGINE}.engine=vllm", f"{ENGINE}.endpoints={servers}", PATIENT
         alone, rows = generate(tmp_path, policy, "alone.jsonl", *served)

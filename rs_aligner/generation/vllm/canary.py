@@ -30,7 +30,7 @@ NUM_PROMPTS, PROMPT_LENGTH, LENGTH = 4, 24, 16
 BOUNDS = {torch.float32: 2e-3, torch.bfloat16: 0.25}
 """Nats by which a log-probability may differ, by the type of the weights."""
 
-Sung = tuple[Sequence[int], Sequence[float]]
+Continuation = tuple[Sequence[int], Sequence[float]]
 """A continuation: tokens, and the log-probability of each."""
 
 
@@ -60,12 +60,12 @@ class Canary:
 
     Attributes:
         prompts: token ids.
-        sung: the greedy continuation of each.
+        continuations: the greedy continuation of each.
         bound: nats by which a log-probability may differ.
     """
 
     prompts: Sequence[tuple[int, ...]]
-    sung: Sequence[Sung]
+    continuations: Sequence[Continuation]
     bound: float
 
     def to_json(self) -> bytes:
@@ -84,9 +84,9 @@ class Canary:
             raise ValueError("it is no canary")
         return cls(**found)
 
-    def problem(self, answers: Sequence[Sung]) -> str | None:
+    def problem(self, answers: Sequence[Continuation]) -> str | None:
         """What is wrong with a server's answers to the prompts; None if nothing is."""
-        for number, (ours, theirs) in enumerate(zip(self.sung, answers, strict=True)):
+        for number, (ours, theirs) in enumerate(zip(self.continuations, answers, strict=True)):
             if len(theirs[0]) != len(ours[0]) or len(theirs[1]) != len(ours[1]):
                 return f"it answers {len(theirs[0])} tokens where {len(ours[0])} were asked for"
             for place, (token, log_prob, other, noted) in enumerate(
@@ -104,7 +104,7 @@ class Canary:
         return None
 
 
-def sing(offer: Offer) -> Canary:
+def canary_of(offer: Offer) -> Canary:
     """What the policy's weights, as they are now, answer by the torch decoder.
 
     Every rank of a replica must call it.
@@ -117,8 +117,8 @@ def sing(offer: Offer) -> Canary:
     alone = replace(offer, allowed=None, config=offer.config.model_copy(update={"kv_cache_bytes": None}))
     rows = [RolloutRow(number, 0, 0, Prompt("", "", prompt), LENGTH) for number, prompt in enumerate(prompts)]
     wave = Wave(rows, Controls(greedy=True, max_length=LENGTH), EndStrings(_NoEnds(), ()))
-    sung: list[Sung] = [((), ())] * len(prompts)
+    continuations: list[Continuation] = [((), ())] * len(prompts)
     with torch.no_grad():
         for row, tokens, log_probs, _ in TORCH.decoder(alone).decode(wave):
-            sung[row.group] = tuple(tokens), tuple(log_probs)
-    return Canary(prompts, sung, BOUNDS[offer.model.config.params_dtype])
+            continuations[row.group] = tuple(tokens), tuple(log_probs)
+    return Canary(prompts, continuations, BOUNDS[offer.model.config.params_dtype])

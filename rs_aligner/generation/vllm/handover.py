@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rs_aligner.generation.decoder import Offer
-from rs_aligner.generation.vllm.canary import Canary, sing
+from rs_aligner.generation.vllm.canary import Canary, canary_of
 from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.folder import Sent, WeightsFolder, remove
-from rs_aligner.generation.vllm.weights import Update, check_song
+from rs_aligner.generation.vllm.weights import Update, check_canary
 from rs_aligner.remote.errors import TransportError
 
 _UNKNOWN = 404  # of a name that a server has no model for
@@ -67,7 +67,7 @@ class Handover:
         Raises:
             CannotDecode: our own decoder cannot say what they answer.
         """
-        self._expected = sing(self._offer)
+        self._expected = canary_of(self._offer)
 
     def write(self, version: int, most: int | None) -> int:
         """Let weights be what servers are to have from now on; every rank calls this.
@@ -85,7 +85,7 @@ class Handover:
         """
         assert self._folder is not None, "begin comes first"
         sent = None if most is None else self._folder.newest(version, most)
-        self.sent = sent or self._folder.write(version, sing(self._offer))
+        self.sent = sent or self._folder.write(version, canary_of(self._offer))
         return self.sent.version
 
     @contextmanager
@@ -126,9 +126,9 @@ class Handover:
             if sent is not None:
                 if link.weights != sent.word:
                     Update(link, sent, base, self._timeout).run()
-                problem = check_song(link, sent.canary, sent.name(base), self._timeout)
+                problem = check_canary(link, sent.canary, sent.name(base), self._timeout)
             elif expected is not None:
-                problem = check_song(link, expected, base, self._timeout)
+                problem = check_canary(link, expected, base, self._timeout)
         finally:
             with self._changed:
                 self._inside.discard(link)

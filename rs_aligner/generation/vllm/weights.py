@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from rs_aligner.generation.vllm.canary import LENGTH, Canary, Sung
+from rs_aligner.generation.vllm.canary import LENGTH, Canary, Continuation
 from rs_aligner.generation.vllm.folder import Sent
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.transport import HTTPAnswer, message_of
@@ -147,7 +147,7 @@ class Update:
         return answer
 
 
-def check_song(link: Exchanges, canary: Canary, name: str, timeout: float) -> str | None:
+def check_canary(link: Exchanges, canary: Canary, name: str, timeout: float) -> str | None:
     """Let a server answer the canary.
 
     Args:
@@ -181,7 +181,7 @@ def check_song(link: Exchanges, canary: Canary, name: str, timeout: float) -> st
     if answer.status != 200:
         raise _refused(answer, "it does not answer by the weights that it was given")
     try:
-        return canary.problem(_sung(answer, len(canary.prompts)))
+        return canary.problem(_continuations(answer, len(canary.prompts)))
     except ValueError as error:
         return str(error)
 
@@ -206,7 +206,7 @@ def _json(answer: HTTPAnswer) -> dict[str, Any]:
     return {}
 
 
-def _sung(answer: HTTPAnswer, number: int) -> Sequence[Sung]:
+def _continuations(answer: HTTPAnswer, number: int) -> Sequence[Continuation]:
     """The continuations in an answer, in the order of the prompts.
 
     Raises:

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from rs_aligner.generation.sampling import derive_seed
-from rs_aligner.generation.vllm.canary import Sung
+from rs_aligner.generation.vllm.canary import Continuation
 
 MODEL, MAX_LENGTH = "policy", 512
 
@@ -44,7 +44,7 @@ class StandIn:
         asked: the bodies of completions, but for the trials.
         most_at_once: of them.
         aborted: connections that were closed before their answer.
-        sung: what it answers to the canary.
+        continuations: what it answers to the canary.
     """
 
     def __init__(self, vocab_size: int, token: str | None) -> None:
@@ -53,7 +53,7 @@ class StandIn:
         self.asked: list[dict[str, Any]] = []
         self.is_sick = self.processes_log_probs = False
         self.most_at_once = self.at_once = self.port = self.aborted = 0
-        self.sung: Sequence[Sung] = ()
+        self.continuations: Sequence[Continuation] = ()
         self.ends = threading.Event()
         self.gate = threading.Event()  # completions wait for it
         self.gate.set()
@@ -71,7 +71,12 @@ class StandIn:
             message = f"The model `{body.get('model')}` does not exist."
             return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
         if isinstance(body["prompt"][0], list):  # the canary
-            return 200, {"choices": [_sung(index, song) for index, song in enumerate(self.sung)]}
+            return 200, {
+                "choices": [
+                    _canary_choice(index, continuation)
+                    for index, continuation in enumerate(self.continuations)
+                ]
+            }
         answer: Answer | None = 200, self._answer(body)
         if "logit_bias" in body:  # a trial
             return answer
@@ -130,8 +135,8 @@ class StandIn:
         }
 
 
-def _sung(index: int, song: Sung) -> dict[str, Any]:
-    return {"index": index, "token_ids": song[0], "logprobs": {"token_logprobs": song[1]}}
+def _canary_choice(index: int, continuation: Continuation) -> dict[str, Any]:
+    return {"index": index, "token_ids": continuation[0], "logprobs": {"token_logprobs": continuation[1]}}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import transformers
 
 from rs_aligner.config import GenerationConfig
 from rs_aligner.generation.decoder import Offer
-from rs_aligner.generation.vllm.canary import LENGTH, NUM_PROMPTS, Canary, canary_prompts, sing
+from rs_aligner.generation.vllm.canary import LENGTH, NUM_PROMPTS, Canary, canary_of, canary_prompts
 from rs_aligner.model import huggingface
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
@@ -56,9 +56,9 @@ def test_an_answer_of_another_length_does_not_pass() -> None:
 def test_it_is_read_back_as_it_was_written_and_not_when_it_was_changed() -> None:
     content = CANARY.to_json()
     again = Canary.from_json(content)
-    assert again.problem(CANARY.sung) is None
+    assert again.problem(CANARY.continuations) is None
     assert again.bound == CANARY.bound
-    assert CANARY.problem(again.sung) is None
+    assert CANARY.problem(again.continuations) is None
     with pytest.raises(ValueError, match="checksum"):
         Canary.from_json(content.replace(b"-0.5", b"-0.6"))
 
@@ -71,11 +71,11 @@ def test_what_the_policy_sings_is_what_transformers_says(tmp_path: Path, rt: Run
     # Neither ids that a tokenizer lacks nor a budget changes it: a server knows of neither.
     allowed = torch.ones(arch.vocab_size, dtype=torch.bool)
     allowed[: arch.vocab_size // 2] = False
-    canary = sing(Offer(model, arch, rt, GenerationConfig(kv_cache_bytes=1), allowed))
+    canary = canary_of(Offer(model, arch, rt, GenerationConfig(kv_cache_bytes=1), allowed))
     assert canary.prompts == canary_prompts(arch.vocab_size)
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    assert len(canary.sung) == NUM_PROMPTS
-    for prompt, (tokens, log_probs) in zip(canary.prompts, canary.sung, strict=True):
+    assert len(canary.continuations) == NUM_PROMPTS
+    for prompt, (tokens, log_probs) in zip(canary.prompts, canary.continuations, strict=True):
         with torch.no_grad():
             logits = reference(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1)
@@ -85,4 +85,6 @@ def test_what_the_policy_sings_is_what_transformers_says(tmp_path: Path, rt: Run
     worse = replace(canary, bound=1e-4)
     with torch.no_grad():
         next(model.parameters()).add_(0.05)
-    assert worse.problem(sing(Offer(model, arch, rt, GenerationConfig(), None)).sung) is not None
+    assert (
+        worse.problem(canary_of(Offer(model, arch, rt, GenerationConfig(), None)).continuations) is not None
+    )

@@ -67,7 +67,7 @@ def test_what_is_written_are_the_models_weights_with_a_word_of_their_own(
     assert (second.folder / MARKER).read_text().strip() == second.word != first.word
     written, before = (load_file(one / "model.safetensors") for one in (second.folder, source))
     assert all(torch.equal(written[name], before[name].float()) for name in before)
-    assert second.canary.problem(CANARY.sung) is None
+    assert second.canary.problem(CANARY.continuations) is None
     assert (second.name("policy"), second.folder.is_absolute()) == ("policy", True)
 
 

@@ -24,7 +24,7 @@ from rs_aligner.generation.rows import RolloutRow
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.text import EndStrings
 from rs_aligner.generation.vllm import connection
-from rs_aligner.generation.vllm.canary import sing
+from rs_aligner.generation.vllm.canary import canary_of
 from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.decoder import VllmDecoder
 from rs_aligner.generation.vllm.folder import CANARY, MARKER
@@ -50,7 +50,7 @@ class Server:
         self.word, self.folder = "", ""
         self.log: list[str] = []
         self.adapters: dict[str, str] = {}
-        self.takes, self.sings = True, True
+        self.takes, self.computes = True, True
         self.born: Any = None  # what the weights answer that it was started with
         self.is_up = True
 
@@ -93,11 +93,13 @@ class Server:
             return 404, {"error": {"message": "no such model"}}
         if isinstance(body["prompt"][0], list):
             where = self.adapters.get(body["model"], self.folder)
-            sung = json.loads((Path(where) / CANARY).read_text())["sung"] if where else self.born
-            wrong = 0.0 if self.sings else -1.0
-            songs = [(tokens, [one + wrong for one in log_probs]) for tokens, log_probs in sung]
+            continuations = (
+                json.loads((Path(where) / CANARY).read_text())["continuations"] if where else self.born
+            )
+            wrong = 0.0 if self.computes else -1.0
+            found = [(tokens, [one + wrong for one in log_probs]) for tokens, log_probs in continuations]
         else:
-            songs = [((body.get("allowed_token_ids") or [5])[-1:], [-1.0])] * body.get("n", 1)
+            found = [((body.get("allowed_token_ids") or [5])[-1:], [-1.0])] * body.get("n", 1)
         return {
             "choices": [
                 {
@@ -106,7 +108,7 @@ class Server:
                     "logprobs": {"token_logprobs": log_probs},
                     "finish_reason": "length",
                 }
-                for index, (tokens, log_probs) in enumerate(songs)
+                for index, (tokens, log_probs) in enumerate(found)
             ]
         }
 
@@ -169,7 +171,7 @@ def make(source: Path, tmp_path: Path, rt: Runtime) -> Iterator[Make]:
         exports = Exports(tmp_path / "weights", save, adapters, 4) if exported else None
         offer = Offer(model, arch, rt, config, None, exports)
         for one in () if exported else servers:
-            one.born = sing(offer).sung
+            one.born = canary_of(offer).continuations
         endpoints: list[Endpoint[VllmConnection]] = [
             Endpoint(f"http://server-{n}", partial(Link, one)) for n, one in enumerate(servers)
         ]
@@ -228,7 +230,7 @@ def test_a_server_that_does_not_take_them_or_computes_otherwise_is_left_out_and_
     dead, old, good = Server(vocab_size), Server(vocab_size), Server(vocab_size)
     decoder = make(dead, old, good)
     decoder.prepare(0)
-    dead.takes = old.sings = False
+    dead.takes = old.computes = False
     assert decoder.prepare(1) == 1
     assert "http://server-0 is left out until it samples again: it did not take" in caplog.text
     assert "has to be started again: HTTP 500: the engine is dead" in caplog.text
@@ -237,7 +239,7 @@ def test_a_server_that_does_not_take_them_or_computes_otherwise_is_left_out_and_
         in caplog.text
     )
     assert sample(decoder) == 6
-    old.sings = True
+    old.computes = True
     deadline = time.monotonic() + 20
     while "http://server-1 samples again" not in caplog.text:
         assert time.monotonic() < deadline
@@ -265,12 +267,12 @@ def test_one_that_was_started_again_is_told_by_its_first_answer_and_goes_through
 def test_where_no_server_takes_them_the_run_hears_why(make: Make, vocab_size: int) -> None:
     server = Server(vocab_size)
     decoder = make(server)
-    server.sings = False
+    server.computes = False
     with pytest.raises(
         ValueError, match="http://server-0: it has other weights than it was sent: to canary 1"
     ):
         decoder.prepare(0)  # at the start something is to be mended
-    server.sings = True
+    server.computes = True
     decoder.prepare(0)
     server.is_up = False
     with pytest.raises(
@@ -340,7 +342,7 @@ def test_without_a_folder_a_server_of_other_weights_is_told_and_left_out(
     make: Make, vocab_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     server, other = Server(vocab_size), Server(vocab_size)
-    other.sings = False
+    other.computes = False
     decoder = make(server, other, exported=False)
     assert decoder.prepare(0) == 0
     assert sample(decoder) == 6

@@ -12,7 +12,7 @@ import pytest
 
 from rs_aligner.generation.vllm.canary import Canary
 from rs_aligner.generation.vllm.folder import MARKER, Sent
-from rs_aligner.generation.vllm.weights import Update, check_song
+from rs_aligner.generation.vllm.weights import Update, check_canary
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.transport import HTTPAnswer
 
@@ -53,7 +53,9 @@ class Server:
         if route == "/v1/models":
             return said(200, {"data": [{"id": one} for one in ("policy", *self.adapters)]})
         if route == "/v1/completions":
-            return said(200, {"choices": [choice(1, *CANARY.sung[1]), choice(0, *CANARY.sung[0])]})
+            return said(
+                200, {"choices": [choice(1, *CANARY.continuations[1]), choice(0, *CANARY.continuations[0])]}
+            )
         return said(200, {"status": "fine"})
 
 
@@ -80,8 +82,8 @@ def update(server: Server, sent: Sent) -> None:
     Update(server, sent, "policy", timeout=5).run(wait=0)
 
 
-def sings(server: Server, sent: Sent) -> str | None:
-    return check_song(server, sent.canary, sent.name("policy"), 5)
+def checked(server: Server, sent: Sent) -> str | None:
+    return check_canary(server, sent.canary, sent.name("policy"), 5)
 
 
 RELOAD = ["POST /pause?mode=wait", "POST /collective_rpc", "POST /reset_prefix_cache", "POST /resume"]
@@ -90,7 +92,7 @@ SEES, SINGS = "GET /rs_aligner/marker", "POST /v1/completions"
 
 def test_a_server_is_paused_reloads_forgets_resumes_and_sings(server: Server, sent: Sent) -> None:
     update(server, sent)
-    assert sings(server, sent) is None
+    assert checked(server, sent) is None
     assert server.asked == [SEES, *RELOAD, SINGS]
     assert server.bodies[2] == {
         "method": "reload_weights",
@@ -146,12 +148,12 @@ def test_one_that_keeps_its_prefix_cache_is_resumed_and_left_out(
 
 
 def test_one_that_computes_with_other_weights_is_found_out(server: Server, sent: Sent) -> None:
-    old = [choice(0, (5, 6), (-0.5, -1.3)), choice(1, *CANARY.sung[1])]
+    old = [choice(0, (5, 6), (-0.5, -1.3)), choice(1, *CANARY.continuations[1])]
     server.answers["/v1/completions"] = said(200, {"choices": old})
-    assert "to canary 1 it gives log-probability -1.3000 for -1.0000" in str(sings(server, sent))
+    assert "to canary 1 it gives log-probability -1.3000 for -1.0000" in str(checked(server, sent))
     server.answers["/v1/completions"] = said(500, {"error": "EngineCore encountered an issue"})
     with pytest.raises(TransportError, match="HTTP 500: EngineCore encountered an issue"):
-        sings(server, sent)
+        checked(server, sent)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +162,14 @@ def test_one_that_computes_with_other_weights_is_found_out(server: Server, sent:
 )
 def test_garbage_is_no_canary(server: Server, sent: Sent, garbage: bytes) -> None:
     server.answers["/v1/completions"] = HTTPAnswer(200, {}, garbage)
-    assert "canar" in str(sings(server, sent))
+    assert "canar" in str(checked(server, sent))
 
 
 def test_an_adapter_is_put_beside_the_weights_under_a_name_of_its_own(server: Server, sent: Sent) -> None:
     server.adapters = ["policy@older", "policy@word", "users_own"]
     adapter = Sent(sent.folder, 12, "word", CANARY, is_adapter=True)
     update(server, adapter)
-    assert sings(server, adapter) is None
+    assert checked(server, adapter) is None
     assert server.asked == [
         SEES,
         "POST /v1/load_lora_adapter",
