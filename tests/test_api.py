@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 import logging
 import math
 import os
@@ -534,3 +535,12 @@ def test_a_run_that_keeps_a_tenth_of_what_it_could_still_trains_at_its_rate(
         safetensors.torch.load_file(folder / "model.safetensors") for folder in (policy, result.final)
     )
     assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_function_whose_file_has_changed_since_is_a_judge_all_the_same(tmp_path: Path) -> None:
+    file, scope = tmp_path / "cell.py", dict[str, Any]()
+    exec(compile("judge = lambda prompts, responses, rows: [1.0]\n", file, "exec"), scope)
+    for changed in ("judge = (\n", "    judge = 1\n  other = 2\n", "'''"):
+        file.write_text(changed)
+        linecache.checkcache(str(file))
+        assert isinstance(judge_of(scope["judge"]).fingerprint, str)

@@ -24,6 +24,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import fmean
+from tokenize import TokenError
 from typing import Any, Literal, get_args
 
 from rs_aligner.reward.judges.alarm import keeping_alarm
@@ -189,6 +190,6 @@ def _identity(function: Any) -> tuple[str, str]:
     named = function if hasattr(function, "__qualname__") else type(function)
     try:
         source = inspect.getsource(named)
-    except (OSError, TypeError):
+    except (OSError, TypeError, SyntaxError, TokenError):  # none, or its file is another one by now
         source = ""
     return f"{named.__module__}.{named.__qualname__}", source
