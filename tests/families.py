@@ -1,8 +1,9 @@
 """The table of families, each row measured on a tiny random model: `python -m tests.families`.
 
 `logits` is the largest difference from `transformers` over 100 tokens, `round trip` whether what was read is
-written to the bit, decoders and layouts (two ranks) whether their greedy tokens and their loss are those of
-`transformers`, or why not. Takes some minutes on two cores. Started by `torch.distributed.run` it is a rank.
+written to the bit, decoders and layouts (two and four ranks) whether their greedy tokens and their loss are
+those of `transformers`, or why not. Takes two minutes on two cores. Started by `torch.distributed.run` it is
+a rank.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.refused import REFUSED
 from rs_aligner.model.families.registry import read_architecture
-from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.runtime import Runtime, ranks_started
 from rs_aligner.policy.batches import Split
 from tests.drawing import request_of
 from tests.policy.layout_program import new_trainer, prompts, rows
@@ -40,9 +41,13 @@ from tests.policy.test_layouts import reference
 from tests.ranks import run_ranks, save_result
 from tests.tiny import FAMILIES, save_tiny
 
-LAYOUTS = {"TP 2": (2, 1), "PP 2": (1, 2)}
+LAYOUTS = {
+    2: {"TP 2": (2, 1, 1), "PP 2": (1, 2, 1), "EP 2": (1, 1, 2)},
+    4: {"TP 2 x PP 2": (2, 2, 1), "TP 2 x EP 2": (2, 1, 2), "PP 2 x EP 2": (1, 2, 2)},
+}
+"""By the number of ranks."""
 ENGINES: tuple[Literal["kernels", "torch"], ...] = ("kernels", "torch")
-COLUMNS = ("family", "logits", "round trip", *ENGINES, *LAYOUTS)
+COLUMNS = ("family", "logits", "round trip", *ENGINES, *LAYOUTS[2], *LAYOUTS[4])
 
 
 def main() -> None:
@@ -56,11 +61,13 @@ def main() -> None:
         folder = Path(work)
         for name in FAMILIES:
             save_tiny(name, folder / name, layers=None if name == "gpt2" else 2)
-        ranks = run_ranks("tests.families", 2, folder, *FAMILIES, timeout=1200)
+        found: dict[tuple[str, str], Any] = {}
+        for number in LAYOUTS:
+            found |= run_ranks("tests.families", number, folder, *FAMILIES, timeout=1800)[-1]
         print(" | ".join(COLUMNS))
         with runtime.start(accelerator="cpu", timeout_minutes=5) as rt:
             for name in FAMILIES:
-                print(" | ".join([name, *on_one_rank(folder / name, rt), *beside(folder / name, ranks[-1])]))
+                print(" | ".join([name, *on_one_rank(folder / name, rt), *beside(folder / name, found)]))
     for name, why in REFUSED.items():
         print(f"{name} | refused: it has {why}")
 
@@ -103,16 +110,20 @@ def decodes(
 def by_layout(folder: Path, names: list[str]) -> dict[tuple[str, str], Any]:
     """The loss of each model in each layout, or why it has none; and the model as the layout writes it."""
     found: dict[tuple[str, str], Any] = {}
-    for layout, (tp, pp) in LAYOUTS.items():
-        store = dist.FileStore(str(folder / f"store {layout}"), 2)
-        with runtime.start(tp, pp, timeout_minutes=5, store=store) as rt:
+    number = ranks_started()
+    for layout, (tp, pp, ep) in LAYOUTS[number].items():
+        store = dist.FileStore(str(folder / f"store {layout}"), number)
+        with runtime.start(tp, pp, ep, timeout_minutes=5, store=store) as rt:
             for name in names:
+                arch = read_architecture(folder / name)
+                if ep > 1 and arch.experts is None:
+                    found[name, layout] = "no experts"
+                    continue
                 try:
-                    trainer = new_trainer(folder / name, rt, distributed=False)
+                    trainer = new_trainer(folder / name, rt, distributed=ep > 1)
                 except ValueError as error:
                     found[name, layout] = f"refused: {error}"
                     continue
-                arch = read_architecture(folder / name)
                 out = folder / f"{name} {layout}"
                 huggingface.save_weights(out, trainer.ddp.module, arch, rt, folder / name)
                 found[name, layout] = trainer.gradients(rows(), split=Split(2))[0]
@@ -120,11 +131,11 @@ def by_layout(folder: Path, names: list[str]) -> dict[tuple[str, str], Any]:
 
 
 def beside(folder: Path, found: dict[tuple[str, str], Any]) -> list[str]:
-    """What two ranks found of a model, beside the loss of plain torch and the bits that were read."""
+    """What the ranks found of a model, beside the loss of plain torch and the bits that were read."""
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     expected, _ = reference(theirs, "sequence")
     columns = []
-    for layout in LAYOUTS:
+    for layout in (*LAYOUTS[2], *LAYOUTS[4]):
         loss = found[folder.name, layout]
         if isinstance(loss, str):
             columns.append(loss)

@@ -68,8 +68,7 @@ class Ahead:
     def unknown(self, known: frozenset[str]) -> str | None:
         """What an engine that knows these features of layers lacks for the model; None if nothing."""
         if unknown := self.arch.features - known:
-            is_or_are = "is" if len(unknown) == 1 else "are"
-            return f"{', '.join(sorted(unknown))} of {self.arch.family} {is_or_are} unknown to it"
+            return f"it does not know {', '.join(sorted(unknown))} of {self.arch.family}"
         return None
 
 

@@ -43,7 +43,7 @@ def save_other(family: str, folder: Path) -> None:
     save_tiny(family, folder, layers=2, vocab_size=len(special) + len(BYTES))
 
 
-OTHERS = ("smollm3", "granite", "olmo2", "phi3", "gemma2", "gemma3")
+OTHERS = ("smollm3", "granite", "olmo2", "olmo3", "phi3", "gemma2", "gemma3")
 MODELS: dict[str, Callable[[Path], None]] = {
     "gpt2": save_gpt2,
     **{family: partial(save_other, family) for family in OTHERS},

@@ -232,7 +232,7 @@ def test_which_of_our_engines_is_chosen_follows_from_processor_and_shapes(
 @pytest.mark.parametrize(
     ("shape", "why"),
     [
-        ({"features": frozenset({EXPERTS})}, "experts of llama is unknown to it"),
+        ({"features": frozenset({EXPERTS})}, "it does not know experts of llama"),
         ({"num_heads": 64}, "there are no kernels for 32 query heads of 16 numbers to a key's"),
         ({"head_dim": 15}, "there are no kernels for 2 query heads of 15 numbers to a key's"),
     ],
