@@ -161,7 +161,9 @@ def test_kernels_decline_it_by_name(folder: Path, rt: Runtime) -> None:
     arch = read_architecture(folder)
     model: GPTModel = build_model(arch, transformer_config(arch, rt, dtype=torch.float32), rt)
     assert new_decoder(model, arch, rt).description == "torch"
-    words = "kernels: layer_norm, learnt_positions, mlp_bias, plain_mlp, projection_bias of gpt2 are unknown"
+    words = (
+        "kernels: it does not know layer_norm, learnt_positions, mlp_bias, plain_mlp, projection_bias of gpt2"
+    )
     with pytest.raises(ValueError, match=words):
         new_decoder(model, arch, rt, GenerationConfig(engine="kernels"))
 
