@@ -332,6 +332,7 @@ def _set_up_models(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         if spec is not None:
             notes.add("adapters", spec, config.peft.restore_from_path)
         return spec and SimpleNamespace(
+            spec=spec,
             merge=lambda: None,
             restore=lambda: None,
             merged=contextlib.nullcontext,

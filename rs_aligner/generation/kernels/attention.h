@@ -261,8 +261,8 @@ static void attend_item(const Attention *a, long first, int rows, long common) {
 /* Numbers of working memory that a thread needs for `rs_attend`. */
 EXPORT long rs_attend_room(long max_pages) { return HEADS * MAX_SHARING * GROUP * (max_pages + 4) * LANES; }
 
-/* Attention of each row over its pages up to its position, or the last `window` tokens (0: all). Rows [begin[i], begin[i + 1]) form item i: they share
- * their first common[i] pages, all full. out is feature-major. */
+/* Attention of each row over its pages up to its position, or the last `window` tokens (0: all). Rows [begin[i],
+ * begin[i + 1]) form item i: they share their first common[i] pages, all full. out is feature-major. */
 static void attend(const float *q, float *out, const float *keys, const float *values, const int32_t *pages,
                       long max_pages, const int32_t *positions, long kv_heads, long window, const int32_t *begin,
                       const int32_t *common, long items, float *scores, int threads) {

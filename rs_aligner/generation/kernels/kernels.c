@@ -130,8 +130,8 @@ EXPORT void rs_run(const Layer *layers, const Model *m, const Batch *b, long fir
             rs_norm(m->hidden, l->attention_norm, m->normed, m->width, rows, m->eps);
             rs_linear(l->qkv, m->half, l->qkv_bias, m->kv_heads * (GROUP + 2) * HEAD_DIM, m->width, m->normed, m->qkv,
                       rows, 0, m->threads);
-            append(m->qkv, m->queries, l->cos, l->sin, m->scale, l->q_norm, l->k_norm, m->eps, l->keys, l->values, b->pages,
-                   m->max_pages, b->positions, m->kv_heads, rows, m->threads);
+            append(m->qkv, m->queries, l->cos, l->sin, m->scale, l->q_norm, l->k_norm, m->eps, l->keys, l->values,
+                   b->pages, m->max_pages, b->positions, m->kv_heads, rows, m->threads);
             attend(m->queries, m->mixed, l->keys, l->values, b->pages, m->max_pages, b->positions, m->kv_heads,
                    l->window, b->begin, b->common, b->items, m->scores, m->threads);
             rs_linear(l->projection, m->half, 0, m->width, mixed, m->mixed, out, rows, m->sum, m->threads);
