@@ -147,7 +147,6 @@ def test_the_stories_config_is_the_issues_recipe(test_data, tmp_path, monkeypatc
             '"nowhere.jsonl": is not there; name JSON Lines, JSON, parquet',
         ),
         ("pretrained_checkpoint.restore_from_path", "nowhere", "is not there; name a Hugging Face folder"),
-        ("pretrained_checkpoint.restore_from_path", "gpt.nemo", "is a .nemo archive, which is not read"),
         ("model.seed", "${nothing}", "model.seed cannot be resolved: Interpolation key 'nothing' not found"),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_folder_that_holds_no_policy_is_refused_and_a_checkpoint_of_a_run_is_n
     assert "is an empty folder; name a Hugging Face folder" in problems(changed)[0]
     for file in ("metadata.json", ".metadata", "__0_0.distcp"):
         (empty / file).write_text("{}")
-    assert "is a Megatron checkpoint of another program" in problems(changed)[0]
+    assert f"{empty} from the Hugging Face folder of that model" in problems(changed)[0]
     (empty / "huggingface").mkdir()
     (empty / "huggingface" / "config.json").write_text("{}")
     assert load_config(changed, TrainRSConfig).pretrained_checkpoint.restore_from_path == str(empty)
