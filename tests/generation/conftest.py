@@ -30,6 +30,12 @@ def one_rank() -> Iterator[runtime.Runtime]:
         yield rt
 
 
+@pytest.fixture(scope="package")
+def rt(one_rank: runtime.Runtime) -> runtime.Runtime:
+    """The same run: a process joins its groups once."""
+    return one_rank
+
+
 @pytest.fixture(scope="module", params=["kernels", "torch"])
 def load(request: pytest.FixtureRequest, one_rank: runtime.Runtime) -> Load:
     """Loads a Hugging Face folder into Megatron, ready to decode on compiled kernels or on torch."""
