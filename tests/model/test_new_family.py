@@ -163,6 +163,6 @@ def test_an_engine_declines_what_it_does_not_know_of_a_family(
 ) -> None:
     model, arch = load(folders[1], rt)
     with pytest.raises(
-        ValueError, match=r"cousin model here: kernels: soft_cap of cousin is unknown .*torch: "
+        ValueError, match=r"cousin model here: kernels: it does not know soft_cap of cousin; torch: "
     ):
         new_decoder(model, replace(arch, features=frozenset({"soft_cap"})), rt)
