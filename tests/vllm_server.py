@@ -82,31 +82,14 @@ def vllm_server(
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--seed", "1"]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "64"]
-    with log.open("ab") as output:
-        began = output.tell()
-        process = start_process(
-            [*command, *switches],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **SETTINGS, **(env or {})},
-            cwd=folder,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while b"startup complete" not in log.read_bytes()[began:]:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield Running(port, log, process)
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its engine, too
-        process.wait()
+    settings = {**SETTINGS, **(env or {})}
+    with _started([*command, *switches], settings, log, b"startup complete") as process:
+        try:
+            yield Running(port, log, process)
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
 
 
 @contextlib.contextmanager
@@ -132,28 +115,43 @@ def serve_rollouts(
     command = [sys.executable, "-m", "rs_aligner", "serve-rollouts", f"inference.port={port}"]
     command += [f"pretrained_checkpoint.restore_from_path={model}", f"log_dir={folder}"]
     command += ["vllm.cpu_cache_gib=1", "vllm.threads=1"]
+    settings = {"RS_ALIGNER_VLLM_PYTHON": str(python), **(env or {})}
+    with _started([*command, *overrides], settings, log, b"rollouts ready at") as process:
+        try:
+            yield Running(port, log, process)
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(30)
+            finally:
+                process.kill()  # its vLLM ends with it
+                process.wait()
+
+
+@contextlib.contextmanager
+def _started(
+    command: list[str], settings: Mapping[str, str], log: Path, ready: bytes
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that leads a group of its own, once its log says this; ended at the end, with its group."""
     with log.open("ab") as output:
         began = output.tell()
         process = start_process(
-            [*command, *overrides],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "RS_ALIGNER_VLLM_PYTHON": str(python), **(env or {})},
-            cwd=folder,
+            env={**os.environ, **settings},
+            cwd=log.parent,
             start_new_session=True,
         )
     try:
         deadline = time.monotonic() + START_SECONDS
-        while b"rollouts ready at" not in log.read_bytes()[began:]:
+        while ready not in log.read_bytes()[began:]:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        yield Running(port, log, process)
+        yield process
     finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(30)
-        finally:
-            process.kill()  # its vLLM ends with it
-            process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # vLLM's engine, too
+        process.wait()

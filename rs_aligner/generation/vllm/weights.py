@@ -16,10 +16,11 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
 from rs_aligner.generation.vllm.canary import LENGTH, Canary, Continuation
+from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.folder import Sent
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.transport import HTTPAnswer, message_of
@@ -28,20 +29,6 @@ SEEN_WITHIN = 20.0  # a network's file system may take some seconds to show anot
 _LOOK_SECONDS = 0.5
 _RESET_TRIES = 5
 _START = "start it with rs-aligner serve-rollouts"
-
-
-class Exchanges(Protocol):
-    """A conversation with a server (`remote.transport.Conversation`)."""
-
-    def exchange(
-        self,
-        method: str,
-        path: str,
-        timeout: float,
-        body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-    ) -> HTTPAnswer:
-        """One request and its answer, whatever its status."""
 
 
 class Update:
@@ -54,7 +41,7 @@ class Update:
         timeout: seconds for each of its answers; for the pause, too, in which requests come to their end.
     """
 
-    def __init__(self, link: Exchanges, sent: Sent, base: str, timeout: float) -> None:
+    def __init__(self, link: VllmConnection, sent: Sent, base: str, timeout: float) -> None:
         self._link, self._sent, self._base, self._timeout = link, sent, base, timeout
 
     @property
@@ -147,7 +134,7 @@ class Update:
         return answer
 
 
-def check_canary(link: Exchanges, canary: Canary, name: str, timeout: float) -> str | None:
+def check_canary(link: VllmConnection, canary: Canary, name: str, timeout: float) -> str | None:
     """Let a server answer the canary.
 
     Args:
