@@ -145,6 +145,6 @@ def decode(decoder: Any, wave: PlannedWave) -> None:
 
 def test_a_wave_is_a_replicas_share_in_pieces() -> None:
     config = fit_of(80 * GIB, **ON_EIGHT).config
-    assert wave_of(config, LENGTHS.prompts, 7) == PlannedWave(64, 4, 7, 1024)  # type: ignore[arg-type]
+    assert wave_of(config, LENGTHS.prompts, 7) == PlannedWave(64, 4, 7, 1024)  # type: ignore[arg-type]  # of one command
     pieces = fit_of(80 * GIB, **ON_EIGHT, **{"model.rs.rollout_micro_batch_size": 5}).config
-    assert wave_of(pieces, LENGTHS.prompts, 7).prompts == 5  # type: ignore[arg-type]
+    assert wave_of(pieces, LENGTHS.prompts, 7).prompts == 5  # type: ignore[arg-type]  # of one command

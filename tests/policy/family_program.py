@@ -65,7 +65,7 @@ def run_adapters(model: Path, work: Path, rt: Runtime, elsewhere: Path | None, s
 
     def new() -> MegatronPolicy:
         return MegatronPolicy(
-            *(model, policy_config("everywhere", sequence_parallel=sp), rt, NoText()),  # type: ignore[arg-type]
+            *(model, policy_config("everywhere", sequence_parallel=sp), rt, NoText()),  # type: ignore[arg-type]  # a stand-in
             optimization=Optimization(lambda step: LEARNING_RATE),
         )
 
