@@ -240,6 +240,7 @@ def _trained(step: int, size: Size) -> dict[str, float]:
         "grad_norm": 1.0 + 0.2 * math.sin(step),
         "lr": 1e-5 * (1 - done),
         "consumed_prompts": step * size.prompts,
+        "time/weights": 0.0,
         "time/generate": 8.0,
         "time/score_wait": 1.5,
         "time/train": 4.0,

@@ -90,6 +90,7 @@ class Counting:
     def __init__(self, policy: MegatronPolicy) -> None:
         self._policy, self.gather = policy, policy.gather
         self.rounds = self.prompt_runs = 0
+        self.weights_seconds = policy.weights_seconds  # it has no servers
 
     def generate(self, request: SampleRequest) -> Iterator[Rollout]:
         """As the policy's."""

@@ -70,6 +70,8 @@ class Exchange:
 class FakePolicy:
     """Answers depend on the weights, the step, the prompt's position and the rollout's index only."""
 
+    weights_seconds = 0.0
+
     def __init__(self, events: list[str], batch_size: int, exchange: Exchange, replica: int) -> None:
         self.events, self.batch_size, self.exchange, self.replica = events, batch_size, exchange, replica
         self.version, self.weights = 0, "initial"

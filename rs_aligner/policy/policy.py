@@ -105,6 +105,11 @@ class MegatronPolicy(Trainable[Trainer, TrainingRow, StepStats]):
             self.adapters.merge()
         return self.sampler.generate(request, self.version)
 
+    @property
+    def weights_seconds(self) -> float:
+        """That the last `generate` waited for servers to take the weights; 0 without servers."""
+        return self.sampler.weights_seconds
+
     def step(self, rows: Sequence[TrainingRow], learning_rate: float) -> StepStats:
         """One optimizer step on a global batch of rows."""
         return self.trainer.step(

@@ -6,6 +6,7 @@ whatever the other can start from (`load_model`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,9 @@ class Sampler:
         seed: of all rollouts.
         config: the config's section; None for its defaults.
         exports: how the weights get to an engine that has weights of its own; None where they cannot.
+
+    Attributes:
+        weights_seconds: that the last `generate` waited for servers to take the weights; 0 without servers.
     """
 
     def __init__(
@@ -125,13 +129,17 @@ class Sampler:
         self.model, self.runtime, self.tokenizer, self.seed = model, runtime, tokenizer, seed
         allowed = torch.from_numpy(tokenizer.known_ids(arch.vocab_size))
         self.decoder = new_decoder(model, arch, runtime, config, allowed=allowed, exports=exports)
+        self.weights_seconds = 0.0
 
     def generate(self, request: SampleRequest, policy_version: int = 0) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends."""
+        began = time.monotonic()
+        version = self.decoder.prepare(policy_version, now=request.now)
+        self.weights_seconds = time.monotonic() - began if self.decoder.is_served else 0.0
         rollouts = generate(
             *(self.decoder, self.tokenizer, request),
             seed=self.seed,
-            policy_version=self.decoder.prepare(policy_version, now=request.now),
+            policy_version=version,
             share=slice(self.runtime.dp_rank, None, self.runtime.dp_size),
             stops=StopPoll(self.runtime, every=1 if self.decoder.is_served else AGREE_EVERY),
         )

@@ -84,6 +84,7 @@ def time_by_phase(rows: Rows) -> Picture | None:
     """Seconds of each step by what they went into."""
     steps = [row for row in rows if "time/step" in row]
     parts = [
+        Line("handing weights to servers", "time/weights"),
         Line("sampling", "time/generate"),
         Line("waiting for the judge", "time/score_wait"),
         Line("training", "time/train"),

@@ -90,12 +90,12 @@ def costs(facts: Facts) -> list[Cost]:
             )
         )
         for name, key in (
+            ("handing weights to servers", "time/weights"),
             ("sampling", "time/generate"),
             ("waiting for the judge", "time/score_wait"),
             ("training", "time/train"),
         ):
-            if any(key in row for row in steps):
-                part = facts.total(key)
+            if part := facts.total(key):
                 found.append(Cost(f"of it {name}", duration(part), f"{part / whole:.0%}"))
     return found
 

@@ -112,6 +112,7 @@ class Collector:
                 tokens_left -= num_tokens(group)
             tried, rollouts_left = tried + size, rollouts_left - size * len(asked)
             everything.waited += found.waited
+            everything.weights_seconds += found.weights_seconds
             everything.num_sampled += found.num_sampled
             everything.counted = added((everything.counted, found.counted))
             everything.failure = found.failure or judge_failure(groups, self.remote_rm, what)

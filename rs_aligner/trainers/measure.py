@@ -120,11 +120,12 @@ class Teller:
         )
         why = "loss not finite" if "optimizer_steps/skipped" in metrics else "nothing kept"
         loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else f"{why}, no optimizer step"
+        weights = f"weights {metrics['time/weights']:.1f}, " if metrics["time/weights"] else ""
         _logger.info(
-            "step %d/%d  reward %s, kept %s (%d of %d)  %s  %.1f s (generate %.1f, wait %.1f, train %.1f)",
+            "step %d/%d  reward %s, kept %s (%d of %d)  %s  %.1f s (%sgenerate %.1f, wait %.1f, train %.1f)",
             *(metrics["step"], self._num_steps, mean, kept),
-            *(metrics["rollouts/kept"], metrics["rollouts/total"], loss),
-            *(metrics[f"time/{part}"] for part in ("step", "generate", "score_wait", "train")),
+            *(metrics["rollouts/kept"], metrics["rollouts/total"], loss, metrics["time/step"], weights),
+            *(metrics[f"time/{part}"] for part in ("generate", "score_wait", "train")),
         )
 
     def _look_at_tails(self, metrics: Mapping[str, float]) -> list[str]:

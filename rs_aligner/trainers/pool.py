@@ -106,6 +106,7 @@ class Candidates:
         improve_step: which step of the cycle it is, counted from 0.
         new_tokens: response tokens that were sampled for this step.
         waited: seconds spent waiting for scores.
+        weights_seconds: spent waiting for servers to take the policy's weights.
         failure: why the judge failed too much to go on; None if it did not.
         num_new: of each group, how many of its first rollouts are not of the bank; None for all.
         counted: what judges of this run's processes counted for it, by the figures' names.
@@ -115,6 +116,7 @@ class Candidates:
     improve_step: int
     new_tokens: int
     waited: float = 0.0
+    weights_seconds: float = 0.0
     failure: str | None = None
     num_new: Sequence[int] | None = None
     counted: Counters = field(default_factory=dict)
@@ -162,7 +164,8 @@ class Pool:
         of_other_prompts = len(groups) - len(found.groups)
         num_new = [*(len(group.rollouts) for group in found.groups), *[0] * of_other_prompts]
         return Candidates(
-            groups, improve_step, new_tokens, found.waited, found.failure, num_new, found.counted
+            *(groups, improve_step, new_tokens, found.waited, found.weights_seconds),
+            *(found.failure, num_new, found.counted),
         )
 
     def settle(self, groups: Sequence[Group], selection: Selection) -> None:

@@ -44,7 +44,14 @@ class Collective(Protocol):
 
 
 class Samples(Protocol):
-    """What answers prompts. Its methods are collective: every rank calls them in the same order."""
+    """What answers prompts. Its methods are collective: every rank calls them in the same order.
+
+    Attributes:
+        weights_seconds: that the last `generate` waited for servers to take the weights; 0 without servers.
+    """
+
+    @property
+    def weights_seconds(self) -> float: ...
 
     def generate(self, request: SampleRequest) -> Iterator[Rollout]:
         """This replica's share of the rollouts, each as soon as it ends."""

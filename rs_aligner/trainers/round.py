@@ -82,6 +82,7 @@ class Collected:
     Attributes:
         groups: in the order of the prompts.
         waited: seconds that this rank waited for a judge: while it took rows in, and after the last rollout.
+        weights_seconds: that it waited for servers to take the policy's weights.
         failure: why the judge failed too much to go on; None if it did not.
         is_new: whether they are the policy's, not read from a file of answers.
         num_sampled: how many were sampled now, not by an earlier start.
@@ -90,6 +91,7 @@ class Collected:
 
     groups: list[Group]
     waited: float = 0.0
+    weights_seconds: float = 0.0
     failure: str | None = None
     is_new: bool = True
     num_sampled: int = 0
@@ -160,7 +162,9 @@ def sample_and_score(
             groups[place].watched.append(seen)
     failure = next((f"{what}: {share.problem}" for share in shares if share.problem is not None), None)
     counted = added(share.counted for share in shares)
-    return Collected(groups, mine.waited, failure, num_sampled=len(sampled), counted=counted)
+    return Collected(
+        *(groups, mine.waited, policy.weights_seconds, failure), num_sampled=len(sampled), counted=counted
+    )
 
 
 class _Mine:

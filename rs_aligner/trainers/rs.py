@@ -162,7 +162,8 @@ class RSTrainer:
             trained = time.monotonic()
             times = self.policy.maximum(
                 {
-                    "time/generate": generated - began - candidates.waited,
+                    "time/weights": candidates.weights_seconds,
+                    "time/generate": generated - began - candidates.weights_seconds - candidates.waited,
                     "time/score_wait": candidates.waited,
                     "time/train": trained - generated,
                     "time/step": trained - began,

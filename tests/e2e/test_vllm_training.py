@@ -187,3 +187,4 @@ def test_servers_that_get_the_weights_every_other_step_sample_with_what_they_hav
     rows = read_metrics(world.folder / "lags")
     assert [row["rejected/of_too_old_version"] for row in rows] == [0, 0, 0]
     assert ["mismatch/mean" in row for row in rows] == [True, False, True]
+    assert [row["time/weights"] > 0.01 for row in rows] == [True, False, True]

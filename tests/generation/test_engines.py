@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +116,12 @@ def test_an_engine_with_weights_of_its_own_gets_the_policys_and_says_which_versi
     policy = MegatronPolicy(folder, config, one_rank, tokenizer, optimization=plain, generation=to)
     policy.version = 7
     assert {r.policy_version for r in sampled(policy)} == {5}
+    assert policy.weights_seconds == 0.0
+    clock = itertools.count(1000.0, 3.0)  # three seconds from each look at it to the next
+    monkeypatch.setattr("rs_aligner.policy.sampler.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(Counting, "is_served", True)
+    sampled(policy)
+    assert policy.weights_seconds == 3.0
     sampler = load_sampler(folder, one_rank, tokenizer, seed=config.seed, generation=to)
     expected = load_file(folder / "model.safetensors")
     for one in (policy.sampler, sampler):

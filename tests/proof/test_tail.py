@@ -173,7 +173,7 @@ def test_a_judge_of_which_only_noise_is_left_is_told():
 
 def test_the_log_has_the_alarm_also_where_the_run_was_started_again(caplog):
     rest = {"rollouts/kept": 9, "rollouts/total": 9}
-    rest |= {f"time/{part}": 0.0 for part in ("step", "generate", "score_wait", "train")}
+    rest |= {f"time/{part}": 0.0 for part in ("step", "weights", "generate", "score_wait", "train")}
     with caplog.at_level(logging.WARNING, logger="rs_aligner"):
         Teller(9, 1, lambda: [figures(1, 0.9), figures(2, 0.9), figures(3, 0.0)]).tell(figures(3, 0.0) | rest)
         assert len(caplog.records) == 1

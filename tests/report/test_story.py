@@ -138,6 +138,7 @@ def test_what_the_judge_cost_is_told_where_it_is_known() -> None:
 
 def test_costs_are_sums_over_steps() -> None:
     times = {"time/generate": 60.0, "time/score_wait": 15.0, "time/train": 25.0, "time/step": 100.0}
+    times["time/weights"] = 0.0
     rows = [{"step": 0}, *({"step": number, "tokens/generated": 1500, **times} for number in (1, 2))]
     sums = Sums(rollouts=64, held_out=20, watched=84)
     found = {one.name: one.value for one in costs(Facts(rows, sums))}
@@ -151,6 +152,9 @@ def test_costs_are_sums_over_steps() -> None:
         "of it waiting for the judge": "30.0 s",
         "of it training": "50.0 s",
     }
+    taken = [{**row, "time/weights": 5.0} for row in rows[1:]]
+    found = {one.name: one.value for one in costs(Facts(taken, sums))}
+    assert found["of it handing weights to servers"] == "10.0 s"
 
 
 @pytest.mark.parametrize(

@@ -278,8 +278,10 @@ def test_a_prompt_has_at_most_so_many_rollouts_and_tokens() -> None:
 def test_the_waiting_of_all_rounds_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(1000.0)
     monkeypatch.setattr("rs_aligner.trainers.round.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(FakePolicy, "weights_seconds", 0.25)
     found = collected_until(solved({f"p{i}": 0.0 for i in range(4)}), rollouts_a_round=2)
     assert found.waited == 16 + 2  # of each rollout, and of each of the two rounds
+    assert found.weights_seconds == 2 * 0.25
 
 
 def test_nothing_is_sampled_behind_a_round_whose_judge_failed_too_much(

@@ -14,7 +14,7 @@ import pytest
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Prompt, Rollout, Score, ScoreFailure, TrainingRow
 from rs_aligner.stopping import Stopped
-from tests.fake_run import FakeRun, Result, by_tokens, figures
+from tests.fake_run import FakePolicy, FakeRun, Result, by_tokens, figures
 
 TRAINED_KEYS = {"loss", "grad_norm", "lr"}
 VALIDATION_KEYS = {"validation/reward", "validation/reward_error", "validation/response_length/mean"}
@@ -31,7 +31,7 @@ STEP_KEYS = {
     *("groups/decidable", "groups/all_passed", "groups/none_passed"),
     *("shift/response_length", "shift/log_prob", "entropy", "duplicates/share"),
     *(f"distinct/{kind}{n}" for kind in ("", "kept_") for n in (1, 2, 3)),
-    *("time/generate", "time/score_wait", "time/train", "time/step"),
+    *("time/weights", "time/generate", "time/score_wait", "time/train", "time/step"),
 }
 
 
@@ -348,6 +348,23 @@ def test_rollouts_go_to_the_judge_while_others_are_generated_and_scores_are_awai
     assert row["time/step"] == pytest.approx(
         row["time/generate"] + row["time/score_wait"] + row["time/train"], abs=1e-6
     )
+
+
+def test_the_wait_for_servers_that_take_weights_is_told_and_is_no_sampling(
+    run: FakeRun, other: FakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="rs_aligner")
+    other.start(steps=1, interval=None)
+    assert other.rows[-1]["time/weights"] == 0.0  # no server has the weights
+    assert "weights" not in caplog.text
+    monkeypatch.setattr(FakePolicy, "weights_seconds", 2.5)
+    run.start(steps=1, interval=None)
+    row = run.rows[-1]
+    assert row["time/weights"] == 2.5
+    parts = [row[f"time/{part}"] for part in ("weights", "generate", "score_wait", "train")]
+    assert row["time/step"] == pytest.approx(sum(parts), abs=1e-6)
+    assert " s (weights 2.5, generate " in caplog.text
+    assert run.logger.rows[-1][1]["time/weights"] == 2.5
 
 
 def test_validation_comes_before_the_first_step_at_intervals_and_after_the_last(run: FakeRun) -> None:

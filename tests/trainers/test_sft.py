@@ -53,6 +53,8 @@ class FakePolicy:
     With `other_replica` it is one of two, and these are the scores of the odd prompts, which are the other's.
     """
 
+    weights_seconds = 0.0
+
     def __init__(self, other_replica: list[Score | ScoreFailure] | None = None) -> None:
         self.version = 0
         self.trained: list[list[TrainingRow]] = []

@@ -36,6 +36,8 @@ STEPS = 250
 class Coins:
     """A policy and a judge in one: an answer is a coin, and so is its score, with the prompt's pass rate."""
 
+    weights_seconds = 0.0
+
     def __init__(self, rates: Sequence[float], seed: int) -> None:
         self.rates, self.random, self.version = rates, random.Random(seed), 0
 
