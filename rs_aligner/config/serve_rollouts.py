@@ -43,6 +43,8 @@ OURS = {
     "--worker-extension-cls": "",
 }
 """Switches of vLLM that are not given by hand, with the key that sets them; "" where nothing may."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM 0.32 takes for the highest rank of adapters; those below it fit, too."""
 
 
 class ServedModel(Section):
@@ -121,7 +123,10 @@ class ServeRolloutsConfig(Section):
     weights_root: Text = "."
     """The folder below which new weights lie: that of the run, or one above it; `.` is the working folder."""
     lora_rank: Count | None = None
-    """The highest rank of adapters that it takes beside its weights; null for none."""
+    """The highest rank of adapters that it takes beside its weights; null for none.
+
+    vLLM knows some ranks only: it is started with the next one above, 512 at most.
+    """
     vllm: VllmConfig = VllmConfig()
     startup_timeout: Positive = 600
     """Seconds until vLLM must be ready."""
@@ -129,7 +134,13 @@ class ServeRolloutsConfig(Section):
     """Folder of vLLM's own log; null for a temporary file, which is kept if the server fails."""
 
     def problems(self, key: str) -> Iterator[str]:
-        """Weights have a place."""
+        """Weights have a place, and adapters a size that vLLM knows."""
+        if (self.lora_rank or 0) > LORA_RANKS[-1]:
+            yield problem(
+                "lora_rank",
+                self.lora_rank,
+                f"vLLM takes adapters up to {LORA_RANKS[-1]}; leave it out, and whole weights travel",
+            )
         if not Path(self.weights_root).is_dir():
             yield problem(
                 "weights_root", self.weights_root, f"there is no such folder (relative to {Path.cwd()})"

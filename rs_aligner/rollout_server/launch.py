@@ -21,6 +21,7 @@ from typing import Any
 from rs_aligner import child
 from rs_aligner.address import Address
 from rs_aligner.config import ServeRolloutsConfig
+from rs_aligner.config.serve_rollouts import LORA_RANKS
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.transport import Conversation, error_text
 from rs_aligner.rollout_server.environment import Build
@@ -44,6 +45,7 @@ def command_of(config: ServeRolloutsConfig, python: Path, build: Build, address:
     """The command line of vLLM; no secret is in it."""
     vllm = config.vllm
     dtype = {"cpu": "float32", "gpu": "bfloat16"}[build] if vllm.dtype == "auto" else vllm.dtype
+    lora_rank = next((one for one in LORA_RANKS if one >= (config.lora_rank or LORA_RANKS[-1] + 1)), None)
     settings: dict[str, Any] = {
         "--model": Path(config.pretrained_checkpoint.restore_from_path).absolute(),
         "--served-model-name": config.inference.model_name,
@@ -57,14 +59,14 @@ def command_of(config: ServeRolloutsConfig, python: Path, build: Build, address:
         "--seed": vllm.seed,
         "--generation-config": "vllm",
         "--logprobs-mode": "raw_logprobs",
-        "--max-lora-rank": config.lora_rank,
+        "--max-lora-rank": lora_rank,
         "--middleware": "rs_aligner_guard.Guard",
         "--worker-extension-cls": "rs_aligner_worker.Reloading",
     }
     switches = ["--disable-uvicorn-access-log"]
     # A prompt that is cut in two dies of its seed on a CPU (vLLM 0.32: "CPU Generator does not use offset").
     switches += ["--enforce-eager", "--no-enable-chunked-prefill"] if build == "cpu" else []
-    switches += ["--enable-lora"] if config.lora_rank is not None else []
+    switches += ["--enable-lora"] if lora_rank is not None else []
     given = [text for name, value in settings.items() if value is not None for text in (name, str(value))]
     serve = [str(python), "-P", "-m", "vllm.entrypoints.openai.api_server"]
     return [*serve, *given, *switches, *vllm.arguments]

@@ -18,6 +18,7 @@ import pytest
 
 from rs_aligner.commands import serve_rollouts
 from rs_aligner.config import ServeRolloutsConfig, load_config
+from rs_aligner.config.serve_rollouts import LORA_RANKS
 from rs_aligner.rollout_server import launch
 from rs_aligner.rollout_server.failure import CPU_HEAD_SIZES, head_size_problem, reason_of
 from tests.config.leaf_rows import tree_of
@@ -133,6 +134,7 @@ def test_why_is_one_line_and_a_status(tmp_path: Path, model: Path) -> None:
         ({"inference.token_file": "none"}, 'inference.token_file is "none": there is no such file'),
         ({"weights_root": "none"}, 'weights_root is "none": there is no such folder'),
         ({"pretrained_checkpoint.restore_from_path": "none"}, 'restore_from_path is "none": '),
+        ({"lora_rank": 513}, "lora_rank is 513: vLLM takes adapters up to 512; leave it out, and whole"),
         ({"vllm.arguments": ["--api-key=x"]}, "--api-key is set by inference.token_file"),
         ({"vllm.arguments": ["--root_path", "/x"]}, "--root-path may not be given: the guard relies on it"),
     ],
@@ -253,6 +255,22 @@ def test_heads_that_the_kernels_do_not_have_are_told(made: dict[str, int], size:
     assert size is None or f"has heads of {size}" in str(told)
 
 
-def test_the_sizes_of_heads_are_those_of_vllm(vllm_python: Path) -> None:
-    [source] = vllm_python.parents[1].glob("lib/python*/site-packages/vllm/v1/attention/backends/cpu_attn.py")
-    assert f"return {list(CPU_HEAD_SIZES)}" in source.read_text()
+def source_of(vllm_python: Path, module: str) -> str:
+    [source] = vllm_python.parents[1].glob(f"lib/python*/site-packages/vllm/{module}")
+    return source.read_text()
+
+
+def test_the_sizes_of_heads_and_adapters_are_those_of_vllm(vllm_python: Path) -> None:
+    heads = source_of(vllm_python, "v1/attention/backends/cpu_attn.py")
+    assert f"return {list(CPU_HEAD_SIZES)}" in heads
+    assert f"MaxLoRARanks = Literal{list(LORA_RANKS)}" in source_of(vllm_python, "config/lora.py")
+
+
+@pytest.mark.parametrize(("asked", "given"), [(1, 1), (2, 8), (8, 8), (10, 16), (321, 512), (512, 512)])
+def test_adapters_of_any_rank_get_room_for_the_next_one_that_vllm_knows(
+    asked: int, given: int, here: Path, model: Path
+) -> None:
+    switches = launch.command_of(config_of(here, model, lora_rank=asked), Path("python"), "cpu", "::1")
+    assert switches[switches.index("--max-lora-rank") + 1] == str(given)
+    assert "--enable-lora" in switches
+    assert "--max-lora-rank" not in launch.command_of(config_of(here, model), Path("python"), "cpu", "::1")

@@ -53,7 +53,7 @@ class About:
     Attributes:
         model: the name by which it is asked for completions.
         max_length: tokens of prompt and response that it takes; None if it does not tell.
-        lora_rank: of the largest adapters that it was started for, as our guard tells; 0 for none.
+        lora_rank: of the largest adapters that it takes, as our guard tells; 0 for none.
     """
 
     model: str
@@ -83,7 +83,7 @@ class Completing:
 
     @property
     def lora_rank(self) -> int:
-        """Of the largest adapters that every server was started for; 0 for none."""
+        """Of the largest adapters that every server takes; 0 for none."""
         with self._lock:
             return min((one.lora_rank for one in self._about.values()), default=0)
 
@@ -199,7 +199,8 @@ class Completing:
 def _lora_rank(link: VllmConnection, timeout: float) -> int:
     try:
         found = link.get("/rs_aligner/about", timeout)
-        return int(found["lora_rank"] or 0)
+        # Adapters go beside the weights that it was started with: 0 where it has been given others.
+        return 0 if link.weights is not None else int(found["lora_rank"] or 0)
     except (TransportError, BadAnswer, KeyError, TypeError, ValueError):
         return 0  # no guard of ours
 

@@ -24,6 +24,11 @@ from rs_aligner.generation.vllm.weights import Update, check_canary
 from rs_aligner.remote.errors import TransportError
 
 _UNKNOWN = 404  # of a name that a server has no model for
+_OTHER_BASE = "another run has given it whole weights, and adapters go beside those that it was started with"
+_ADAPTED = (
+    "adapters go beside the weights that it was started with: start it from the folder that the run began "
+    "with, or without lora_rank, and whole weights travel"
+)
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -124,6 +129,8 @@ class Handover:
         try:
             problem = None
             if sent is not None:
+                if sent.is_adapter and link.weights is not None:
+                    raise ValueError(f"{_OTHER_BASE}: start it again")
                 if link.weights != sent.word:
                     Update(link, sent, base, self._timeout).run()
                 problem = check_canary(link, sent.canary, sent.name(base), self._timeout)
@@ -134,7 +141,8 @@ class Handover:
                 self._inside.discard(link)
                 self._changed.notify_all()
         if problem is not None and sent is not None:
-            raise ValueError(f"it has other weights than it was sent: {problem}")
+            mends = f"; {_ADAPTED}" if sent.is_adapter else ""
+            raise ValueError(f"it has other weights than it was sent: {problem}{mends}")
         if problem is not None:
             raise ValueError(
                 f"it has other weights than pretrained_checkpoint.restore_from_path (with its adapters): "
@@ -158,6 +166,8 @@ class Handover:
         sent = self.sent
         if sent is None or status is None:
             return
+        if sent.is_adapter and link.weights is not None:
+            raise TransportError(_OTHER_BASE, "unreachable")
         is_lost = status == _UNKNOWN if sent.is_adapter else link.weights != sent.word
         if is_lost:
             what = "it has not the weights that it was sent any more: it was started again"

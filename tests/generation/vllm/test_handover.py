@@ -201,6 +201,11 @@ def sample(decoder: VllmDecoder, number: int = 6) -> int:
     return len(list(decoder.decode(Wave(rows, Controls(max_length=1), ends))))
 
 
+def save_adapters(folder: Path) -> None:
+    """No server of these reads any."""
+    folder.mkdir(parents=True)
+
+
 TAKES = ["/rs_aligner/marker", "/pause", "/collective_rpc", "/reset_prefix_cache", "/resume"]
 
 
@@ -310,11 +315,8 @@ def test_a_run_that_goes_on_between_two_sends_what_the_servers_had(make: Make, v
 def test_adapters_travel_alone_where_every_server_was_started_for_them(
     make: Make, vocab_size: int, tmp_path: Path
 ) -> None:
-    def adapters(folder: Path) -> None:
-        folder.mkdir(parents=True)
-
     servers = Server(vocab_size, lora_rank=8), Server(vocab_size, lora_rank=4)
-    decoder = make(*servers, adapters=adapters)
+    decoder = make(*servers, adapters=save_adapters)
     decoder.prepare(0)
     assert sample(decoder) == 6
     decoder.prepare(1)
@@ -324,8 +326,39 @@ def test_adapters_travel_alone_where_every_server_was_started_for_them(
     servers[0].adapters.clear()  # it was started again, and knows the name no more
     assert sample(decoder) == 6
     for small in (Server(vocab_size, lora_rank=2), Server(vocab_size)):
-        make(small, Server(vocab_size, lora_rank=8), adapters=adapters).prepare(0)
+        make(small, Server(vocab_size, lora_rank=8), adapters=save_adapters).prepare(0)
         assert small.log == TAKES
+
+
+def test_adapters_do_not_go_beside_weights_that_a_server_was_not_started_with(
+    make: Make, vocab_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rs_aligner")
+    given = Server(vocab_size, lora_rank=8)
+    given.word = "of-another-run"
+    make(given, Server(vocab_size, lora_rank=8), adapters=save_adapters).prepare(0)
+    assert given.log == TAKES  # whole weights, as if it took no adapters
+
+    servers = Server(vocab_size, lora_rank=8), Server(vocab_size, lora_rank=8)
+    decoder = make(*servers, adapters=save_adapters)
+    decoder.prepare(1)
+    servers[0].word = "of-another-run"  # and the adapter is there still
+    for _ in range(3):
+        assert sample(decoder) == 6
+    assert (
+        "server-0 is left out until it samples again: another run has given it whole weights" in caplog.text
+    )
+    assert decoder.prepare(2) == 2
+    servers[1].computes = False
+    with pytest.raises(SamplingFailed, match=r"another run has given it whole weights.*: start it again"):
+        decoder.prepare(3)
+
+
+def test_adapters_of_another_model_than_the_servers_are_told(make: Make, vocab_size: int) -> None:
+    server = Server(vocab_size, lora_rank=8)
+    server.computes = False
+    with pytest.raises(ValueError, match=r"to canary 1 .*; adapters go beside .* or without lora_rank"):
+        make(server, adapters=save_adapters).prepare(0)
 
 
 def test_without_a_folder_servers_sample_from_what_they_were_started_with(
