@@ -67,6 +67,8 @@ def _tried(ahead: Ahead, config: GenerationConfig, others: dict[str, str]) -> It
 
 
 def _nobody(ahead: Ahead, config: GenerationConfig, others: Mapping[str, str]) -> str:
+    if config.endpoints:  # what is wrong is the servers', whatever the model
+        return f"generation.engine={config.engine}: {others[config.engine]}"
     wanted = "no engine can" if config.engine == "auto" else f"generation.engine={config.engine} cannot"
     reasons = "; ".join(f"{name}: {why}" for name, why in others.items())
     return f"{wanted} decode this {ahead.arch.family} model here: {reasons}"

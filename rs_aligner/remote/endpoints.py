@@ -26,6 +26,10 @@ _logger = logging.getLogger("rs_aligner")
 
 FAILURES_IN_A_ROW = 3  # with answers that are errors or none; a server that does not answer is out at once
 POLL_SECONDS = 0.2  # between trials at the start
+SAID_FIRST, SAID_EVERY = (
+    2.0,
+    10.0,
+)  # seconds of waiting at the start, after which it is said for whom, and why
 _MEMORY = 0.7  # of the time that a row takes: how much of it the next answer leaves as it is
 _GRACE = 0.3  # after the start's last moment, for a trial that ends with it to say why
 
@@ -68,6 +72,7 @@ class EndpointPool(Generic[Link]):
             Exception: what `try_out` raised besides for one of them: waiting will not help.
         """
         deadline = self._starting_until = time.monotonic() + timeout
+        next_word = deadline - timeout + SAID_FIRST
         with self._changed:
             for endpoint in self.endpoints:
                 self._watch(endpoint)
@@ -79,6 +84,10 @@ class EndpointPool(Generic[Link]):
                 or stopping.is_asked()
             ):
                 self._changed.wait(min(left, stopping.LOOK_SECONDS))
+                if time.monotonic() >= next_word:
+                    next_word += SAID_EVERY
+                    message = "waiting for the %s, up to %g s: %s"
+                    _logger.info(message, self._role.name, timeout, self.why_out())
             self._starting_until = None
             hopeless = [e.hopeless for e in self.endpoints if e.hopeless is not None]
             out = [e for e in self.endpoints if e.why_out is not None]
@@ -244,16 +253,15 @@ class EndpointPool(Generic[Link]):
                 problem = self._problem(endpoint)
                 with self._changed:
                     endpoint.trials += 1
+                    if problem is not None:  # told with the trial, for who waits for its end
+                        endpoint.why_out = str(problem)
+                        if not isinstance(problem, TransportError):
+                            endpoint.hopeless = problem
                     self._changed.notify_all()
                 if problem is None:
                     if endpoint.times_out:
                         _logger.info("the %s at %s %s again", self._role.name, endpoint.url, self._role.does)
                     return
-                with self._changed:
-                    endpoint.why_out = str(problem)
-                    if not isinstance(problem, TransportError):
-                        endpoint.hopeless = problem
-                        self._changed.notify_all()
                 round_ += 1
                 delay = self._delay(round_)
         finally:

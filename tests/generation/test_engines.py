@@ -30,6 +30,7 @@ from rs_aligner.policy.sampler import Decoding, load_sampler
 from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import Prompt, Rollout
 from rs_aligner.sample_request import SampleRequest
+from tests.reward.rows import free_port
 from tests.tiny import save_tiny, save_tiny_with_tokenizer
 
 # An engine's file.
@@ -192,6 +193,9 @@ def test_the_engine_that_the_config_names_decodes_or_nobody_does(
     )
     with pytest.raises(ValueError, match=expected):
         decoder_of(one_rank, tmp_path / "kernels", engine="kernels")
+    served = {"endpoints": [f"127.0.0.1:{free_port()}"], "servers": {"startup_timeout": 0.1}}
+    with pytest.raises(ValueError, match=r"^generation\.engine=vllm: no vLLM server is ready after 0\.1 s"):
+        decoder_of(one_rank, tmp_path / "vllm", engine="vllm", **served)
 
 
 def ahead_of(width: int = 64, *, on_gpu: bool = False, bf16: bool = False, **shape: Any) -> Ahead:

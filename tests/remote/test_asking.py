@@ -196,9 +196,11 @@ def test_a_fault_of_the_service_fails_its_batch_and_the_next_one_is_asked(
     asked.close()
 
 
-def test_a_server_that_is_up_a_moment_later_is_let_in_while_the_asker_opens(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_server_that_is_up_a_moment_later_is_let_in_while_the_asker_opens_and_says_that_it_waits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="rs_aligner")
+    monkeypatch.setattr("rs_aligner.remote.endpoints.SAID_FIRST", 0.0)
     engine, trials = Engine(), list[float]()
 
     def try_out(_: Writing, endpoint: Endpoint[Engine], link: Engine, ready_timeout: float) -> None:
@@ -210,6 +212,8 @@ def test_a_server_that_is_up_a_moment_later_is_let_in_while_the_asker_opens(
     asked = asker(engine)
     asked.open(8)  # raises where it is not in by then
     assert len(trials) == 3
+    [said] = [record.getMessage() for record in caplog.records]  # and not at every look
+    assert said == "waiting for the engine, up to 8 s: http://engine-0: not yet"
     asked.close()
 
 

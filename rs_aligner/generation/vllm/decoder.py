@@ -208,8 +208,9 @@ class VllmDecoder:
     def _unreachable(self, error: TransportError) -> str:
         seconds = self._offer.config.servers.startup_timeout
         return (
-            f"no vLLM server is ready after {seconds:g} s: {error}; correct generation.endpoints, or raise "
-            f"{SECTION}.startup_timeout if it is still starting"
+            f"no vLLM server is ready after {seconds:g} s: {error}; start one there (rs-aligner "
+            f"serve-rollouts), correct generation.endpoints, or raise {SECTION}.startup_timeout if it is "
+            "still starting"
         )
 
 

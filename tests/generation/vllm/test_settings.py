@@ -30,7 +30,8 @@ def test_no_server_is_told_within_the_time_that_it_has() -> None:
     told = refusal(f"127.0.0.1:{free_port()}", startup_timeout=0.5)
     assert told.startswith("no vLLM server is ready after 0.5 s: http://127.0.0.1:")
     assert told.endswith(
-        "correct generation.endpoints, or raise generation.servers.startup_timeout if it is still starting"
+        "Connection refused; start one there (rs-aligner serve-rollouts), correct generation.endpoints, or "
+        "raise generation.servers.startup_timeout if it is still starting"
     )
 
 
