@@ -24,6 +24,7 @@ from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.attending import Rule, attend_causally
 from rs_aligner.model.installed import attend, varlen_of
 from rs_aligner.model.line import Line, Rotation, Rows, rotation_of, rows_side_by_side
+from rs_aligner.model.modules import WideNorm
 from rs_aligner.model.native import Batch, Heads, Kernels, address, kernels_of
 from rs_aligner.model.rotary import order_of_pairs
 
@@ -53,6 +54,21 @@ class LineAttention(SelfAttention):
         mixed = self.core_attention(heads, rotary_pos_emb, packed_seq_params)
         output: tuple[torch.Tensor, torch.Tensor | None] = self.linear_proj(mixed)
         return output
+
+
+class WideNormAttention(LineAttention):
+    """The same with a norm over all queries of a token together, and one over all keys.
+
+    It makes them itself: since 0.18 Megatron refuses a spec's norms that its config does not name, and those
+    that it names it takes for equal on all tensor-parallel ranks, and adds up their gradients. A rank's part
+    of these is its own.
+    """
+
+    def __init__(self, config: TransformerConfig, *args: Any, **how: Any) -> None:
+        super().__init__(config, *args, **how)
+        dim, eps = config.kv_channels, config.layernorm_epsilon
+        self.q_layernorm = WideNorm(config, config.num_attention_heads, dim, eps)
+        self.k_layernorm = WideNorm(config, config.num_query_groups, dim, eps)
 
 
 class RotaryAttention(torch.nn.Module):

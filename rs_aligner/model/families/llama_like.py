@@ -143,9 +143,9 @@ def _spec(norms: Mapping[str, str], norm: str, activation: str, arch: Architectu
     from megatron.core.transformer import ModuleSpec
     from megatron.core.transformer.identity_op import IdentityOp
 
-    from rs_aligner.model.attention import LineAttention, RotaryAttention
+    from rs_aligner.model.attention import LineAttention, RotaryAttention, WideNormAttention
     from rs_aligner.model.layer import JoinedLayer
-    from rs_aligner.model.modules import BiasedColumns, BiasedRows, WideNorm, parts_of
+    from rs_aligner.model.modules import BiasedColumns, BiasedRows, parts_of
 
     normed = _module(norm)
     layer = get_gpt_layer_local_spec(qk_layernorm=arch.qk_norm, normalization="RMSNorm")
@@ -155,7 +155,7 @@ def _spec(norms: Mapping[str, str], norm: str, activation: str, arch: Architectu
     if after or arch.scales.residual != 1:
         layer.module = JoinedLayer
         layer.params = {"after": normed if after else None, "scale": arch.scales.residual}
-    parts.self_attention.module = LineAttention
+    parts.self_attention.module = WideNormAttention if arch.wide_qk_norm else LineAttention
     attention, mlp = parts.self_attention.submodules, parts_of(parts.mlp)
     mlp.activation_func = _module(activation)
     attention.core_attention = ModuleSpec(RotaryAttention, params={"arch": arch})
@@ -165,9 +165,6 @@ def _spec(norms: Mapping[str, str], norm: str, activation: str, arch: Architectu
         mlp.linear_fc1, mlp.linear_fc2 = BiasedColumns, BiasedRows
     if arch.qk_norm:
         attention.q_layernorm = attention.k_layernorm = normed
-    if arch.wide_qk_norm:
-        attention.q_layernorm = ModuleSpec(WideNorm, params={"heads": arch.num_heads})
-        attention.k_layernorm = ModuleSpec(WideNorm, params={"heads": arch.num_kv_heads})
     return layer if arch.experts is None else with_experts(layer, arch)
 
 
