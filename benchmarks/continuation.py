@@ -48,7 +48,7 @@ def write_ledger(folder: Path, rollouts: int) -> int:
     words = [f"word{number}" for number in range(1000)]
     keep = torch.zeros(PROMPTS, ROLLOUTS, dtype=torch.bool)
     keep[:, :KEPT] = True
-    reasons = [["kept" if kept else "not in the top n" for kept in row] for row in keep.tolist()]
+    reasons = tuple(tuple("kept" if kept else "not in the top n" for kept in row) for row in keep.tolist())
     selection = Selection(keep, reasons, ("kept", "not in the top n"))
 
     def rollout(group: int, index: int, step: int) -> Rollout:

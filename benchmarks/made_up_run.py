@@ -27,6 +27,7 @@ from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.metrics import MetricsFile, step_metrics
 from rs_aligner.rollout import Group, Prompt, Rollout, Score, ScoreFailure
 from rs_aligner.selection.bars import Threshold, TopK
+from rs_aligner.selection.base import Progress
 from rs_aligner.selection.chain import Chain
 
 SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>")
@@ -216,7 +217,7 @@ def grow_run(folder: Path, size: Size, *, seed: int = 0) -> Iterator[int]:
         yield 0
         for step in range(1, size.steps + 1):
             groups = made.step(step)
-            selection = chain.select(groups, step / size.steps)
+            selection = chain.select(groups, Progress(step, size.steps))
             ledger.append(step, groups, selection)
             is_due = step % size.held_out_interval == 0 or step == size.steps
             look = _look(ledger, made, step) if is_due else {}

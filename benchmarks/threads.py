@@ -46,6 +46,7 @@ from rs_aligner.model import huggingface, runtime
 from rs_aligner.model.build import build_model, transformer_config
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import _largest_part
+from rs_aligner.policy.batches import Split
 from rs_aligner.policy.training import Trainer, adam
 from rs_aligner.rollout import TrainingRow
 
@@ -148,7 +149,7 @@ def crossover(seconds: float) -> list[dict[str, float]]:
                     for threads in best:
                         trainer.runtime = replace(rt, threads=Threads(threads, chosen=True))
                         began = time.perf_counter()
-                        trainer.gradients(batch, micro_batch_size=rows)
+                        trainer.gradients(batch, split=Split(rows))
                         best[threads] = min(best[threads], time.perf_counter() - began)
                 millions = _largest_part(trainer.ddp.module) * rows * length / 1e6
                 one = {"width": width, "tokens": rows * length, "millions": millions}
