@@ -24,6 +24,7 @@ from rs_aligner.generation.vllm.weights import Update, check_canary
 from rs_aligner.remote.errors import TransportError
 
 _UNKNOWN = 404  # of a name that a server has no model for
+_BROKEN = 500  # of a vLLM whose workers could not do what was asked
 _OTHER_BASE = "another run has given it whole weights, and adapters go beside those that it was started with"
 _ADAPTED = (
     "adapters go beside the weights that it was started with: start it from the folder that the run began "
@@ -50,6 +51,7 @@ class Handover:
         self._changed = threading.Condition()
         self._is_shut = False
         self._inside: set[VllmConnection] = set()
+        self._was_taken = False  # by some server
 
     def begin(self, lora_rank: int) -> None:
         """Say what is sent: adapters alone, if the policy has some and servers were started for them.
@@ -132,7 +134,7 @@ class Handover:
                 if sent.is_adapter and link.weights is not None:
                     raise ValueError(f"{_OTHER_BASE}: start it again")
                 if link.weights != sent.word:
-                    Update(link, sent, base, self._timeout).run()
+                    self._update(Update(link, sent, base, self._timeout))
                 problem = check_canary(link, sent.canary, sent.name(base), self._timeout)
             elif expected is not None:
                 problem = check_canary(link, expected, base, self._timeout)
@@ -148,6 +150,16 @@ class Handover:
                 f"it has other weights than pretrained_checkpoint.restore_from_path (with its adapters): "
                 f"{problem}; start it from that folder, in the type of the policy's weights"
             )
+
+    def _update(self, update: Update) -> None:
+        """Let a server take what was sent, as `admit` does."""
+        try:
+            update.run()
+        except TransportError as error:
+            if self._was_taken or error.status != _BROKEN:
+                raise
+            raise ValueError(f"{error}; vLLM's log says why") from error  # as the next one, very likely
+        self._was_taken = True
 
     def name(self, base: str) -> str:
         """By which a server with a model of this name is asked."""

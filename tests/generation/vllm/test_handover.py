@@ -278,6 +278,10 @@ def test_where_no_server_takes_them_the_run_hears_why(make: Make, vocab_size: in
     ):
         decoder.prepare(0)  # at the start something is to be mended
     server.computes = True
+    server.takes, server.word = False, ""
+    with pytest.raises(ValueError, match=r"did not take .* HTTP 500: the engine is dead; vLLM's log"):
+        make(server).prepare(0)  # a model that vLLM serves, and cannot reload
+    server.takes = True
     decoder.prepare(0)
     server.is_up = False
     with pytest.raises(
