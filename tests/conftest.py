@@ -103,10 +103,15 @@ def vllm_python() -> Path:
 def stories_server(
     vllm_python: Path, test_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
-    """A real vLLM that serves `STORIES`; only ever asked for tokens, so that all tests may share it."""
-    from tests.vllm_server import STORIES, vllm_server
+    """A real vLLM that serves `STORIES`; only ever asked for tokens, so that all tests may share it.
 
-    with vllm_server(vllm_python, test_data / STORIES, tmp_path_factory.mktemp("vllm")) as server:
+    It bars `BARRED` where it is asked to.
+    """
+    from tests.vllm_server import BARRED, STORIES, barring, vllm_server
+
+    switches, env = barring(*BARRED)
+    folder = tmp_path_factory.mktemp("vllm")
+    with vllm_server(vllm_python, test_data / STORIES, folder, *switches, env=env) as server:
         yield server
 
 

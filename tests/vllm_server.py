@@ -18,12 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rs_aligner.address import Address
 from rs_aligner.child import start_process
 from rs_aligner.remote.transport import Conversation, HTTPAnswer
+from rs_aligner.rollout_server.barred import variable_of
+from rs_aligner.rollout_server.inside import rs_aligner_guard as guard
 from tests.reward.rows import free_port
 
 STORIES = "stories_wide"
+BARRED = (376, 268, 511)
+"""Ids that a shared server of that model can bar: "little", "b", and the last one."""
 SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -55,6 +61,16 @@ class Running:
             headers["Authorization"] = f"Bearer {token}"
         sent = b"" if body is None else json.dumps(body).encode()
         return Conversation(Address.parse(self.url), headers).exchange(method, path, timeout, sent)
+
+
+def barring(*ids: int, vocab_size: int = 512) -> tuple[list[str], dict[str, str]]:
+    """Switches and variables of a vLLM that can bar these ids, and tells so, as `serve-rollouts` has them."""
+    known = np.ones(vocab_size, dtype=bool)
+    known[list(ids)] = False
+    switches = ["--middleware", "rs_aligner_guard.Guard", "--logits-processors", "rs_aligner_barring:Barring"]
+    variable = variable_of(known)
+    assert variable is not None
+    return switches, {"PYTHONPATH": str(Path(guard.__file__).parent), guard.BARRED: variable}
 
 
 @contextlib.contextmanager

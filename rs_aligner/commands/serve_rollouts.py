@@ -18,8 +18,10 @@ from rs_aligner.config import ServeRolloutsConfig
 from rs_aligner.config.base import problem
 from rs_aligner.config.rollout_servers import ROLLOUTS_TOKEN
 from rs_aligner.files import json_object_if_any
+from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.remote.listening import listen_at
 from rs_aligner.rollout_server import environment, launch
+from rs_aligner.rollout_server.barred import variable_of
 from rs_aligner.rollout_server.failure import head_size_problem
 
 _logger = logging.getLogger("rs_aligner")
@@ -36,7 +38,8 @@ def serve(config: ServeRolloutsConfig) -> NoReturn:
     _end_on_signals()
     python, build, at = prepare(config)
     model, shown = config.pretrained_checkpoint.restore_from_path, _address(config)
-    with _log(config) as log, launch.started(config, python, build, at, log) as server:
+    barred = _barred(Path(model))
+    with _log(config) as log, launch.started(config, python, build, at, log, barred) as server:
         print(f"vLLM starts with {model}, which takes a while; its log: {log}", flush=True)
         about = server.wait()
         adapters = "" if about["lora_rank"] is None else f", adapters up to rank {about['lora_rank']}"
@@ -72,6 +75,18 @@ def prepare(config: ServeRolloutsConfig) -> tuple[Path, environment.Build, tuple
             other = "on a CPU" if build == "cpu" else "on a GPU"
             _logger.warning("vllm.%s has no effect %s", key, other)
     return python, build, at
+
+
+def _barred(folder: Path) -> str | None:
+    """The ids that the server can bar, since the model's tokenizer lacks them (`barred.variable_of`)."""
+    vocab_size = (json_object_if_any(folder / "config.json") or {}).get("vocab_size")
+    if not isinstance(vocab_size, int):
+        return None
+    try:
+        return variable_of(Tokenizer(folder).known_ids(vocab_size))
+    except ValueError as error:
+        _logger.warning("the server bars no ids of a padded vocabulary: %s", error)
+        return None
 
 
 def _address(config: ServeRolloutsConfig) -> Address:

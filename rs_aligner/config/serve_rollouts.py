@@ -40,7 +40,7 @@ OURS = {
     **dict.fromkeys(("--enable-lora", "--max-lora-rank"), "lora_rank"),
     **dict.fromkeys(("--middleware", "--root-path", "--uds", "--trust-remote-code", "--config"), ""),
     **dict.fromkeys(("--generation-config", "--logprobs-mode", "--api-server-count"), ""),
-    "--worker-extension-cls": "",
+    **dict.fromkeys(("--worker-extension-cls", "--logits-processors"), ""),
 }
 """Switches of vLLM that are not given by hand, with the key that sets them; "" where nothing may."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

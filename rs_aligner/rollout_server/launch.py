@@ -41,7 +41,9 @@ _START = (
 )
 
 
-def command_of(config: ServeRolloutsConfig, python: Path, build: Build, address: str) -> list[str]:
+def command_of(
+    config: ServeRolloutsConfig, python: Path, build: Build, address: str, barred: str | None = None
+) -> list[str]:
     """The command line of vLLM; no secret is in it."""
     vllm = config.vllm
     dtype = {"cpu": "float32", "gpu": "bfloat16"}[build] if vllm.dtype == "auto" else vllm.dtype
@@ -62,6 +64,7 @@ def command_of(config: ServeRolloutsConfig, python: Path, build: Build, address:
         "--max-lora-rank": lora_rank,
         "--middleware": "rs_aligner_guard.Guard",
         "--worker-extension-cls": "rs_aligner_worker.Reloading",
+        "--logits-processors": None if barred is None else "rs_aligner_barring:Barring",
     }
     switches = ["--disable-uvicorn-access-log"]
     # A prompt that is cut in two dies of its seed on a CPU (vLLM 0.32: "CPU Generator does not use offset").
@@ -72,10 +75,13 @@ def command_of(config: ServeRolloutsConfig, python: Path, build: Build, address:
     return [*serve, *given, *switches, *vllm.arguments]
 
 
-def environment_of(config: ServeRolloutsConfig, build: Build, token: str | None) -> dict[str, str]:
+def environment_of(
+    config: ServeRolloutsConfig, build: Build, token: str | None, barred: str | None = None
+) -> dict[str, str]:
     """The variables of vLLM's process: this one's without what is Python's, and vLLM's own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VLLM_API"))}
-    kept.pop(guard.TOKEN, None)
+    for name in (guard.TOKEN, guard.BARRED):
+        kept.pop(name, None)
     threads = config.vllm.threads or len(os.sched_getaffinity(0))
     kept |= {
         "PYTHONPATH": str(_INSIDE),
@@ -87,6 +93,8 @@ def environment_of(config: ServeRolloutsConfig, build: Build, token: str | None)
     }
     if token is not None:
         kept[guard.TOKEN] = token
+    if barred is not None:
+        kept[guard.BARRED] = barred
     if config.lora_rank is not None:
         kept["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if build == "cpu":
@@ -187,7 +195,12 @@ class Server:
 
 @contextlib.contextmanager
 def started(
-    config: ServeRolloutsConfig, python: Path, build: Build, at: tuple[str, str | None], log: Path
+    config: ServeRolloutsConfig,
+    python: Path,
+    build: Build,
+    at: tuple[str, str | None],
+    log: Path,
+    barred: str | None = None,
 ) -> Iterator[Server]:
     """A vLLM that is started, and ended with all that it started, whatever happens.
 
@@ -197,16 +210,17 @@ def started(
         build: which of vLLM's is in there.
         at: the address to listen at, and the token.
         log: where it writes what it says.
+        barred: the ids that it can bar, as `barred.variable_of` has them; None for none.
     """
     address, token = at
     first = (str(python), "-P", "-c", _START, child.__file__, str(os.getpid()))
     with log.open("wb") as output:
         process = child.start_process(
-            [*first, *command_of(config, python, build, address)],
+            [*first, *command_of(config, python, build, address, barred)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment_of(config, build, token),
+            env=environment_of(config, build, token, barred),
             cwd=log.parent,
             start_new_session=True,
         )

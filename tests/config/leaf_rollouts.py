@@ -19,7 +19,9 @@ def set_up_rollout_server(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     """The command's server, which ends as by a signal."""
 
     @contextlib.contextmanager
-    def started(config: Any, python: Path, build: environment.Build, at: Any, log: Path) -> Iterator[Any]:
+    def started(
+        config: Any, python: Path, build: environment.Build, at: Any, log: Path, _: Any
+    ) -> Iterator[Any]:
         log.touch()
         notes.add("address", at[0])
         notes.add("vllm", launch.command_of(config, python, build, at[0]))

@@ -24,12 +24,12 @@ from rs_aligner.model.tokenizer import Tokenizer
 from rs_aligner.rollout import Prompt, Rollout
 from tests.drawing import request_of
 from tests.generation.expected import Expected, fits
-from tests.vllm_server import STORIES
+from tests.vllm_server import BARRED, STORIES
 
 pytestmark = pytest.mark.timeout(300)
 DRAWN = 2048
 BEGINNING = "Once upon a time, there was a"
-ENDS = (376, 268)  # "little" and "b", which come next in two of three stories: end tokens for some tests
+ENDS = BARRED[:2]  # "little" and "b", which come next in two of three stories: end tokens for some tests
 LOG_PROB_BOUND = 1e-4  # nats between two implementations in float32
 
 
@@ -122,13 +122,32 @@ def test_end_tokens_come_as_often_as_they_may(
         assert len(one.token_ids) > min_length or one.finish_reason == "length"
 
 
-def test_ids_that_may_not_come_never_do_and_the_others_as_often_as_they_should(
-    decoder_of: Callable[..., Decoder], tokenizer: Tokenizer, expected: Expected
-) -> None:
+@pytest.fixture(scope="module")
+def barring(decoder_of: Callable[..., Decoder]) -> Decoder:
+    """By which `BARRED` do not come; the server is asked for that by their word."""
     allowed = torch.ones(512, dtype=torch.bool)
-    allowed[[*ENDS, 511]] = False
+    allowed[list(BARRED)] = False
+    return decoder_of(allowed)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3, "repetition_penalty": 0.5}], ids=str)
+def test_ids_that_may_not_come_never_do_and_the_others_as_often_as_they_should(
+    barring: Decoder, tokenizer: Tokenizer, expected: Expected, settings: dict[str, Any]
+) -> None:
+    found = drawn(barring, tokenizer, expected, Controls(**settings))
+    probs = expected.probs(Controls(**settings), tokenizer.eos_ids, never=BARRED)
+    assert fits(found, probs) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_server_that_is_told_all_other_ids_bars_them_as_well(
+    decoder_of: Callable[..., Decoder], tokenizer: Tokenizer, expected: Expected, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("rs_aligner.generation.vllm.completing.word_of", lambda _: None)
+    allowed = torch.ones(512, dtype=torch.bool)
+    allowed[[*BARRED, 0]] = False
     found = drawn(decoder_of(allowed), tokenizer, expected, Controls())
-    assert fits(found, expected.probs(Controls(), tokenizer.eos_ids, never=[*ENDS, 511])) > 1e-3
+    assert fits(found, expected.probs(Controls(), tokenizer.eos_ids, never=[*BARRED, 0])) > 1e-3
 
 
 @torch.no_grad()
@@ -148,13 +167,11 @@ def test_greedy_rollouts_are_those_of_plain_torch_and_all_of_a_prompt_are_equal(
 
 @torch.no_grad()
 def test_log_probabilities_are_those_before_penalty_temperature_and_filters(
-    decoder_of: Callable[..., Decoder], tokenizer: Tokenizer, reference: torch.nn.Module
+    barring: Decoder, tokenizer: Tokenizer, reference: torch.nn.Module
 ) -> None:
-    allowed = torch.ones(512, dtype=torch.bool)
-    allowed[ENDS[0]] = False
     controls = Controls(temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.3, max_length=24)
     prompts = prompts_of(tokenizer, BEGINNING, "Tim")
-    for one in sample(decoder_of(allowed), tokenizer, prompts, 4, controls):
+    for one in sample(barring, tokenizer, prompts, 4, controls):
         ids = [*prompts[one.group].token_ids, *one.token_ids]
         logits = reference(torch.tensor([ids])).logits[0, -len(one.token_ids) - 1 : -1]
         expected = logits.log_softmax(-1).gather(-1, torch.tensor(one.token_ids)[:, None])[:, 0]

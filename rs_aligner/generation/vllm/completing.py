@@ -26,6 +26,7 @@ from rs_aligner.remote.errors import UNTRUSTED, BadAnswer, TransportError
 from rs_aligner.remote.hints import hint
 from rs_aligner.remote.queue import Waiting
 from rs_aligner.remote.retry import UNAUTHORIZED, AskError, is_transient
+from rs_aligner.rollout_server.barred import word_of
 
 COMPLETIONS = "/v1/completions"
 SECTION = "generation.servers"
@@ -54,11 +55,13 @@ class About:
         model: the name by which it is asked for completions.
         max_length: tokens of prompt and response that it takes; None if it does not tell.
         lora_rank: of the largest adapters that it takes, as our guard tells; 0 for none.
+        barred: the word of the ids that it can bar, as our guard tells; None for none.
     """
 
     model: str
     max_length: int | None
     lora_rank: int = 0
+    barred: str | None = None
 
 
 class Completing:
@@ -74,6 +77,8 @@ class Completing:
         self._allowed, self._timeout, self._handover = allowed, request_timeout, handover
         self._lock = threading.Lock()
         self._about: dict[str, About] = {}
+        self._word = word_of(allowed.kinds != NEVER)
+        self._relies = False  # on servers that bar these ids
 
     @property
     def max_length(self) -> int | None:
@@ -87,6 +92,12 @@ class Completing:
         with self._lock:
             return min((one.lora_rank for one in self._about.values()), default=0)
 
+    def barred(self) -> str | None:
+        """The word of the ids that may not come, if all servers bar them; those that join later have to."""
+        with self._lock:
+            self._relies = all(one.barred == self._word for one in self._about.values())
+            return self._word if self._relies else None
+
     def try_out(self, endpoint: Endpoint[VllmConnection], link: VllmConnection, ready_timeout: float) -> None:
         """Find out whether a server samples from the policy's kind of model.
 
@@ -96,7 +107,8 @@ class Completing:
         """
         try:
             link.get("/health", ready_timeout)
-            about = _about(link.get("/v1/models", ready_timeout), _lora_rank(link, ready_timeout))
+            about = _about(link.get("/v1/models", ready_timeout), _told(link, ready_timeout))
+            self._see_barred(about)
             self._try_token(link, about)
             self._handover.admit(link, about.model)
         except BadAnswer as error:
@@ -156,6 +168,16 @@ class Completing:
         self._handover.check(link)
         return read_choices(found, run.num_choices, run.limit)
 
+    def _see_barred(self, about: About) -> None:
+        """Whether it can bar the ids that may not come, where others do, or bars other ones.
+
+        Raises:
+            NotOurModel: it does.
+        """
+        if self._word not in (None, about.barred) and (about.barred is not None or self._relies):
+            has = "its tokenizer has other ids than the policy's" if about.barred else "it bars no ids"
+            raise NotOurModel(f"{has}: start it with rs-aligner serve-rollouts from the policy's folder")
+
     def _try_token(self, link: VllmConnection, about: About) -> None:
         """Ask for the last token that the policy may sample, as if there were no other.
 
@@ -196,16 +218,18 @@ class Completing:
         raise NotOurModel(f"its model has another vocabulary, with more ids; {needs}")
 
 
-def _lora_rank(link: VllmConnection, timeout: float) -> int:
+def _told(link: VllmConnection, timeout: float) -> Mapping[str, Any]:
+    """What our guard tells of a server; nothing where there is none."""
     try:
         found = link.get("/rs_aligner/about", timeout)
-        # Adapters go beside the weights that it was started with: 0 where it has been given others.
-        return 0 if link.weights is not None else int(found["lora_rank"] or 0)
-    except (TransportError, BadAnswer, KeyError, TypeError, ValueError):
-        return 0  # no guard of ours
+    except (TransportError, BadAnswer):
+        return {}
+    # Adapters go beside the weights that it was started with: it takes none where it has been given others.
+    ours = dict(found) if isinstance(found, dict) else {}
+    return ours if link.weights is None else {**ours, "lora_rank": None}
 
 
-def _about(found: Any, lora_rank: int) -> About:
+def _about(found: Any, told: Mapping[str, Any]) -> About:
     """What `/v1/models` says of the model itself, not of adapters for it.
 
     Raises:
@@ -214,8 +238,9 @@ def _about(found: Any, lora_rank: int) -> About:
     try:
         models = [one for one in found["data"] if not one.get("parent")]
         length = models[0].get("max_model_len")
-        return About(str(models[0]["id"]), length if isinstance(length, int) else None, lora_rank)
-    except (KeyError, TypeError, IndexError, AttributeError):
+        length = length if isinstance(length, int) else None
+        return About(str(models[0]["id"]), length, int(told.get("lora_rank") or 0), told.get("barred"))
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError):
         raise BadAnswer("/v1/models names no model") from None
 
 

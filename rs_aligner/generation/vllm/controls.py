@@ -9,7 +9,7 @@ strings in a text of its own making.
     end tokens               stop_token_ids, with ignore_eos: those of its model's files play no part
     end strings              stop, in the text with special tokens
     min_length               min_tokens: bars end tokens before it, and looks for strings behind it
-    ids that may not come    allowed_token_ids
+    ids that may not come    the word by which a server of ours bars them, else allowed_token_ids: all others
 
 Left out on purpose: temperatures that vLLM does not sample at (`config.rollout_servers`).
 """
@@ -30,6 +30,9 @@ from rs_aligner.generation.text import EndStrings
 from rs_aligner.remote.errors import BadAnswer
 from rs_aligner.rollout import FinishReason
 
+BARRED = "rs_aligner_barred"
+"""Of a request's `vllm_xargs`, as `rollout_server.inside.rs_aligner_barring` knows it, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -39,11 +42,13 @@ class Asked:
         controls: how to sample.
         end_strings: what ends a response.
         allowed: which tokens may come.
+        word: by which the servers know the ids that never may (`rollout_server.barred`); None if they do not.
     """
 
     controls: Controls
     end_strings: EndStrings
     allowed: AllowedTokens
+    word: str | None = None
 
     def __post_init__(self) -> None:
         if not self.controls.greedy:
@@ -73,7 +78,9 @@ class Asked:
         }
         if controls.end_strings:
             fields |= {"stop": list(controls.end_strings), "include_stop_str_in_output": True}
-        if (self.allowed.kinds == NEVER).any():
+        if self.word is not None:
+            fields["vllm_xargs"] = {BARRED: self.word}
+        elif (self.allowed.kinds == NEVER).any():
             fields["allowed_token_ids"] = np.flatnonzero(self.allowed.kinds != NEVER).tolist()
         return fields
 

@@ -203,7 +203,7 @@ class VllmDecoder:
                     f"have {row.limit}, more than the {most} that vLLM takes together: start it with a "
                     "larger --max-model-len, or lower length_params.max_length"
                 )
-        return runs_of(wave.rows, Asked(controls, wave.end_strings, allowed))
+        return runs_of(wave.rows, Asked(controls, wave.end_strings, allowed, self._completing.barred()))
 
     def _unreachable(self, error: TransportError) -> str:
         seconds = self._offer.config.servers.startup_timeout

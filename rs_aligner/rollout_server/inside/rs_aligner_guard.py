@@ -29,6 +29,8 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 TOKEN, ROOT = "RS_ALIGNER_ROLLOUTS_TOKEN", "RS_ALIGNER_WEIGHTS_ROOT"
 """Variables: the token, none where only this machine reaches the server; the folder above all weights."""
+BARRED = "RS_ALIGNER_BARRED_IDS"
+"""The variable of `rs_aligner_barring`, whose first word tells which ids this server can bar."""
 MARKER = "rs_aligner_marker"
 """The file in a folder of weights whose text tells this folder from others."""
 WEIGHTS_HEADER = b"x-rs-aligner-weights"
@@ -204,6 +206,7 @@ class Guard:
             "lora_rank": getattr(adapters, "max_lora_rank", None)
             if "/v1/load_lora_adapter" in routes
             else None,
+            "barred": os.environ.get(BARRED, "").partition(" ")[0] or None,
             "reloads": {"/pause", "/resume", "/collective_rpc", "/reset_prefix_cache"} <= routes,
             "weights_root": self._root,
         }
