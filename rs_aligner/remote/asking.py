@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -74,7 +74,10 @@ class Service(Protocol[Row, Result, Link]):
     def ask(
         self, endpoint: Endpoint[Link], link: Link, batch: Sequence[Waiting[Row, Result]]
     ) -> list[Result]:
-        """Ask one server once; a result for each row, or an `AskError`."""
+        """Ask one server once; a result for each row, or an `AskError`.
+
+        Rows may be resolved as their results come; a batch whose rows all are is not asked for again.
+        """
 
     def explained(self, endpoint: Endpoint[Link], error: AskError) -> str:
         """What went wrong, where, and what may mend it."""
@@ -111,7 +114,7 @@ class Asker(Generic[Row, Result, Link]):
         # What follows is guarded by this lock.
         self._lock = threading.Lock()
         self._num_rows = 0
-        self._in_flight: set[Future[Result]] = set()
+        self._in_flight: set[Waiting[Row, Result]] = set()
         self._links: set[Link] = set()
         self._threads: list[threading.Thread] = []
         self._stopped = False
@@ -185,14 +188,14 @@ class Asker(Generic[Row, Result, Link]):
 
     def stop(self) -> None:
         """Cut requests short. Rows without a result get a failure. May be called twice."""
-        futures = [waiting.future for waiting in self._queue.close()]
+        unanswered = self._queue.close()
         with self._lock:
             self._stopped = True
-            futures += self._in_flight
+            unanswered += self._in_flight
             links = list(self._links)
         self._pool.stop()
-        for future in futures:
-            _resolve(future, self._service.failure(self._why_stopped))
+        for waiting in unanswered:
+            waiting.resolve(self._service.failure(self._why_stopped))
         for link in links:
             link.abort()
 
@@ -226,16 +229,16 @@ class Asker(Generic[Row, Result, Link]):
     def _answer(self, batch: Sequence[Waiting[Row, Result]]) -> None:
         """Ask for a batch, and resolve its futures."""
         with self._lock:
-            self._in_flight.update(waiting.future for waiting in batch)
+            self._in_flight.update(batch)
         try:
             results = self._ask(batch, self._how.patience())
         except Exception as error:  # a sender that died would leave futures open for ever
             failure = self._service.failure(f"unexpected {type(error).__name__}: {error}")
             results = [failure] * len(batch)
         for waiting, result in zip(batch, results, strict=True):
-            _resolve(waiting.future, result)
+            waiting.resolve(result)
         with self._lock:
-            self._in_flight.difference_update(waiting.future for waiting in batch)
+            self._in_flight.difference_update(batch)
 
     def _ask(self, batch: Sequence[Waiting[Row, Result]], patience: Patience) -> list[Result]:
         """Ask until there is an answer, or no hope or patience is left.
@@ -256,6 +259,8 @@ class Asker(Generic[Row, Result, Link]):
                 reason, hopeless = self._service.explained(endpoint, error), not is_transient(error)
                 delay = patience.failed(getattr(error, "retry_after", None))
                 halve = is_worth_halving(error, patience.failures, last=delay is None)
+            if all(waiting.future.done() for waiting in batch):
+                break
             if halve and len(batch) > 1:
                 half = len(batch) // 2
                 return self._ask(batch[:half], patience) + self._ask(batch[half:], patience)
@@ -294,9 +299,3 @@ class Asker(Generic[Row, Result, Link]):
         finally:
             with self._lock:
                 self._links.discard(link)
-
-
-def _resolve(future: Future[Result], result: Result) -> None:
-    """Set a result unless somebody was first: `stop`, or a caller who cancelled."""
-    with contextlib.suppress(InvalidStateError):
-        future.set_result(result)

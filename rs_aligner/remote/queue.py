@@ -7,9 +7,10 @@ The oldest always goes first, so no row waits for ever.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import Generic, TypeVar
@@ -40,6 +41,11 @@ class Waiting(Generic[Row, Result]):
     due: float
     id: bytes
     future: Future[Result] = field(default_factory=Future)
+
+    def resolve(self, result: Result) -> None:
+        """Let this be its result, unless somebody was first: who stopped, or a caller who cancelled."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_result(result)
 
 
 class RowQueue(Generic[Row, Result]):

@@ -2,8 +2,9 @@
 
 Over the standard library's HTTP client. A connection is made for each request (`connecting`): next to a batch
 of rows it costs nothing, and none can go stale. Whatever a server sends becomes an answer or a
-`TransportError`, and takes neither more time nor more memory than it was given. Left out on purpose: what is
-said (`triton` speaks the KServe protocol), and whether to ask again (`retry`).
+`TransportError`, and takes neither more time nor more memory than it was given, whether it is read when all
+of it is there or as it comes. Left out on purpose: what is said (`triton` speaks the KServe protocol,
+`events` has server-sent events), and whether to ask again (`retry`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from rs_aligner.address import Address
@@ -33,6 +34,14 @@ class HTTPAnswer(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class Arriving(NamedTuple):
+    """An answer that has begun: status, headers by lower-case name, and the body in pieces, as they come."""
+
+    status: int
+    headers: Mapping[str, str]
+    pieces: Iterator[bytes]
 
 
 class Conversation:
@@ -70,27 +79,34 @@ class Conversation:
         Raises:
             TransportError: not reached, no answer in time, or one that is not HTTP.
         """
+        with self.begin(method, path, timeout, body, headers) as answer:
+            return HTTPAnswer(answer.status, answer.headers, b"".join(answer.pieces))
+
+    @contextlib.contextmanager
+    def begin(
+        self,
+        method: str,
+        path: str,
+        timeout: float,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[Arriving]:
+        """As `exchange`, for an answer that is read as it comes: each piece may raise, too.
+
+        The connection ends with the context, whether or not the answer has.
+        """
         deadline = time.monotonic() + timeout
         sock: socket.socket | None = None
         try:
-            sock = connect(self._address, self._authority, deadline, self._opened)
-            connection = http.client.HTTPConnection(self._address.host, self._address.port)
-            connection.sock = Line(sock, deadline)
-            connection.request(
-                method, f"{self._address.path}{path}", body, {**self._headers, **(headers or {})}
-            )
-            response = connection.getresponse()
-            answer = _read(response)
-            return HTTPAnswer(response.status, {k.lower(): v for k, v in response.getheaders()}, answer)
-        except TimeoutError as error:
-            raise TransportError(f"no answer within {timeout:g} s", "timeout") from error
-        except http.client.RemoteDisconnected as error:
-            hint = "" if self._address.is_tls else " (a server that speaks TLS is asked by https://)"
-            raise TransportError(f"{type(error).__name__}: {error}{hint}", "unreachable") from error
-        except OSError as error:
-            raise TransportError(f"{type(error).__name__}: {error}", "unreachable") from error
-        except (http.client.HTTPException, ValueError) as error:
-            raise not_http(error) from error
+            with self._in_words(timeout):
+                sock = connect(self._address, self._authority, deadline, self._opened)
+                connection = http.client.HTTPConnection(self._address.host, self._address.port)
+                connection.sock = Line(sock, deadline)
+                sent = {**self._headers, **(headers or {})}
+                connection.request(method, f"{self._address.path}{path}", body, sent)
+                response = connection.getresponse()
+                told = {name.lower(): value for name, value in response.getheaders()}
+            yield Arriving(response.status, told, self._pieces(response, timeout))
         finally:
             self._open = None
             if sock is not None:
@@ -109,6 +125,35 @@ class Conversation:
         self._open = sock
         if self._aborted:  # while connecting, when there was no socket to shut down
             raise TransportError("the request was cut short", "unreachable")
+
+    def _pieces(self, response: http.client.HTTPResponse, timeout: float) -> Iterator[bytes]:
+        """The body, as long as it is neither late nor endless."""
+        size = 0
+        with self._in_words(timeout):
+            while not response.isclosed() and (piece := response.read1(_CHUNK_BYTES)):
+                size += len(piece)
+                if size > MAX_ANSWER_BYTES:
+                    raise ValueError(f"longer than {MAX_ANSWER_BYTES:,} bytes")
+                yield piece
+            if response.length:  # read1 does not mind an answer that was cut short
+                raise ConnectionResetError(f"the answer was cut short after {size} bytes")
+
+    @contextlib.contextmanager
+    def _in_words(self, timeout: float) -> Iterator[None]:
+        """Whatever goes wrong on the way becomes a `TransportError`."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise TransportError(f"no answer within {timeout:g} s", "timeout") from error
+        except http.client.RemoteDisconnected as error:
+            hint = "" if self._address.is_tls else " (a server that speaks TLS is asked by https://)"
+            raise TransportError(f"{type(error).__name__}: {error}{hint}", "unreachable") from error
+        except OSError as error:
+            raise TransportError(f"{type(error).__name__}: {error}", "unreachable") from error
+        except http.client.IncompleteRead as error:  # of an answer whose length is told as it comes
+            raise TransportError("the answer was cut short", "unreachable") from error
+        except (http.client.HTTPException, ValueError) as error:
+            raise not_http(error) from error
 
 
 def message_of(answer: HTTPAnswer) -> str:
@@ -144,20 +189,3 @@ def in_short(error: BaseException) -> str:
 def not_http(error: BaseException) -> TransportError:
     """What to raise for bytes that a server may not send."""
     return TransportError(f"the answer is not HTTP: {in_short(error)}", "unreadable")
-
-
-def _read(response: http.client.HTTPResponse) -> bytes:
-    """The body, as long as it is neither late nor endless."""
-    parts: list[bytes] = []
-    size = 0
-    while not response.isclosed():
-        part = response.read1(_CHUNK_BYTES)
-        if not part:
-            break
-        parts.append(part)
-        size += len(part)
-        if size > MAX_ANSWER_BYTES:
-            raise ValueError(f"longer than {MAX_ANSWER_BYTES:,} bytes")
-    if response.length:  # read1 does not mind an answer that was cut short
-        raise ConnectionResetError(f"the answer was cut short after {size} bytes")
-    return b"".join(parts)

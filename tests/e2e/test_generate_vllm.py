@@ -13,7 +13,8 @@ import transformers
 from rs_aligner.generation.vllm.canary import LENGTH, Continuation, canary_prompts
 from rs_aligner.model.families.registry import read_architecture
 from tests.e2e.launch import run_script
-from tests.generation.vllm.stand_in import late, stand_in
+from tests.generation.vllm.faults import late
+from tests.generation.vllm.stand_in import stand_in
 from tests.tiny import save_tiny_with_tokenizer
 from tests.vllm_server import STORIES, Running
 

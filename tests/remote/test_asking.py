@@ -196,6 +196,29 @@ def test_a_fault_of_the_service_fails_its_batch_and_the_next_one_is_asked(
     asked.close()
 
 
+def test_a_batch_whose_rows_were_resolved_as_they_came_is_not_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine()
+
+    def breaking_off(
+        self: Writing, endpoint: Endpoint[Engine], link: Engine, batch: Sequence[Waiting[str, str | AskError]]
+    ) -> list[str | AskError]:
+        link.asked.append(len(batch))
+        for waiting in batch[: 2 if len(link.asked) > 1 else 1]:
+            waiting.resolve(f"{waiting.row} in time")
+        raise TransportError("broken off", "unreadable")
+
+    monkeypatch.setattr(Writing, "ask", breaking_off)
+    asked = asker(engine)
+    asked.open(5)
+    futures = [asked.submit(f"text {number}", length=6) for number in range(2)]
+    asked.flush()
+    assert [future.result(10) for future in futures] == ["text 0 in time", "text 1 in time"]
+    asked.close()
+    assert engine.asked == [2, 2]
+
+
 def test_a_server_that_is_up_a_moment_later_is_let_in_while_the_asker_opens_and_says_that_it_waits(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from rs_aligner.config.rollout_servers import ROLLOUTS_TOKEN
 from rs_aligner.generation.vllm.connection import WEIGHTS_HEADER
 from rs_aligner.generation.vllm.folder import MARKER
+from rs_aligner.remote.events import events_of
 from rs_aligner.rollout_server.inside import rs_aligner_guard as guarding
 from rs_aligner.rollout_server.inside.rs_aligner_guard import MAX_BYTES, Guard
 
@@ -185,6 +187,77 @@ def test_weights_that_were_not_taken_have_no_word(root: Path, marked: bool) -> N
     told = ask(guard, "POST", RELOAD, reload_of(root / "weights" / "step_2"))[2]
     assert guarding.WEIGHTS_HEADER not in told
     assert guarding.WEIGHTS_HEADER not in ask(guard, "GET", "/health")[2]
+
+
+class Streaming(Inner):
+    """vLLM's place: pieces of a stream, before each of which something may happen."""
+
+    def __init__(self, *pieces: bytes, kind: bytes = b"text/event-stream; charset=utf-8") -> None:
+        super().__init__()
+        self.pieces, self.kind, self.guard = pieces, kind, Guard(self)
+        self.before: dict[int, Callable[[], Any]] = {}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] != "/v1/completions":
+            await super().__call__(scope, receive, send)
+            return
+        headers = [(b"content-type", self.kind)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for place, piece in enumerate(self.pieces):
+            self.before.get(place, lambda: None)()
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def reload(guard: Guard, folder: Path) -> None:
+    assert ask(guard, "POST", RELOAD, reload_of(folder))[0] == 200
+
+
+def test_a_stream_has_the_word_in_its_header_and_before_each_event(root: Path) -> None:
+    events = b"data: 1\n\n", b"data: 2\n\n", b"data: 3\n\n", b"data: [DONE]\n\n"
+    inner = Streaming(events[0], events[1] + events[2], events[3])
+    assert ask(inner.guard, "POST", "/v1/completions")[1] == b"".join(events)
+    reload(inner.guard, root / "weights" / "step_1")
+    _, said, told = ask(inner.guard, "POST", "/v1/completions")
+    assert told[guarding.WEIGHTS_HEADER] == b"one"
+    word = b": x-rs-aligner-weights one\n"
+    assert said == b"".join(word + event for event in events)
+    assert [event.data for event in events_of([said])] == [b"1", b"2", b"3", b"[DONE]"]
+
+
+@pytest.mark.parametrize("then", [(), ("step_1",), ("step_2",), ("step_2", "step_1")], ids=str)
+@pytest.mark.parametrize("word", ["one", None])
+def test_a_stream_says_no_word_from_where_weights_were_taken_even_the_same(
+    root: Path, then: tuple[str, ...], word: str | None
+) -> None:
+    inner = Streaming(b"data: 1\n\n", b"data: 2\n\n")
+    if word is not None:
+        reload(inner.guard, root / "weights" / "step_1")
+    inner.before[1] = lambda: [reload(inner.guard, root / "weights" / step) for step in then]
+    _, said, told = ask(inner.guard, "POST", "/v1/completions")
+    assert told.get(guarding.WEIGHTS_HEADER) == (None if word is None else b"one")
+    unchanged = () if word is None else ("x-rs-aligner-weights one",)
+    others = ("x-rs-aligner-weights (others since it began)",)
+    assert [event.comments for event in events_of([said])] == [unchanged, others if then else unchanged]
+
+
+def test_pieces_that_are_no_whole_events_and_other_answers_stay_as_they_are(root: Path) -> None:
+    inner = Streaming(b"data: 1\n", b"\n", b"data: 2", b"2\n\ndata: 3\n\n")
+    reload(inner.guard, root / "weights" / "step_1")
+    said = ask(inner.guard, "POST", "/v1/completions")[1]
+    assert [event.data for event in events_of([said])] == [b"1", b"22", b"3"]
+    assert said.count(b"x-rs-aligner-weights") == 2  # before the first and the last of them
+    inner.kind = b"application/json"
+    assert ask(inner.guard, "POST", "/v1/completions")[1] == b"".join(inner.pieces)
+
+
+def test_a_word_of_several_lines_ends_no_comment(root: Path) -> None:
+    inner = Streaming(b"data: 1\n\n")
+    (root / "weights" / "step_1" / MARKER).write_text("one\n\ndata: 2\r\n\r\ndata: 3\n\n")
+    reload(inner.guard, root / "weights" / "step_1")
+    _, said, told = ask(inner.guard, "POST", "/v1/completions")
+    assert [event.data for event in events_of([said])] == [b"1"]
+    assert told[guarding.WEIGHTS_HEADER] == b"one data: 2 data: 3"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rs_aligner.generation.vllm.connection import WEIGHTS_HEADER
+from rs_aligner.address import Address
+from rs_aligner.generation.vllm.connection import WEIGHTS_HEADER, VllmConnection
 from rs_aligner.generation.vllm.folder import MARKER
 from rs_aligner.rollout_server.inside.rs_aligner_guard import PLAIN
 from tests.vllm_server import STORIES, Running, serve_rollouts
@@ -135,6 +136,24 @@ def test_rollouts_are_sampled_and_new_weights_taken(served: Running) -> None:
         True,
         8,
     )
+
+
+def test_a_stream_says_no_word_of_its_weights_once_others_were_taken(served: Running) -> None:
+    """The same folder again: what is being sampled began before."""
+    link = VllmConnection(Address.parse(served.url), TOKEN)
+    body = {"model": "policy", "prompt": [1], "n": 8, "max_tokens": 400, "ignore_eos": True, "stream": True}
+    words = []
+    with link.stream("/v1/completions", 60, body) as events:
+        words.append(link.weights)
+        for _ in events:
+            words.append(link.weights)
+            if len(words) == 2:
+                folder = served.log.parent / "weights" / "step_1"
+                reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+                assert served.ask("POST", "/collective_rpc", reload, token=TOKEN).status == 200
+    assert words[:2] == ["word", "word"]
+    assert words[-1] == "(others since it began)"
+    assert served.ask("GET", "/health", token=TOKEN).headers[WEIGHTS_HEADER] == "word"
 
 
 def test_no_command_line_and_no_log_has_the_token(served: Running) -> None:

@@ -1,4 +1,4 @@
-"""What vLLM's servers are asked: who they are, and for a prompt's rollouts. A `remote.asking.Service`.
+"""What vLLM's servers are asked: who they are, and for rollouts (`order.py`). A `remote.asking.Service`.
 
 A server is asked for rollouts once it has shown that it samples from a model with the policy's vocabulary,
 tells token ids, and that its log-probabilities are those before temperature and filters: one token that it
@@ -10,17 +10,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from rs_aligner.config.rollout_servers import ROLLOUTS_TOKEN
 from rs_aligner.generation.allowed import NEVER, AllowedTokens
-from rs_aligner.generation.rows import Ended
-from rs_aligner.generation.vllm.completion import Choice, read_choices
+from rs_aligner.generation.vllm.completion import Choice, Choices
 from rs_aligner.generation.vllm.connection import VllmConnection
-from rs_aligner.generation.vllm.controls import Run
 from rs_aligner.generation.vllm.handover import Handover
+from rs_aligner.generation.vllm.order import COMPLETIONS, Order, Result, Unsampled
 from rs_aligner.remote.endpoint import Endpoint
 from rs_aligner.remote.errors import UNTRUSTED, BadAnswer, TransportError
 from rs_aligner.remote.hints import hint
@@ -28,19 +28,8 @@ from rs_aligner.remote.queue import Waiting
 from rs_aligner.remote.retry import UNAUTHORIZED, AskError, is_transient
 from rs_aligner.rollout_server.barred import word_of
 
-COMPLETIONS = "/v1/completions"
 SECTION = "generation.servers"
 _TRIAL_SECONDS = 30.0  # for one token
-
-
-@dataclass(frozen=True, slots=True)
-class Unsampled:
-    """A run without rollouts, and why."""
-
-    reason: str
-
-
-Result = list[Ended] | Unsampled
 
 
 class NotOurModel(ValueError):
@@ -126,30 +115,21 @@ class Completing:
         self,
         endpoint: Endpoint[VllmConnection],
         link: VllmConnection,
-        batch: Sequence[Waiting[Run, Result]],
+        batch: Sequence[Waiting[Order, Result]],
     ) -> list[Result]:
-        """The rollouts of the only run of a batch."""
+        """The rollouts of the only order of a batch, which are handed on as they end."""
         [waiting] = batch
-        run, model = waiting.row, self._handover.name(self._about[endpoint.url].model)
-        choices = self._choices(link, run, run.body(model))
-        ended = [_ended(run, choice) for choice in choices]
-        if run.asked.controls.end_strings and None in ended:
-            # It found an end string where our text has none: the same tokens again, and those that follow.
-            choices = self._choices(link, run, run.body(model, stops_at_strings=False))
-            ended = [_ended(run, choice) for choice in choices]
-        if missing := [choice for choice, end in zip(choices, ended, strict=True) if end is None]:
-            one = missing[0]
-            raise BadAnswer(
-                f"a response ended by {one.reason!r} after {len(one.tokens)} of {run.limit} tokens"
-            )
-        whole = [end for end in ended if end is not None]
-        whole *= len(run.rows) // len(whole)  # greedy ones are all equal
-        return [
-            [
-                (row, list(tokens), list(log_probs), reason)
-                for row, (_, tokens, log_probs, reason) in zip(run.rows, whole, strict=True)
-            ]
-        ]
+        order, model = waiting.row, self._handover.name(self._about[endpoint.url].model)
+        check = partial(self._handover.check, link)
+        try:
+            order.ask(link, model, self._timeout, check)
+        except (TransportError, BadAnswer) as error:
+            if order.run is None:
+                waiting.resolve(None)
+            if isinstance(error, TransportError):
+                check(error.status)
+            raise
+        return [None]
 
     def explained(self, endpoint: Endpoint[VllmConnection], error: AskError) -> str:
         """With the key that may mend it."""
@@ -158,15 +138,6 @@ class Completing:
     def failure(self, reason: str) -> Result:
         """Never a rollout."""
         return Unsampled(reason)
-
-    def _choices(self, link: VllmConnection, run: Run, body: Mapping[str, Any]) -> list[Choice]:
-        try:
-            found = link.post(COMPLETIONS, self._timeout, body)
-        except TransportError as error:
-            self._handover.check(link, error.status)
-            raise
-        self._handover.check(link)
-        return read_choices(found, run.num_choices, run.limit)
 
     def _see_barred(self, about: About) -> None:
         """Whether it can bar the ids that may not come, where others do, or bars other ones.
@@ -196,10 +167,11 @@ class Completing:
             "logit_bias": {str(vocab_size - 1): 0.0},
             "logprobs": 0,
             "return_token_ids": True,
+            "stream": True,
         }
         needs = f"the policy has {vocab_size} ids: serve the model that is trained"
         try:
-            [choice] = read_choices(link.post(COMPLETIONS, _TRIAL_SECONDS, body), 1, 1)
+            choice = _only(link, body)
         except TransportError as error:
             if error.kind != "refused" or is_transient(error) or error.status in UNAUTHORIZED:
                 raise
@@ -210,12 +182,22 @@ class Completing:
             what = "its log-probabilities are those after temperature and filters"
             raise NotOurModel(f"{what}: start it with --logprobs-mode raw_logprobs, vLLM's default")
         try:
-            link.post(COMPLETIONS, _TRIAL_SECONDS, {**body, "logit_bias": {str(vocab_size): 0.0}})
+            _only(link, {**body, "logit_bias": {str(vocab_size): 0.0}})
         except TransportError as error:
             if error.kind == "refused" and not is_transient(error):
                 return
             raise
         raise NotOurModel(f"its model has another vocabulary, with more ids; {needs}")
+
+
+def _only(link: VllmConnection, body: Mapping[str, Any]) -> Choice:
+    """The answer to a request for one token."""
+    choices = Choices(1, 1)
+    with link.stream(COMPLETIONS, _TRIAL_SECONDS, body) as events:
+        for event in events:
+            choices.take(event)
+    [choice] = choices.finish()
+    return choice
 
 
 def _told(link: VllmConnection, timeout: float) -> Mapping[str, Any]:
@@ -242,13 +224,3 @@ def _about(found: Any, told: Mapping[str, Any]) -> About:
         return About(str(models[0]["id"]), length, int(told.get("lora_rank") or 0), told.get("barred"))
     except (KeyError, TypeError, IndexError, AttributeError, ValueError):
         raise BadAnswer("/v1/models names no model") from None
-
-
-def _ended(run: Run, choice: Choice) -> Ended | None:
-    """A response up to where it ends by our rules; None if it does not."""
-    row = run.rows[0]
-    end = run.asked.ends(row.prompt.token_ids, choice.tokens, run.limit)
-    if end is None:
-        return None
-    length, reason = end
-    return row, choice.tokens[:length], choice.log_probs[:length], reason

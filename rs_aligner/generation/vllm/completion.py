@@ -1,5 +1,7 @@
 """What vLLM answers to `/v1/completions`, read and checked: nothing is trusted to be what it should be.
 
+An answer is a stream of events, of which each has what has come of one or more choices since the last one.
+
 Left out on purpose: the texts. Which text a response has follows from its tokens (`generation.text`).
 """
 
@@ -16,47 +18,76 @@ REASONS = ("stop", "length")
 _ROUNDING = 1e-3  # above 0, of a log-probability that is 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Choice:
-    """A response as the server has it: its tokens, their log-probabilities, and why it ended."""
+    """A response as the server has it: its tokens, their log-probabilities, and why it ended, if it has."""
 
     tokens: list[int]
     log_probs: list[float]
-    reason: str
+    reason: str | None = None
 
 
-def read_choices(found: Any, count: int, most: int) -> list[Choice]:
-    """The choices in an answer, in their order.
+class Choices:
+    """The choices of an answer while it comes.
 
     Args:
-        found: what the answer's JSON says.
         count: how many were asked for.
         most: tokens that each may have.
-
-    Raises:
-        BadAnswer: there are others.
     """
-    try:
-        by_place = {_whole(choice["index"]): _choice(choice, most) for choice in found["choices"]}
-        given = len(found["choices"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadAnswer(f"the answer is no completion by token ids: {in_short(error)}") from None
-    if given != count or sorted(by_place) != list(range(count)):
-        raise BadAnswer(f"the answer has {given} choices ({sorted(by_place)}), asked for were {count}")
-    return [by_place[place] for place in range(count)]
 
+    def __init__(self, count: int, most: int) -> None:
+        self._all = [Choice([], []) for _ in range(count)]
+        self._most = most
 
-def _choice(choice: Any, most: int) -> Choice:
-    tokens = [_whole(token) for token in choice["token_ids"]]
-    log_probs = [_log_prob(value) for value in choice["logprobs"]["token_logprobs"]]
-    reason = choice["finish_reason"]
-    if reason not in REASONS:
-        raise ValueError(f"a response ended by {reason!r}")
-    if not 1 <= len(tokens) <= most:
-        raise ValueError(f"a response has {len(tokens)} tokens, where 1 to {most} were asked for")
-    if len(tokens) != len(log_probs):
-        raise ValueError(f"{len(tokens)} tokens have {len(log_probs)} log-probabilities")
-    return Choice(tokens, log_probs, reason)
+    def take(self, event: Any) -> list[tuple[int, Choice]]:
+        """Those that end with this event, with their numbers.
+
+        Args:
+            event: what its JSON says.
+
+        Raises:
+            BadAnswer: it cannot be part of the answer.
+        """
+        try:
+            return [found for one in event["choices"] if (found := self._grown(one)) is not None]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadAnswer(f"the answer is no completion by token ids: {in_short(error)}") from None
+
+    def finish(self) -> list[Choice]:
+        """All of them, once the answer is over.
+
+        Raises:
+            BadAnswer: one has not ended.
+        """
+        ended = [place for place, one in enumerate(self._all) if one.reason is not None]
+        if len(ended) < len(self._all):
+            whole = f"{len(ended)} choices ({ended})"
+            raise BadAnswer(f"the answer has {whole}, asked for were {len(self._all)}")
+        return self._all
+
+    def _grown(self, part: Any) -> tuple[int, Choice] | None:
+        place, reason = _whole(part["index"]), part["finish_reason"]
+        tokens = [_whole(token) for token in part["token_ids"]]
+        log_probs = [_log_prob(value) for value in part["logprobs"]["token_logprobs"]]
+        if not 0 <= place < len(self._all):
+            raise ValueError(f"there is a choice {place}, where {len(self._all)} were asked for")
+        choice = self._all[place]
+        if choice.reason is not None:
+            raise ValueError(f"choice {place} goes on after it has ended")
+        if len(tokens) != len(log_probs):
+            raise ValueError(f"{len(tokens)} tokens have {len(log_probs)} log-probabilities")
+        choice.tokens += tokens
+        choice.log_probs += log_probs
+        if len(choice.tokens) > self._most:
+            raise ValueError(f"a response has {len(choice.tokens)} tokens, where {self._most} were asked for")
+        if reason is None:
+            return None
+        if reason not in REASONS:
+            raise ValueError(f"a response ended by {reason!r}")
+        if not choice.tokens:
+            raise ValueError("a response has no token")
+        choice.reason = reason
+        return place, choice
 
 
 def _whole(value: Any) -> int:

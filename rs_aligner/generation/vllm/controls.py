@@ -16,8 +16,8 @@ Left out on purpose: temperatures that vLLM does not sample at (`config.rollout_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -124,11 +124,13 @@ class Run:
         rows: the rollouts; all may have as many tokens.
         asked: how they are sampled.
         fields: of the request, that all of the wave have.
+        stops_at_strings: whether vLLM is to look for end strings.
     """
 
     rows: tuple[RolloutRow, ...]
     asked: Asked
     fields: Mapping[str, Any]
+    stops_at_strings: bool = True
 
     @property
     def num_choices(self) -> int:
@@ -140,12 +142,11 @@ class Run:
         """Most tokens of a rollout."""
         return self.rows[0].limit
 
-    def body(self, model: str, *, stops_at_strings: bool = True) -> dict[str, Any]:
-        """The request.
+    def body(self, model: str) -> dict[str, Any]:
+        """The request, whose answer is to come as its rollouts end.
 
         Args:
             model: its name at the server.
-            stops_at_strings: whether vLLM is to look for end strings.
         """
         first = self.rows[0]
         body = {
@@ -156,14 +157,26 @@ class Run:
             "seed": first.seed,
             "max_tokens": self.limit,
             "min_tokens": min(self.asked.controls.min_length, self.limit),
+            "stream": True,
+            "stream_interval": self.limit,  # tokens an event: the first one, and the others when it ends
         }
-        if not stops_at_strings:
+        if not self.stops_at_strings:
             body.pop("stop", None)
         return body
+
+    def without(self, places: Container[int]) -> list[Run]:
+        """The fewest runs that have the rollouts at other places than these."""
+        rows = [row for place, row in enumerate(self.rows) if place not in places]
+        return [replace(self, rows=part) for part in _in_a_row(rows)]
 
 
 def runs_of(rows: Sequence[RolloutRow], asked: Asked) -> list[Run]:
     """The requests for a wave's rollouts: those of a prompt together, as far as their seeds follow."""
+    fields = asked.fields()
+    return [Run(part, asked, fields) for part in _in_a_row(rows)]
+
+
+def _in_a_row(rows: Sequence[RolloutRow]) -> list[tuple[RolloutRow, ...]]:
     found: list[list[RolloutRow]] = []
     for row in rows:
         last = found[-1][-1] if found else None
@@ -175,5 +188,4 @@ def runs_of(rows: Sequence[RolloutRow], asked: Asked) -> list[Run]:
             found[-1].append(row)
         else:
             found.append([row])
-    fields = asked.fields()
-    return [Run(tuple(run), asked, fields) for run in found]
+    return [tuple(part) for part in found]

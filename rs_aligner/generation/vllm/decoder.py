@@ -2,8 +2,9 @@
 
 The rank that speaks for a replica asks; its others wait with it, a tick at a time, so that a stop is heard by
 all and none waits longer for the others than a collective may take. Up to so many prompts are under way as a
-wave has, and the next one leaves when one of them ends: servers decode whatever is there together. Who is
-asked, and again, is `remote.asking`. Left out on purpose: rollouts of a request that was cut short.
+wave has, and the next one leaves when one of them ends: servers decode whatever is there together. Each
+rollout is handed on as it ends, whatever becomes of its request (`order.py`). Who is asked, and again, is
+`remote.asking`. Left out on purpose: what a rollout has that did not end before a stop.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,10 +22,11 @@ from rs_aligner.config.sampling import TrainedGenerationConfig
 from rs_aligner.generation.allowed import AllowedTokens
 from rs_aligner.generation.decoder import Offer, Wave
 from rs_aligner.generation.rows import Ended
-from rs_aligner.generation.vllm.completing import SECTION, Completing, Result, Unsampled
+from rs_aligner.generation.vllm.completing import SECTION, Completing
 from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.controls import Asked, Run, runs_of
 from rs_aligner.generation.vllm.handover import Handover
+from rs_aligner.generation.vllm.order import Order, Result, Told, Unsampled
 from rs_aligner.remote.asking import Asker, Asking
 from rs_aligner.remote.endpoint import Endpoint, Role
 from rs_aligner.remote.errors import TransportError
@@ -55,7 +57,7 @@ class VllmDecoder:
 
     def __init__(self, offer: Offer, endpoints: Sequence[Endpoint[VllmConnection]], how: Asking) -> None:
         self._offer, self._endpoints, self._how = offer, endpoints, how
-        self._asker: Asker[Run, Result, VllmConnection] | None = None
+        self._asker: Asker[Order, Result, VllmConnection] | None = None
         servers = offer.config.servers
         everything = AllowedTokens(offer.arch.vocab_size, (), 0, offer.allowed)
         self._handover = Handover(offer, servers.request_timeout)
@@ -67,7 +69,7 @@ class VllmDecoder:
         """What decodes, and where."""
         return f"vLLM at {', '.join(one.url for one in self._endpoints)}"
 
-    def open(self) -> Asker[Run, Result, VllmConnection]:
+    def open(self) -> Asker[Order, Result, VllmConnection]:
         """The servers, ready to be asked: waits until one is.
 
         Raises:
@@ -170,10 +172,11 @@ class VllmDecoder:
         try:
             asking = _Asking(self.open(), self._runs(wave), wave.at_once or len(wave.rows))
             while not is_over:
-                results = asking.wait(TICK)
-                is_over = self._tick(wave, is_over=asking.is_over)
-                for result in results:
-                    yield from _rollouts(result)
+                ended = asking.wait(TICK)
+                is_over = self._tick(wave, is_over=asking.is_over or asking.failed is not None)
+                yield from ended
+                if asking.failed is not None:
+                    raise SamplingFailed(f"rollouts were asked for in vain: {asking.failed.reason}")
             if not asking.is_over:
                 self._stop()  # a stop: servers end what nobody waits for
         finally:
@@ -249,41 +252,50 @@ class _Asking:
         asker: whom they are handed to.
         runs: the requests.
         at_once: how many are under way at most.
+
+    Attributes:
+        failed: why one of them was given up; None if none was.
     """
 
-    def __init__(self, asker: Asker[Run, Result, VllmConnection], runs: Sequence[Run], at_once: int) -> None:
+    def __init__(
+        self, asker: Asker[Order, Result, VllmConnection], runs: Sequence[Run], at_once: int
+    ) -> None:
         self._asker, self._waiting, self._at_once = asker, deque(runs), at_once
         self._under_way = 0
-        self._answered: SimpleQueue[Future[Result]] = SimpleQueue()
+        self._told: SimpleQueue[Told] = SimpleQueue()
+        self.failed: Unsampled | None = None
         self._fill()
 
     @property
     def is_over(self) -> bool:
-        """Whether all are answered, and fetched."""
+        """Whether all rollouts are there, and fetched."""
         return not self._under_way
 
-    def wait(self, seconds: float) -> list[Result]:
-        """The answers of so many seconds; without waiting for others once there is one."""
-        results = []
+    def wait(self, seconds: float) -> list[Ended]:
+        """The rollouts that end in so many seconds; without waiting for others once there is one."""
+        ended: list[Ended] = []
         try:
-            results.append(self._answered.get(timeout=seconds).result())
+            self._take(self._told.get(timeout=seconds), ended)
             while True:
-                results.append(self._answered.get_nowait().result())
+                self._take(self._told.get_nowait(), ended)
         except Empty:
             pass
-        self._under_way -= len(results)
         self._fill()
-        return results
+        return ended
+
+    def _take(self, told: Told, ended: list[Ended]) -> None:
+        if isinstance(told, list):
+            ended += told
+        elif isinstance(told, Run):
+            self._waiting.appendleft(told)
+        else:
+            self._under_way -= 1
+            self.failed = self.failed or told
 
     def _fill(self) -> None:
         while self._waiting and self._under_way < self._at_once:
             run = self._waiting.popleft()
             self._under_way += 1
-            future = self._asker.submit(run, len(run.rows[0].prompt.token_ids))
-            future.add_done_callback(self._answered.put)
-
-
-def _rollouts(result: Result) -> Iterator[Ended]:
-    if isinstance(result, Unsampled):
-        raise SamplingFailed(f"rollouts were asked for in vain: {result.reason}")
-    yield from result
+            order = Order(run, self._told)
+            future = self._asker.submit(order, len(run.rows[0].prompt.token_ids))
+            future.add_done_callback(lambda future: self._told.put(future.result()))

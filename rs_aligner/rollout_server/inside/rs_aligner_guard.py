@@ -34,7 +34,10 @@ BARRED = "RS_ALIGNER_BARRED_IDS"
 MARKER = "rs_aligner_marker"
 """The file in a folder of weights whose text tells this folder from others."""
 WEIGHTS_HEADER = b"x-rs-aligner-weights"
-"""Of every answer, once weights were reloaded: the text of their folder's marker."""
+"""Of every answer, once weights were reloaded: the text of their folder's marker. A stream of events has it
+in a comment of each event, too, since its header comes before its first token; or `OTHERS`."""
+OTHERS = b"(others since it began)"
+STREAM = b"text/event-stream"
 PLAIN = {
     *(("GET", "/health"), ("GET", "/v1/models"), ("GET", "/version"), ("GET", "/metrics")),
     *(("POST", "/v1/completions"), ("POST", "/pause"), ("POST", "/resume"), ("POST", "/reset_prefix_cache")),
@@ -70,7 +73,7 @@ class Guard:
             "/v1/unload_lora_adapter": self._unload_adapter,
         }
         self._started = secrets.token_hex(8)
-        self._word = ""
+        self._word, self._reloads = "", 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer, or let vLLM answer."""
@@ -130,6 +133,7 @@ class Guard:
         word, status = "", 0
         if scope["path"] == "/collective_rpc":
             word, self._word = await asyncio.to_thread(self._word_of, body), ""
+            self._reloads += 1
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -212,10 +216,23 @@ class Guard:
         }
 
     def _with_word(self, send: Send) -> Send:
+        began, is_streamed, is_between = 0, False, True
+
         async def tell(message: Message) -> None:
-            if self._word and message["type"] == "http.response.start":
-                word = self._word.encode("latin-1", "replace")
-                message = {**message, "headers": [*message.get("headers", ()), (WEIGHTS_HEADER, word)]}
+            nonlocal began, is_streamed, is_between
+            word = b" ".join(self._word.encode("latin-1", "replace").split())
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ())]
+                began, is_streamed = self._reloads, dict(headers).get(b"content-type", b"").startswith(STREAM)
+                if word:
+                    message = {**message, "headers": [*headers, (WEIGHTS_HEADER, word)]}
+            elif is_streamed and (piece := message.get("body")):
+                word = word if began == self._reloads else OTHERS
+                if word:
+                    mark = b": %s %s\n" % (WEIGHTS_HEADER, word)
+                    marked = piece.replace(b"\n\n", b"\n\n" + mark).removesuffix(mark)
+                    message = {**message, "body": mark + marked if is_between else marked}
+                is_between = piece.endswith(b"\n\n")
             await send(message)
 
         return tell

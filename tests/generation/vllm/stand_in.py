@@ -1,7 +1,8 @@
 """A stand-in for vLLM's server, in this process: it says what its seeds say, and fails as it is told.
 
-What it does without faults is held to the real one in `test_contract.py`. Left out on purpose: a model. Its
-tokens follow from seed and place, and its texts are empty; a canary has to be told what it answers.
+What it does without faults is held to the real one in `test_contract.py`; `faults.py` has the others. Left
+out on purpose: a model. Its tokens follow from seed and place, and its texts are empty; a canary has to be
+told what it answers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,8 +19,18 @@ from rs_aligner.generation.sampling import derive_seed
 from rs_aligner.generation.vllm.canary import Continuation
 
 MODEL, MAX_LENGTH = "policy", 512
+DONE = b"data: [DONE]\n\n"  # the last event
 
 Answer = tuple[int, Any]
+
+
+class Streamed(list[Any]):
+    """An answer in pieces: events, bytes as they are, and what is waited for (`threading.Event`) in between.
+
+    At a None the connection is cut.
+    """
+
+
 Fault = Callable[[Answer, threading.Event], Answer | None]
 """What becomes of an answer; None where the connection is cut. The event is set when the server ends."""
 
@@ -135,6 +145,28 @@ class StandIn:
         }
 
 
+def streamed(found: Any) -> Streamed:
+    """An answer as vLLM streams it: the first token of each choice at once, and what follows when it ends."""
+    choices = found["choices"] if isinstance(found, dict) and "choices" in found else None
+    if choices is None:
+        return Streamed([found, DONE])
+    parts = [part for choice in choices for part in _parts(choice)]
+    parts.sort(key=lambda part: part[0])
+    return Streamed([*({**found, "choices": [choice]} for _, choice in parts), DONE])
+
+
+def _parts(choice: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """The parts of a choice, each with the number of tokens after which it is sent."""
+    tokens, log_probs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+    if not (isinstance(tokens, list) and isinstance(log_probs, list) and len(tokens) > 1):
+        return [(1, choice)]
+    first, rest = (
+        {**choice, "token_ids": tokens[part], "logprobs": {"token_logprobs": log_probs[part]}}
+        for part in (slice(1), slice(1, None))
+    )
+    return [(1, {**first, "finish_reason": None, "stop_reason": None}), (len(tokens), rest)]
+
+
 def _canary_choice(index: int, continuation: Continuation) -> dict[str, Any]:
     return {"index": index, "token_ids": continuation[0], "logprobs": {"token_logprobs": continuation[1]}}
 
@@ -145,6 +177,8 @@ def stand_in(vocab_size: int = 100, *, port: int = 0, token: str | None = None) 
     server = StandIn(vocab_size, token)
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self) -> None:
             if not self.may():
                 return
@@ -164,6 +198,9 @@ def stand_in(vocab_size: int = 100, *, port: int = 0, token: str | None = None) 
                 answer = server.complete(body) if self.path == "/v1/completions" else (404, {})
                 if answer is None:
                     self.connection.shutdown(socket.SHUT_RDWR)
+                elif body.get("stream") and answer[0] == 200 and not isinstance(answer[1], bytes | str):
+                    found = answer[1]
+                    self.stream(found if isinstance(found, Streamed) else streamed(found))
                 else:
                     self.reply(*answer)
 
@@ -178,8 +215,29 @@ def stand_in(vocab_size: int = 100, *, port: int = 0, token: str | None = None) 
             try:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
+                if isinstance(answer, bytes):
+                    self.send_header("Content-Type", "text/event-stream")
                 self.end_headers()
                 self.wfile.write(body)
+            except OSError:
+                server.aborted += 1
+
+        def stream(self, items: Streamed) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            try:
+                for item in items:
+                    if item is None:
+                        self.connection.shutdown(socket.SHUT_RDWR)
+                        return
+                    if isinstance(item, threading.Event):
+                        assert item.wait(20), "nobody let it go on"
+                        continue
+                    piece = item if isinstance(item, bytes) else b"data: %s\n\n" % _as_json(item)
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                self.wfile.write(b"0\r\n\r\n")
             except OSError:
                 server.aborted += 1
 
@@ -206,82 +264,3 @@ def stand_in(vocab_size: int = 100, *, port: int = 0, token: str | None = None) 
 
 def _as_json(answer: Any) -> bytes:
     return json.dumps(answer).encode()
-
-
-# Faults
-
-
-def of_choices(change: Callable[[list[dict[str, Any]]], Any]) -> Fault:
-    """Another list of choices, or the same one changed in place."""
-
-    def fault(answer: Answer, ends: threading.Event) -> Answer:
-        status, found = answer
-        changed = change(found["choices"])
-        return status, {**found, "choices": found["choices"] if changed is None else changed}
-
-    return fault
-
-
-def _first(**other: Any) -> Fault:
-    return of_choices(lambda choices: choices[0].update(other))
-
-
-def _last(key: str, value: Any) -> Fault:
-    """Another value for each token of the last choice."""
-
-    def change(choices: list[dict[str, Any]]) -> None:
-        place = choices[-1] if key == "token_ids" else choices[-1]["logprobs"]
-        place[key] = [value] * len(choices[-1]["token_ids"])
-
-    return of_choices(change)
-
-
-def frozen(answer: Answer, ends: threading.Event) -> None:
-    """No answer, and at its end none either."""
-    ends.wait(20)
-
-
-def late(answer: Answer, ends: threading.Event) -> Answer:
-    """An answer in its own time."""
-    time.sleep(0.2)
-    return answer
-
-
-FAULTS: dict[str, Fault] = {
-    "garbage": lambda answer, ends: (200, b"\x00\xffgarbage"),
-    "half an answer": lambda answer, ends: (200, json.dumps(answer[1]).encode()[:-20]),
-    "no completion": lambda answer, ends: (200, {"object": "error"}),
-    "a list": lambda answer, ends: (200, [1, 2]),
-    "an error of its own": lambda answer, ends: (
-        500,
-        {"error": {"message": "EngineCore has an issue"}},
-    ),
-    "a gateway's error": lambda answer, ends: (502, b"<html><title>Bad Gateway</title></html>"),
-    "a cut connection": lambda answer, ends: None,
-    "a frozen server": frozen,
-    "fewer choices": of_choices(lambda choices: choices[:-1]),
-    "more choices": of_choices(lambda choices: [*choices, choices[-1]]),
-    "a choice twice": of_choices(lambda choices: [choices[0]] * len(choices)),
-    "ids of another vocabulary": _last("token_ids", 10**6),
-    "ids that are none": _last("token_ids", True),
-    "more tokens": of_choices(
-        lambda choices: choices[0].update(
-            token_ids=choices[0]["token_ids"] * 99,
-            logprobs={"token_logprobs": choices[0]["logprobs"]["token_logprobs"] * 99},
-        )
-    ),
-    "no token": _first(token_ids=[], logprobs={"token_logprobs": []}),
-    "fewer tokens": of_choices(
-        lambda choices: choices[0].update(
-            token_ids=[5], logprobs={"token_logprobs": [-1.0]}, finish_reason="length"
-        )
-    ),
-    "no reason": _first(finish_reason=None),
-    "another reason": _first(finish_reason="abort"),
-    "no token ids": _first(token_ids=None),
-    "NaN": _last("token_logprobs", float("nan")),
-    "minus infinity": _last("token_logprobs", float("-inf")),
-    "no log-probabilities": _last("token_logprobs", None),
-    "probabilities": _last("token_logprobs", 0.5),
-    "fewer log-probabilities": _first(logprobs={"token_logprobs": [-1.0]}),
-}

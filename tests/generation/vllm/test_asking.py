@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -15,9 +16,11 @@ import pytest
 
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
-from rs_aligner.rollout import Rollout
-from rs_aligner.sample_request import SamplingFailed
+from rs_aligner.rollout import Prompt, Rollout, Score
+from rs_aligner.sample_request import SampleRequest, SamplingFailed
+from rs_aligner.trainers.round import Judges, sample_and_score
 from tests.drawing import request_of
+from tests.fake_run import FakeJudge
 from tests.generation.vllm.asked import (
     CONTROLS,
     Rank,
@@ -29,7 +32,8 @@ from tests.generation.vllm.asked import (
     prompts_of,
     sample,
 )
-from tests.generation.vllm.stand_in import FAULTS, late, stand_in
+from tests.generation.vllm.faults import FAULTS, STREAM_FAULTS, late, of_events
+from tests.generation.vllm.stand_in import stand_in
 from tests.reward.rows import free_port
 
 pytestmark = pytest.mark.timeout(120)
@@ -50,22 +54,94 @@ def test_no_rollout_is_lost_or_doubled_where_a_server_fails_now_and_then(
     assert len(first.asked) + len(second.asked) == 7  # what went wrong, again, and nothing else
 
 
+@pytest.mark.parametrize("fault", STREAM_FAULTS, ids=str)
+def test_what_ended_before_an_answer_broke_off_stays_and_the_rest_alone_is_asked_for(
+    opened: ExitStack, fault: str
+) -> None:
+    first, second, decoder = pair(opened, request_timeout=0.5 if fault == "frozen in the middle" else 20)
+    first.faults = [STREAM_FAULTS[fault]]
+    second.faults = [late]
+    assert_whole(sample(decoder))
+    assert not first.faults
+    asked = [(one["seed"], one["n"]) for one in (*first.asked, *second.asked)]
+    whole = [(seed, 3) for seed, number in asked if number == 3]
+    [(seed, number)] = [one for one in asked if one not in whole]
+    assert len(whole) == 6
+    assert number == 2
+    assert (seed - 1, 3) in whole
+
+
+def test_what_is_missing_in_between_is_asked_for_in_as_few_requests_as_there_are_gaps(
+    opened: ExitStack,
+) -> None:
+    server, decoder = alone(opened, max_in_flight=8)
+    server.faults = [of_events(lambda events: [*events[:3], events[4], None])]  # the middle one ended
+    assert_whole(sample(decoder, 1), 1)
+    seed = server.asked[0]["seed"]
+    assert sorted((one["n"], one["seed"]) for one in server.asked) == [(1, seed), (1, seed + 2), (3, seed)]
+
+
+@pytest.mark.parametrize("behind", [[None], [], [b"data: {"], [{"error": {"message": "no"}}]], ids=str)
+def test_nothing_is_asked_for_again_where_an_answer_breaks_off_behind_the_last_rollout(
+    opened: ExitStack, behind: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server is left out all the same, where it goes on like that."""
+    server, decoder = alone(opened)
+    server.faults = [of_events(lambda events: [*events[:-1], *behind]), ...]
+    with caplog.at_level(logging.WARNING, "rs_aligner"):
+        assert_whole(sample(decoder, 12), 12)
+    assert [one["n"] for one in server.asked] == [3] * 12
+    assert f"the vLLM server at {server.url} is left out until it samples again" in caplog.text
+
+
+def test_a_rollout_is_handed_on_while_others_of_its_request_are_sampled(opened: ExitStack) -> None:
+    server, decoder = alone(opened)
+    scored, order = threading.Event(), list[str]()
+    server.faults = [of_events(lambda events: [*events[:4], scored, *events[4:]])]
+
+    class Scorer(FakeJudge):
+        def submit(self, prompt: Prompt, rollout: Rollout) -> Any:
+            order.append(f"{rollout.index} of {len(server.asked)}")
+            scored.set()
+            return super().submit(prompt, rollout)
+
+    class Policy:
+        weights_seconds = 0.0
+
+        def generate(self, request: SampleRequest) -> Iterator[Rollout]:
+            return generate(decoder, Texts(), request, seed=4)
+
+        def gather(self, share: Any) -> list[Any]:
+            return [share]
+
+    request = request_of(prompts_of(1), 3, CONTROLS)
+    judges = Judges(Scorer(lambda prompt, rollout: Score(0.0), [], 0.0))
+    found = sample_and_score(Policy(), request, judges, what="step 1")  # type: ignore[arg-type]  # enough of one
+    assert_whole(found.groups[0].rollouts, 1)
+    assert order == ["0 of 1", "1 of 1", "2 of 1"]
+
+
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
         ("an error of its own", "HTTP 500: EngineCore has an issue"),
         ("fewer choices", "the answer has 2 choices ([0, 1]), asked for were 3"),
+        ("more choices", "a response has 9 tokens, where 8 were asked for"),
         ("ids of another vocabulary", "token 1 of a response is 1000000, which may not come there"),
         ("NaN", "nan is no log-probability"),
         ("fewer tokens", "a response ended by 'length' after 1 of 8 tokens"),
-        ("garbage", "the answer is no JSON"),
+        ("garbage", "the answer ends before its last event"),
+        ("no JSON in the middle", "the answer is no JSON"),
+        ("a choice that goes on after its end", "choice 0 goes on after it has ended"),
+        ("an error in the middle", "HTTP 500: EngineCore has an issue"),
+        ("no stream", "the answer is no stream of events"),
     ],
 )
 def test_a_server_that_always_fails_is_left_out_and_the_log_says_why(
     opened: ExitStack, fault: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second, decoder = pair(opened, max_in_flight=1)
-    first.faults = [FAULTS[fault], ...]
+    first.faults = [{**FAULTS, **STREAM_FAULTS}[fault], ...]
     second.faults = [late, ...]
     with caplog.at_level(logging.WARNING, "rs_aligner"):
         assert_whole(sample(decoder, 12), 12)
@@ -169,7 +245,7 @@ def test_an_end_string_that_only_vllm_sees_costs_a_second_request(opened: ExitSt
     server, decoder = alone(opened)
 
     def stopped(answer: Any, _: Any) -> Any:
-        for choice in answer[1]["choices"]:
+        for choice in answer[1]["choices"][1:]:
             choice["token_ids"] = choice["token_ids"][:2]
             choice["logprobs"]["token_logprobs"] = choice["logprobs"]["token_logprobs"][:2]
             choice["finish_reason"], choice["stop_reason"] = "stop", "END"
@@ -177,6 +253,7 @@ def test_an_end_string_that_only_vllm_sees_costs_a_second_request(opened: ExitSt
 
     server.faults = [stopped]
     assert_whole(sample(decoder, 1, replace(CONTROLS, end_strings=("END",))), 1)
+    assert [one["n"] for one in server.asked] == [3, 2]  # the first one came through
     assert ["stop" in one for one in server.asked] == [True, False]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.remote.endpoint import Endpoint
 from rs_aligner.remote.errors import TransportError
-from rs_aligner.remote.transport import HTTPAnswer
+from rs_aligner.remote.events import MEDIA_TYPE
+from rs_aligner.remote.transport import Arriving, Conversation
 from rs_aligner.rollout import Prompt
 from rs_aligner.sample_request import SamplingFailed
 from tests.tiny import save_tiny
@@ -52,9 +54,10 @@ class Server:
         self.adapters: dict[str, str] = {}
         self.takes, self.computes = True, True
         self.born: Any = None  # what the weights answer that it was started with
+        self.between: Callable[[], None] | None = None  # happens once, between the choices of a stream
         self.is_up = True
 
-    def answer(self, method: str, path: str, body: Any) -> HTTPAnswer:
+    def answer(self, method: str, path: str, body: Any) -> Arriving:
         if not self.is_up:
             raise ConnectionRefusedError("nobody listens")
         route, _, query = path.partition("?")
@@ -63,8 +66,19 @@ class Server:
         found = self._answer(route, query, body)
         headers = {connection.WEIGHTS_HEADER: self.word} if self.word else {}
         status, content = found if isinstance(found, tuple) else (200, found)
+        if status == 200 and isinstance(body, dict) and body.get("stream"):
+            return Arriving(status, {**headers, "content-type": MEDIA_TYPE}, self._streamed(content))
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-        return HTTPAnswer(status, headers, raw)
+        return Arriving(status, headers, iter([raw]))
+
+    def _streamed(self, content: Any) -> Iterator[bytes]:
+        for number, choice in enumerate(content["choices"]):
+            if number and self.between is not None:
+                between, self.between = self.between, None
+                between()
+            word = f": {connection.WEIGHTS_HEADER} {self.word}\n" if self.word else ""
+            yield f"{word}data: {json.dumps({'choices': [choice]})}\n\n".encode()
+        yield b"data: [DONE]\n\n"
 
     def _answer(self, route: str, query: str, body: Any) -> Any:
         if route == "/rs_aligner/marker":
@@ -113,31 +127,37 @@ class Server:
         }
 
 
-class Link(VllmConnection):
+class Speaking(Conversation):
     """A conversation with one of them."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(Address("server", 1))
         self._server = server
-        self._conversation = self  # type: ignore[assignment]  # it speaks for itself
 
-    def exchange(
+    @contextmanager
+    def begin(
         self,
         method: str,
         path: str,
         timeout: float,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
-    ) -> HTTPAnswer:
-
+    ) -> Iterator[Arriving]:
         try:
             answer = self._server.answer(method, path, json.loads(body) if body else None)
         except OSError as error:
             raise TransportError(str(error), "unreachable") from error
-        self.weights = answer.headers.get(connection.WEIGHTS_HEADER)
-        return answer
+        yield answer
 
     def abort(self) -> None: ...
+
+
+class Link(VllmConnection):
+    """What the decoder has of it."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(Address("server", 1))
+        self._conversation = Speaking(server)
 
 
 @pytest.fixture
@@ -194,11 +214,15 @@ def sample(decoder: VllmDecoder, number: int = 6) -> int:
     """How many rollouts come of so many."""
     rows = [RolloutRow(n, 0, n, Prompt(f"p{n}", "", (5, 6)), limit=1) for n in range(number)]
 
+    return len(list(decoder.decode(wave_of(rows))))
+
+
+def wave_of(rows: list[RolloutRow]) -> Wave:
     class NoText:
         eos_ids = ()
 
     ends = EndStrings(NoText(), ())  # type: ignore[arg-type]  # no text is asked for
-    return len(list(decoder.decode(Wave(rows, Controls(max_length=1), ends))))
+    return Wave(rows, Controls(max_length=1), ends)
 
 
 def save_adapters(folder: Path) -> None:
@@ -267,6 +291,41 @@ def test_one_that_was_started_again_is_told_by_its_first_answer_and_goes_through
     while first.word != second.word:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", ["by others", "by none"])
+def test_a_rollout_that_ended_before_the_weights_were_others_counts_and_a_later_one_does_not(
+    make: Make, vocab_size: int, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    server = Server(vocab_size)
+    decoder = make(server)
+    decoder.prepare(3)
+    bodies: list[Any] = []
+    completed = server._completed
+    server._completed = lambda body: bodies.append(body) or completed(body)  # type: ignore[method-assign,func-returns-value]
+
+    def reloaded() -> None:
+        server.word = "of another" if how == "by others" else ""
+
+    server.between = reloaded
+    rows = [RolloutRow(0, index, 50 + index, Prompt("p", "", (5, 6)), limit=1) for index in range(4)]
+    found = list(decoder.decode(wave_of(rows)))
+    assert [row.index for row, *_ in found] == [0, 1, 2, 3]
+    asked = [(one["seed"], one["n"]) for one in bodies if "seed" in one]
+    assert asked == [(50, 4), (51, 3)]
+    assert "it has not the weights that it was sent any more" in caplog.text
+
+
+def test_nor_does_one_whose_adapter_came_to_other_weights_before_its_end(make: Make, vocab_size: int) -> None:
+    server = Server(vocab_size, lora_rank=8)
+    patience = {"startup_timeout": 5, "give_up_after": 0.3, "request_timeout": 5}
+    decoder = make(server, adapters=save_adapters, servers=patience)
+    decoder.prepare(3)
+    server.between = lambda: setattr(server, "word", "(others since it began)")
+    found = decoder.decode(wave_of([RolloutRow(0, n, n, Prompt("p", "", (5, 6)), limit=1) for n in (0, 1)]))
+    assert next(found)[0].index == 0
+    with pytest.raises(SamplingFailed, match="another run has given it whole weights"):
+        next(found)
 
 
 def test_where_no_server_takes_them_the_run_hears_why(make: Make, vocab_size: int) -> None:
