@@ -100,6 +100,14 @@ FAMILIES = {
     "qwen3 moe": lambda: transformers.Qwen3MoeConfig(
         **SIZES, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=24, head_dim=16
     ),
+    "qwen3 moe dense": lambda: transformers.Qwen3MoeConfig(
+        **SIZES,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        head_dim=16,
+        mlp_only_layers=[0],
+    ),
     "gpt2": lambda: transformers.GPT2Config(**OF_GPT2, bos_token_id=None, eos_token_id=None),
     "smollm3": lambda: transformers.SmolLM3Config(
         **SIZES, **ENDS, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=24
@@ -134,7 +142,11 @@ FAMILIES = {
 }
 
 
-MIXTURES = {"mixtral": mixtral.EXPERTS, "qwen3 moe": qwen3_moe.EXPERTS}
+MIXTURES = {
+    "mixtral": mixtral.EXPERTS,
+    "qwen3 moe": qwen3_moe.EXPERTS,
+    "qwen3 moe dense": qwen3_moe.EXPERTS,
+}
 """Those of them that have experts, and how their tensors are named."""
 
 

@@ -244,7 +244,7 @@ class Fit:
     def _could_run(self, config: TrainConfig) -> bool:
         model, arch = config.model, self.arch
         tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-        widths = (arch.num_heads, arch.num_kv_heads, arch.vocab_size, arch.intermediate_size)
+        widths = (arch.num_heads, arch.num_kv_heads, arch.vocab_size, *arch.mlp_sizes)
         return (
             not any(width % tp for width in widths)
             and arch.num_layers % pp == 0

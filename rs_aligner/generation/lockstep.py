@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
 from rs_aligner import stopping
+from rs_aligner.model.experts import mixtures
 from rs_aligner.model.runtime import Runtime
 
 AGREE_EVERY = 16  # tokens
@@ -66,8 +67,8 @@ def go_along(model: GPTModel, runtime: Runtime) -> None:
     parameter = next(model.parameters())
     nothing = parameter.new_empty(0, model.config.hidden_size)
     while _any_passes(runtime, False):
-        for layer in model.decoder.layers:
-            layer.mlp.mixed(nothing)
+        for mixture in mixtures(model):
+            mixture.mixed(nothing)
 
 
 def _any_passes(runtime: Runtime, does: bool) -> bool:

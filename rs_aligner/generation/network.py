@@ -22,6 +22,7 @@ from rs_aligner.generation.lockstep import begin_pass
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.attending import Rule, attend_causally
 from rs_aligner.model.ends import finished_logits, scaled_embedding
+from rs_aligner.model.experts import Mixture
 from rs_aligner.model.layer import Join
 from rs_aligner.model.rotary import order_of_pairs
 from rs_aligner.model.runtime import Runtime
@@ -149,7 +150,7 @@ class Network:
             rotate(qkv, self.group + 1, cos, sin)
         mixed = attend(number, qkv, self._rules[number]).reshape(*hidden.shape[:-1], -1)
         self._add(hidden, mixed, attention.linear_proj, layer.self_attn_bda)
-        if self.arch.experts is not None:
+        if isinstance(mlp, Mixture):
             return hidden.add_(mlp.mixed(norm(hidden)))
         inner = functional.linear(norm(hidden), mlp.linear_fc1.weight, mlp.linear_fc1.bias)
         return self._add(hidden, mlp.activation_func(inner), mlp.linear_fc2, layer.mlp_bda)

@@ -8,6 +8,7 @@ as long as they can be, so most steps need less. Left out on purpose: what is th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rs_aligner.config import TrainConfig
 from rs_aligner.model.architecture import GEGLU, NORMS_AFTER, Architecture
@@ -30,6 +31,20 @@ class Lengths:
     learnt: int
     prompts: int = 0
     prompt: int = 0
+
+
+class _Inside(NamedTuple):
+    """Numbers of a token in a layer's MLP or experts.
+
+    Attributes:
+        kept: what computing it again saves.
+        activation: what the activation keeps besides.
+        in_hand: what its backward pass takes.
+    """
+
+    kept: float
+    activation: float
+    in_hand: float
 
 
 class Pass:
@@ -69,23 +84,28 @@ class Pass:
             rows = -(-self.tokens // lengths.longest)
         self.learnt = min(self.tokens, rows * lengths.learnt)
         self.element, self.arch, self.recompute = element, arch, model.recompute
-        self.split, self.layers, self.is_last = tp, arch.num_layers // pp, stage == pp - 1
+        self.split, self.is_last = tp, stage == pp - 1
         self.hidden = arch.hidden_size / (tp if model.sequence_parallel else 1)
-        experts = 0 if arch.experts is None else arch.experts.per_token
-        self.inner = arch.intermediate_size / tp * max(1, experts)
-        self.copies = self.COPIES * experts * arch.hidden_size
-        self.inner_kept = (self.GATED if arch.is_gated else self.PLAIN) * self.inner + self.copies
+        self.layers = [self._inside(one) for one in arch.stage(stage, pp)]
         self.under_way = min(pp - stage, batches)  # micro-batches whose backward pass has not begun
 
-    @property
-    def _layer(self) -> float:
+    def _inside(self, arch: Architecture) -> _Inside:
+        """The MLP or the experts of a layer, of the architecture as that one has it."""
+        experts = 0 if arch.experts is None else arch.experts.per_token
+        inner = arch.intermediate_size / self.split * max(1, experts)
+        copies = self.COPIES * experts * arch.hidden_size
+        kept = (self.GATED if arch.is_gated else self.PLAIN) * inner + copies
+        return _Inside(
+            kept, self.BY_TORCH * inner if GEGLU in arch.features else 0.0, self.IN_HAND * inner + copies
+        )
+
+    def _layer(self, inside: _Inside) -> float:
+        """What a layer keeps."""
         queries = self.arch.num_heads * self.arch.head_dim / self.split
         keys = self.arch.num_kv_heads * self.arch.head_dim / self.split
-        scales, more = self.arch.scales, 0.0
+        scales, more = self.arch.scales, inside.activation
         if NORMS_AFTER in self.arch.features:
             more += self.AFTER * self.hidden
-        if GEGLU in self.arch.features:
-            more += self.BY_TORCH * self.inner
         if self.arch.qk_norm or self.arch.wide_qk_norm:
             more += self.NORMED * (queries + keys)
         if scales.score_cap is not None:
@@ -95,29 +115,31 @@ class Pass:
             + self.HIDDEN * self.hidden
             + self.QUERIES * queries
             + self.KEYS * keys
-            + self.inner_kept
+            + inside.kept
             + self.arch.num_heads / self.split * 4 / self.element
         )
 
     @property
     def activations(self) -> int:
         """Kept when a backward pass begins, of all micro-batches under way."""
-        kept = self.layers * self._layer
+        kept = sum(map(self._layer, self.layers))
         if self.recompute is not None and self.recompute.granularity == "selective":
-            kept -= self.layers * self.inner_kept
+            kept -= sum(inside.kept for inside in self.layers)
         elif self.recompute is not None:
-            again = self.recompute.again(self.layers)
-            kept = (self.layers - again) * self._layer + again / self._chunk * self.hidden
+            again = self.recompute.again(len(self.layers))  # the first ones
+            kept = sum(map(self._layer, self.layers[again:])) + again / self._chunk * self.hidden
         return self._bytes(self.under_way * kept + self.AROUND * self.arch.hidden_size)
 
     @property
     def in_hand(self) -> int:
         """What one layer takes besides in its backward pass, when the logits are gone."""
-        more = self.IN_HAND * self.inner + self.copies
-        if self.recompute is not None:
-            is_full = self.recompute.granularity == "full"
-            more += self._chunk * self._layer if is_full else self.inner_kept
-        return self._bytes(more)
+        return self._bytes(max(map(self._in_hand, self.layers)))
+
+    def _in_hand(self, inside: _Inside) -> float:
+        if self.recompute is None:
+            return inside.in_hand
+        is_full = self.recompute.granularity == "full"
+        return inside.in_hand + (self._chunk * self._layer(inside) if is_full else inside.kept)
 
     @property
     def logits(self) -> int:

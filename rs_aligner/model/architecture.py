@@ -7,7 +7,7 @@ config (`families`), and numbers that nobody but one family needs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 QKV_BIAS, QK_NORM = "qkv_bias", "qk_norm"
 PROJECTION_BIAS, MLP_BIAS = "projection_bias", "mlp_bias"
@@ -63,10 +63,12 @@ class Kind:
     Attributes:
         window: how many tokens a token sees, itself among them; None for all before it.
         rope: its rotary positions; None for the model's.
+        mlp: how large it is inside its MLP, where a mixture's layer has one in the place of experts.
     """
 
     window: int | None = None
     rope: Rope | None = None
+    mlp: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Architecture:
         kinds: of each layer; none where all are alike, see all before them and have the model's positions.
         scales: what it multiplies by.
         value_head: whether a linear head of one output, `score.weight`, takes the place of the output layer.
-        experts: what its layers have in the place of MLPs, if it is a mixture.
+        experts: what its layers have in the place of MLPs, if it is a mixture; but for those that are none.
         activation: inside an MLP, as `transformers` names it.
     """
 
@@ -142,6 +144,23 @@ class Architecture:
     value_head: bool = False
     experts: Experts | None = None
     activation: str = "silu"
+
+    def at(self, layer: int) -> Architecture:
+        """The model as a layer has it: without experts, where a mixture has none there."""
+        size = self.kinds[layer].mlp if self.kinds else None
+        if size is None:
+            return self
+        return replace(self, experts=None, intermediate_size=size, features=self.features - {EXPERTS})
+
+    def stage(self, number: int, stages: int) -> list[Architecture]:
+        """The model as each layer of a pipeline stage has it."""
+        own = self.num_layers // stages
+        return [self.at(layer) for layer in range(number * own, (number + 1) * own)]
+
+    @property
+    def mlp_sizes(self) -> tuple[int, ...]:
+        """How large it is inside its MLPs, or experts: each size once."""
+        return tuple(dict.fromkeys(one.intermediate_size for one in self.stage(0, 1)))
 
     def window(self, layer: int) -> int | None:
         """How many tokens a token of a layer sees; None for all before it."""

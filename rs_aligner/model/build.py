@@ -14,7 +14,7 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch.nn import functional
 
 from rs_aligner.config.recompute import Recompute
@@ -22,6 +22,7 @@ from rs_aligner.model import installed
 from rs_aligner.model.architecture import Architecture
 from rs_aligner.model.balance import Balance
 from rs_aligner.model.ends import finished_logits, scaled_embedding
+from rs_aligner.model.experts import mixtures
 from rs_aligner.model.families.registry import family_of
 from rs_aligner.model.line import Line
 from rs_aligner.model.modules import BiasedMLP, ValueHead
@@ -48,15 +49,16 @@ def transformer_config(
     Raises:
         ValueError: a size that the layout does not divide.
     """
-    for name, size, parts in (
-        ("num_attention_heads", arch.num_heads, runtime.tp_size),
-        ("num_key_value_heads", arch.num_kv_heads, runtime.tp_size),
-        ("vocab_size", arch.vocab_size, runtime.tp_size),
-        ("intermediate_size", arch.intermediate_size, runtime.tp_size),
+    for name, size in (
+        ("num_attention_heads", arch.num_heads),
+        ("num_key_value_heads", arch.num_kv_heads),
+        ("vocab_size", arch.vocab_size),
+        *(("intermediate_size", size) for size in arch.mlp_sizes),
     ):
-        if size % parts:
+        if size % runtime.tp_size:
             raise ValueError(
-                f"model.tensor_model_parallel_size={parts} does not divide the model's {name}, {size}"
+                f"model.tensor_model_parallel_size={runtime.tp_size} does not divide the model's {name}, "
+                f"{size}"
             )
     experts = 1 if arch.experts is None else arch.experts.number
     if experts % runtime.ep_size:
@@ -73,13 +75,13 @@ def transformer_config(
             f"model.pipeline_model_parallel_size={runtime.pp_size} does not divide the model's "
             f"{arch.num_layers} layers"
         )
+    of_family = {"ffn_hidden_size": arch.intermediate_size, **family_of(arch).megatron(arch)}
     return TransformerConfig(
         num_layers=arch.num_layers,
         hidden_size=arch.hidden_size,
         num_attention_heads=arch.num_heads,
         num_query_groups=arch.num_kv_heads,
         kv_channels=arch.head_dim,
-        ffn_hidden_size=arch.intermediate_size,
         layernorm_epsilon=arch.norm_eps,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -101,7 +103,7 @@ def transformer_config(
         persist_layer_norm=False,
         apply_rope_fusion=False,
         **(recompute.settings if recompute is not None else {}),
-        **family_of(arch).megatron(arch),
+        **of_family,
     )
 
 
@@ -151,7 +153,7 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
     if runtime.rank == 0:
         installed.tell(config)
     block = TransformerBlockSubmodules(
-        layer_specs=[_layer(arch)] * get_num_layers_to_build(config),
+        layer_specs=[_layer(one) for one in arch.stage(runtime.pp_rank, runtime.pp_size)],
         layer_norm=ModuleSpec(module=family.final_norm()),
     )
     with runtime.cuda_stand_in():
@@ -179,8 +181,8 @@ def build_model(arch: Architecture, config: TransformerConfig, runtime: Runtime)
         model.embedding.register_forward_hook(partial(_scale_embedding, arch))
     if arch.experts is not None and arch.experts.balance and not arch.value_head:
         model.balance = Balance(arch.experts)
-        for layer in model.decoder.layers:
-            layer.mlp.router.balance = model.balance
+        for mixture in mixtures(model):
+            mixture.router.balance = model.balance
     if config.recompute_granularity == "full" and runtime.is_first_stage:
         model.embedding.register_forward_hook(_let_gradients_through)
     return model.to(runtime.device)

@@ -168,6 +168,11 @@ class Mixture(MoELayer):
         return all_to_all(self.ep_group, self._here(there, coming), going, coming_in_all)
 
 
+def mixtures(model: torch.nn.Module) -> list[Mixture]:
+    """Those of this rank's layers, in their order; some may have an MLP."""
+    return [module for module in model.modules() if isinstance(module, Mixture)]
+
+
 def mixture_of(experts: Experts, submodules: MLPSubmodules) -> type[Mixture]:
     """The layer of a model, as Megatron builds one without warning that it does not know it."""
 

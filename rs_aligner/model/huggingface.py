@@ -60,8 +60,9 @@ class Piece(NamedTuple):
 def _pieces(model: GPTModel, arch: Architecture, runtime: Runtime) -> Iterator[Piece]:
     """This rank's parameters, in the order that all ranks of its stage have."""
     family = family_of(arch)
-    layer, outside = family.layer(arch), family.outside(arch)
-    first_layer = runtime.pp_rank * (arch.num_layers // runtime.pp_size)
+    outside = family.outside(arch)
+    layers = [family.layer(one) for one in arch.stage(runtime.pp_rank, runtime.pp_size)]
+    first = runtime.pp_rank * len(layers)
     for name, parameter in model.named_parameters():
         if is_adapter(name):
             continue
@@ -69,8 +70,8 @@ def _pieces(model: GPTModel, arch: Architecture, runtime: Runtime) -> Iterator[P
             prefix, part = "", outside[name]
         else:
             local, _, rest = name.removeprefix("decoder.layers.").partition(".")
-            known = whole_name(rest, arch, runtime)
-            prefix, part = family.layers.format(first_layer + int(local)), layer[known]
+            prefix = family.layers.format(first + int(local))
+            part = layers[int(local)][whole_name(rest, arch, runtime)]
         yield Piece(parameter, {prefix + each: shape for each, shape in part.tensors.items()}, part.layout)
 
 

@@ -9,7 +9,7 @@ nothing is subtracted. Left out on purpose: adapters of embeddings and output la
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -179,11 +179,11 @@ def _merged(linear: Any) -> torch.Tensor:
     return merged.to(weight.dtype)
 
 
-def _linears(model: GPTModel) -> Iterator[tuple[int, str, Any]]:
+def _linears(model: GPTModel, names: Collection[str] = LINEARS) -> Iterator[tuple[int, str, Any]]:
     """This rank's linear layers: number of the layer on this rank, name in it, Megatron's module."""
     for number, layer in enumerate(model.decoder.layers):
         modules = dict(layer.named_modules())
-        for name in LINEARS:
+        for name in names:
             if name in modules:  # a mixture's experts are none of them
                 yield number, name, modules[name]
 
@@ -208,7 +208,7 @@ def attach(model: GPTModel, arch: Architecture, runtime: Runtime, spec: LoraSpec
     family, matrices = family_of(arch), projections(arch)
     layouts = {name: family.layer(arch)[f"{name}.weight"].layout for name in matrices}
     first = runtime.pp_rank * (arch.num_layers // runtime.pp_size)
-    for number, name, linear in _linears(model):
+    for number, name, linear in _linears(model, matrices):
         by_rows = hasattr(linear, "input_is_parallel")
         parts: dict[str, Projection | None] = {}
         for matrix, (outputs, inputs) in matrices[name].items():

@@ -138,7 +138,7 @@ def memory_of(
     ep, spec = config.model.expert_model_parallel_size, spec_of(config.model.peft, arch)
     found = []
     for stage, size in enumerate(stage_parameters(arch, tp, pp, ep)):
-        sizes = _Sizes(size, size, 0, arch.num_layers // pp * expert_parameters(arch, tp) // ep)
+        sizes = _Sizes(size, size, 0, expert_parameters(arch, tp, pp, stage) // ep)
         if spec is not None:
             adapters, adapted = _adapters(arch, spec, tp)
             layers = arch.num_layers // pp
@@ -252,7 +252,7 @@ def _at_once(arch: Architecture, config: TrainConfig, states: int, stepped: int)
     stay = int((1 - fraction) * stepped)
     if not fraction:
         return 4 * stay
-    largest = arch.hidden_size * max(arch.vocab_size, 2 * arch.intermediate_size)  # what a rank has of it is
+    largest = arch.hidden_size * max(arch.vocab_size, 2 * max(arch.mlp_sizes))  # what a rank has of it is
     ranks = config.model.tensor_model_parallel_size * config.data_parallel_size  # not cut any further
     piece = min(stepped - stay, PIECE + largest // ranks)
     return max(4 * stay, (4 + states // max(1, stepped)) * piece)
@@ -286,6 +286,6 @@ def _sampling(
         rollouts, cache = -(-rollouts * budget // cache), budget
     if not on_gpu:
         return cache, 0  # a small model's tokens are chosen a row at a time
-    wide = 3 * arch.intermediate_size + 4 * arch.hidden_size
+    wide = 3 * max(arch.mlp_sizes) + 4 * arch.hidden_size
     prefill = min(_PREFILL_TOKENS, lengths.prompts * lengths.prompt) * wide * types.weight
     return cache, rollouts * arch.vocab_size * _CHOICE_BYTES + prefill // config.model_parallel_size

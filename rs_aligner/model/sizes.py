@@ -20,9 +20,12 @@ def stage_parameters(
     """Weights of a rank of each pipeline stage."""
     family = family_of(arch)
     outside = {name: _size({name: part}, tensor_parallel) for name, part in family.outside(arch).items()}
-    experts = expert_parameters(arch, tensor_parallel)
-    layer = _size(family.layer(arch), tensor_parallel) - experts + experts // expert_parallel
-    stages = [layer * (arch.num_layers // pipeline_parallel)] * pipeline_parallel
+    stages = []
+    for stage in range(pipeline_parallel):
+        layers = arch.stage(stage, pipeline_parallel)
+        experts = expert_parameters(arch, tensor_parallel, pipeline_parallel, stage)
+        size = sum(_size(family.layer(one), tensor_parallel) for one in layers)
+        stages.append(size - experts + experts // expert_parallel)
     stages[0] += sum(outside.pop(name) for name in [*outside] if name.startswith("embedding."))
     if arch.tied_embeddings and pipeline_parallel == 1:
         outside.pop("output_layer.weight")
@@ -30,10 +33,11 @@ def stage_parameters(
     return stages
 
 
-def expert_parameters(arch: Architecture, tensor_parallel: int) -> int:
-    """Weights of a layer's experts on a rank, if replicas do not share them out."""
-    parts = family_of(arch).layer(arch)
-    return _size({name: part for name, part in parts.items() if is_expert(name)}, tensor_parallel)
+def expert_parameters(arch: Architecture, tensor_parallel: int, pipeline_parallel: int, stage: int) -> int:
+    """Weights of a stage's experts on a rank, if replicas do not share them out."""
+    parts = family_of(arch).layer(arch)  # of a layer that has some
+    each = _size({name: part for name, part in parts.items() if is_expert(name)}, tensor_parallel)
+    return each * sum(one.experts is not None for one in arch.stage(stage, pipeline_parallel))
 
 
 def _size(parts: Mapping[str, Part], ranks: int) -> int:

@@ -85,8 +85,8 @@ def expected(arch: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of each tensor of a model, as `transformers` has them."""
     family = family_of(arch)
     wanted = _tensors(family.outside(arch))
-    layer = _tensors(family.layer(arch))
-    for number in range(arch.num_layers):
+    for number, one in enumerate(arch.stage(0, 1)):
+        layer = _tensors(family.layer(one))
         wanted |= {family.layers.format(number) + name: shape for name, shape in layer.items()}
     return wanted
 

@@ -11,7 +11,7 @@ sources of both, and nobody has run it with the real ones. Left out on purpose: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from megatron.core.optimizer.optimizer import param_group_identifier_keys
 
 _SHARDED = ("param_state", "param_state_sharding_type")  # what Megatron adds to its own `state_dict`
 AVERAGES = ("exp_avg", "exp_avg_sq")
+_OF_NONE = "of no parameter"
 
 
 def parts_of(optimizer: MegatronOptimizer) -> list[Any]:
@@ -73,6 +74,9 @@ def begin(part: Any, parameters: Iterable[torch.Tensor] | None = None) -> None:
                 "step": torch.zeros(()),
                 **{name: torch.zeros_like(parameter) for name in AVERAGES},
             }
+    if parameters is None and not part.optimizer.state and isinstance(part, DistributedOptimizer):
+        # Of a stage whose layers have no experts theirs is empty, and Megatron wants to know its steps.
+        part.optimizer.state[_OF_NONE] = {"step": torch.zeros(())}
 
 
 def forget(part: Any) -> None:
@@ -92,36 +96,37 @@ def adopt(loaded: Any, optimizer: MegatronOptimizer) -> None:
         optimizer: which will take it.
     """
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
-    if (len(chained) > 1) != any("optimizer" in loaded.get(number, {}) for number in range(2)):
-        _regroup(loaded, chained)
+    parts = (loaded, *(loaded.get(number, {}) for number in range(2)))
+    saved = [part for part in parts if not {"optimizer", "param_groups"}.isdisjoint(part)]
+    # The same for all; but the first rank, which tells, may have no experts, and then none of their steps.
+    steps = max(_steps_of(part.get("optimizer", part)) for part in saved)
+    if len(chained) != len(saved):
+        _regroup(loaded, chained, saved[0], steps)
     for number, part in enumerate(chained):
         if getattr(part, "optimizer", None) is not None:
-            _adopt(loaded[number] if len(chained) > 1 else loaded, part)
+            _adopt(loaded[number] if len(chained) > 1 else loaded, part, steps)
 
 
-def _regroup(loaded: dict[Any, Any], chained: Sequence[Any]) -> None:
+def _regroup(loaded: dict[Any, Any], chained: Sequence[Any], saved: Mapping[str, Any], steps: int) -> None:
     """Put what is not cut into shards where these optimizers look for it, in place.
 
     Experts that replicas share out have an optimizer of their own, and others have not. Tensors are where
     they are wanted already, and of all else only the count of steps is not the config's.
     """
-    there = [part for part in (loaded, loaded.get(0, {}), loaded.get(1, {})) if "optimizer" in part]
-    steps = max(_steps_of(part["optimizer"]) for part in there)
     parts = {}
     for number, part in enumerate(chained):
         own = part.state_dict()
         for group in own["optimizer"]["param_groups"]:
             group["step"] = steps
-        found = loaded[number] if len(chained) > 1 else loaded
-        kept = {name: (found if name in found else there[0])[name] for name in _SHARDED}
+        found = {**saved, **(loaded.get(number, {}) if len(chained) > 1 else loaded)}
+        kept = {name: found[name] for name in _SHARDED if name in found}  # nothing where it has no parameters
         parts[number] = {**own, **kept}
     loaded.clear()
     loaded.update(parts if len(chained) > 1 else parts[0])
 
 
-def _adopt(loaded: dict[str, Any], part: Any) -> None:
-    inner = loaded.get("optimizer", loaded)
-    step, is_shared_out = _steps_of(inner), isinstance(part, DistributedOptimizer)
+def _adopt(loaded: dict[str, Any], part: Any, step: int) -> None:
+    inner, is_shared_out = loaded.get("optimizer", loaded), isinstance(part, DistributedOptimizer)
     own = {_name(group): group for group in part.optimizer.param_groups}
     for group in inner["param_groups"]:
         settings = own.get(_name(group), group)  # Megatron says what is wrong with a group that is not there

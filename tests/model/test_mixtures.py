@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from rs_aligner.config import GenerationConfig, TrainSFTConfig
 from rs_aligner.generation.engines import new_decoder
 from rs_aligner.model import huggingface
 from rs_aligner.model.activations import Lengths, Pass
+from rs_aligner.model.experts import mixtures
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.lora_spec import projections, resolve
 from rs_aligner.model.runtime import Runtime
+from rs_aligner.model.tensors import expected
 from rs_aligner.policy.batches import Split, collate
 from rs_aligner.policy.logits import run_line
 from rs_aligner.policy.training import Trainer
@@ -27,7 +30,7 @@ from tests.model.test_families import token_ids
 from tests.policy.layout_program import adam, new_trainer, rows
 from tests.policy.test_expert_layouts import with_routers_loss
 from tests.policy.test_layouts import reference as by_plain_torch
-from tests.tiny import MIXTURES, balanced, by_expert, save_tiny
+from tests.tiny import FAMILIES, MIXTURES, balanced, by_expert, save_tiny
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -41,7 +44,7 @@ def test_a_token_goes_to_the_experts_that_transformers_sends_it_to(
     model: GPTModel, reference: torch.nn.Module
 ) -> None:
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    routers = [layer.mlp.router for layer in model.decoder.layers]
+    routers = [mixture.router for mixture in mixtures(model)]
     hooks = [router.register_forward_hook(lambda *hooked: found.append(hooked[2])) for router in routers]
     tokens = token_ids(2, 40)
     with torch.no_grad():
@@ -58,7 +61,7 @@ def test_a_token_goes_to_the_experts_that_transformers_sends_it_to(
 
 
 def test_of_equal_experts_those_with_the_lower_numbers_come_first(model: GPTModel) -> None:
-    router = model.decoder.layers[0].mlp.router
+    router = mixtures(model)[0].router
     before = router.weight.detach().clone()
     with torch.no_grad():
         router.weight.copy_(before[:1].expand_as(before))
@@ -69,7 +72,7 @@ def test_of_equal_experts_those_with_the_lower_numbers_come_first(model: GPTMode
 
 def test_what_a_token_becomes_depends_on_no_other_token(model: GPTModel) -> None:
     """So none is dropped, however many go to one expert."""
-    layer = model.decoder.layers[0].mlp
+    layer = mixtures(model)[0]
     tokens = torch.randn(64, layer.router.weight.shape[1], generator=torch.Generator().manual_seed(2))
     same = tokens[:1].repeat(64, 1)  # all to the same experts
     with torch.no_grad():
@@ -179,8 +182,13 @@ def assert_refused(folder: Path, tmp_path: Path, changes: dict[str, object], sai
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"mlp_only_layers": [1]}, "mlp_only_layers [1] is not supported; None or [] is"),
-        ({"decoder_sparse_step": 2}, "decoder_sparse_step 2 is not supported; 1 is"),
+        ({"mlp_only_layers": 1}, "mlp_only_layers 1 is not supported; a list of layers is"),
+        ({"mlp_only_layers": ["1"]}, "mlp_only_layers ['1'] is not supported; a list of layers is"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step 0 is not supported; a whole number above 0 is"),
+        (
+            {"decoder_sparse_step": 25},
+            "with mlp_only_layers [] and decoder_sparse_step 25 none of its 24 layers has experts",
+        ),
         ({"norm_topk_prob": 1.5}, "norm_topk_prob 1.5 is not supported; True or False is"),
         ({"num_experts": 5}, "num_local_experts 128 and num_experts 5 say the same and differ"),
         ({"moe_intermediate_size": "x"}, "moe_intermediate_size 'x' is not supported; a whole number"),
@@ -202,6 +210,30 @@ def test_experts_are_counted_in_the_spellings_of_transformers_4_and_5(tmp_path: 
     assert experts == read_architecture(tmp_path).experts
     assert experts is not None
     assert (experts.number, experts.per_token, experts.normalises) == (128, 8, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dense"),
+    [
+        ({"mlp_only_layers": [0, 3, 7]}, [0, 3]),
+        ({"decoder_sparse_step": 2}, [0, 2]),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [3]}, [0, 2, 3]),
+    ],
+)
+def test_layers_without_experts_are_those_of_transformers(
+    tmp_path: Path, changes: dict[str, Any], dense: list[int]
+) -> None:
+    config = FAMILIES["qwen3 moe dense"]()
+    for key, value in {"mlp_only_layers": [], **changes}.items():
+        setattr(config, key, value)
+    config.save_pretrained(tmp_path)
+    arch = read_architecture(tmp_path)
+    assert [number for number, one in enumerate(arch.stage(0, 1)) if one.experts is None] == dense
+    with torch.device("meta"):
+        theirs = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    assert {
+        name: tuple(one.shape) for name, one in by_expert(theirs, MIXTURES["qwen3 moe"]).items()
+    } == expected(arch)
 
 
 def test_noise_in_mixtrals_router_is_refused(tmp_path: Path) -> None:

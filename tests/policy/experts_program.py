@@ -1,7 +1,7 @@
 """Run on one, two or four ranks by `test_expert_layouts.py`: mixtures of experts in every layout.
 
-Usage: `python -m tests.policy.experts_program <folder>`, with a model in `<folder>/model`. Each rank saves
-what each layout of so many ranks gave, by the layout's name.
+Usage: `python -m tests.policy.experts_program <folder>`, with a model in `<folder>/<family>/model`. Each rank
+saves what each layout of so many ranks gave, by the layout's name.
 """
 
 from __future__ import annotations
@@ -23,30 +23,36 @@ from rs_aligner.generation.lockstep import go_along
 from rs_aligner.generation.sampling import Controls
 from rs_aligner.generation.waves import generate
 from rs_aligner.model import huggingface, runtime
+from rs_aligner.model.adapter_folder import save_adapters
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.runtime import Runtime
 from rs_aligner.policy import checkpoint
 from rs_aligner.policy.batches import Split
+from rs_aligner.policy.policy import MegatronPolicy
+from rs_aligner.policy.trainable import Optimization
 from rs_aligner.policy.training import Trainer
 from tests.drawing import request_of
 from tests.policy.layout_program import LEARNING_RATE, new_trainer, prompts, rows
+from tests.policy.lora_program import gradients as of_adapters
+from tests.policy.lora_program import policy_config, run_steps
 from tests.policy.objective_cases import NoText
 from tests.ranks import fork_ranks
 
-FAMILY = "mixtral"
+FAMILY, DENSE = "mixtral", "qwen3 moe dense"
 
 
 class Layout(NamedTuple):
-    """Ranks that share a layer, layers, and a layer's experts; whether they split the sequence."""
+    """Ranks that share a layer, layers, and a layer's experts; whether they split the sequence; of what."""
 
     tensor: int = 1
     pipeline: int = 1
     experts: int = 1
     in_parts: bool = False
+    family: str = FAMILY
 
 
 LAYOUTS: dict[int, dict[str, Layout]] = {
-    1: {"one": Layout()},
+    1: {"one": Layout(), "dense one": Layout(family=DENSE)},
     2: {
         "dp2": Layout(),
         "ep2": Layout(experts=2),
@@ -60,9 +66,15 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "tp2 x ep2": Layout(tensor=2, experts=2),
         "tp2sp x ep2": Layout(tensor=2, experts=2, in_parts=True),
         "pp2 x ep2": Layout(pipeline=2, experts=2),
+        "dense pp2 x ep2": Layout(pipeline=2, experts=2, family=DENSE),  # a stage without experts
+        "dense tp2sp x ep2": Layout(tensor=2, experts=2, in_parts=True, family=DENSE),
     },
 }
 """By the number of ranks; those that no dimension takes are replicas."""
+ONES = {layout.family: name for name, layout in LAYOUTS[1].items()}
+"""By family: the layout of one rank."""
+ADAPTED = ("one", "ep2", "tp2sp x ep2", "dense one", "dense pp2 x ep2")
+"""The layouts in which adapters are trained."""
 SPLITS = {"one by one": Split(1), "two": Split(2), "by tokens": Split(1, 40)}
 
 
@@ -124,20 +136,46 @@ def run_layout(
         other.step(rows(), split=Split(2), learning_rate=LEARNING_RATE)
         found[name] = weights(other)
     huggingface.save_weights(work / "final", trainer.ddp.module, arch, rt, model)
+    if work.name in ADAPTED:
+        found |= run_adapters(model, work / "adapters", layout, rt)
     return found
+
+
+def run_adapters(model: Path, work: Path, layout: Layout, rt: Runtime) -> dict[str, Any]:
+    """Adapters of the attention beside experts: their gradient, steps, and going on, also from one rank's."""
+
+    def new_policy(*, distributed: bool = True) -> MegatronPolicy:
+        return MegatronPolicy(
+            model,
+            policy_config("everywhere", sequence_parallel=layout.in_parts, distributed=distributed),
+            rt,
+            NoText(),  # type: ignore[arg-type]  # a stand-in
+            optimization=Optimization(lambda step: 1e-2 / (step + 1), "fp32"),
+            keep_start=True,
+        )
+
+    policy = new_policy(distributed=False)
+    save_adapters(work / "start", policy.adapters, model)
+    loss, _ = policy.trainer.gradients(rows(), split=Split(2))
+    grads = of_adapters(policy.adapters)
+    norm = policy.trainer.update(1e-9)
+    one = work.parents[1] / ONES[layout.family] / "adapters"
+    steps = run_steps(new_policy, work, one if one != work else None)
+    return {"adapters": {"gradient": (loss, grads), "norm": norm, **steps}}
 
 
 def run_rank(folder: Path, number: int) -> None:
     """All layouts of so many ranks on this one."""
     found = {}
-    previous = folder / "one" if number > 1 else None
+    previous = {family: folder / name for family, name in ONES.items()} if number > 1 else {}
     for name, layout in LAYOUTS[number].items():
         work = folder / name
         work.mkdir(parents=True, exist_ok=True)
         store = dist.FileStore(str(work / "store"), number)
         with runtime.start(*layout[:3], timeout_minutes=5, store=store) as rt:
-            found[name] = run_layout(folder / "model", work, layout, rt, previous)
-        previous = work
+            model = folder / layout.family / "model"
+            found[name] = run_layout(model, work, layout, rt, previous.get(layout.family))
+        previous[layout.family] = work
     (folder / f"{number}_{os.environ['RANK']}.pickle").write_bytes(pickle.dumps(found))
 
 

@@ -15,6 +15,7 @@ from tests.policy.planned import RECOMPUTES, SIZES, WIDE, beside_the_plan, save_
 from tests.ranks import run_ranks
 from tests.tiny import ENDS
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "head_dim": 16}
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -99,6 +100,8 @@ def test_a_plan_is_what_a_model_without_gates_allocates(tmp_path: Path, rt: Runt
         ("Phi3", ENDS),
         ("Gemma2", {**ENDS, "head_dim": 16}),
         ("Gemma3Text", {**ENDS, "head_dim": 16}),
+        ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("Qwen3Moe", {**EXPERTS, "mlp_only_layers": [0, 1, 2]}),
     ],
 )
 def test_a_plan_has_what_layers_of_other_families_keep(

@@ -70,11 +70,11 @@ class Family:
         classes: what the names of its classes in `transformers` begin with.
         read: the architecture of a config (with the path of its file, for messages); raises `ValueError` for
             whatever it asks for that is not supported.
-        layer: the parts of a layer: Megatron's names behind `decoder.layers.N.`, tensors' names behind
-            `layers`.
+        layer: the parts of a layer, of the architecture as that layer has it (`Architecture.at`): Megatron's
+            names behind `decoder.layers.N.`, tensors' names behind `layers`.
         outside: the parts that are no layer's, the output layer or the value head among them.
         megatron: what of Megatron's `TransformerConfig` the architecture decides.
-        spec: Megatron's layer.
+        spec: Megatron's layer, of an architecture as `layer` has it.
         final_norm: the module behind the last layer.
         gpt: what of Megatron's `GPTModel` it decides: positions.
         trunk: what tensors' names begin with, but those of heads.

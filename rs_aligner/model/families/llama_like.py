@@ -107,8 +107,10 @@ def _layer(norms: Mapping[str, str], arch: Architecture) -> Parts:
 
 
 def _layer_of_experts(mixture: Mixture, norms: Mapping[str, str], arch: Architecture) -> Parts:
-    dense = {name: part for name, part in _layer(norms, arch).items() if not name.startswith("mlp.")}
-    return dense | mixture.parts(arch)
+    parts = _layer(norms, arch)
+    if arch.experts is None:
+        return parts
+    return {name: part for name, part in parts.items() if not name.startswith("mlp.")} | mixture.parts(arch)
 
 
 def _outside(arch: Architecture) -> Parts:

@@ -1,7 +1,7 @@
 """What a mixture of experts has in the place of an MLP: how a config says it, its tensors, Megatron's layer.
 
 A family's names of its tensors are a table (`Mixture`); all else is the same in each. Left out on purpose:
-models of which some layers have no experts, and experts that every token passes.
+experts that every token passes.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Mixture:
         size: the key that says how large each is.
         only: what of the config is supported.
         normalises: the key that says whether what the chosen experts count adds up to 1; None where it does.
+        has_dense: whether some layers may have an MLP, by `mlp_only_layers` and `decoder_sparse_step`.
     """
 
     router: str
@@ -43,6 +44,7 @@ class Mixture:
     size: str
     only: tuple[Only, ...] = ()
     normalises: str | None = None
+    has_dense: bool = False
 
     def read(self, path: Path, config: Config) -> Experts:
         """The experts of a config.
@@ -68,6 +70,32 @@ class Mixture:
             normalises = config.get(self.normalises, False)
         _whole(path, self.size, config)
         return Experts(number, per_token, normalises, _balance(path, config))
+
+    def dense(self, path: Path, config: Config) -> frozenset[int]:
+        """The layers of a config that have an MLP in the place of experts.
+
+        As `transformers` has it: those of `mlp_only_layers`, and all but every `decoder_sparse_step`th.
+
+        Raises:
+            ValueError: one of the two keys is not such, or no layer is left that has experts.
+        """
+        if not self.has_dense:
+            return frozenset()
+        named, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step", 1)
+        if not isinstance(named, list) or any(type(one) is not int for one in named):
+            raise ValueError(f"{path}: mlp_only_layers {named!r} is not supported; a list of layers is")
+        if type(step) is not int or step < 1:
+            raise ValueError(
+                f"{path}: decoder_sparse_step {step!r} is not supported; a whole number above 0 is"
+            )
+        layers = range(config["num_hidden_layers"])
+        found = frozenset(layer for layer in layers if layer in named or (layer + 1) % step)
+        if len(found) == len(layers):
+            raise ValueError(
+                f"{path}: with mlp_only_layers {named!r} and decoder_sparse_step {step} none of its "
+                f"{len(layers)} layers has experts: that is not supported; at least one layer with them is"
+            )
+        return found
 
     def parts(self, arch: Architecture) -> Parts:
         """The parts that a layer has in the place of an MLP's."""
@@ -114,7 +142,11 @@ def megatron_settings(arch: Architecture) -> dict[str, Any]:
     """What of Megatron's `TransformerConfig` the experts decide."""
     if arch.experts is None:
         return {}
+    dense = [kind.mlp for kind in arch.kinds if kind.mlp is not None]
+    pattern = [int(arch.at(layer).experts is not None) for layer in range(arch.num_layers)]
     return {
+        # The list makes checkpoints name each layer, where like ones are one tensor with an axis of layers.
+        **({"ffn_hidden_size": dense[0], "moe_layer_freq": pattern} if dense else {}),
         "num_moe_experts": arch.experts.number,
         "moe_router_topk": arch.experts.per_token,
         "moe_ffn_hidden_size": arch.intermediate_size,

@@ -1,9 +1,8 @@
-"""Qwen3-MoE: a Qwen3 with experts in every layer."""
+"""Qwen3-MoE: a Qwen3 with experts, in every layer or in some."""
 
 from __future__ import annotations
 
 from rs_aligner.model.architecture import QK_NORM
-from rs_aligner.model.families.base import Only
 from rs_aligner.model.families.kinds import Windows, every_layer
 from rs_aligner.model.families.llama_like import ATTENTION_BIAS, NO_MLP_BIAS, llama_like
 from rs_aligner.model.families.mixture import Mixture
@@ -15,8 +14,8 @@ EXPERTS = Mixture(
     down="mlp.experts.{}.down_proj.weight",
     number=("num_local_experts", "num_experts"),  # of transformers 5, and 4
     size="moe_intermediate_size",
-    only=(Only("mlp_only_layers", (None, [])), Only("decoder_sparse_step", (1,), absent=1)),
     normalises="norm_topk_prob",
+    has_dense=True,
 )
 QWEN3_MOE = llama_like(
     "qwen3_moe",

@@ -125,13 +125,15 @@ class Reading:
     def _kinds(self, path: Path, config: Config, local: Rope | None) -> tuple[Kind, ...]:
         kinds, still = read_kinds(path, config, self.windows, local), self.no_positions
         layers = range(config["num_hidden_layers"])
-        if still is None or not any(still(config, layer) for layer in layers):
+        others: dict[int, dict[str, Any]] = {
+            layer: {"rope": NO_POSITIONS} for layer in layers if still is not None and still(config, layer)
+        }
+        for layer in () if self.mixture is None else self.mixture.dense(path, config):
+            others.setdefault(layer, {})["mlp"] = config["intermediate_size"]
+        if not others:
             return kinds
         kinds = kinds or (Kind(),) * len(layers)
-        return tuple(
-            replace(kind, rope=NO_POSITIONS) if still(config, layer) else kind
-            for layer, kind in enumerate(kinds)
-        )
+        return tuple(replace(kind, **others.get(layer, {})) for layer, kind in enumerate(kinds))
 
 
 def _told(kinds: tuple[Kind, ...], scales: Scales, rope: Rope) -> set[str]:
