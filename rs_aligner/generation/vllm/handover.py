@@ -22,6 +22,7 @@ from rs_aligner.generation.vllm.connection import VllmConnection
 from rs_aligner.generation.vllm.folder import Sent, WeightsFolder, remove
 from rs_aligner.generation.vllm.weights import Update, check_canary
 from rs_aligner.remote.errors import TransportError
+from rs_aligner.remote.retry import is_transient
 
 _UNKNOWN = 404  # of a name that a server has no model for
 _BROKEN = 500  # of a vLLM whose workers could not do what was asked
@@ -30,6 +31,7 @@ _ADAPTED = (
     "adapters go beside the weights that it was started with: start it from the folder that the run began "
     "with, or without lora_rank, and whole weights travel"
 )
+_TYPED = "start it in the type of the policy's weights, by vllm.dtype"
 
 _logger = logging.getLogger("rs_aligner")
 
@@ -51,7 +53,7 @@ class Handover:
         self._changed = threading.Condition()
         self._is_shut = False
         self._inside: set[VllmConnection] = set()
-        self._was_taken = False  # by some server
+        self._has_passed = False  # some server, with weights that it was sent
 
     def begin(self, lora_rank: int) -> None:
         """Say what is sent: adapters alone, if the policy has some and servers were started for them.
@@ -143,23 +145,23 @@ class Handover:
                 self._inside.discard(link)
                 self._changed.notify_all()
         if problem is not None and sent is not None:
-            mends = f"; {_ADAPTED}" if sent.is_adapter else ""
+            mends = "" if self._has_passed else f"; {_ADAPTED if sent.is_adapter else _TYPED}"
             raise ValueError(f"it has other weights than it was sent: {problem}{mends}")
         if problem is not None:
             raise ValueError(
                 f"it has other weights than pretrained_checkpoint.restore_from_path (with its adapters): "
                 f"{problem}; start it from that folder, in the type of the policy's weights"
             )
+        self._has_passed |= sent is not None
 
     def _update(self, update: Update) -> None:
         """Let a server take what was sent, as `admit` does."""
         try:
             update.run()
         except TransportError as error:
-            if self._was_taken or error.status != _BROKEN:
+            if self._has_passed or (is_transient(error) and error.status != _BROKEN):
                 raise
             raise ValueError(f"{error}; vLLM's log says why") from error  # as the next one, very likely
-        self._was_taken = True
 
     def name(self, base: str) -> str:
         """By which a server with a model of this name is asked."""

@@ -53,6 +53,7 @@ class Server:
         self.log: list[str] = []
         self.adapters: dict[str, str] = {}
         self.takes, self.computes = True, True
+        self.refuses = ""  # adapters, for this reason
         self.born: Any = None  # what the weights answer that it was started with
         self.between: Callable[[], None] | None = None  # happens once, between the choices of a stream
         self.is_up = True
@@ -92,6 +93,8 @@ class Server:
                 return 500, {"error": {"message": "the engine is dead"}}
             self.folder = body["kwargs"]["weights_path"]
             self.word = (Path(self.folder) / MARKER).read_text().strip()
+        if route == "/v1/load_lora_adapter" and self.refuses:
+            return 400, {"error": {"message": self.refuses}}
         if route == "/v1/load_lora_adapter":
             self.adapters[body["lora_name"]] = body["lora_path"]
         if route == "/v1/unload_lora_adapter":
@@ -417,10 +420,18 @@ def test_adapters_do_not_go_beside_weights_that_a_server_was_not_started_with(
         decoder.prepare(3)
 
 
-def test_adapters_of_another_model_than_the_servers_are_told(make: Make, vocab_size: int) -> None:
+def test_what_mends_a_first_exchange_is_told(make: Make, vocab_size: int) -> None:
     server = Server(vocab_size, lora_rank=8)
     server.computes = False
     with pytest.raises(ValueError, match=r"to canary 1 .*; adapters go beside .* or without lora_rank"):
+        make(server, adapters=save_adapters).prepare(0)
+    with pytest.raises(ValueError, match=r"to canary 1 .*; start it in the type of .* by vllm\.dtype"):
+        make(server).prepare(0)
+    server = Server(vocab_size, lora_rank=8)
+    server.refuses = "no adapters of such modules"
+    with pytest.raises(
+        ValueError, match=r"did not take the adapter .* HTTP 400: no adapters of such modules"
+    ):
         make(server, adapters=save_adapters).prepare(0)
 
 
