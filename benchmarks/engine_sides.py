@@ -74,6 +74,10 @@ class Work:
         """Several rollouts of the first prompts, as many as there are prompts in all."""
         return replace(self, prompts=self.prompts[: len(self.prompts) // self.num_rollouts])
 
+    def few(self, num_prompts: int) -> Work:
+        """As `sampled`, of so many prompts."""
+        return replace(self, prompts=self.prompts[:num_prompts])
+
     @property
     def as_greedy(self) -> Work:
         """As many greedy rollouts: one of each prompt, since those of a prompt are all equal."""

@@ -3,6 +3,8 @@
     python benchmarks/engines.py                      everything, about an hour on one core
     python benchmarks/engines.py --quick              one small model, two minutes
     python benchmarks/engines.py --settings stories   one of the settings
+    python benchmarks/engines.py --settings 256_bf16,512_bf16 --sides kernels,torch --works few,sampled
+                                                      by the width of a model: what `auto` goes by
 
 Every side decodes the same prompts by the same weights and controls, on one thread, and tells tokens and
 their log-probabilities. Sides alternate within a run, and what counts are CPU seconds (user and system) of
@@ -14,8 +16,9 @@ all processes of a side, medians over the repeats; starting and a small first pa
     llama_cpp        llama.cpp's server, asked directly; needs RS_ALIGNER_LLAMA_PYTHON, see `llama_server.py`
 
 The settings are `stories` (stories_wide of RS_ALIGNER_TEST_DATA, fp32) and a Llama of 57 million random
-weights, `57m` in fp32 and `57m_bf16`. Of each: 16 prompts, 8 rollouts of 64 tokens at temperature 1; and as
-many greedy ones, of 128 prompts, since greedy rollouts of a prompt are all equal. How many of the greedy ones
+weights, `57m` in fp32 and `57m_bf16`; a number in place of 57m is the width of a Llama of 4 layers. Of each:
+16 prompts, 8 rollouts of 64 tokens at temperature 1; `few`, which are those of 2 prompts; and as many greedy
+ones, of 128 prompts, since greedy rollouts of a prompt are all equal. How many of the greedy ones
 are those of our kernels says whether the weights are the same.
 
 New weights: what `prepare` takes, and the parts of it. Left out on purpose: what an engine does with several
@@ -85,6 +88,8 @@ MADE = {
 SMALL = {**MADE, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
 PROMPT_LENGTH = 64
+FEW = 2
+"""Prompts of the work of that name."""
 ROOM = 512
 """Tokens of prompt and response that a server is started for."""
 
@@ -105,6 +110,15 @@ def made_up(folder: Path, sizes: dict[str, Any], dtype: torch.dtype) -> Path:
     return folder
 
 
+def wide(width: int) -> dict[str, Any]:
+    """The sizes of a Llama of 4 layers, heads of 64 numbers and a key's head to two or three of them."""
+    num_heads = width // 64
+    num_kv_heads = num_heads // (3 if num_heads % 3 == 0 else 2)
+    layers = {"intermediate_size": width * 8 // 3, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": num_heads, "num_key_value_heads": num_kv_heads}
+    return {**MADE, **layers, **heads, "hidden_size": width}
+
+
 def work_of(setting: str, quick: bool, scratch: Path) -> Work:
     """What a setting's sides decode."""
     num_prompts, each, longest = (4, 4, 32) if quick else (16, 8, 64)
@@ -115,7 +129,7 @@ def work_of(setting: str, quick: bool, scratch: Path) -> Work:
         prompts = [tuple(tokenizer.encode(text)) for text in texts]
         return Work((DATA / "stories_wide").resolve(), "fp32", prompts, each, longest)
     precision = "bf16" if setting.endswith("bf16") else "fp32"
-    sizes = SMALL if quick else MADE
+    sizes = SMALL if quick else MADE if setting.startswith("57m") else wide(int(setting.split("_")[0]))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     folder = made_up(scratch / "model", sizes, dtype)
     rng = random.Random(7)
@@ -264,7 +278,7 @@ def setting_of(name: str, wanted: Wanted, rt: runtime.Runtime) -> dict[str, Any]
     load = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
         work = work_of(name, wanted.quick, Path(scratch))
-        works = {"sampled": work.sampled, "greedy": work.as_greedy}
+        works = {"sampled": work.sampled, "few": work.few(FEW), "greedy": work.as_greedy}
         measured: dict[str, Any] = {}
         with ready(work, wanted, Path(scratch), rt) as found:
             for kind in wanted.works:
@@ -305,7 +319,7 @@ def available(wanted: list[str]) -> list[str]:
 def table(results: dict[str, Any]) -> None:
     """CPU milliseconds a token, and tokens a CPU second."""
     for name, found in results.items():
-        for kind in (one for one in ("sampled", "greedy") if one in found):
+        for kind in (one for one in ("few", "sampled", "greedy") if one in found):
             cells = [
                 f"{side} {one['ms_a_token']:.3f} ms ({one['tokens_a_cpu_second']:,.0f}/s"
                 + (f", {one['equal']:.0%} equal)" if "equal" in one else ")")

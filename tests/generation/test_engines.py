@@ -223,10 +223,13 @@ def ahead_of(width: int = 64, *, on_gpu: bool = False, bf16: bool = False, **sha
     ("width", "on_gpu", "bf16", "flags", "chosen", "why"),
     [
         (1024, False, False, "fpu amx_bf16", "kernels", ""),
-        # Twice as fast on torch, where it was measured.
-        (1024, False, True, "fpu amx_bf16 sse", "torch", "with AMX torch is twice as fast in bf16"),
-        (1024, False, True, "fpu avx512_bf16", "kernels", ""),
+        # Faster on torch, where it was measured.
+        (768, False, True, "fpu amx_bf16 sse", "torch", "torch is faster in bf16 from a width of 768 on"),
         (512, False, True, "fpu amx_bf16", "kernels", ""),
+        (512, False, True, "fpu avx512_bf16", "torch", "torch is faster in bf16 from a width of 512 on"),
+        (384, False, True, "fpu avx512_bf16 amx_bf16", "kernels", ""),
+        (1024, False, False, "fpu avx512_bf16 amx_bf16", "kernels", ""),
+        (1024, False, True, "fpu avx512f avx512_vnni", "kernels", ""),
         (1024, True, True, "fpu", "torch", "they are for CPUs"),
     ],
 )
