@@ -129,7 +129,8 @@ def work_of(setting: str, quick: bool, scratch: Path) -> Work:
         prompts = [tuple(tokenizer.encode(text)) for text in texts]
         return Work((DATA / "stories_wide").resolve(), "fp32", prompts, each, longest)
     precision = "bf16" if setting.endswith("bf16") else "fp32"
-    sizes = SMALL if quick else MADE if setting.startswith("57m") else wide(int(setting.split("_")[0]))
+    name = setting.removesuffix("_bf16")
+    sizes = SMALL if quick else MADE if name == "57m" else wide(int(name))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     folder = made_up(scratch / "model", sizes, dtype)
     rng = random.Random(7)

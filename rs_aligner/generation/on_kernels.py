@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from rs_aligner.generation.native_network import NativeNetwork
 
 KNOWN = frozenset({QKV_BIAS, QK_NORM, WINDOW})
-TORCH_IN_BF16 = {"avx512_bf16": 512, "amx_bf16": 768}
-"""From which width on torch decodes bf16 faster than the kernels, by what a processor has for its products.
+PRODUCTS_OF_BF16 = ("avx512_bf16", "amx_bf16")
+TORCH_WIDTH = 768
+"""From here on torch decodes bf16 faster than the kernels on a processor with such products.
 
-As measured, in torch's milliseconds over the kernels' for 16 and 128 rollouts at once: with `avx512_bf16` alone
-1.39 and 0.81 at 384, 1.05 and 0.66 at 512, 0.72 and 0.73 at 768; with `amx_bf16` 0.5 at 768, the narrowest there.
+Torch's milliseconds over the kernels' for 16 and 128 rollouts at once, with `avx512_bf16` alone: 1.16 and
+0.99 at 512, 0.87 and 0.79 at 768 (`benchmarks/results`); with AMX 0.5 at 768, the narrowest model measured.
 """
 
 
@@ -65,11 +66,10 @@ def _passed_over(ahead: Ahead) -> str | None:
     """
     if ahead.on_gpu:
         return _FOR_CPUS
-    if ahead.bf16:
+    if ahead.bf16 and ahead.arch.hidden_size >= TORCH_WIDTH:
         flags = processor().split()
-        for flag, width in TORCH_IN_BF16.items():
-            if flag in flags and ahead.arch.hidden_size >= width:
-                return f"torch is faster in bf16 from a width of {width} on a processor with {flag}"
+        if flag := next((flag for flag in PRODUCTS_OF_BF16 if flag in flags), None):
+            return f"torch is faster in bf16 from a width of {TORCH_WIDTH} on a processor with {flag}"
     return None
 
 

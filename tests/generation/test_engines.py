@@ -225,9 +225,8 @@ def ahead_of(width: int = 64, *, on_gpu: bool = False, bf16: bool = False, **sha
         (1024, False, False, "fpu amx_bf16", "kernels", ""),
         # Faster on torch, where it was measured.
         (768, False, True, "fpu amx_bf16 sse", "torch", "torch is faster in bf16 from a width of 768 on"),
-        (512, False, True, "fpu amx_bf16", "kernels", ""),
-        (512, False, True, "fpu avx512_bf16", "torch", "torch is faster in bf16 from a width of 512 on"),
-        (384, False, True, "fpu avx512_bf16 amx_bf16", "kernels", ""),
+        (768, False, True, "fpu avx512_bf16", "torch", "torch is faster in bf16 from a width of 768 on"),
+        (512, False, True, "fpu avx512_bf16 amx_bf16", "kernels", ""),
         (1024, False, False, "fpu avx512_bf16 amx_bf16", "kernels", ""),
         (1024, False, True, "fpu avx512f avx512_vnni", "kernels", ""),
         (1024, True, True, "fpu", "torch", "they are for CPUs"),
