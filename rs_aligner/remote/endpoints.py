@@ -250,14 +250,18 @@ class EndpointPool(Generic[Link]):
         try:
             delay = 0.0 if at_once or self._starting_until is not None else jittered(round_)
             while not self._rest(endpoint, delay):
-                problem = self._problem(endpoint)
+                is_waited_for = at_once or self._starting_until is not None
+                at_once, problem, is_new = False, self._problem(endpoint), False
                 with self._changed:
                     endpoint.trials += 1
                     if problem is not None:  # told with the trial, for who waits for its end
                         endpoint.why_out = str(problem)
                         if not isinstance(problem, TransportError):
+                            is_new = endpoint.hopeless is None
                             endpoint.hopeless = problem
                     self._changed.notify_all()
+                if is_new and not is_waited_for:  # else who waits for the trial tells it
+                    self._tell_out(endpoint, " again", problem)
                 if problem is None:
                     if endpoint.times_out:
                         _logger.info("the %s at %s %s again", self._role.name, endpoint.url, self._role.does)

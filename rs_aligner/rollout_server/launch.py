@@ -90,6 +90,7 @@ def environment_of(
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_SERVER_DEV_MODE": "1",
         guard.ROOT: str(Path(config.weights_root).absolute()),
+        guard.LAUNCHER: str(os.getpid()),
     }
     if token is not None:
         kept[guard.TOKEN] = token

@@ -90,6 +90,9 @@ def test_results_are_whatever_the_service_makes_of_an_answer() -> None:
 
 
 def test_another_server_is_asked_and_messages_call_it_what_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    def cannot(*_: object) -> None:
+        raise ConnectionError("it wants another token")
+
     first, second = Engine(), Engine()
     asked = asker(first, second)
     with caplog.at_level(logging.INFO, "rs_aligner"):
@@ -105,6 +108,20 @@ def test_another_server_is_asked_and_messages_call_it_what_it_is(caplog: pytest.
         while "the engine at http://engine-0 writes again" not in caplog.text:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        first.away = True
+        for _ in range(2):  # of which one meets it
+            future = asked.submit("text", length=4)
+            asked.flush()
+            assert future.result(10) == "text, and so on"
+        asked._service.try_out = cannot  # type: ignore[method-assign]
+        while "until it writes again: it wants another token" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        tried = asked._pool.endpoints[0].trials
+        while asked._pool.endpoints[0].trials < tried + 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert caplog.text.count("it wants another token") == 1
     asked.close()
     assert "judge" not in caplog.text
 

@@ -71,7 +71,11 @@ def serve(fault: str, port: int) -> None:
     if fault == "stays":
         import signal
 
+        import rs_aligner_guard  # as vLLM does, by the path that it is given
+
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        rs_aligner_guard.GRACE_SECONDS = 0.2
+        rs_aligner_guard.Guard(None)
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 

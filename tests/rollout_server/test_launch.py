@@ -202,10 +202,12 @@ def test_a_signal_ends_the_server_and_its_vllm(number: int, serving: Any, tmp_pa
     assert of(tmp_path) == []
 
 
-def test_a_server_that_is_killed_takes_its_vllm_with_it(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("fault", ["none", "stays"])
+def test_a_server_that_is_killed_takes_its_vllm_with_it(fault: str, tmp_path: Path, model: Path) -> None:
+    """One that stays despite SIGTERM, too, as a real one does that has requests under way."""
     process = subprocess.Popen(
         command(tmp_path, model),
-        env=variables("none", tmp_path),
+        env=variables(fault, tmp_path),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,

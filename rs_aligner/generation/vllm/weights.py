@@ -73,7 +73,7 @@ class Update:
                 return
             if answer.status in (401, 404, 405) and b"rs_aligner" not in answer.body:
                 raise ValueError(f"it has no guard that could read the marker of new weights: {_START}")
-            if time.monotonic() > until:
+            if answer.status == 403 or time.monotonic() > until:  # time does not change what it may
                 break
             time.sleep(_LOOK_SECONDS)
         if answer.status == 403:

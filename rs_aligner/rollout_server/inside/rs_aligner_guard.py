@@ -6,6 +6,10 @@ those pass that rollouts need. Its development routes run any method of its work
 its own key guards none of them: here they reload weights from below one folder. Pages in a browser may ask
 nothing.
 
+It also sees to it that vLLM ends with who started it. On SIGTERM a vLLM 0.32 ends its engine and then waits
+for the requests under way, which nobody answers any more: whoever started it kills it then, and where that
+was killed itself, the guard does.
+
 Left out on purpose: whatever is not of the standard library, since vLLM's environment has nothing of ours;
 and limits on how much is asked.
 """
@@ -17,6 +21,9 @@ import hmac
 import json
 import os
 import secrets
+import signal
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +38,10 @@ TOKEN, ROOT = "RS_ALIGNER_ROLLOUTS_TOKEN", "RS_ALIGNER_WEIGHTS_ROOT"
 """Variables: the token, none where only this machine reaches the server; the folder above all weights."""
 BARRED = "RS_ALIGNER_BARRED_IDS"
 """The variable of `rs_aligner_barring`, whose first word tells which ids this server can bar."""
+LAUNCHER = "RS_ALIGNER_ROLLOUTS_LAUNCHER"
+"""Variable: the process that started this one, and without which it ends."""
+GRACE_SECONDS = 5.0
+"""How long vLLM may take to end by itself without it."""
 MARKER = "rs_aligner_marker"
 """The file in a folder of weights whose text tells this folder from others."""
 WEIGHTS_HEADER = b"x-rs-aligner-weights"
@@ -74,6 +85,8 @@ class Guard:
         }
         self._started = secrets.token_hex(8)
         self._word, self._reloads = "", 0
+        if os.environ.get(LAUNCHER) == str(os.getppid()):
+            threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer, or let vLLM answer."""
@@ -236,6 +249,16 @@ class Guard:
             await send(message)
 
         return tell
+
+
+def _end_with(launcher: int) -> None:
+    """Kill this process, and the group that it leads, soon after the one that started it has ended."""
+    while os.getppid() == launcher:
+        time.sleep(min(1.0, GRACE_SECONDS))
+    time.sleep(GRACE_SECONDS)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _headers(scope: Message, name: bytes) -> list[bytes]:

@@ -114,7 +114,7 @@ def test_neither_is_one_that_has_another_folder_there_or_may_not_read_it(server:
         update(server, sent)
     server.answers["/rs_aligner/marker"] = HTTPAnswer(403, {}, b"rs_aligner: outside of /data")
     with pytest.raises(ValueError, match=r"may not read .* outside of /data; .*weights_root"):
-        update(server, sent)
+        Update(server, sent, "policy", timeout=5).run()  # which does not wait for it to be allowed
     assert server.asked == [SEES, SEES]
 
 
