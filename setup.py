@@ -69,7 +69,7 @@ setup(
         "lightning>=2.4",
         "math-verify>=0.9,<0.10",
         # Those above 0.16 are for Python 3.12; benchmarks/results/newest_megatron.json has what was run.
-        "megatron-core>=0.16,!=0.17.*,!=0.18.*,<0.20",
+        "megatron-core>=0.16,<0.20",
         "msgspec>=0.18",
         "nemo_toolkit[core]>=3.0,<4",
         # PyTriton 0.7 needs numpy below 2, and pyarrow 26 refuses numpy 1.26 when it is imported.
