@@ -14,7 +14,12 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 _PREFIX = re.compile(r"^\([^)]*pid=\d+\) (?:(?:ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[[^\]]*\] ?)?")
 _ERROR = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception): (?P<said>\S.*)")
 _USAGE = re.compile(r"[\w.-]+: error: (?P<said>.+)")
-_ECHOES = ("EngineCore encountered an issue", "Engine core initialization failed", "Worker failed with error")
+_ECHOES = (
+    "EngineCore encountered an issue",
+    "Engine core initialization failed",
+    "Worker failed with error",
+    "WorkerProc initialization failed",
+)
 _SHOWN = 300
 
 

@@ -139,11 +139,17 @@ def test_ids_that_may_not_come_never_do_and_the_others_as_often_as_they_should(
     assert fits(found, probs) > 1e-3
 
 
-@pytest.mark.slow
-def test_a_server_that_is_told_all_other_ids_bars_them_as_well(
-    decoder_of: Callable[..., Decoder], tokenizer: Tokenizer, expected: Expected, monkeypatch: Any
-) -> None:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server is not asked to bar ids by their word, but told all others in each request."""
     monkeypatch.setattr("rs_aligner.generation.vllm.completing.word_of", lambda _: None)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("told")
+def test_a_server_that_is_told_all_other_ids_bars_them_as_well(
+    decoder_of: Callable[..., Decoder], tokenizer: Tokenizer, expected: Expected
+) -> None:
     allowed = torch.ones(512, dtype=torch.bool)
     allowed[[*BARRED, 0]] = False
     found = drawn(decoder_of(allowed), tokenizer, expected, Controls())
@@ -215,6 +221,7 @@ def test_end_strings_end_a_response_where_they_are_complete(
     assert any(one.finish_reason == "stop" for one in found) or ends == (" Once",)
 
 
+@pytest.mark.usefixtures("told")
 @pytest.mark.parametrize("min_length", [0, 3])
 def test_a_special_token_among_the_end_strings_ends_a_response_by_its_id(
     decoder_of: Callable[..., Decoder], tokenizer: Tokenizer, min_length: int

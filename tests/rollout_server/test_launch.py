@@ -232,6 +232,7 @@ def test_a_server_that_is_killed_takes_its_vllm_with_it(fault: str, tmp_path: Pa
         ("ValueError: first\nKeyError: 'second'\n", "'second'"),
         ("(Worker pid=1) ERROR 11-27 03:52:58 [a.py:1] torch.OutOfMemoryError: no room", "no room"),
         ("RuntimeError: root\nvllm.v1.E.EngineDeadError: EngineCore encountered an issue.", "root"),
+        ("ValueError: no LoRA\nException: WorkerProc initialization failed due to an exception", "no LoRA"),
         ("RuntimeError: root\nRuntimeError: Engine core initialization failed. See above", "root"),
         ("x.ValidationError: 1 validation error for ModelConfig\n  Value error, no folder\n", "no folder"),
         (f"ValueError: {'long' * 100}", ("long" * 100)[:300]),

@@ -97,9 +97,11 @@ class Completing:
         try:
             link.get("/health", ready_timeout)
             about = _about(link.get("/v1/models", ready_timeout), _told(link, ready_timeout))
-            self._see_barred(about)
             self._try_token(link, about)
             self._handover.admit(link, about.model)
+            with self._lock:
+                self._see_barred(about)
+                self._about[endpoint.url] = about
         except BadAnswer as error:
             raise NotOurModel(f"{endpoint.url} is no server of vLLM: {error}") from None
         except ValueError as error:
@@ -108,8 +110,6 @@ class Completing:
             if error.kind in UNTRUSTED or error.status in UNAUTHORIZED:
                 raise ConnectionError(self.explained(endpoint, error)) from error
             raise
-        with self._lock:
-            self._about[endpoint.url] = about
 
     def ask(
         self,
