@@ -214,8 +214,8 @@ def save_gpt2_tokenizer(folder: Path) -> int:
     return trained.get_vocab_size()
 
 
-def save_tiny_with_tokenizer(folder: Path, seed: int = 0) -> Path:
-    """A tiny Llama that reads and writes any text, a byte a token; returns `folder`."""
+def save_tiny_with_tokenizer(folder: Path, seed: int = 0, family: str = "llama") -> Path:
+    """A tiny model that reads and writes any text, a byte a token; returns `folder`."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[]))
@@ -223,11 +223,10 @@ def save_tiny_with_tokenizer(folder: Path, seed: int = 0) -> Path:
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     fast.save_pretrained(folder)
-    config = transformers.LlamaConfig(
-        **{**SIZES, "vocab_size": len(vocabulary)}, bos_token_id=0, eos_token_id=1, tie_word_embeddings=True
-    )
+    config = FAMILIES[family]()
+    config.vocab_size, config.bos_token_id, config.eos_token_id = len(vocabulary), 0, 1
     torch.manual_seed(seed)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 
