@@ -198,6 +198,7 @@ def _of_stage(
     size, trained = sizes.weights, sizes.trained
     offload = _offloaded(config, on_gpu)
     of_experts = max(1, shards // config.model.expert_model_parallel_size)
+    shared_out = sizes.experts if config.model.expert_model_parallel_size > 1 else 0
     stepped = -(-(trained - sizes.experts) // shards) - (-sizes.experts // of_experts)
     states = (ADAM_BYTES + (MASTER_BYTES if element == 2 else 0)) * stepped
     elsewhere = int(offload.fraction * states)
@@ -223,8 +224,8 @@ def _of_stage(
         loading=element * (size + trained) + GRADIENT_BYTES * trained,
         cache=cache,
         decoding=decoding + (0 if on_gpu else base),
-        # Gathered, and laid out by parameter; with the rank's own share on the way.
-        saving=(_SAVED * trained * 2 + _SAVED * stepped, _SAVED * stepped)
+        # Gathered, and laid out by parameter; with the rank's own share on the way. Others: their experts.
+        saving=(_SAVED * (2 * trained + stepped), _SAVED * (2 * shared_out + stepped))
         if config.model.optim.distributed
         else (0, 0),
         on_gpu=on_gpu,

@@ -23,6 +23,7 @@ from rs_aligner.model.stored import DTYPES, Stored, read_safetensors
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 BIN_INDEX, BIN_WHOLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
+_STACKED = ".experts.gate_up_proj"  # the matrices of all experts of a layer in one tensor
 _SHOWN = 3  # names in a message
 _CHUNK = 1 << 24  # bytes compared at once
 
@@ -120,7 +121,7 @@ def check_tensors(folder: Path, arch: Architecture, *, leave: Collection[str] = 
     if missing := [name for name in wanted if name not in found]:
         raise ValueError(
             f"{folder} lacks {'the tensor' if len(missing) == 1 else 'the tensors'} {_some(missing)}, "
-            f"which its config.json asks for{_why_missing(missing, found, family)}"
+            f"which its config.json asks for{_why_missing(folder, missing, found, family)}"
         )
     for name, shape in wanted.items():
         stored = found[name]
@@ -192,12 +193,18 @@ def _are_equal(one: Stored, other: Stored) -> bool:
     return True
 
 
-def _why_missing(missing: Collection[str], found: Mapping[str, Stored], family: Family) -> str:
+def _why_missing(folder: Path, missing: Collection[str], found: Mapping[str, Stored], family: Family) -> str:
     embedding = found.get(family.embedding)
     if embedding is not None and embedding.name != family.embedding:
         return (
             ": its tensors are those of a bare trunk (saved by AutoModel); save it with "
             "AutoModelForCausalLM, or for a reward model with AutoModelForSequenceClassification"
+        )
+    if any(name.endswith(_STACKED) for name in found):
+        unstacked = "n = M.from_config(m.config, dtype=m.dtype); n.load_state_dict(m.state_dict()); n"
+        return (
+            ": its experts are stacked, as transformers has them in memory. Write each expert for itself: "
+            + _write_anew(folder, f"m = {{}}; {unstacked}")
         )
     if list(missing) == [family.head]:
         return "; if the embedding is the output layer, too, set tie_word_embeddings to true in config.json"
@@ -223,11 +230,12 @@ def _what_then(folder: Path, unread: Collection[str], arch: Architecture) -> str
     )
 
 
-def _write_anew(folder: Path) -> str:
+def _write_anew(folder: Path, model: str = "{}") -> str:
+    """A line of `transformers` that does; `model` is what is saved, `{}` the one that it loads."""
+    loaded = model.format(f"M.from_pretrained('{folder}', dtype='auto')")
     return (
-        'python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('NEW')\", copy the tokenizer's files "
-        "into NEW, and name that"
+        f"python -c \"from transformers import AutoModelForCausalLM as M; {loaded}.save_pretrained('NEW')\", "
+        "copy the tokenizer's files into NEW, and name that"
     )
 
 

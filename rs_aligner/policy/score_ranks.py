@@ -28,6 +28,7 @@ class RankSettings:
     Attributes:
         folder: the reward model, a Hugging Face folder or a checkpoint.
         store: a file in which the ranks of a copy find each other.
+        expert_parallel_size: replicas of a copy, which share a mixture's experts and the batches out.
         threads: of a rank, on a CPU.
     """
 
@@ -39,6 +40,12 @@ class RankSettings:
     precision: str
     accelerator: str
     threads: Threads = ONE_THREAD
+    expert_parallel_size: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """Of a copy of the model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.expert_parallel_size
 
 
 def _answer(
@@ -67,13 +74,13 @@ def main(connection: Connection[Any, Any]) -> None:
         from rs_aligner.policy.reward_model import load_reward_model
         from rs_aligner.policy.scoring import SequenceScorer
 
-        tp, pp = settings.tensor_parallel_size, settings.pipeline_parallel_size
-        store = dist.FileStore(settings.store, tp * pp)
         with start(
-            *(tp, pp),
+            settings.tensor_parallel_size,
+            settings.pipeline_parallel_size,
+            settings.expert_parallel_size,
             accelerator=settings.accelerator,
             timeout_minutes=5,
-            store=store,
+            store=dist.FileStore(settings.store, settings.ranks),
             threads=settings.threads,
         ) as runtime:
             model, _ = load_reward_model(Path(settings.folder), runtime, precision=settings.precision)

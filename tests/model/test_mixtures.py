@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from megatron.core.models.gpt import GPTModel
+from safetensors.torch import load_file
 
 from rs_aligner.config import GenerationConfig, TrainSFTConfig
 from rs_aligner.generation.engines import new_decoder
@@ -21,7 +22,7 @@ from rs_aligner.model.experts import mixtures
 from rs_aligner.model.families.registry import read_architecture
 from rs_aligner.model.lora_spec import projections, resolve
 from rs_aligner.model.runtime import Runtime
-from rs_aligner.model.tensors import expected
+from rs_aligner.model.tensors import check_tensors, expected
 from rs_aligner.policy.batches import Split, collate
 from rs_aligner.policy.logits import run_line
 from rs_aligner.policy.training import Trainer
@@ -234,6 +235,20 @@ def test_layers_without_experts_are_those_of_transformers(
     assert {
         name: tuple(one.shape) for name, one in by_expert(theirs, MIXTURES["qwen3 moe"]).items()
     } == expected(arch)
+
+
+def test_experts_that_are_stacked_are_refused_with_what_unstacks_them(folder: Path, tmp_path: Path) -> None:
+    arch = read_architecture(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
+    with pytest.raises(ValueError, match="its experts are stacked") as refused:
+        check_tensors(tmp_path / "stacked", arch)
+    line = re.search('python -c "(.*)", copy', str(refused.value))
+    assert line is not None
+    exec(line[1].replace("NEW", str(tmp_path / "new")), {})
+    check_tensors(tmp_path / "new", read_architecture(tmp_path / "new"))
+    before, after = (load_file(one / "model.safetensors") for one in (folder, tmp_path / "new"))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_noise_in_mixtrals_router_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.policy.offloaded import life, same, taken_to_be_apart
 from tests.policy.planned import RECOMPUTES, beside_the_plan
 from tests.ranks import save_result
 
-LAYOUTS = {"dp2": (1, 1), "tp2": (2, 1)}
+LAYOUTS = {"dp2": (1, 1, 1), "tp2": (2, 1, 1), "ep2": (1, 1, 2)}
 
 
 def measured(folder: Path, work: Path, rt: Runtime) -> dict[str, Any]:
@@ -57,11 +57,14 @@ def offloaded(folder: Path, work: Path, rt: Runtime) -> list[str]:
 def main() -> None:
     folder = Path(sys.argv[1])
     found = {}
-    for name, (tp, pp) in LAYOUTS.items():
+    for name, layout in LAYOUTS.items():
         work = folder / name
         work.mkdir(exist_ok=True)
         store = dist.FileStore(str(work / "store"), ranks_started())
-        with runtime.start(tp, pp, timeout_minutes=2, store=store) as rt:
+        with runtime.start(*layout, timeout_minutes=2, store=store) as rt:
+            if rt.ep_size > 1:
+                found[name] = beside_the_plan(folder / "mixture", rt, expert_model_parallel_size=rt.ep_size)
+                continue
             found[name] = measured(folder / "model", work, rt)
             planned = {way: beside_the_plan(folder / "model", rt, **how) for way, how in RECOMPUTES.items()}
             found[name]["planned"] = planned

@@ -24,6 +24,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
     """By rank and layout, for a model of a million weights: large beside what does not grow with them."""
     folder = tmp_path_factory.mktemp("memory")
     save_model(folder / "model")
+    mixture = transformers.MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
+    save_config(mixture, folder / "mixture")
     return run_ranks("tests.policy.memory_program", 2, folder)
 
 
@@ -47,8 +49,8 @@ def test_weights_go_in_and_out_a_parameter_at_a_time_and_only_through_ranks_that
     second_part = ranks[1]["tp2"]
     assert second_part["export"] <= 3 * second_part["largest"] < 4 * second_part["parameters"]
     for rank in ranks:
-        for found in rank.values():
-            assert found["load"] <= 2 * found["largest"]
+        for layout in ("dp2", "tp2"):
+            assert rank[layout]["load"] <= 2 * rank[layout]["largest"]
 
 
 def test_copies_on_the_host_fill_slabs_that_pinning_does_not_round_up(
@@ -130,6 +132,13 @@ def test_a_plan_is_what_each_of_two_ranks_allocates(
         if layout == "tp2":  # gloo holds what it exchanges in a step for as long as its threads take
             del found["a step"], found["training"]
         close(found)
+
+
+@pytest.mark.slow
+def test_a_plan_has_the_experts_that_each_of_two_ranks_has(ranks: list[dict[str, dict[str, Any]]]) -> None:
+    """Both write their own into a checkpoint, and the first all else."""
+    for rank in ranks:
+        close(rank["ep2"])
 
 
 @pytest.mark.slow

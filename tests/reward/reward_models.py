@@ -13,12 +13,12 @@ PROMPTS = ["Once upon a time", "A", "The sea is", "Why? " * 20]
 RESPONSES = [" there was a fox.", "", " wet and blue " * 5, " Because."]
 
 
-def save_reward_model(folder: Path) -> Path:
+def save_reward_model(folder: Path, family: str = "llama") -> Path:
     """A reward model as `transformers` saves one, with a tokenizer; returns `folder`."""
-    save_tiny_with_tokenizer(folder)
+    save_tiny_with_tokenizer(folder, family=family)
     config = transformers.AutoConfig.from_pretrained(folder, num_labels=1)
     torch.manual_seed(1)
-    model = transformers.LlamaForSequenceClassification(config)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class MegatronJudge:
         folder: a checkpoint of `train_reward_model.py`, its `final/`, or a classifier with one label.
         tensor_model_parallel_size: ranks that share each layer.
         pipeline_model_parallel_size: ranks that share the layers out among them.
+        expert_model_parallel_size: ranks that share a mixture's experts and the rows out among them.
         data_parallel_size: copies of the model that share the rows out among them.
         batch_size: rows that pass through a copy together; part of the fixed shapes.
         precision: `bf16`, `fp32`, or `auto` (bf16 on a GPU).
@@ -55,6 +56,7 @@ class MegatronJudge:
     folder: str
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    expert_model_parallel_size: int = 1
     data_parallel_size: int = 1
     batch_size: int = 8
     precision: str = "auto"
@@ -82,15 +84,15 @@ class MegatronJudge:
 
     def _check(self) -> None:
         """Raise a `ValueError` for a setting that cannot be used."""
-        sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
+        sizes = (
+            f"{kind}_parallel_size" for kind in ("tensor_model", "pipeline_model", "expert_model", "data")
+        )
         for key in (*sizes, "batch_size", *(("threads",) if self.threads is not None else ())):
             _count(key, getattr(self, key))
         _one_of("precision", self.precision, _PRECISIONS)
         _one_of("accelerator", self.accelerator, _ACCELERATORS)
 
     def _start(self, path: Path) -> Ranks:
-        per_copy = self.tensor_model_parallel_size * self.pipeline_model_parallel_size
-        threads = threads_of(self.threads, self.data_parallel_size * per_copy)
         settings = RankSettings(
             folder=str(path),
             store="",
@@ -99,8 +101,10 @@ class MegatronJudge:
             batch_size=self.batch_size,
             precision=self.precision,
             accelerator=self.accelerator,
-            threads=threads,
+            expert_parallel_size=self.expert_model_parallel_size,
         )
+        threads = threads_of(self.threads, self.data_parallel_size * settings.ranks)
+        settings = replace(settings, threads=threads)
         return Ranks(
             settings,
             num_copies=self.data_parallel_size,

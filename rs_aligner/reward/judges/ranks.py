@@ -66,7 +66,7 @@ class Ranks:
             ChildProcessError: one of them is not, with what it says.
         """
         self.end(at_once=True)
-        per_copy = self._settings.tensor_parallel_size * self._settings.pipeline_parallel_size
+        per_copy = self._settings.ranks
         # What the ranks leave there (some import does) goes when they go, even by force.
         self._scratch = tempfile.TemporaryDirectory(prefix="ranks_", ignore_cleanup_errors=True)
         for copy in range(self._num_copies):

@@ -117,6 +117,24 @@ def test_rewards_do_not_depend_on_the_layout_and_a_rank_that_dies_is_started_aga
 
 
 @pytest.mark.slow
+def test_a_mixtures_experts_are_shared_out_over_ranks_that_share_the_rows(tmp_path: Path) -> None:
+    folder = save_reward_model(tmp_path / "mixture", "qwen3 moe dense")
+    judge = MegatronJudge(folder=str(folder), expert_model_parallel_size=2, batch_size=2, **ON_CPU)
+    try:
+        assert len(judge._ranks.processes) == 2
+        assert scored(judge) == pytest.approx(rewards_by_transformers(folder), rel=1e-4, abs=1e-5)
+        assert scored(judge, slice(1)) == pytest.approx(scored(judge)[:1], rel=1e-6)  # one rank has no row
+    finally:
+        judge.close()
+
+
+@pytest.mark.slow
+def test_experts_that_a_judge_does_not_have_are_not_shared_out(judge: Callable[..., MegatronJudge]) -> None:
+    with pytest.raises(ValueError, match="expert_model_parallel_size=2 is for mixtures of experts"):
+        judge(expert_model_parallel_size=2)
+
+
+@pytest.mark.slow
 def test_ranks_that_cannot_be_started_again_are_not_tried_for_every_row(
     judge: Callable[..., MegatronJudge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
