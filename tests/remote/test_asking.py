@@ -227,10 +227,10 @@ def test_a_batch_whose_rows_were_resolved_as_they_came_is_not_asked_for_again(
         raise TransportError("broken off", "unreadable")
 
     monkeypatch.setattr(Writing, "ask", breaking_off)
-    asked = asker(engine)
-    asked.open(5)
+    asked = asker(engine, here=True)
+    asked.open_here()
     futures = [asked.submit(f"text {number}", length=6) for number in range(2)]
-    asked.flush()
+    asked.flush()  # which comes back when nothing is asked any more
     assert [future.result(10) for future in futures] == ["text 0 in time", "text 1 in time"]
     asked.close()
     assert engine.asked == [2, 2]

@@ -55,6 +55,7 @@ class Server:
         self.takes, self.computes = True, True
         self.refuses = ""  # adapters, for this reason
         self.born: Any = None  # what the weights answer that it was started with
+        self.first = ""  # the word in the header of the next answer, if another
         self.between: Callable[[], None] | None = None  # happens once, between the choices of a stream
         self.is_up = True
 
@@ -65,7 +66,8 @@ class Server:
         if route not in ("/health", "/v1/models", "/rs_aligner/about", "/v1/completions"):
             self.log.append(route)
         found = self._answer(route, query, body)
-        headers = {connection.WEIGHTS_HEADER: self.word} if self.word else {}
+        first, self.first = self.first or self.word, ""
+        headers = {connection.WEIGHTS_HEADER: first} if first else {}
         status, content = found if isinstance(found, tuple) else (200, found)
         if status == 200 and isinstance(body, dict) and body.get("stream"):
             return Arriving(status, {**headers, "content-type": MEDIA_TYPE}, self._streamed(content))
@@ -296,7 +298,7 @@ def test_one_that_was_started_again_is_told_by_its_first_answer_and_goes_through
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", ["by others", "by none"])
+@pytest.mark.parametrize("how", ["by others", "by none", "by others at first"])
 def test_a_rollout_that_ended_before_the_weights_were_others_counts_and_a_later_one_does_not(
     make: Make, vocab_size: int, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
@@ -310,12 +312,15 @@ def test_a_rollout_that_ended_before_the_weights_were_others_counts_and_a_later_
     def reloaded() -> None:
         server.word = "of another" if how == "by others" else ""
 
-    server.between = reloaded
+    if how == "by others at first":
+        server.first = "of another"
+    else:
+        server.between = reloaded
     rows = [RolloutRow(0, index, 50 + index, Prompt("p", "", (5, 6)), limit=1) for index in range(4)]
     found = list(decoder.decode(wave_of(rows)))
     assert [row.index for row, *_ in found] == [0, 1, 2, 3]
     asked = [(one["seed"], one["n"]) for one in bodies if "seed" in one]
-    assert asked == [(50, 4), (51, 3)]
+    assert asked == [(50, 4), (50, 4) if how == "by others at first" else (51, 3)]
     assert "it has not the weights that it was sent any more" in caplog.text
 
 
