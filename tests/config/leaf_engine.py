@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,14 @@ def set_up_engine(patch: pytest.MonkeyPatch, notes: Notes) -> Callable[[Offer], 
         def get(self, path: str, timeout: float) -> Any:
             return {"data": [{"id": "policy"}]} if path == "/v1/models" else None
 
-        def post(self, path: str, timeout: float, body: Mapping[str, Any]) -> Any:
+        @contextmanager
+        def stream(self, path: str, timeout: float, body: Mapping[str, Any]) -> Iterator[Iterator[Any]]:
             notes.add("requests", path, timeout)
             if str(vocab_size) in body.get("logit_bias", {}):
                 raise TransportError("no such id", "refused", 400)
             tokens = body.get("allowed_token_ids", [5])[-1:]
             choice = {"token_ids": tokens, "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
-            return {"choices": [{"index": 0, **choice}]}
+            yield iter([{"choices": [{"index": 0, **choice}]}])
 
         def abort(self) -> None: ...
 
