@@ -15,6 +15,7 @@ from xdist.scheduler import LoadFileScheduling
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = (
     "tests/slurm/test_runs.py",
+    "tests/slurm/test_rollouts.py",
     "tests/first_run/test_recipes.py",
     "tests/policy/test_layouts.py",
     "tests/first_run/test_readme.py",

@@ -137,7 +137,7 @@ start_rollouts() {  # start_rollouts PORT NODES TASKS CPUS GROUP OVERRIDES...: a
   container
   step "$rollouts_log" srun --het-group="$group" --ntasks="$tasks" ${cpus:+--cpus-per-task="$cpus"} --distribution=block \
     --kill-on-bad-exit=0 --wait=0 "${step_options[@]}" bash scripts/slurm/server.sh "$port" \
-    "${command[@]}" "$PYTHON" examples/serve_rollouts.py "${model[@]}" weights_root="$RUN_DIR" \
+    "${rollouts_log%.log}" "${command[@]}" "$PYTHON" examples/serve_rollouts.py "${model[@]}" weights_root="$RUN_DIR" \
     inference.host=0.0.0.0 startup_timeout="$STARTUP_TIMEOUT" ${token:+"$token"} "$@"
   rollouts=${!:-}
   token=$(token_of model.rs.generation.servers.token_file rollout_servers RS_ALIGNER_ROLLOUTS_TOKEN) || exit 1

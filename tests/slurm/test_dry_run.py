@@ -79,10 +79,36 @@ def test_a_third_group_has_servers_of_rollouts_with_the_trainers_model() -> None
     [endpoints] = [word for word in trainer if word.startswith("model.rs.generation.endpoints=")]
     port = rollouts[rollouts.index("scripts/slurm/server.sh") + 1]
     assert endpoints.partition("=")[2] == f"[NODE:{port}]"
+    assert "runs/not_there/logs/rollouts_NN" in rollouts  # vLLM's own logs
     assert not any("generation" in word for word in judge)
     done = run(RUN, "--two-jobs", **given)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: ROLLOUTS_OPTIONS asks for a third group of one job: leave out --two-jobs\n"
+
+
+@pytest.mark.parametrize(
+    ("shown", "size", "place", "own"),
+    [
+        ("0,1,2,3", None, 0, "0"),
+        ("0,1,2,3", None, 3, "3"),
+        ("0,1,2,3", 2, 1, "2,3"),
+        ("GPU-a,GPU-b", 2, 0, "GPU-a,GPU-b"),
+        ("5", None, 3, "5"),  # Slurm shows each task one alone
+        (None, None, 1, ""),
+    ],
+)
+def test_servers_of_a_node_share_its_gpus_out(
+    shown: str | None, size: int | None, place: int, own: str
+) -> None:
+    env = {"PATH": os.environ["PATH"], "SLURM_PROCID": "9", "SLURM_LOCALID": str(place)}
+    env |= {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
+    command = ["bash", "scripts/slurm/server.sh", "3000", "logs/rollouts_01"]
+    command += ["bash", "-c", 'echo "$CUDA_VISIBLE_DEVICES" "$@"', "serve", "--"]
+    command += [] if size is None else [f"vllm.tensor_parallel_size={size}"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=30)
+    gpus, *given = done.stdout.split(" ")
+    assert gpus == own
+    assert given[-2:] == ["inference.port=3009", "log_dir=logs/rollouts_01/server_9_1\n"]
 
 
 @pytest.mark.parametrize("tool", ["pyxis", "apptainer"])

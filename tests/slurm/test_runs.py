@@ -5,37 +5,23 @@ What the scripts do besides is tested with a stand-in (`test_scripts`).
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.e2e.launch import read_metrics
 from tests.reward.rows import free_port
 from tests.slurm.cluster import Cluster
+from tests.slurm.held import jobs_of, num_steps, running, write_judge
 from tests.tiny import save_tiny_with_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(560)]
 
 STEPS = 6
-# While a file is there it answers two steps and no more: the run waits for its scores, and can be met there.
-JUDGE = """
-import time
-from pathlib import Path
-
-asked = 0
-
-def judge(prompts, responses, metadata):
-    global asked
-    asked += len(prompts)
-    while asked > 40 and Path(__file__).with_name("hold").exists():
-        time.sleep(0.05)
-    return [sum(ord(c) < 128 for c in r) / 8 + len(set(r)) / 100 for r in responses]
-"""
+HELD_ROWS = 40
 HELD_STEPS = 2
 Submit = Callable[..., str]
 
@@ -51,11 +37,7 @@ def submit(slurm: Cluster, tmp_path: Path) -> Iterator[Submit]:
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
 
     def submit(name: str, *arguments: str, ranks: int = 1, is_held: bool = True) -> str:
-        judge = tmp_path / f"{name}_judge" / "judge.py"
-        judge.parent.mkdir()
-        judge.write_text(JUDGE)
-        if is_held:
-            (judge.parent / "hold").touch()
+        judge = write_judge(tmp_path / f"{name}_judge", HELD_ROWS if is_held else None)
         common = f"--signal=B:USR1@90 --output={tmp_path}/{name}.out"
         said = slurm.run(
             *("bash", "scripts/slurm/submit.sh", f"exp_manager.explicit_log_dir={tmp_path / name}"),
@@ -73,29 +55,15 @@ def submit(slurm: Cluster, tmp_path: Path) -> Iterator[Submit]:
             JUDGE_PORT=str(free_port()),
             MASTER_PORT=str(free_port()),
         )
-        return [line.removeprefix("job ") for line in said.splitlines() if line.startswith("job ")][-1]
+        return jobs_of(said)[-1]
 
     yield submit
     slurm.cancel_all()
 
 
-def num_steps(run: Path) -> int:
-    return len(read_metrics(run)) if (run / "metrics.jsonl").exists() else 0
-
-
 def figures(run: Path) -> list[dict[str, Any]]:
     """The rows of the metrics without times."""
     return [{key: row[key] for key in row if not key.startswith("time/")} for row in read_metrics(run)]
-
-
-def judges_server(slurm: Cluster, job: str) -> psutil.Process:
-    servers = []
-    for process in slurm.left_behind(job):
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-            if process.cmdline()[1:2] == ["examples/serve_reward.py"]:
-                servers.append(process)
-    (server,) = servers
-    return server
 
 
 def test_jobs_end_as_they_should_and_leave_nothing(slurm: Cluster, submit: Submit, tmp_path: Path) -> None:
@@ -116,7 +84,8 @@ def test_jobs_end_as_they_should_and_leave_nothing(slurm: Cluster, submit: Submi
     wait("cancelled")
     slurm.run("scancel", cancelled)
     wait("without_judge")
-    judges_server(slurm, without_judge).kill()
+    [judge] = running(slurm, "serve_reward.py", without_judge)
+    judge.kill()
 
     ended = slurm.end_of(without_judge)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0")

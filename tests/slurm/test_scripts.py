@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import NODES, Cluster
+from tests.slurm.held import jobs_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -39,7 +40,7 @@ def submit(slurm: Cluster, fake_python: str, tmp_path: Path) -> Iterator[Submit]
             LEAVE_SECONDS="10",
             **third,
         )
-        return [line.removeprefix("job ") for line in said.splitlines() if line.startswith("job ")]
+        return jobs_of(said)
 
     yield submit
     slurm.cancel_all()
