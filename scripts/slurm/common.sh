@@ -85,8 +85,10 @@ container() {  # sets `step_options` and `command` for CONTAINER_IMAGE: by pyxis
   elif runner=$(command -v apptainer || command -v singularity); then
     command=("$runner" exec --pwd "$PWD")
     for mount in ${mounts//,/ }; do command+=(--bind "$mount"); done
-    # GPUs are handed through where the job has some.
-    [ -z "${SLURM_GPUS_ON_NODE:-}${SLURM_JOB_GPUS:-}" ] || command+=(--nv)
+    # GPUs are handed through where the job has some: Slurm's variables tell of this group alone, the judge's.
+    case "${TRAINER_OPTIONS:-} ${ROLLOUTS_OPTIONS:-} ${SLURM_GPUS_ON_NODE:+gpu}${SLURM_JOB_GPUS:+gpu}" in
+      *gpu*) command+=(--nv) ;;
+    esac
     command+=("$CONTAINER_IMAGE")
   elif [ -n "$DRY_RUN" ]; then
     command=("<pyxis or apptainer>" "$CONTAINER_IMAGE")

@@ -130,6 +130,9 @@ def test_a_container_image_is_one_variable(tool: str, tmp_path: Path) -> None:
         else:
             assert step[step.index("our.sif") - 1] == "/data"
             assert step[step.index("our.sif") + 1] == "python"  # the image's
+    with_gpus = {"TRAINER_OPTIONS": "--gpus-per-node=8", "CONTAINER_IMAGE": "our.sif", "PATH": path}
+    *_, trainer = dry_run(RUN, **with_gpus)
+    assert ("--nv" in trainer) is (tool == "apptainer")  # though the judge's group has none
 
 
 def test_a_run_without_a_folder_is_refused() -> None:
