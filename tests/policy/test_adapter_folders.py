@@ -33,7 +33,7 @@ from rs_aligner.policy.weights import merge_folder
 from rs_aligner.rollout import PreferencePair
 from tests.policy.layout_program import rows
 from tests.policy.objective_cases import NoText
-from tests.tiny import FAMILIES, save_tiny, save_tiny_adapter, save_tiny_with_tokenizer
+from tests.tiny import FAMILIES, MIXTURES, save_tiny, save_tiny_adapter, save_tiny_with_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 EVERYWHERE = {
@@ -97,7 +97,7 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
 
 def targets_of(family: str) -> dict[str, list[str]]:
     """What `peft` adapts: all of it, but a mixture's experts."""
-    return ATTENTION if family in ("mixtral", "qwen3 moe") else EVERYWHERE
+    return ATTENTION if family in MIXTURES else EVERYWHERE
 
 
 @pytest.mark.parametrize(
