@@ -24,6 +24,7 @@ from rs_aligner.remote.errors import TransportError
 
 # An answer has some bytes a row. What goes on beyond this is no answer.
 MAX_ANSWER_BYTES = 256 * 2**20
+AT_ONCE = 3.0  # seconds within which a server that speaks TLS turns its back on plain words; else it has died
 _CHUNK_BYTES = 2**20
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
@@ -141,12 +142,14 @@ class Conversation:
     @contextlib.contextmanager
     def _in_words(self, timeout: float) -> Iterator[None]:
         """Whatever goes wrong on the way becomes a `TransportError`."""
+        began = time.monotonic()
         try:
             yield
         except TimeoutError as error:
             raise TransportError(f"no answer within {timeout:g} s", "timeout") from error
         except http.client.RemoteDisconnected as error:
-            hint = "" if self._address.is_tls else " (a server that speaks TLS is asked by https://)"
+            is_other = self._address.is_tls or time.monotonic() - began > AT_ONCE
+            hint = "" if is_other else " (a server that speaks TLS is asked by https://)"
             raise TransportError(f"{type(error).__name__}: {error}{hint}", "unreachable") from error
         except OSError as error:
             raise TransportError(f"{type(error).__name__}: {error}", "unreachable") from error

@@ -161,6 +161,16 @@ def test_the_wrong_scheme_is_told(
     assert message in told
 
 
+def test_a_server_that_dies_over_a_request_is_not_taken_for_one_that_speaks_tls(
+    authority: trustme.CA, judge: FakeJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rs_aligner.remote.transport.AT_ONCE", -1.0)  # so whatever it does, it took its time
+    with front(judge.port, certificate(authority, "localhost")) as port:
+        told = why_not(f"http://localhost:{port}", startup_timeout=0.5)
+    assert "RemoteDisconnected" in told
+    assert "TLS" not in told
+
+
 def test_a_judge_at_an_ipv6_address_scores(judge: FakeJudge, authority: trustme.CA, ca_file: str) -> None:
     with front(judge.port, host="::1") as port:
         assert isinstance(score(f"[::1]:{port}"), Score)
