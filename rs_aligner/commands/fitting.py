@@ -231,8 +231,9 @@ class Fit:
     def nearest(self) -> list[list[str]]:
         """Overrides under which the longest rows would fit: the nearest in this layout, and in another."""
         found: list[list[str]] = []
+        experts = 1 if self.arch.experts is None else self.arch.experts.number
         for others in (False, True):
-            for values in settings(self.config, others=others):
+            for values in settings(self.config, others=others, experts=experts):
                 other = changed(self.config, values)
                 if not self._could_run(other):
                     continue
@@ -248,7 +249,7 @@ class Fit:
         return (
             not any(width % tp for width in widths)
             and arch.num_layers % pp == 0
-            and config.world_size % (tp * pp) == 0
+            and config.world_size % (tp * pp * model.expert_model_parallel_size) == 0
             and (
                 model.max_tokens_per_microbatch is not None
                 or model.global_batch_size % (model.micro_batch_size * config.data_parallel_size) == 0

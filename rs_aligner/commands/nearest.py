@@ -5,6 +5,7 @@ Left out on purpose: which of them fit (`fitting.py`), and settings that change 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -15,16 +16,17 @@ _MOST_NODES = 64
 _S = TypeVar("_S", bound=Section)
 
 
-def settings(config: TrainConfig, *, others: bool) -> Iterator[dict[str, Any]]:
+def settings(config: TrainConfig, *, others: bool, experts: int = 1) -> Iterator[dict[str, Any]]:
     """Changes, those that cost least first; `others`: to other layouts and numbers of nodes.
 
     To offload the optimizer costs copies of its states in each step: it comes where no layout of as many
-    nodes does without. LoRA, which learns otherwise, comes where the layout allows nothing else.
+    nodes does without. LoRA, which learns otherwise, comes where the layout allows nothing else. `experts`
+    are those of a layer; where there are several, ranks may share them out.
     """
     adapted: list[dict[str, Any]] = [{}]
     if not others and not config.model.peft.is_lora:
         adapted.append({"model.peft.peft_scheme": "lora"})
-    layouts: Iterable[list[dict[str, Any]]] = _layouts(config) if others else [[{}]]
+    layouts: Iterable[list[dict[str, Any]]] = _layouts(config, experts) if others else [[{}]]
     for scheme in adapted:
         for same_nodes in layouts:
             for offload in _offloads(config):
@@ -34,13 +36,15 @@ def settings(config: TrainConfig, *, others: bool) -> Iterator[dict[str, Any]]:
                             yield {**scheme, **layout, **inner, **offload}
 
 
-def _layouts(config: TrainConfig) -> Iterator[list[dict[str, Any]]]:
+def _layouts(config: TrainConfig, experts: int) -> Iterator[list[dict[str, Any]]]:
     """Other layouts, those of as many nodes together."""
     model, trainer = config.model, config.trainer
-    held = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    held = tensor, pipeline, model.expert_model_parallel_size
     powers = [1 << power for power in range(7)]
-    widest = max(trainer.devices, held[0])
-    sizes = [(tp, pp) for tp in powers for pp in powers if tp <= widest and (tp, pp) != held]
+    widest = max(trainer.devices, tensor)
+    shares = [one for one in powers if experts % one == 0] if model.optim.distributed else [1]
+    sizes = {(tp, pp, ep) for tp in powers for pp in powers for ep in shares if tp <= widest} | {held}
     for nodes in (trainer.num_nodes * power for power in powers):
         if nodes > max(_MOST_NODES, trainer.num_nodes):
             return
@@ -48,10 +52,12 @@ def _layouts(config: TrainConfig) -> Iterator[list[dict[str, Any]]]:
             {
                 "model.tensor_model_parallel_size": tp,
                 "model.pipeline_model_parallel_size": pp,
+                **({"model.expert_model_parallel_size": ep} if experts > 1 else {}),
                 **({"trainer.num_nodes": nodes} if nodes != trainer.num_nodes else {}),
             }
-            for tp, pp in sorted([*sizes, held], key=lambda size: (size[0] * size[1], size[1]))
-            if tp * pp <= nodes * trainer.devices and (nodes != trainer.num_nodes or (tp, pp) != held)
+            for tp, pp, ep in sorted(sizes, key=lambda size: (math.prod(size), size[0] * size[1], size[1]))
+            if tp * pp * ep <= nodes * trainer.devices
+            and (nodes != trainer.num_nodes or (tp, pp, ep) != held)
         ]
 
 

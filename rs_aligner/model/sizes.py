@@ -6,6 +6,7 @@ Left out on purpose: what is kept besides weights (`memory.py`).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 from rs_aligner.model.architecture import Architecture
@@ -22,9 +23,9 @@ def stage_parameters(
     outside = {name: _size({name: part}, tensor_parallel) for name, part in family.outside(arch).items()}
     stages = []
     for stage in range(pipeline_parallel):
-        layers = arch.stage(stage, pipeline_parallel)
+        alike = Counter(arch.stage(stage, pipeline_parallel))
         experts = expert_parameters(arch, tensor_parallel, pipeline_parallel, stage)
-        size = sum(_size(family.layer(one), tensor_parallel) for one in layers)
+        size = sum(number * _size(family.layer(one), tensor_parallel) for one, number in alike.items())
         stages.append(size - experts + experts // expert_parallel)
     stages[0] += sum(outside.pop(name) for name in [*outside] if name.startswith("embedding."))
     if arch.tied_embeddings and pipeline_parallel == 1:

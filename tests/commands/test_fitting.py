@@ -15,7 +15,7 @@ from rs_aligner.commands import machine
 from rs_aligner.commands.fitting import Fit, Room
 from rs_aligner.config import TrainRSConfig
 from rs_aligner.model.activations import Lengths
-from rs_aligner.model.architecture import Architecture, Rope
+from rs_aligner.model.architecture import Architecture, Experts, Rope
 from rs_aligner.record.room import memory_limit
 from tests.config.leaf_rows import tree_of
 from tests.config.leaf_table import TABLE
@@ -82,6 +82,22 @@ def test_a_warning_names_the_nearest_settings_and_they_fit() -> None:
         assert [name for name, _ in other.lines() if name == "warning"] == [], settings
     first = fit.nearest()[0]
     assert all("nodes" not in one and "parallel" not in one for one in first)  # in this layout
+
+
+def test_a_mixture_that_does_not_fit_is_told_to_share_its_experts_out() -> None:
+    experts = Experts(number=64, per_token=4)
+    mixture = replace(EIGHT, family="mixtral", num_layers=16, intermediate_size=2048, experts=experts)
+
+    def fit(**keys: Any) -> Fit:
+        return Fit(mixture, config_of(**keys), LENGTHS, Room("a GPU", 80 * GIB, True), on_gpu=True)
+
+    for held in (1, 8):  # none that the layout does not divide is named, whichever there is now
+        keys = {"trainer.devices": 8, "model.micro_batch_size": 1, "model.expert_model_parallel_size": held}
+        one = fit(**keys)
+        assert not one.fits
+        other = dict(setting.split("=") for setting in one.nearest()[-1])
+        assert int(other["model.expert_model_parallel_size"]) > 1
+        assert fit(**{**keys, **other}).fits
 
 
 def test_what_is_certain_may_fill_the_memory_and_no_byte_more() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -37,7 +38,7 @@ MADE: dict[str, Any] = {
         **SIZES, **of, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.02
     ),
     "qwen3_moe": lambda of: transformers.Qwen3MoeConfig(
-        **SIZES, **of, num_experts=4, moe_intermediate_size=24, head_dim=16, norm_topk_prob=True
+        **SIZES, **of, num_experts=4, moe_intermediate_size=24, head_dim=16, mlp_only_layers=[0]
     ),
 }
 LAYOUTS = {"one": [], "two": ["trainer.devices=2", "model.expert_model_parallel_size=2"]}
@@ -66,8 +67,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def train(folder: Path, family: str, layout: str) -> Path:
-    run = folder / f"{family} {layout}"
+def train(folder: Path, family: str, layout: str, *more: str) -> Path:
+    """Two steps; `more` are further settings."""
+    run = folder / (f"{family} {layout}" + " with adapters" * bool(more))
     prefix = f"{{train: {folder}/train.jsonl, validation: {folder}/dev.jsonl}}"
     done = run_command(
         *(sys.executable, "-m", "rs_aligner", "train"),
@@ -89,7 +91,7 @@ def train(folder: Path, family: str, layout: str) -> Path:
         "model.optim.eps=1e-4",
         "model.optim.sched.name=constant",
         "model.optim.sched.warmup_steps=0",
-        *LAYOUTS[layout],
+        *(*LAYOUTS[layout], *more),
         timeout=250,
     )
     assert done.returncode == 0, done.stdout
@@ -102,17 +104,40 @@ def test_two_steps_are_the_same_with_the_experts_on_two_ranks_and_transformers_l
     folder: Path, family: str
 ) -> None:
     one, two = (train(folder, family, layout) for layout in LAYOUTS)
-    for single, shared in zip(read_metrics(one), read_metrics(two), strict=True):
-        assert set(shared) == set(single)
-        for key in ("step", "loss", "grad_norm", "reward/mean", "reward/kept_mean", "validation/reward"):
-            if key in single:
-                assert shared[key] == pytest.approx(single[key], rel=1e-4), key
+    check_figures(one, two)
     start, *ends = (weights(path) for path in (folder / family, one / "final", two / "final"))
     for name, tensor in start.items():
         assert not torch.equal(ends[0][name], tensor), name
         assert (ends[1][name] - ends[0][name]).norm() <= 1e-3 * (ends[0][name] - tensor).norm(), name
     _, report = transformers.AutoModelForCausalLM.from_pretrained(two / "final", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def check_figures(one: Path, two: Path) -> None:
+    """See that two runs have the same figures but for rounding."""
+    for single, shared in zip(read_metrics(one), read_metrics(two), strict=True):
+        assert set(shared) == set(single)
+        for key in ("step", "loss", "grad_norm", "reward/mean", "reward/kept_mean", "validation/reward"):
+            if key in single:
+                assert shared[key] == pytest.approx(single[key], rel=1e-4), key
+
+
+def test_adapters_beside_experts_are_those_of_peft_and_change_the_attention_alone(folder: Path) -> None:
+    """On one rank an adapter folder is written, on two that share the experts a whole model."""
+    base, lora = folder / "qwen3_moe", ("model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=4")
+    one = train(folder, base.name, "one", *lora, "model.peft.export=adapter")
+    two = train(folder, base.name, "two", *lora)
+    check_figures(one, two)
+    start, end = weights(base), weights(two / "final")
+    changed = {name for name, tensor in start.items() if not torch.equal(end[name], tensor)}
+    assert changed == {name for name in start if name.endswith("_proj.weight") and ".self_attn." in name}
+    model = transformers.AutoModelForCausalLM.from_pretrained
+    adapted = peft.PeftModel.from_pretrained(model(base, dtype=torch.float32), str(one / "final"))
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        plain, found = model(base, dtype=torch.float32)(tokens).logits, adapted(tokens).logits
+        assert (found - plain).abs().max() > 1e-3
+        assert (model(two / "final", dtype=torch.float32)(tokens).logits - found).abs().max() < 1e-4
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
