@@ -221,6 +221,7 @@ def test_a_prompts_rollouts_are_one_request_and_what_is_missing_is_as_few_as_its
     server, decoder = alone(opened)
     whole = sample(decoder, 2)
     assert sorted((one["n"], one["prompt"]) for one in server.asked) == [(3, [7, 1]), (3, [7, 2])]
+    assert {(one["stream"], one["stream_interval"]) for one in server.asked} == {(True, 8)}  # two events each
     server.asked.clear()
     known = {(one.group, one.index): (one.seed, 0) for one in whole if (one.group, one.index) != (0, 1)}
     del known[1, 1], known[1, 2]
