@@ -59,6 +59,27 @@ def test_weights_in_several_files_are_read_through_their_index(
     assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize("is_pickled", [False, True], ids=["safetensors", "bin in two parts"])
+def test_tensors_of_several_types_are_each_read_in_their_own(
+    folder: Path, model: GPTModel, arch: Architecture, rt: Runtime, is_pickled: bool
+) -> None:
+    """Those of one parameter, as queries, keys and values, among them."""
+    types = (torch.float16, torch.bfloat16, torch.float32)
+    whole = load_file(folder / FILE)
+    stored = {name: one.to(types[i % len(types)]) for i, (name, one) in enumerate(whole.items())}
+    if is_pickled:
+        (folder / FILE).unlink()
+        files = {name: f"pytorch_model-{i % 2 + 1:05d}-of-00002.bin" for i, name in enumerate(stored)}
+        for file in set(files.values()):
+            torch.save({name: one for name, one in stored.items() if files[name] == file}, folder / file)
+        (folder / BIN_INDEX).write_text(json.dumps({"weight_map": files}))
+    else:
+        save_file(stored, folder / FILE, {"format": "pt"})
+    huggingface.load_weights(folder, model, arch, rt)
+    tensors = huggingface.gather_tensors(model, arch, rt)
+    assert all(torch.equal(tensors[name], tensor.float()) for name, tensor in stored.items())
+
+
 def test_a_missing_tensor_is_named(folder: Path, model: GPTModel, arch: Architecture, rt: Runtime) -> None:
     name = "model.layers.2.self_attn.k_proj.bias"
     change(folder, {name: None})
