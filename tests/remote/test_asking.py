@@ -113,7 +113,7 @@ def test_another_server_is_asked_and_messages_call_it_what_it_is(caplog: pytest.
             future = asked.submit("text", length=4)
             asked.flush()
             assert future.result(10) == "text, and so on"
-        asked._service.try_out = cannot  # type: ignore[method-assign]
+        asked._service.try_out = cannot  # type: ignore[method-assign]  # a fault in its place
         while "until it writes again: it wants another token" not in caplog.text:
             assert time.monotonic() < deadline
             time.sleep(0.02)
