@@ -14,27 +14,30 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 _PREFIX = re.compile(r"^\([^)]*pid=\d+\) (?:(?:ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[[^\]]*\] ?)?")
 _ERROR = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception): (?P<said>\S.*)")
 _USAGE = re.compile(r"[\w.-]+: error: (?P<said>.+)")
+_DEAD = "EngineCore encountered an issue"
 _ECHOES = (
-    "EngineCore encountered an issue",
+    _DEAD,
     "Engine core initialization failed",
     "Worker failed with error",
     "WorkerProc initialization failed",
 )
+_REFUSALS = "VLLMValidationError: "  # of a request, which fails alone
+KILLED = "its engine ended without a word, as one that is killed does, or that the system has no memory for"
 _SHOWN = 300
 
 
 def reason_of(log: str) -> str:
-    """The last error of a log that no other error made; empty where there is none."""
+    """The last error of a log that no other error made, nor a request; empty where nothing tells of one."""
     lines = [_PREFIX.sub("", line).rstrip() for line in log.splitlines()]
     found = ""
     for number, line in enumerate(lines):
         match = _ERROR.fullmatch(line) or _USAGE.fullmatch(line)
-        if match is None or any(echo in line for echo in _ECHOES):
+        if match is None or any(other in line for other in (*_ECHOES, _REFUSALS)):
             continue
         found = match["said"]
         if "validation error" in found:  # of pydantic, which says what in the next line
             found = "".join(lines[number + 1 : number + 2]).strip().removeprefix("Value error, ")
-    return found[:_SHOWN]
+    return found[:_SHOWN] or (KILLED if _DEAD in log else "")
 
 
 def head_size_problem(made: Mapping[str, Any]) -> str | None:

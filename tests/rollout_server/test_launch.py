@@ -20,7 +20,7 @@ from rs_aligner.commands import serve_rollouts
 from rs_aligner.config import ServeRolloutsConfig, load_config
 from rs_aligner.config.serve_rollouts import LORA_RANKS
 from rs_aligner.rollout_server import launch
-from rs_aligner.rollout_server.failure import CPU_HEAD_SIZES, head_size_problem, reason_of
+from rs_aligner.rollout_server.failure import CPU_HEAD_SIZES, KILLED, head_size_problem, reason_of
 from tests.config.leaf_rows import tree_of
 from tests.reward.rows import free_port
 from tests.rollout_server.stand_in import python_with
@@ -234,6 +234,8 @@ def test_a_server_that_is_killed_takes_its_vllm_with_it(fault: str, tmp_path: Pa
         ("RuntimeError: root\nvllm.v1.E.EngineDeadError: EngineCore encountered an issue.", "root"),
         ("ValueError: no LoRA\nException: WorkerProc initialization failed due to an exception", "no LoRA"),
         ("RuntimeError: root\nRuntimeError: Engine core initialization failed. See above", "root"),
+        ("v.VLLMValidationError: token 512\nv.EngineDeadError: EngineCore encountered an issue.", KILLED),
+        ("RuntimeError: root\nv.VLLMValidationError: token 512\n", "root"),
         ("x.ValidationError: 1 validation error for ModelConfig\n  Value error, no folder\n", "no folder"),
         (f"ValueError: {'long' * 100}", ("long" * 100)[:300]),
     ],
