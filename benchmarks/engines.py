@@ -32,7 +32,6 @@ import contextlib
 import json
 import os
 import random
-import socket
 import sys
 import tempfile
 import time
@@ -70,6 +69,7 @@ from rs_aligner.generation.vllm.folder import WeightsFolder
 from rs_aligner.generation.vllm.weights import Update
 from rs_aligner.model import runtime
 from rs_aligner.model.tokenizer import Tokenizer
+from rs_aligner.remote.listening import any_free_port
 from rs_aligner.rollout_server.environment import find_python
 
 SIDES = ("kernels", "torch", "vllm", "vllm_engine", "llama_cpp")
@@ -258,7 +258,7 @@ def ready(work: Work, wanted: Wanted, scratch: Path, rt: runtime.Runtime) -> Ite
             if engine in wanted.sides:
                 found.sides[engine] = Ours(work, rt, GenerationConfig(engine=engine))
         if {"vllm", "vllm_engine"} & set(wanted.sides):
-            port = free_port()
+            port = any_free_port()
             server = start("vllm", vllm_command(work, port, scratch, ROOM), port)
             if "vllm" in wanted.sides:
                 found.sides["vllm"] = Vllm(server, Tokenizer(work.folder).eos_ids)
@@ -268,7 +268,7 @@ def ready(work: Work, wanted: Wanted, scratch: Path, rt: runtime.Runtime) -> Ite
                 stack.callback(engine.sampler.decoder.close, is_over=True)
                 found.sides["vllm_engine"] = engine
         if "llama_cpp" in wanted.sides and (python := llama_python()) is not None:
-            port = free_port()
+            port = any_free_port()
             command = llama_command(python, work, port, scratch / "model.gguf")
             found.sides["llama_cpp"] = Llama(start("llama_cpp", command, port))
         yield found
@@ -293,13 +293,6 @@ def setting_of(name: str, wanted: Wanted, rt: runtime.Runtime) -> dict[str, Any]
         "servers": found.versions,
         "load": [load, os.getloadavg()],
     }
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def available(wanted: list[str]) -> list[str]:

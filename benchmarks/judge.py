@@ -22,7 +22,6 @@ import contextlib
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from rs_aligner.address import Address
 from rs_aligner.config import EndpointConfig, JudgeConfig, RemoteRMConfig
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.kserve import Arrays
+from rs_aligner.remote.listening import any_free_port
 from rs_aligner.remote.triton import TritonConnection
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.judges import load_judge
@@ -74,9 +74,7 @@ def rollouts(count: int, words: int = 60) -> list[tuple[Prompt, Rollout]]:
 @contextlib.contextmanager
 def served(*overrides: str) -> Iterator[int]:
     """A server on a free port, gone at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = any_free_port()
     with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
         (Path(scratch) / "sleeper.py").write_text(SLEEPER)
         with (Path(scratch) / "log").open("wb") as log:

@@ -51,9 +51,16 @@ trap leave EXIT
 trap 'echo "quickstart: interrupted, ending what was started" >&2; exit 130' INT
 trap 'exit 143' TERM
 trap 'exit 129' HUP
+gone() {  # gone WHAT PID LOG: end what asks a server that has ended, and say what it said last; fails where it lives
+  [ -n "$2" ] && ! kill -0 "$2" 2>/dev/null || return 1
+  end "$job"
+  { echo "quickstart: $1 has ended: $3"; tail -n 5 "$3"; } >&2
+}
 run() {
   setsid "$@" </dev/null &
   job=$!
+  wait -n "$job" $server $rollouts 2>/dev/null || true  # whichever ends first
+  if gone "the judge" "$server" "$out/judge.log" || gone vLLM "$rollouts" "$out/rollouts.log"; then exit 1; fi
   wait "$job"
   job=""
 }
@@ -72,7 +79,7 @@ run "$python" examples/arithmetic/make_task.py --out "$out/task" --seed "$seed" 
 say "[3/5] training it on worked additions until it solves a third of others (some seconds to start)"
 run "$python" examples/train_sft.py --config-name arithmetic_sft model.seed="$seed"
 
-free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+free_port='from rs_aligner.remote.listening import any_free_port; print(any_free_port())'
 port=$("$python" -c "$free_port")
 say "[4/5] starting the judge on port $port, then learning from the model's own right answers"
 setsid "$python" examples/serve_reward.py judge.name=exact_answer inference.port="$port" \
@@ -87,7 +94,7 @@ if [ "$engine" = vllm ]; then
   rollouts=$!
   echo "vLLM starts on port $served, in half a minute or so: $out/rollouts.log"
   until grep -q '^rollouts ready' "$out/rollouts.log"; do
-    kill -0 "$rollouts" 2>/dev/null || { cat "$out/rollouts.log" >&2; exit 1; }
+    if gone vLLM "$rollouts" "$out/rollouts.log"; then exit 1; fi
     sleep 0.5
   done
   decoded=(model.rs.generation.engine=vllm "model.rs.generation.endpoints=[127.0.0.1:$served]"

@@ -40,10 +40,10 @@ class Quickstart:
 
     def family(self) -> list[str]:
         """Command lines of all that was started for this folder and lives."""
-        return [" ".join(process.cmdline()) for process in self._alive()]
+        return [" ".join(process.cmdline()) for process in self.processes()]
 
     def end(self) -> None:
-        for process in self._alive():
+        for process in self.processes():
             process.kill()
 
     def wait_for(self, text: str, timeout: float) -> None:
@@ -53,7 +53,7 @@ class Quickstart:
             assert time.monotonic() < deadline, f"no {text!r} in {timeout} s:\n{self.output}"
             time.sleep(0.1)
 
-    def _alive(self) -> Iterator[psutil.Process]:
+    def processes(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
             try:
                 mine = process.environ().get("ARITHMETIC") == str(self.out) or process.pid == self.process.pid
@@ -172,6 +172,21 @@ def test_an_interrupted_quickstart_ends_all_that_it_started(
         assert (moment == IN_RS) == any("examples/serve_reward.py" in line for line in started.family())
         send(started.process.pid, number)
         assert started.process.wait(timeout=20) == 128 + number
+        assert started.family() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_judge_that_ends_ends_the_quickstart_with_what_it_said(tmp_path: Path) -> None:
+    with quickstart(tmp_path, "--seed", "1") as started:
+        started.wait_for(IN_RS, timeout=240)
+        [judge] = [one for one in started.processes() if "examples/serve_reward.py" in one.cmdline()]
+        judge.kill()
+        assert started.process.wait(timeout=20) == 1
+        log = started.out / "judge.log"
+        told = started.output.rpartition(f"quickstart: the judge has ended: {log}\n")[2]
+        assert told.startswith("judge reward_model ready at http://127.0.0.1:")
+        assert "same command goes on" not in told  # what the training says of its end comes before
         assert started.family() == []
 
 

@@ -25,7 +25,7 @@ from rs_aligner.child import start_process
 from rs_aligner.remote.transport import Conversation, HTTPAnswer
 from rs_aligner.rollout_server.barred import variable_of
 from rs_aligner.rollout_server.inside import rs_aligner_guard as guard
-from tests.reward.rows import free_port
+from tests.ports import free_port
 
 STORIES = "stories_wide"
 BARRED = (376, 268, 511)

@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from rs_aligner.address import Address
 from rs_aligner.child import die_with_parent, start_process
 from rs_aligner.config import ConfigError, ServeRewardConfig, load_config
 from rs_aligner.config.tree import plain, read_tree, tree_of
+from rs_aligner.remote.listening import any_free_port
 
 _PROGRAM = "import sys; from rs_aligner.api.serving import run; sys.exit(run(*sys.argv[1:]))"
 _SECONDS_TO_END = 20.0
@@ -71,7 +71,7 @@ def serve(
             raise ConfigError(["judge.function is set, and reward_fn given: leave one of the two out"])
         OmegaConf.update(tree, "judge.function", _place_of(reward_fn))
     if OmegaConf.select(tree, "inference.port") is None:
-        OmegaConf.update(tree, "inference.port", _free_port())
+        OmegaConf.update(tree, "inference.port", any_free_port())
     typed = load_config(tree, ServeRewardConfig)
     with tempfile.TemporaryDirectory(prefix="rs_") as scratch:
         log = Path(scratch) / "server.log"
@@ -121,13 +121,6 @@ def _place_of(function: Callable[..., Any]) -> str:
             "or hand it to rs_aligner.train, which needs no server"
         )
     return f"{Path(file).resolve()}:{name}"
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def run(parent: str, tree: str) -> int:

@@ -5,10 +5,18 @@ Left out on purpose: the server, and who asks it.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import random
 import socket
+from pathlib import Path
 
 from rs_aligner.remote.token import read_token
+
+_HANDED_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_NOT_HANDED_OUT = range(20_000, 32_768)  # by any system that was left as it is
+_FIRST = _NOT_HANDED_OUT.start  # below it are the ports of many a service
+_MOST_TRIES = 100
 
 
 def listen_at(host: str, port: int, token_file: str | None, variable: str) -> tuple[str, str | None]:
@@ -34,10 +42,31 @@ def listen_at(host: str, port: int, token_file: str | None, variable: str) -> tu
 
 
 def any_free_port() -> int:
-    """A port of the loopback address that is free at this moment."""
+    """A port of the loopback address that is free, for a server that starts in some seconds.
+
+    It is none of those that the system hands out by itself, to connections and to whoever binds port 0: one
+    of these may be another's by then, whose answers would be taken for the server's.
+    """
+    ports = _NOT_HANDED_OUT
+    with contextlib.suppress(OSError, ValueError):  # a system that is not Linux
+        first, last = map(int, _HANDED_OUT.read_text().split())
+        ports = max(range(_FIRST, first), range(max(last + 1, _FIRST), 1 << 16), key=len)
+    draw = random.SystemRandom()  # not the generator of a run, which is seeded: each run would draw the same
+    for port in draw.sample(ports, min(len(ports), _MOST_TRIES)):
+        if _is_free(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return True
+    return False
 
 
 def free_address(host: str, port: int) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from rs_aligner.cli.main import main
 from rs_aligner.record.format import RunRecord
+from tests.ports import free_port
 from tests.tiny import save_tiny_with_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -75,9 +76,7 @@ def test_what_is_right_passes_line_by_line_and_nothing_is_left(
     before = everything(place)
     given = COMMANDS[command]
     if command == "serve":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            given = (*given, f"inference.port={free.getsockname()[1]}")
+        given = (*given, f"inference.port={free_port()}")
     assert main(["check", command, *given]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "all is right that can be checked before a model is loaded"

@@ -22,7 +22,7 @@ import psutil
 
 from tests.crash.points import Point
 from tests.crash.victims import Victims, victims
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.reward.service import service
 from tests.tiny import save_tiny_with_tokenizer
 

@@ -17,7 +17,7 @@ import transformers
 
 from tests.chat_models import BYTES, save_tokenizer
 from tests.e2e.launch import ROOT, read_metrics, run_command
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.reward.service import service
 from tests.tiny import OF_GPT2, save_gpt2_tokenizer, save_tiny
 

@@ -15,8 +15,9 @@ from rs_aligner.record.ledger import Ledger
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.rollout import Score, ScoreFailure
 from tests.e2e.launch import read_metrics, run_script
+from tests.ports import free_port
 from tests.reward.judges.generative.stand_in import MODEL, Reply, Request, StandIn, stand_in
-from tests.reward.rows import free_port, row
+from tests.reward.rows import row
 from tests.reward.server.test_server import metrics
 from tests.reward.service import service
 from tests.tiny import save_tiny_with_tokenizer

@@ -11,7 +11,7 @@ import pytest
 
 from rs_aligner.record.ledger import Ledger
 from tests.e2e.launch import read_metrics, run_script
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.reward.triton_judge import FINGERPRINT, triton_judge, truth
 from tests.tiny import save_tiny_with_tokenizer
 

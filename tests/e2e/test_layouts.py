@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.e2e.launch import ROOT, read_metrics, run_command
 from tests.loggers.wandb_files import wandb_history
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.reward.service import service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

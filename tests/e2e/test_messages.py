@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.launch import run_forked, run_script
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.tiny import save_tiny_with_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file
 
 from tests.e2e.launch import ROOT, read_metrics, run_command
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.reward.service import service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -30,8 +30,8 @@ from tests.config.conftest import compose
 from tests.e2e import pieces
 from tests.e2e.launch import ROOT, read_metrics, run_script
 from tests.fake_run import figures
+from tests.ports import free_port
 from tests.ranks import run_ranks
-from tests.reward.rows import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 ALONE = ("improve", "best", "until", "bank", "bank_again", "restart", "restart_again", "clip")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.launch import read_metrics, run_script
 from tests.e2e.story_pairs import mean_label, write_pairs
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.reward.service import service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

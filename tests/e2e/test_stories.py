@@ -19,7 +19,7 @@ import transformers
 
 from tests.conftest import ROOT
 from tests.e2e.launch import read_metrics, run_script
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.reward.service import service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]

@@ -19,7 +19,7 @@ import psutil
 from rs_aligner.child import start_process
 from tests.conftest import ROOT
 from tests.e2e.launch import read_metrics
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.reward.service import service
 from tests.vllm_server import STORIES, Running, serve_rollouts
 

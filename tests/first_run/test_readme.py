@@ -22,7 +22,7 @@ from tests.e2e.launch import read_metrics, run_script
 from tests.first_run.conftest import Task
 from tests.first_run.readme import README, blocks, script_arguments, with_rate
 from tests.first_run.trained import SMALL_MODELS_RATE, check_rates, held_out, rates_of, unmoved
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.reward.service import service
 
 ELSEWHERE = (

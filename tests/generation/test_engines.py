@@ -30,7 +30,7 @@ from rs_aligner.policy.sampler import Decoding, load_sampler
 from rs_aligner.policy.trainable import Optimization
 from rs_aligner.rollout import Prompt, Rollout
 from rs_aligner.sample_request import SampleRequest
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.tiny import save_tiny, save_tiny_with_tokenizer
 
 # An engine's file.

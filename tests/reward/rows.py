@@ -1,8 +1,7 @@
-"""Prompts, rollouts and ports for the tests of the judge."""
+"""Prompts and rollouts for the tests of the judge."""
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 from rs_aligner.rollout import Prompt, Rollout
@@ -16,9 +15,3 @@ def row(
         Prompt(id="p", text=prompt, token_ids=(1, 2, 3), metadata=metadata),
         Rollout(group=0, index=0, token_ids=tuple(range(4, 4 + tokens)), text=response, finish_reason="stop"),
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

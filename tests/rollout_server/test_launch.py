@@ -22,7 +22,7 @@ from rs_aligner.config.serve_rollouts import LORA_RANKS
 from rs_aligner.rollout_server import launch
 from rs_aligner.rollout_server.failure import CPU_HEAD_SIZES, KILLED, head_size_problem, reason_of
 from tests.config.leaf_rows import tree_of
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.rollout_server.stand_in import python_with
 from tests.tiny import save_tiny_with_tokenizer
 

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 DAEMONS = ("munged", "slurmctld", "slurmd")
 START_SECONDS = 3.0  # after which a job that was requeued can be started
@@ -203,15 +205,14 @@ def _munged(folder: Path) -> tuple[str, ...]:
 def _configure(folder: Path) -> None:
     user, host = _user(), socket.gethostname()
     (folder / "state").mkdir()
-    ports = _free_ports(1 + len(NODES))
     nodes = []
-    for node, port in zip(NODES, ports[1:], strict=True):
+    for node in NODES:
         (folder / node).mkdir()
-        nodes.append(f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={port} CPUs=8")
+        nodes.append(f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={free_port()} CPUs=8")
     lines = [
         "ClusterName=test",
         f"SlurmctldHost={host}(127.0.0.1)",
-        f"SlurmctldPort={ports[0]}",
+        f"SlurmctldPort={free_port()}",
         f"SlurmUser={user}",
         f"SlurmdUser={user}",
         "AuthType=auth/munge",
@@ -242,14 +243,6 @@ def _configure(folder: Path) -> None:
 
 def _user() -> str:
     return psutil.Process().username()
-
-
-def _free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for probe in probes:
-            probe.bind(("0.0.0.0", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 if __name__ == "__main__":

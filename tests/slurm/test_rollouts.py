@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.e2e.launch import read_metrics
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.slurm.cluster import NODES, Cluster
 from tests.slurm.held import jobs_of, num_steps, running, write_judge
 from tests.vllm_server import STORIES

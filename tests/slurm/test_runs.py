@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.launch import read_metrics
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.slurm.cluster import Cluster
 from tests.slurm.held import jobs_of, num_steps, running, write_judge
 from tests.tiny import save_tiny_with_tokenizer

@@ -34,7 +34,7 @@ from tests.generation.vllm.asked import (
 )
 from tests.generation.vllm.faults import FAULTS, STREAM_FAULTS, late, of_events
 from tests.generation.vllm.stand_in import stand_in
-from tests.reward.rows import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -13,7 +13,7 @@ import pytest
 from rs_aligner.generation.decoder import CannotDecode, Wave
 from tests.generation.vllm.asked import CONTROLS, VOCAB, assert_whole, decoder_for, pair, sample
 from tests.generation.vllm.stand_in import StandIn, stand_in
-from tests.reward.rows import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -22,8 +22,9 @@ from rs_aligner.remote.token import read_token
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
 from rs_aligner.reward.protocol import JUDGE_TOKEN
 from rs_aligner.rollout import Score, ScoreFailure
+from tests.ports import free_port
 from tests.reward.fake_judge import Answer, fake_judge, rewards
-from tests.reward.rows import free_port, row
+from tests.reward.rows import row
 
 pytestmark = pytest.mark.timeout(60)
 

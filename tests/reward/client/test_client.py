@@ -20,8 +20,9 @@ from rs_aligner.remote.queue import Waiting
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
 from rs_aligner.reward.judges.functions import FunctionJudge
 from rs_aligner.rollout import Score, ScoreFailure
+from tests.ports import free_port
 from tests.reward.fake_judge import Answer, fake_judge, rewards
-from tests.reward.rows import free_port, row
+from tests.reward.rows import row
 
 pytestmark = pytest.mark.timeout(60)
 

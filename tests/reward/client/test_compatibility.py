@@ -18,7 +18,8 @@ from rs_aligner.config import EndpointConfig, RemoteRMConfig
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
 from rs_aligner.rollout import Score, ScoreFailure
 from tests.bars import BARS, beaten
-from tests.reward.rows import free_port, row
+from tests.ports import free_port
+from tests.reward.rows import row
 from tests.reward.service import Service, service
 from tests.reward.triton_judge import FINGERPRINT, TritonJudge, triton_judge, truth_of_tokens
 

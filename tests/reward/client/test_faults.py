@@ -22,9 +22,10 @@ from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.rollout import Prompt, Rollout, Score
 from tests.fake_run import FakeRun, figures
+from tests.ports import free_port
 from tests.reward.client import faulty_proxy as faults
 from tests.reward.client.faulty_proxy import faulty_proxy
-from tests.reward.rows import free_port, row
+from tests.reward.rows import row
 from tests.reward.triton_judge import FINGERPRINT, TritonJudge, has_no_number, triton_judge, truth
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]

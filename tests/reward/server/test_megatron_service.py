@@ -14,6 +14,7 @@ import pytest
 from rs_aligner.config import EndpointConfig, RemoteRMConfig
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.rollout import Prompt, Rollout, Score
+from tests.ports import free_port
 from tests.reward.reward_models import (
     PROMPTS,
     RESPONSES,
@@ -21,7 +22,6 @@ from tests.reward.reward_models import (
     save_reward_model,
     token_rows,
 )
-from tests.reward.rows import free_port
 from tests.reward.service import service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]

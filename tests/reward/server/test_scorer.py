@@ -13,7 +13,7 @@ from rs_aligner.reward.judges.functions import FunctionJudge
 from rs_aligner.reward.server.scorer import TOKEN_HEADER, RequestError, Scorer
 from rs_aligner.reward.server.statistics import Statistics, metrics_endpoint, triton_metrics
 from rs_aligner.rollout import Score, ScoreFailure
-from tests.reward.rows import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(30)
 

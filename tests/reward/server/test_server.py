@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.reward.rows import free_port
+from tests.ports import free_port
 from tests.reward.server.test_service import shared_memory
 from tests.reward.service import Service, service
 

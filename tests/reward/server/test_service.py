@@ -27,7 +27,8 @@ from rs_aligner.remote.triton import TritonConnection
 from rs_aligner.reward.client import JudgeUnreachable, RemoteGPTRMClient
 from rs_aligner.rollout import Score, ScoreFailure
 from tests.bars import BARS, beaten
-from tests.reward.rows import free_port, row
+from tests.ports import free_port
+from tests.reward.rows import row
 from tests.reward.service import JUDGE, Service, service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

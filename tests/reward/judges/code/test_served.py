@@ -13,8 +13,9 @@ import pytest
 from rs_aligner.config import EndpointConfig, RemoteRMConfig
 from rs_aligner.reward.client import RemoteGPTRMClient
 from rs_aligner.rollout import Score, ScoreFailure
+from tests.ports import free_port
 from tests.reward.judges.code.machine import python_of_all
-from tests.reward.rows import free_port, row
+from tests.reward.rows import row
 from tests.reward.server.test_server import metrics
 from tests.reward.service import Service, service
 
