@@ -70,7 +70,11 @@ def _is_free(port: int) -> bool:
 
 
 def free_address(host: str, port: int) -> str:
-    """Resolve the host, IPv4 where it has both, and make sure that its port can be bound."""
+    """Resolve the host, IPv4 where it has both, and make sure that its port can be bound.
+
+    Raises:
+        ValueError: it cannot, with the reason.
+    """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         family, where = min((family == socket.AF_INET6, family, one) for family, _, _, _, one in found)[1:]

@@ -191,7 +191,7 @@ def set_up_server(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         patch.setattr(server, name, fake)
     patch.setattr("rs_aligner.remote.listening.free_address", address)
     patch.setattr(server, "any_free_port", lambda: 4321)
-    for name in ("_end_triton", "_stop_or_give_up", "_amend", "ServedModel"):
+    for name in ("end_triton", "_stop_or_give_up", "_amend"):
         patch.setattr(serving, name, lambda *_: None)
     for name in ("TritonConfig", "DynamicBatcher", "ModelConfig"):
         patch.setattr(serving, name, dict)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rs_aligner.address import Address
-from rs_aligner.remote.listening import any_free_port, listen_at
+from rs_aligner.remote.listening import any_free_port, free_address, listen_at
 from rs_aligner.reward.judges import ServedJudge, load_judge, remarks_of
 from rs_aligner.reward.judges.combined import StandardisedJudge
 from rs_aligner.reward.protocol import JUDGE_TOKEN
@@ -32,8 +32,9 @@ from rs_aligner.reward.server.check import check
 from rs_aligner.reward.server.relay import relay
 from rs_aligner.reward.server.scorer import Decode, Scorer
 from rs_aligner.reward.server.scratch import remove_shared_memory, scratch_folder
-from rs_aligner.reward.server.serving import ServedModel, end_processes, serving, use_our_libpython
+from rs_aligner.reward.server.serving import serving, use_our_libpython
 from rs_aligner.reward.server.statistics import Statistics, metrics_endpoint, triton_metrics
+from rs_aligner.reward.server.watched import BrokenStart, WatchedTriton, end_processes
 from rs_aligner.users_code import describe
 
 if TYPE_CHECKING:
@@ -174,9 +175,13 @@ def _run(
     fruitless, scored = 0, 0
     while True:
         triton_port = any_free_port() if shown else None
-        with serving(cfg.inference, where, scorer, scratch, log_file, triton_port) as model:
-            print(f"judge {name} ready at {shown_at} ({fingerprint}{shown})", flush=True)
-            problem = _watch(model, statistics)
+        try:
+            with serving(cfg.inference, where, scorer, scratch, log_file, triton_port) as triton:
+                print(f"judge {name} ready at {shown_at} ({fingerprint}{shown})", flush=True)
+                problem = _watch(triton, statistics)
+        except BrokenStart as error:
+            free_address(*where)  # one that another has taken since is not worth a further start
+            problem = str(error)
         fruitless = fruitless + 1 if statistics.num_rows == scored else 1
         scored = statistics.num_rows
         if fruitless > MOST_RESTARTS:
@@ -185,10 +190,10 @@ def _run(
         print(f"judge: {problem}; starting Triton again", flush=True)
 
 
-def _watch(model: ServedModel, statistics: Statistics) -> str:
+def _watch(triton: WatchedTriton, statistics: Statistics) -> str:
     """Report now and then, until a signal raises SystemExit, or something breaks: what."""
     reported, next_report = 0, time.monotonic() + REPORT_SECONDS
-    while (problem := model.problem()) is None:
+    while (problem := triton.problem()) is None:
         time.sleep(WATCH_SECONDS)
         if time.monotonic() < next_report:
             continue

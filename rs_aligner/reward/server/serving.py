@@ -1,8 +1,7 @@
 """One Triton with one judge: started, watched and stopped, with nothing left behind.
 
-Triton is several processes and some shared memory. Its Python stub may be killed (out of memory, say), and
-Triton then says "ready" while every request fails; so the processes are watched from here. What they write is
-this user's alone (`scratch`), and whoever is refused is told why in one line.
+Triton is several processes (`watched`) and some shared memory. What they write is this user's alone
+(`scratch`), and whoever is refused is told why in one line.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ import shutil
 import sysconfig
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
-from pytriton.triton import Triton, TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
+from pytriton.triton import TritonConfig, TritonLifecyclePolicy, TritonSecurityConfig
 
 from rs_aligner.config import InferenceConfig
 from rs_aligner.reward.server.scorer import TOKEN_HEADER, Scorer
 from rs_aligner.reward.server.scratch import close_shared_memory, private_files, remove_shared_memory
+from rs_aligner.reward.server.watched import BrokenStart, WatchedTriton, end_triton
 from rs_aligner.users_code import describe
 
 # Triton refuses a request with more rows than this; the judge never sees more than
@@ -36,9 +34,6 @@ CALLS_AT_ONCE = 4
 FINISH_SECONDS = 5
 # How long a judge may take to let go of a Triton that broke.
 LET_GO_SECONDS = 60.0
-
-# How long processes that were killed may take to vanish.
-GONE_SECONDS = 1.0
 
 INPUTS = [
     Tensor(name="tokens", dtype=np.int64, shape=(-1,), optional=True),
@@ -97,34 +92,6 @@ def _get_config(socket_path, get=get_config_from_handshake_server, seconds=60.0)
 get_config_from_handshake_server = _get_config
 """
 
-# The processes of the Triton that runs: those of one that ended early may be nobody's children any more.
-_running: list[psutil.Process] = []
-
-
-class ServedModel:
-    """A Triton that answers, and its processes."""
-
-    def __init__(self, triton: Triton) -> None:
-        self._triton = triton
-        servers = [p for p in psutil.Process().children() if _name(p) == "tritonserver"]
-        _running[:] = [*servers, *(p for server in servers for p in server.children(recursive=True))]
-
-    def problem(self) -> str | None:
-        """What is broken beyond repair; None while all is well."""
-        for process in _running:
-            if not _is_alive(process):
-                name = "tritonserver" if process is _running[0] else "a process of Triton's Python backend"
-                return f"{name} ended by itself"
-        return None if self._triton.is_alive() else "the connection to Triton ended by itself"
-
-
-def end_processes() -> None:
-    """End all processes of Triton, and what else this process has started, at once."""
-    _end_triton()
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-
 
 @contextlib.contextmanager
 def serving(
@@ -134,7 +101,7 @@ def serving(
     scratch: Path,
     log_file: Path,
     metrics_port: int | None,
-) -> Iterator[ServedModel]:
+) -> Iterator[WatchedTriton]:
     """A Triton that is ready to score; it is stopped at the end, whatever happens.
 
     Args:
@@ -146,6 +113,7 @@ def serving(
         metrics_port: where it shows its figures on loopback; None for nowhere.
 
     Raises:
+        BrokenStart: it broke before it was ready.
         RuntimeError: it does not start, or the judge does not let go of it.
     """
     address, port = where
@@ -163,8 +131,11 @@ def serving(
         exit_timeout_secs=FINISH_SECONDS,
     )
     batcher = DynamicBatcher(max_queue_delay_microseconds=cfg.max_queue_delay_microseconds)
+    log_before = log_file.stat().st_size if log_file.is_file() else 0
     workspace = Path(tempfile.mkdtemp(prefix="t", dir=scratch)) / "w"  # short: sockets lie below it
-    triton = Triton(
+    calls_at_once = CALLS_AT_ONCE if scorer.takes_calls_at_once else 1
+    triton = WatchedTriton(
+        calls_at_once,
         config=config,
         workspace=workspace,
         # A model that is loaded over HTTP instead leaves a folder in /tmp each time.
@@ -177,7 +148,7 @@ def serving(
             triton.bind(
                 model_name=cfg.model_name,
                 # A batch with a row that hangs keeps one of them; the others go on.
-                infer_func=[scorer] * (CALLS_AT_ONCE if scorer.takes_calls_at_once else 1),
+                infer_func=[scorer] * calls_at_once,
                 inputs=INPUTS,
                 outputs=OUTPUTS,
                 config=ModelConfig(max_batch_size=MAX_REQUEST_ROWS, batcher=batcher),
@@ -186,15 +157,17 @@ def serving(
             with private_files():
                 triton.run()  # returns when the model, not just the server, is ready
             close_shared_memory(os.getpid())
-            model = ServedModel(triton)
         except Exception as error:
-            raise RuntimeError(f"Triton failed: {describe(error)}\n{_log_tail(log_file)}".strip()) from error
-        yield model
+            if isinstance(error, BrokenStart):
+                raise BrokenStart("; ".join([str(error), *_errors(log_file, log_before)])) from error
+            told = [f"Triton failed: {describe(error)}", *_errors(log_file, log_before)]
+            raise RuntimeError("\n".join(told)) from error
+        yield triton
     except SystemExit:
         triton.stop()  # waits for the judge, however long it takes
         raise
     finally:
-        _end_triton()
+        end_triton()
         _stop_or_give_up(triton)
         remove_shared_memory(os.getpid())
         shutil.rmtree(workspace.parent, ignore_errors=True)
@@ -207,19 +180,7 @@ def use_our_libpython() -> None:
         os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, [ours, found]))
 
 
-def _end_triton() -> None:
-    """Kill what is left of Triton, and wait until it is gone (not by `wait`: PyTriton does that itself)."""
-    processes = list(_running)
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    deadline = time.monotonic() + GONE_SECONDS
-    while any(map(_is_alive, processes)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    _running.clear()
-
-
-def _stop_or_give_up(triton: Triton) -> None:
+def _stop_or_give_up(triton: WatchedTriton) -> None:
     """Stop a Triton whose processes are gone; the judge may still be busy with their last request."""
     thread = threading.Thread(target=triton.stop, daemon=True)
     thread.start()
@@ -235,21 +196,9 @@ def _amend(workspace: Path) -> None:
         file.write(_REFUSAL + HANDSHAKE)
 
 
-def _name(process: psutil.Process) -> str:
-    try:
-        return str(process.name())
-    except psutil.Error:
-        return ""
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _log_tail(log_file: Path) -> str:
-    """The last errors of Triton's log."""
-    lines = log_file.read_text(errors="replace").splitlines() if log_file.is_file() else []
-    return "\n".join([line for line in lines if line.startswith("E")][-5:])
+def _errors(log_file: Path, before: int) -> list[str]:
+    """The last errors of Triton's log, behind so many bytes; not that there is no GPU, which is none."""
+    if not log_file.is_file():
+        return []
+    lines = log_file.read_bytes()[before:].decode(errors="replace").splitlines()
+    return [line for line in lines if line.startswith("E") and "CudaDriverHelper" not in line][-5:]

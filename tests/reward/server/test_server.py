@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
 import socket
@@ -223,6 +224,15 @@ def test_a_row_that_hangs_holds_up_no_other_request_where_there_are_several_work
         assert figures["judge_worker_restarts_total"] <= 1
 
 
+def _of_triton(running: Service, name: str) -> psutil.Process | None:
+    """The process of this name: Triton's server, or the stub that is its child."""
+    with contextlib.suppress(psutil.Error):
+        for process in running.processes():
+            if process.name() == name and process.parent().name() != "sh":
+                return process
+    return None
+
+
 def test_metrics_count_rows_failures_and_times(guarded: Service) -> None:
     before = metrics(guarded)
     ask(guarded.port, TOKEN, **texts(b"abc", b"\xff", b"a"))
@@ -273,6 +283,40 @@ def test_a_process_of_triton_that_dies_is_noticed_and_started_again(tmp_path: Pa
     assert shared_memory(running.process.pid) == []
 
 
+@pytest.mark.parametrize("name", ["triton_python_backend_stub", "tritonserver"])
+def test_a_process_of_triton_that_dies_in_the_start_is_noticed_at_once(tmp_path: Path, name: str) -> None:
+    with service(tmp_path, free_port(), write_judge(tmp_path)) as running:
+        deadline = time.monotonic() + 30
+        while (victim := _of_triton(running, name)) is None:
+            assert time.monotonic() < deadline, running.output
+        victim.kill()
+        running.wait_until_ready(timeout=40)  # PyTriton alone would wait for 120 s, and then give up
+        what = "tritonserver" if name == "tritonserver" else "a process of Triton's Python backend"
+        assert f"{what} ended before it was ready" in running.output
+        assert running.output.count("starting Triton again") == 1
+        assert ask(running.port, **texts(b"abcd"))["rewards"] == [4.0]
+        assert metrics(running)["judge_restarts_total"] == 1
+        running.process.terminate()
+        assert running.process.wait(timeout=10) == 0
+        assert list(running.scratch.iterdir()) == []
+    assert shared_memory(running.process.pid) == []
+
+
+def test_a_port_that_is_taken_while_the_judge_loads_ends_the_server_with_the_reason(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "taking.py").write_text(
+        f"import socket\ntaken = socket.create_server(('127.0.0.1', {port}))\n"
+        "def judge(prompts, responses, metadata):\n    return [0.0] * len(responses)\n"
+    )
+    with service(tmp_path, port, "judge.function=taking.py:judge") as running:
+        assert running.process.wait(timeout=50) == 2
+        told = running.output.splitlines()[-1]
+        assert told.startswith(
+            f"error: cannot serve at 127.0.0.1:{port}: Address already in use; set inference.port"
+        )
+        assert "Traceback" not in running.output
+
+
 def test_what_a_killed_server_left_behind_is_removed_by_the_next_one(tmp_path: Path) -> None:
     with service(tmp_path, free_port(), write_judge(tmp_path)) as killed:
         killed.wait_until_ready()
@@ -307,8 +351,6 @@ def test_a_port_that_cannot_show_metrics_is_one_clear_message(tmp_path: Path) ->
 def test_a_triton_that_breaks_again_and_again_ends_the_server_unless_it_scores_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_between: int
 ) -> None:
-    import contextlib
-
     from rs_aligner.config import ServeRewardConfig
     from rs_aligner.reward.judges.functions import FunctionJudge
     from rs_aligner.reward.server import serve as server
