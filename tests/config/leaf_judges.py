@@ -148,7 +148,7 @@ def set_up_server(patch: pytest.MonkeyPatch, notes: Notes) -> None:
     bound: dict[str, Any] = {}
 
     class Triton:
-        def __init__(self, config: Any, **_: Any) -> None:
+        def __init__(self, num_stubs: int, *, config: Any, **_: Any) -> None:
             notes.add("triton", {key: value for key, value in config.items() if key != "log_file"})
             notes.add("log", config["log_file"].is_relative_to(notes.place))
 
@@ -195,5 +195,5 @@ def set_up_server(patch: pytest.MonkeyPatch, notes: Notes) -> None:
         patch.setattr(serving, name, lambda *_: None)
     for name in ("TritonConfig", "DynamicBatcher", "ModelConfig"):
         patch.setattr(serving, name, dict)
-    patch.setattr(serving, "Triton", Triton)
+    patch.setattr(serving, "WatchedTriton", Triton)
     patch.setattr("rs_aligner.reward.server.check.TIMING_SECONDS", 0.0)
