@@ -43,8 +43,10 @@ def reason_of(log: str) -> str:
 def head_size_problem(made: Mapping[str, Any]) -> str | None:
     """Why vLLM's kernels for a CPU cannot run a model of this config.json; None where nothing shows that."""
     size = made.get("head_dim")
-    if size is None and made.get("hidden_size") and made.get("num_attention_heads"):
-        size = made["hidden_size"] // made["num_attention_heads"]
+    width = made.get("hidden_size", made.get("n_embd"))
+    heads = made.get("num_attention_heads", made.get("n_head"))
+    if size is None and width and heads:
+        size = width // heads
     if size is None or size in CPU_HEAD_SIZES:
         return None
     known = ", ".join(map(str, CPU_HEAD_SIZES))

@@ -251,6 +251,8 @@ def test_the_reason_is_the_last_error_that_no_other_made(log: str, reason: str) 
         ({"hidden_size": 64, "num_attention_heads": 2}, None),
         ({"hidden_size": 64, "num_attention_heads": 8, "head_dim": 128}, None),
         ({"hidden_size": 64, "num_attention_heads": 2, "head_dim": 24}, 24),
+        ({"n_embd": 64, "n_head": 4}, 16),  # GPT-2's names
+        ({"n_embd": 64, "n_head": 2}, None),
         ({}, None),
     ],
 )

@@ -18,6 +18,7 @@ import pytest
 from rs_aligner.address import Address
 from rs_aligner.generation.vllm.connection import WEIGHTS_HEADER, VllmConnection
 from rs_aligner.generation.vllm.folder import MARKER
+from rs_aligner.remote.errors import TransportError
 from rs_aligner.rollout_server.inside.rs_aligner_guard import PLAIN
 from tests.vllm_server import STORIES, Running, serve_rollouts
 
@@ -165,12 +166,26 @@ def test_no_command_line_and_no_log_has_the_token(served: Running) -> None:
         assert TOKEN not in log.read_text(errors="replace")
 
 
-def test_ctrl_c_ends_vllm_with_all_its_processes(served: Running) -> None:
-    """The last test of this server."""
+def test_ctrl_c_breaks_off_what_is_under_way_and_ends_vllm_with_all_its_processes(served: Running) -> None:
+    """The last test of this server, which ends by itself: one that was killed would not have said so."""
     processes = family(psutil.Process(served.process.pid))
-    served.process.send_signal(signal.SIGINT)
+    link = VllmConnection(Address.parse(served.url), TOKEN)
+    body = {"model": "policy", "prompt": [1], "n": 64, "max_tokens": 500, "ignore_eos": True}
+    body |= {"stream": True, "stream_interval": 1}
+
+    def ask_and_end() -> None:
+        with link.stream("/v1/completions", 60, body) as events:
+            for number, _ in enumerate(events):
+                if number == 0:
+                    served.process.send_signal(signal.SIGINT)
+
+    with pytest.raises(TransportError):
+        ask_and_end()
     assert served.process.wait(40) == 0
     assert alive(processes) == []
+    said = (served.log.parent / "vllm.log").read_text()
+    assert "timeout graceful shutdown exceeded" in said
+    assert "Application shutdown complete" in said
 
 
 def test_a_vllm_whose_engine_dies_is_told_of_and_ended(

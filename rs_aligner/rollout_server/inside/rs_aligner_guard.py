@@ -6,9 +6,9 @@ those pass that rollouts need. Its development routes run any method of its work
 its own key guards none of them: here they reload weights from below one folder. Pages in a browser may ask
 nothing.
 
-It also sees to it that vLLM ends with who started it. On SIGTERM a vLLM 0.32 ends its engine and then waits
-for the requests under way, which nobody answers any more: whoever started it kills it then, and where that
-was killed itself, the guard does.
+It also sees to it that vLLM ends. On SIGTERM a vLLM 0.32 ends its engine and then waits for the requests
+under way, which nobody answers any more: the guard has them broken off, by a limit of the HTTP server that
+vLLM has no switch for. Where whoever started vLLM was killed, the guard kills it soon.
 
 Left out on purpose: whatever is not of the standard library, since vLLM's environment has nothing of ours;
 and limits on how much is asked.
@@ -42,6 +42,8 @@ LAUNCHER = "RS_ALIGNER_ROLLOUTS_LAUNCHER"
 """Variable: the process that started this one, and without which it ends."""
 GRACE_SECONDS = 5.0
 """How long vLLM may take to end by itself without it."""
+LAST_SECONDS = 1
+"""How long requests may go on once the engine has ended: what it still said may be sent."""
 MARKER = "rs_aligner_marker"
 """The file in a folder of weights whose text tells this folder from others."""
 WEIGHTS_HEADER = b"x-rs-aligner-weights"
@@ -93,6 +95,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        _limit_end(scope)
         try:
             self._admit(scope)
             await self._answer(scope, receive, self._with_word(send))
@@ -259,6 +262,13 @@ def _end_with(launcher: int) -> None:
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _limit_end(scope: Message) -> None:
+    """Let vLLM's server wait no longer than this for requests when it ends; it is known once it serves."""
+    server = getattr(getattr(scope.get("app"), "state", None), "server", None)
+    if server is not None:
+        server.config.timeout_graceful_shutdown = LAST_SECONDS
 
 
 def _headers(scope: Message, name: bytes) -> list[bytes]:
