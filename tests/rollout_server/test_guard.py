@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,13 +59,14 @@ def ask(
     headers: tuple[tuple[bytes, bytes], ...] = (),
     query: str = "",
     kind: str = "http",
+    app: Any = None,
 ) -> tuple[int, bytes, dict[bytes, bytes]]:
     """One request, its body in two parts; status, body and headers of the answer."""
     sent: list[Any] = []
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     parts = [content[:5], content[5:]]
     shown = () if token is None else ((b"authorization", f"Bearer {token}".encode()),)
-    scope = {"type": kind, "method": method, "path": path, "query_string": query.encode()}
+    scope = {"type": kind, "method": method, "path": path, "query_string": query.encode(), "app": app}
 
     async def receive() -> Any:
         part = parts.pop(0)
@@ -115,6 +117,14 @@ def test_without_the_token_every_route_answers_the_same(root: Path, path: str, t
 def test_without_a_token_in_the_environment_none_is_wanted(root: Path, monkeypatch) -> None:
     monkeypatch.delenv(guarding.TOKEN)
     assert ask(Guard(Inner()), "GET", "/health", token=None)[:2] == (200, b"inner")
+
+
+def test_vllms_server_waits_for_no_request_when_it_ends() -> None:
+    """`test_served.py` shows that a real one does not."""
+    config = SimpleNamespace(timeout_graceful_shutdown=None)
+    app = SimpleNamespace(state=SimpleNamespace(server=SimpleNamespace(config=config)))
+    assert ask(Guard(Inner()), "GET", "/health", app=app)[:2] == (200, b"inner")
+    assert config.timeout_graceful_shutdown == guarding.LAST_SECONDS
 
 
 def test_a_page_in_a_browser_may_not_ask(root: Path) -> None:
