@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,13 @@ def write_whole(path: Path, lines: Iterable[bytes], check: Callable[[], None] = 
     """
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.unlink(missing_ok=True)  # a stopped process may have it open, and wake up
-    try:
-        with unfinished.open("xb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:  # of the lines, of the disk: no half of a file stays
-        unfinished.unlink(missing_ok=True)
-        raise
+    with _gone_if_failed(unfinished), unfinished.open("xb") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
     check()  # behind it the folder may be another's, and so may the unfinished file
-    unfinished.replace(path)
+    with _gone_if_failed(unfinished):
+        unfinished.replace(path)
     sync_folder(path.parent)  # the new name, too, is on the disk
 
 
@@ -115,11 +113,19 @@ def put(path: Path, content: bytes) -> None:
         content: the new content.
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with _gone_if_failed(unfinished):
         unfinished.write_bytes(content)
         unfinished.replace(path)
-    finally:
+
+
+@contextmanager
+def _gone_if_failed(unfinished: Path) -> Iterator[None]:
+    """No half of a file stays, whatever failed: what brought the lines, the disk, the new name."""
+    try:
+        yield
+    except BaseException:
         unfinished.unlink(missing_ok=True)
+        raise
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

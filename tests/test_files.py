@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rs_aligner.files import checksum, checksums_of_files, running_checksum, write_whole
+from rs_aligner.files import checksum, checksums_of_files, put, running_checksum, write_whole
 
 
 def test_a_checksum_is_xxh3_with_the_published_value_of_nothing():
@@ -44,3 +44,12 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was_and_no_half_of_it_i
     with pytest.raises(ValueError, match="no such template"):
         write_whole(path, lines())
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("report.html", "old")]
+
+
+def test_a_file_that_cannot_take_its_name_is_not_left_beside_it(tmp_path: Path):
+    path = tmp_path / "report.html"
+    path.mkdir()  # no file can be put in its place
+    for write in (lambda: write_whole(path, [b"new"]), lambda: put(path, b"new")):
+        with pytest.raises(IsADirectoryError):
+            write()
+        assert list(tmp_path.iterdir()) == [path]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rs_aligner import progress
+from rs_aligner.files import put
 from rs_aligner.stopping import Stopped
 
 BEAT_SECONDS = 10.0
@@ -78,11 +79,9 @@ class Status:
             "got_on": round(now - progress.seconds_since(), 3),
             "reason": reason,
         }
-        unfinished = self._path.with_name(f"{NAME}.{os.getpid()}")
         with contextlib.suppress(OSError, RuntimeError):  # a full disk, or another owner: the run tells
             self._may_write()
-            unfinished.write_text(json.dumps(content) + "\n")
-            unfinished.replace(self._path)
+            put(self._path, f"{json.dumps(content)}\n".encode())
 
 
 def read_status(folder: Path) -> dict[str, Any]:

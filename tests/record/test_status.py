@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -73,3 +75,19 @@ def test_nothing_is_written_into_a_folder_that_is_somebody_elses(tmp_path: Path)
 
     Status(tmp_path, refuse).end(None)
     assert not list(tmp_path.iterdir())
+
+
+_NO_ROOM = """
+import pathlib, resource, sys
+from rs_aligner.record.status import Status
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+Status(pathlib.Path(sys.argv[1])).end(None)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_disk_without_room_leaves_no_half_of_it_and_does_not_end_the_run(tmp_path: Path) -> None:
+    """The system itself refuses to write, as where a disk is full, in a process of its own."""
+    (tmp_path / "status.json").write_text("{}")
+    subprocess.run([sys.executable, "-c", _NO_ROOM, str(tmp_path)], check=True, timeout=50)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("status.json", "{}")]
