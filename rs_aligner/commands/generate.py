@@ -55,7 +55,8 @@ def write_answers(config: GenerateConfig, *, is_first: bool = True) -> list[Grou
 
             client = stack.enter_context(RemoteGPTRMClient(config.remote_rm))
             if is_first:
-                build.say("waiting for the judge")
+                if not client.is_local:
+                    build.say("waiting for the judge")
                 with contextlib.suppress(stopping.Stopped):  # the ranks agree on it once they have joined
                     client.wait_until_ready()
         sampler = stack.enter_context(build.sampler_of(config, tokenizer))

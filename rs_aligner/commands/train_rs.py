@@ -114,7 +114,8 @@ def _wait_for(config: TrainRSConfig, *judges: RemoteGPTRMClient | None) -> None:
     """Wait until the judges are ready, unless nothing is going to be scored."""
     if not config.samples:
         return
-    build.say("waiting for the judge")
+    if any(judge is not None and not judge.is_local for judge in judges):
+        build.say("waiting for the judge")
     for judge in judges:
         if judge is not None:
             with contextlib.suppress(stopping.Stopped):  # the ranks agree on it once they have joined

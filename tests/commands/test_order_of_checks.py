@@ -59,8 +59,8 @@ def tree(folder: Path, **more: Any) -> dict[str, Any]:
     return base
 
 
-def rs(folder: Path) -> None:
-    config = tree(folder)
+def rs(folder: Path, **more: Any) -> None:
+    config = tree(folder, **more)
     config["model"]["rs"] = {"length_params": {"max_length": 8}}
     train_rs.fit(load_config(config, TrainRSConfig))
 
@@ -73,11 +73,11 @@ def reward_model(folder: Path) -> None:
     train_reward_model.fit(load_config(tree(folder), TrainRewardModelConfig))
 
 
-def generate(folder: Path) -> None:
+def generate(folder: Path, **more: Any) -> None:
     config = tree(
         folder,
         output=str(folder / "answers.jsonl"),
-        remote_rm={"reward_model": {"port": 1}},
+        remote_rm=more.get("remote_rm", {"reward_model": {"port": 1}}),
         model={
             "data": {"files": str(folder / "rows.jsonl")},
             "answers": {"length_params": {"max_length": 8}},
@@ -109,3 +109,19 @@ def test_a_model_or_data_that_cannot_be_used_is_told_of_before_anything_is_waite
     with pytest.raises(ConnectionError, match="nobody is there"):
         start(folder)
     assert waited == [waits_for]
+
+
+@pytest.mark.parametrize("start", [rs, generate])
+@pytest.mark.parametrize(
+    ("judge", "says"),
+    [({"reward_model": {"port": 1}}, True), ({"in_process": True, "judge": {"name": "exact_answer"}}, False)],
+)
+@pytest.mark.usefixtures("waited")
+def test_only_a_judge_of_another_process_is_said_to_be_waited_for(
+    start: Any, judge: dict[str, Any], says: bool, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "rows.jsonl").write_text('{"text": "one", "prompt": "one", "response": "two"}\n')
+    caplog.set_level("INFO", "rs_aligner")
+    with pytest.raises(ConnectionError, match="nobody is there"):
+        start(folder, remote_rm=judge)
+    assert ("waiting for the judge" in caplog.messages) == says

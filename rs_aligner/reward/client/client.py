@@ -83,6 +83,11 @@ class RemoteGPTRMClient:
         """What a judge of this process has counted; a server's are on its `/metrics`."""
         return {} if self._local is None else self._local.counters
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the judge is in this process, where nobody has to be waited for."""
+        return self._local is not None
+
     def wait_until_ready(self) -> None:
         """Wait until the judge's servers are ready; those that are not in time may join later.
 
