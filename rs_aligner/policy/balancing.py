@@ -14,7 +14,7 @@ from rs_aligner.policy.forward import Read, read_off
 from rs_aligner.policy.logits import run_line
 
 
-def routers_loss(model: Any, runtime: Runtime, batches: Sequence[MicroBatch]) -> float:
+def routers_loss(model: Any, runtime: Runtime, batches: Sequence[MicroBatch]) -> dict[str, float]:
     """The routers' loss on a global batch, whose gradient comes with that of the next pass over it.
 
     Every rank must call it. It costs a forward pass, and nothing where the model has no such loss.
@@ -23,10 +23,13 @@ def routers_loss(model: Any, runtime: Runtime, batches: Sequence[MicroBatch]) ->
         model: this rank's part, in Megatron's DDP.
         runtime: of this rank.
         batches: this replica's micro-batches.
+
+    Returns:
+        `loss/routers`: it, times its coefficient, the same on every rank; nothing where the model has none.
     """
     balance: Balance | None = getattr(model.module, "balance", None)
     if balance is None:
-        return 0.0
+        return {}
 
     def run(batch: MicroBatch, model: Any) -> tuple[torch.Tensor, Read]:
         batch = batch.to(runtime.device)
@@ -34,4 +37,4 @@ def routers_loss(model: Any, runtime: Runtime, batches: Sequence[MicroBatch]) ->
 
     with balance.counting(runtime, in_parts=model.config.sequence_parallel):
         read_off(model, runtime, batches, run)
-    return balance.loss
+    return {"loss/routers": balance.loss}

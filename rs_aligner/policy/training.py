@@ -269,7 +269,7 @@ class Trainer(BaseTrainer):
         balance = routers_loss(self.ddp, self.runtime, batches)
         loss, *figures = self.accumulate(batches, forward, num_sums=1 + len(counts))
         compared = mismatch.figures(counts=self._has_sums)
-        return loss + balance, dict(zip(counts, figures, strict=True)) | compared
+        return loss + sum(balance.values()), dict(zip(counts, figures, strict=True)) | compared | balance
 
     def _added(
         self,

@@ -172,6 +172,10 @@ _OF_RS: list[Maker] = [
         Line("mean", "mismatch/mean"),
         Line("99 of 100 tokens below", "mismatch/p99"),
     ),
+    _figures(
+        Frame("routers", "The routers' load-balancing loss: lower where experts are used alike", "loss"),
+        Line("routers' part of the loss", "loss/routers"),
+    ),
     _figures(Frame("entropy", "Entropy", "nats a token"), Line("entropy", "entropy")),
     _figures(
         Frame("distinct", "Variety: different n-grams, and duplicates", "share"),

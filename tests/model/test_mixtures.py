@@ -102,14 +102,15 @@ def test_the_routers_own_loss_is_that_of_transformers_over_the_whole_batch(
 ) -> None:
     other = balanced(folder, tmp_path / "balanced")
     family = folder.name
-    expected_loss, expected = with_routers_loss(other, family)
+    expected_loss, of_routers, expected = with_routers_loss(other, family)
     trainer = new_trainer(other, rt, distributed=False)
     for split in (Split(1), Split(3)):
-        loss, _ = trainer.gradients(rows(), split=split)
+        loss, figures = trainer.gradients(rows(), split=split)
         grads = huggingface.gather_tensors(
             trainer.ddp.module, read_architecture(other), rt, of=lambda p: p.main_grad
         )
         assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert figures == {"loss/routers": pytest.approx(of_routers, rel=1e-5)}
         for name, grad in expected.items():
             assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
 

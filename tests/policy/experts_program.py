@@ -89,9 +89,10 @@ def run_layout(
     def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
         return huggingface.gather_tensors(trainer.ddp.module, arch, rt)
 
-    def gradients(trainer: Trainer, split: Split) -> tuple[float, dict[str, torch.Tensor]]:
-        loss, _ = trainer.gradients(rows(), split=split)
-        return loss, huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
+    def gradients(trainer: Trainer, split: Split) -> tuple[float, dict[str, torch.Tensor], dict[str, float]]:
+        loss, figures = trainer.gradients(rows(), split=split)
+        grads = huggingface.gather_tensors(trainer.ddp.module, arch, rt, of=lambda p: p.main_grad)
+        return loss, grads, figures
 
     trainer = new(distributed=False)
     for name, split in SPLITS.items():

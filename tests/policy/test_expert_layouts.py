@@ -63,8 +63,8 @@ def models(folder: Path) -> dict[str, torch.nn.Module]:
 
 
 @cache
-def with_routers_loss(folder: Path, family: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradient of the rows as one padded batch by `transformers`, its routers' loss added."""
+def with_routers_loss(folder: Path, family: str) -> tuple[float, float, dict[str, torch.Tensor]]:
+    """Loss, the routers' part of it, and gradient of the rows as one padded batch by `transformers`."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     batch = rows()
     lengths = torch.tensor([len(row) for row in batch])
@@ -75,9 +75,14 @@ def with_routers_loss(folder: Path, family: str) -> tuple[float, dict[str, torch
     found = model(tokens, attention_mask=there.long(), output_router_logits=True)
     log_probs = found.logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
     mask = response_mask(torch.tensor([len(row.prompt) for row in batch]), lengths, tokens.shape[1])
-    loss = masked_nll(log_probs, mask, len(batch)) + model.config.router_aux_loss_coef * found.aux_loss
+    of_routers = model.config.router_aux_loss_coef * found.aux_loss
+    loss = masked_nll(log_probs, mask, len(batch)) + of_routers
     loss.backward()
-    return float(loss), by_expert({n: p.grad for n, p in model.named_parameters()}, MIXTURES[family])
+    return (
+        float(loss),
+        float(of_routers),
+        by_expert({n: p.grad for n, p in model.named_parameters()}, MIXTURES[family]),
+    )
 
 
 def together(ranks: list[dict[str, Any]], case: str) -> dict[Any, Any]:
@@ -103,6 +108,7 @@ def test_loss_and_gradient_are_those_of_plain_torch(
     (expected_loss, expected), grads = right[FAMILIES[layout]], together(found[layout], f"gradient {case}")
     for rank in found[layout]:
         assert rank[f"gradient {case}"][0] == pytest.approx(expected_loss, rel=1e-5)
+        assert rank[f"gradient {case}"][2] == {}
     assert set(grads) == set(expected)
     for name, grad in expected.items():
         assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
@@ -114,9 +120,11 @@ def test_the_routers_own_loss_is_that_of_the_whole_batch(
     found: Found, folder: Path, layout: str, split: str
 ) -> None:
     family = FAMILIES[layout]
-    expected_loss, expected = with_routers_loss(folder / family / "balanced", family)
+    expected_loss, of_routers, expected = with_routers_loss(folder / family / "balanced", family)
     grads = together(found[layout], f"balanced {split}")
-    assert found[layout][0][f"balanced {split}"][0] == pytest.approx(expected_loss, rel=1e-5)
+    for rank in found[layout]:
+        assert rank[f"balanced {split}"][0] == pytest.approx(expected_loss, rel=1e-5)
+        assert rank[f"balanced {split}"][2] == {"loss/routers": pytest.approx(of_routers, rel=1e-5)}
     assert set(grads) == set(expected)
     for name, grad in expected.items():
         assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
