@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = AutoModelForCausalLM.from_pretrained(how.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(how.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    rows = [json.loads(line) for line in how.prompts.read_text().splitlines()]
+    rows = [json.loads(line) for line in how.prompts.open("rb")]
     fit(model, tokenizer, rows, find("--reward", how.reward), how)
     model.save_pretrained(how.out)
     tokenizer.save_pretrained(how.out)

@@ -88,7 +88,7 @@ def test_one_model_in_memory_goes_every_way(
         assert [row["step"] for row in result.metrics] == [1]
         assert (result.final / "model.safetensors").is_file()
     answers = rs_aligner.generate(
-        prompts=[ROW, "2 is "],
+        prompts=[ROW, "2 \u2028is\x85 "],  # neither ends a line of JSON
         config={
             "trainer": {"accelerator": "cpu", "threads": 1},
             "model.answers": {"num_rollouts_per_prompt": 2, "length_params.max_length": 6},
@@ -98,6 +98,7 @@ def test_one_model_in_memory_goes_every_way(
     )
     assert [len(row["responses"]) for row in answers] == [2, 2]
     assert answers[0]["metadata"]["number"] == 1
+    assert answers[1]["text"] == "2 \u2028is\x85 "
     assert (tmp_path / "answers.jsonl").is_file()
     with pytest.raises(ValueError, match=r"model_path is \(\w+, str\): it should be a folder, or"):
         rs_aligner.sft(rows=[ROW], model_path=(model, "tokenizer"), config=settings("sft"))

@@ -59,4 +59,5 @@ def generate(
 
         with inputs.shown_log(), progress.bars(typed.trainer.enable_progress_bar):
             write_answers(typed)
-        return [json.loads(line) for line in Path(typed.output).read_text(encoding="utf-8").splitlines()]
+        with open(typed.output, "rb") as lines:  # of bytes: text has other ends of lines, as U+2028
+            return list(map(json.loads, lines))

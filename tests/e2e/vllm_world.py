@@ -134,7 +134,7 @@ class World:
     def rows(self, name: str, step: int) -> list[dict[str, Any]]:
         """The ledger of a step."""
         path = self.folder / name / "rollouts" / f"step_{step:06d}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_bytes().splitlines()]  # of text also at U+0085
 
     def is_whole(self, name: str, step: int, number: int, versions: set[int]) -> bool:
         """Whether a step has each of its rollouts once, all of these versions."""

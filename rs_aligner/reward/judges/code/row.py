@@ -158,7 +158,7 @@ def _arguments(name: str, given: Any) -> list[Any]:
     """APPS has a list of them, LiveCodeBench a text with a line of JSON for each."""
     if isinstance(given, str):
         try:
-            return [json.loads(line) for line in given.splitlines() if line.strip()]
+            return [json.loads(line) for line in given.split("\n") if line.strip()]
         except (ValueError, RecursionError):
             raise ValueError(f"{name}: the arguments {_shown(given)} are not JSON, a line for each") from None
     return list(given) if _is_list(given) else [given]

@@ -49,6 +49,12 @@ LIVE = {
     "public_test_cases": json.dumps([{"input": "[3, 1]\n2", "output": "[6, 2]", "testtype": "functional"}]),
     "metadata": json.dumps({"func_name": "scale"}),
 }
+TWICE = {
+    "public_test_cases": json.dumps(
+        [{"input": '"a\u2028b"\n2', "output": '"a\u2028ba\u2028b"', "testtype": "functional"}]
+    ),
+    "metadata": json.dumps({"func_name": "twice"}),
+}
 KOD = "from solution import order\n\ndef test_two():\n    assert order([2, 1]) == [1, 2]\n\ndef test_none():\n    assert order([]) == []\n"
 
 UNIT = """
@@ -89,6 +95,7 @@ ROWS: list[tuple[str, str, dict[str, Any], float]] = [
     ("a function's values", "def pair(n, c):\n    return n, c", {"input_output": PAIR}, 1.0),
     ("a method's values", "class Solution:\n    def pair(self, n, c):\n        return [n, 'a']", {"input_output": PAIR}, 0.5),
     ("LiveCodeBench's", "def scale(x, n): return [n * i for i in x]", LIVE, 1.0),
+    ("LiveCodeBench's, with what ends a line elsewhere", "def twice(x, n): return x * n", TWICE, 1.0),
     ("functions that are tests", "def order(x): return sorted(x) or None", {"test": KOD}, 0.5),
     ("unittest", "def order(x): return sorted(x) or None", {"test": UNIT}, 2 / 4),
     ("objects", "class Stack:\n    def __init__(self): self.held = []\n    def push(self, x): self.held.append(x)\n    def pop(self): return self.held.pop()\n    def __str__(self): return str(self.held)",
