@@ -17,6 +17,8 @@ from rs_aligner import progress, stopping
 from rs_aligner.config import TrainConfig, num_epoch_steps
 from rs_aligner.data import DataOrder, Share
 from rs_aligner.record.run import Run
+from rs_aligner.reward.protocol import JudgeFailed
+from rs_aligner.sample_request import SamplingFailed
 from rs_aligner.trainers.bad_steps import BadSteps
 from rs_aligner.trainers.measure import drawn_metrics, training_metrics
 from rs_aligner.trainers.pace import Pace, is_due, resume, timed_save
@@ -74,6 +76,8 @@ class EpochTrainer(Generic[Row]):
         Raises:
             Stopped: a stop was asked for, or the time is nearly up; on every rank. What was done is saved, if
                 there was time, and the run continues there when it is started again.
+            JudgeFailed: the judge scored nothing of a validation; every rank raises it, and all is saved.
+            SamplingFailed: nothing samples the answers to be judged; the same.
         """
         counters = resume(self.run, self.trainee, self.order)
         self._saved = counters["step"]
@@ -85,6 +89,9 @@ class EpochTrainer(Generic[Row]):
             self.pace.stop_if_asked()
         except stopping.Stopped as stop:
             self.pace.stopped(stop, self._save_behind)
+            raise
+        except (JudgeFailed, SamplingFailed):  # in a validation: it is made anew when the run goes on
+            self._save_behind()
             raise
         progress.enter("exporting")
         self.trainee.export(self.run.final)

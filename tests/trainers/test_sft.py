@@ -211,6 +211,25 @@ def test_a_judge_that_scores_nothing_ends_the_run(tmp_path):
         fit(tmp_path, FakePolicy(), silent)
 
 
+def test_a_judge_that_fails_in_a_validation_costs_no_step(tmp_path):
+    """The next save would have been behind step 4."""
+    whole, first, second = FakePolicy(), FakePolicy(), FakePolicy()
+    expected = fit(tmp_path / "whole", whole, max_epochs=2, save_interval=4)
+
+    def ill(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+        if responses[0] == "2":
+            raise OSError("the judge's disk is full")
+        return tenth_of_steps(prompts, responses, metadata)
+
+    with pytest.raises(JudgeFailed, match="the judge's disk is full"):
+        fit(tmp_path / "parts", first, ill, max_epochs=2, save_interval=4)
+    metrics = fit(tmp_path / "parts", second, max_epochs=2, save_interval=4)
+    assert [len(policy.trained) for policy in (first, second)] == [2, 6]
+    assert first.trained + second.trained == whole.trained
+    without_times = [{key: row[key] for key in row if "time" not in key} for row in (*metrics, *expected)]
+    assert without_times[: len(expected)] == without_times[len(expected) :]
+
+
 def test_a_judge_that_raises_is_a_failure_with_its_reason_and_no_number(tmp_path):
     def broken(prompts: list[str], responses: list[str], metadata: list[dict[str, Any]]) -> list[float]:
         raise KeyError("gold")
