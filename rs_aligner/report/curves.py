@@ -131,7 +131,11 @@ def _figures(frame: Frame, *wanted: Line) -> Maker:
 _HELD_OUT = Line("held-out", "validation/reward", "validation/reward_error")
 _BARS = "Bars are two standard errors on either side."
 _OPTIMIZER: list[Maker] = [
-    _figures(Frame("loss", "Loss", "loss"), Line("loss", "loss")),
+    _figures(
+        Frame("loss", "Loss", "loss"),
+        Line("loss", "loss"),
+        Line("of it the routers' load-balancing loss", "loss/routers"),
+    ),
     _figures(Frame("rate", "Learning rate", "rate"), Line("learning rate", "lr")),
     _figures(Frame("gradient", "Norm of the gradient", "norm"), Line("gradient", "grad_norm")),
 ]
@@ -171,10 +175,6 @@ _OF_RS: list[Maker] = [
         Frame("mismatch", "Decoder and trainer: difference of their log-probabilities", "nats a token"),
         Line("mean", "mismatch/mean"),
         Line("99 of 100 tokens below", "mismatch/p99"),
-    ),
-    _figures(
-        Frame("routers", "The routers' load-balancing loss: lower where experts are used alike", "loss"),
-        Line("routers' part of the loss", "loss/routers"),
     ),
     _figures(Frame("entropy", "Entropy", "nats a token"), Line("entropy", "entropy")),
     _figures(
