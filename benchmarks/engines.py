@@ -86,7 +86,7 @@ MADE = {
     "eos_token_id": 2,
 }
 SMALL = {**MADE, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-         "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+         "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip  # as many as a line holds
 PROMPT_LENGTH = 64
 FEW = 2
 """Prompts of the work of that name."""

@@ -131,7 +131,7 @@ def memory(quick: bool, out: Path | None) -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[side] = json.loads(done.stdout.splitlines()[-1])
     print(f"c: peak memory  ours {found['ours'] / 2**20:,.0f} MiB, hf {found['hf'] / 2**20:,.0f} MiB, "
-          f"ours / hf {found['ours'] / found['hf']:.2f}")  # fmt: skip
+          f"ours / hf {found['ours'] / found['hf']:.2f}")  # fmt: skip  # a call as it reads
     if out:
         write(out, {"machine": machine(), "quick": quick, "peak_bytes_at_c": found})
 

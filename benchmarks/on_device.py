@@ -35,7 +35,7 @@ SHAPES: dict[str, dict[str, Any]] = {
            "num_attention_heads": 32, "head_dim": 128, "tie_word_embeddings": False},
     "tiny": {**_SHARED, "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
              "num_attention_heads": 8, "head_dim": 8, "tie_word_embeddings": True},
-}  # fmt: skip
+}  # fmt: skip  # a model a row
 
 
 class OursAtRandom(Ours):

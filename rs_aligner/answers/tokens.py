@@ -42,11 +42,11 @@ _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln",
     "log", "lg", "exp", "arg", "deg", "det", "dim", "gcd", "lcm", "max", "min", "Re", "Im", "sgn",
     "tr", "rank",
-}  # fmt: skip
+}  # fmt: skip  # as many as a line holds
 _RELATIONS = {
     "<": "<", ">": ">", "=": "=", "lt": "<", "gt": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=",
     "geq": ">=", "geqslant": ">=", "ne": "!=", "neq": "!=", "in": "in",
-}  # fmt: skip
+}  # fmt: skip  # as many as a line holds
 _OPERATORS = {
     "+": "+",
     "-": "-",

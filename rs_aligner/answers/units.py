@@ -12,7 +12,7 @@ TELLING = {
     "factorial", "squared", "cubed", "choose", "mod", "modulo", "plus", "minus", "times", "over", "root",
     "divided", "log", "ln", "sin", "cos", "tan", "than", "least", "most", "below", "above", "under", "to",
     "from",
-}  # fmt: skip
+}  # fmt: skip  # as many as a line holds
 """Words that make something else of a number beside them."""
 _CANON = {
     **dict.fromkeys(["$", "dollar", "usd", "buck"], "dollar"),

@@ -395,7 +395,7 @@ def measured(rng: random.Random) -> Drawn:
 KINDS: tuple[Callable[[random.Random], Drawn], ...] = (
     relation, unequal, chain, interval, ray, union, point, listed, hedged, root, surd, over_root, polynomial,
     monomial, linear, power, big, pi, number, matrix, complex_number, word, both_signs, measured,
-)  # fmt: skip
+)  # fmt: skip  # as many as a line holds
 WRAPS = (
     r"So we get \boxed{{{}}}.",
     r"$\boxed{{{}}}$",

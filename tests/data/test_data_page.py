@@ -79,7 +79,7 @@ def test_a_file_is_read_as_the_program_wrote_it(
         library = how.partition(".")[0]
         names: dict[str, Any] = {"rows": ROWS, "json": json}
         if library in ("pandas", "pyarrow", "datasets"):
-            names[library] = pytest.importorskip(library)
+            names[library] = pytest.importorskip(library, reason="it comes with requirements/dev.txt")
         exec(how, names)  # what it leaves open is closed with its names
         del names
     assert [row for _, row in read_rows([name])] == ROWS
@@ -118,7 +118,7 @@ def check(command: str, file: str, columns: Mapping[str, str], template: str | N
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
 def test_a_row_of_each_shape_is_read_by_its_commands_with_its_setting(kind: str, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="it comes with requirements/cpu.txt")
     for number, (_, text, commands, needed) in enumerate(table("whose")):
         path = tmp_path / f"{number}.{kind}"
         row = json.loads(text)
@@ -183,7 +183,7 @@ def test_a_row_that_no_setting_makes_fit_is_told_so(tmp_path: Path) -> None:
 
 
 def test_the_ground_truth_of_verls_rows_reaches_the_verifiers(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="it comes with requirements/cpu.txt")
     row = next(json.loads(text) for whose, text, *_ in table("whose") if whose == "verl")
     datasets.Dataset.from_list([row]).to_parquet(tmp_path / "verl.parquet")
     (prompt,) = load_prompts([str(tmp_path / "verl.parquet")], TOKENIZER, max_prompt_length=99).prompts
@@ -197,7 +197,7 @@ def test_the_ground_truth_of_verls_rows_reaches_the_verifiers(tmp_path: Path) ->
 
 
 def test_trl_itself_tells_prompt_and_answers_of_a_pair_apart_as_we_do(tmp_path: Path) -> None:
-    data_utils = pytest.importorskip("trl.data_utils")
+    data_utils = pytest.importorskip("trl.data_utils", reason="requirements/dev.txt has it")
     row = next(json.loads(text) for whose, text, *_ in table("whose") if whose.endswith("implicit prompt"))
     path = tmp_path / "pairs.json"
     read = []
@@ -208,7 +208,10 @@ def test_trl_itself_tells_prompt_and_answers_of_a_pair_apart_as_we_do(tmp_path: 
 
 
 def test_tables_of_python_are_read_as_their_files_are(tmp_path: Path) -> None:
-    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
+    datasets, pandas = (
+        pytest.importorskip("datasets", reason="it comes with requirements/cpu.txt"),
+        pytest.importorskip("pandas", reason="it comes with requirements/cpu.txt"),
+    )
     rows = [{"prompt": "a", "n": 1, "who": {"name": "x"}}, {"prompt": "b", "n": 2, "who": {"name": "y"}}]
     wanted = [{"text": row["prompt"], **row} for row in rows]
     table_ = datasets.Dataset.from_list(rows)

@@ -162,7 +162,7 @@ def test_the_first_rows_of_a_file_come_before_the_rest_is_read(tmp_path: Path) -
 
 
 def test_a_folder_of_several_splits_is_refused_with_one_that_works(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="it comes with requirements/cpu.txt")
     one = datasets.Dataset.from_list([{"text": "a"}])
     folder = tmp_path / "both"
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(folder)

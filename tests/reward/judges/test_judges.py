@@ -29,7 +29,7 @@ def test_exact_answer_reads_the_key_it_is_told_and_names_a_row_that_lacks_it() -
 
 
 def test_sentiment_prefers_the_happy_story() -> None:
-    pytest.importorskip("vaderSentiment")
+    pytest.importorskip("vaderSentiment", reason="requirements/dev.txt has it")
     happy, sad = load_judge(JudgeConfig(name="sentiment")).score_texts(
         ["", ""], ["They were happy and loved the sun.", "He was sad, lost and afraid."], [{}, {}]
     )

@@ -108,7 +108,7 @@ def test_rows_of_a_file_are_judged_with_their_metadata(tmp_path: Path) -> None:
 
 
 def test_check_data_may_be_of_any_format_and_shape(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="it comes with requirements/cpu.txt")
     asked = [{"role": "user", "content": "2+2="}]
     rows = [
         {"prompt": "2+2=", "response": "4", "answer": "4"},

@@ -33,7 +33,7 @@ PROGRAMS = {
     "at its exit": "import atexit\nx = int(input())\natexit.register(lambda: print(2 * x))",
     "limits that it asks for": "import resource\nresource.getrlimit(resource.RLIMIT_STACK)\nprint(2 * int(input()))",
     "signs": "print('١٢'.isdigit() and 2 * int(input()))\n# ünïcödé",
-}  # fmt: skip
+}  # fmt: skip  # a program a line
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -115,7 +115,7 @@ ROWS: list[tuple[str, str, dict[str, Any], float]] = [
         + ["assert type(same((1,))) is tuple", "assert same(float('nan')) != 0"]}, 1.0),
     ("modules that nobody imported", "def root(x): return x ** 0.5", {"test_list": ["assert math.isclose(root(4), 2)"]}, 1.0),
     ("a nested place", ADDS, {"reward_model": {"ground_truth": json.dumps(ADD)}}, 1.0),
-]  # fmt: skip
+]  # fmt: skip  # a case a line
 
 
 @pytest.mark.parametrize(
