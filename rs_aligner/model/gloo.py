@@ -27,10 +27,18 @@ def one_device() -> Iterator[None]:
     devices = [own.create_device(interface=name) for name in names] or [own.create_default_device()]
 
     class OnOneDevice(own):
-        def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+        def __init__(self, store: Any, rank: int, size: int, timeout: timedelta, **given: Any) -> None:
             options = own._Options()
             options._devices, options._timeout = devices, timeout
-            super().__init__(store, rank, size, options)
+            try:
+                for name, value in given.items():  # `enable_reconfigure` from torch 2.14 on
+                    setattr(options, name, value)
+            except (
+                AttributeError
+            ):  # of a later torch: this group has a device of its own
+                super().__init__(store, rank, size, timeout=timeout, **given)
+            else:
+                super().__init__(store, rank, size, options)
 
     vars(c10d)["ProcessGroupGloo"] = OnOneDevice
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,34 @@ def test_groups_on_one_device_do_not_take_each_others_messages() -> None:
         dist.all_reduce(tensor, group=group)
         assert tensor.tolist() == [number] * 4
         dist.destroy_process_group(group)
+
+
+class Later:
+    """Gloo's groups as torch 2.14 has them, with a setting, and perhaps one more that options lack."""
+
+    class _Options:
+        __slots__ = ("_devices", "_timeout", "enable_reconfigure")
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self.given, self.named = given, named
+
+    @staticmethod
+    def create_default_device() -> str:
+        return "a device"
+
+
+def test_what_a_later_torch_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed_c10d, "ProcessGroupGloo", Later)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    with gloo.one_device():
+        made: Any = distributed_c10d.ProcessGroupGloo
+        shared = made("store", 1, 2, timeout="an hour", enable_reconfigure=True)
+        alone = made("store", 1, 2, timeout="an hour", enable_reconfigure=True, newest=7)
+    *where, options = shared.given
+    assert (where, shared.named) == (["store", 1, 2], {})
+    assert (options._devices, options._timeout, options.enable_reconfigure) == (["a device"], "an hour", True)
+    assert alone.given == ("store", 1, 2)
+    assert alone.named == {"timeout": "an hour", "enable_reconfigure": True, "newest": 7}
 
 
 def test_torch_is_as_it_was_behind_it() -> None:
