@@ -33,9 +33,7 @@ def one_device() -> Iterator[None]:
             try:
                 for name, value in given.items():  # `enable_reconfigure` from torch 2.14 on
                     setattr(options, name, value)
-            except (
-                AttributeError
-            ):  # of a later torch: this group has a device of its own
+            except AttributeError:  # of a later torch: this group has a device of its own
                 super().__init__(store, rank, size, timeout=timeout, **given)
             else:
                 super().__init__(store, rank, size, options)
