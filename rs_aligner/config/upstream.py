@@ -205,7 +205,7 @@ SERVE_REWARD = Upstream(
         "rm_model_file": Refusal(
             "a reward model is served by judge.name=megatron_reward_model judge.kwargs.folder=FOLDER, a "
             "Hugging Face folder (*ForSequenceClassification with one label) or a checkpoint of "
-            "examples/train_reward_model.py. A .nemo archive is not read: convert it to such a folder first, "
+            "`rs-aligner reward-model`. A .nemo archive is not read: convert it to such a folder first, "
             "see docs/models.md"
         ),
     },

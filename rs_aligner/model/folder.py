@@ -55,7 +55,7 @@ def read_model_folder(
     if use == "score" and not arch.value_head:
         raise ValueError(
             f"{key}: {path} is no reward model (a *ForSequenceClassification model with one label); train "
-            "one with examples/train_reward_model.py"
+            "one with `rs-aligner reward-model`"
         )
     if source == Path(path):
         if use == "train_scoring" and not arch.value_head:

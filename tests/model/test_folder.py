@@ -87,7 +87,9 @@ def test_each_use_looks_at_kind_and_tensors(folder: Path, use: str) -> None:
 def test_a_language_model_does_not_score_and_a_reward_model_does_not_generate(
     folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"the\.key: .* is no reward model .*train_reward_model\.py"):
+    with pytest.raises(
+        ValueError, match=r"the\.key: .* is no reward model .*train one with `rs-aligner reward-model`"
+    ):
         read_model_folder(str(folder), KEY, use="score")
     read_model_folder(str(folder), KEY, use="train_scoring")
     config = transformers.AutoConfig.from_pretrained(folder, num_labels=1)

@@ -182,7 +182,7 @@ def unreachable(cfg: RemoteRMConfig, problem: str) -> JudgeUnreachable:
     one = cfg.servers[0]
     return JudgeUnreachable(
         f"no judge is ready at {asked} after {cfg.startup_timeout:g} s: {problem}. Start one with "
-        f"`python examples/serve_reward.py inference.port={one.port} inference.model_name={one.name} "
+        f"`rs-aligner serve inference.port={one.port} inference.model_name={one.name} "
         f"judge.function=path/to/file.py:name`, or correct {where}, or raise remote_rm.startup_timeout "
         "if it is still starting"
     )

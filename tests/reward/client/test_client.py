@@ -308,7 +308,7 @@ def test_nobody_there_is_one_clear_message_within_the_timeout() -> None:
         f"http://127.0.0.1:{port}/v2/models/reward_model",
         "after 1 s",
         "refused",
-        "python examples/serve_reward.py",
+        f"`rs-aligner serve inference.port={port} inference.model_name=reward_model judge.function=",
         f"inference.port={port}",
         "remote_rm.reward_model.ip, .port or .name",
         "remote_rm.startup_timeout",
