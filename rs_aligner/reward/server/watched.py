@@ -8,7 +8,6 @@ where one dies in the start, PyTriton waits for two minutes. Left out on purpose
 from __future__ import annotations
 
 import contextlib
-import http.client
 import time
 from typing import Any
 
@@ -17,12 +16,14 @@ from pytriton.constants import DEFAULT_TRITON_STARTUP_TIMEOUT_S
 from pytriton.triton import Triton
 
 from rs_aligner.address import Address
+from rs_aligner.remote.errors import TransportError
+from rs_aligner.remote.transport import Conversation
 
 START_SECONDS = float(DEFAULT_TRITON_STARTUP_TIMEOUT_S)
 """How long Triton may take to start: as long as PyTriton lets it."""
 STUB_SECONDS = 30.0
 """How long it may take until all stubs are there; Triton waits for one that died for ever."""
-LOOK_SECONDS = 0.1
+ASK_SECONDS, LOOK_SECONDS = 1.0, 0.1
 # How long processes that were killed may take to vanish.
 GONE_SECONDS = 1.0
 _SERVER, _STUB = "tritonserver", "triton_python_b"  # a zombie's name is cut
@@ -68,11 +69,12 @@ class WatchedTriton(Triton):
             BrokenStart: a process of it has ended, or it takes longer than `START_SECONDS`.
         """
         super()._run_server()
-        address = Address(self._config.http_address, self._config.http_port)
+        link = Conversation(Address(self._config.http_address, self._config.http_port))
         began = time.monotonic()
         is_ready = False
         while not is_ready:
-            is_ready = _is_ready(address)
+            with contextlib.suppress(TransportError):
+                is_ready = link.exchange("GET", "/v2/health/ready", ASK_SECONDS).status == 200
             _find_processes()
             seconds, are_missing = time.monotonic() - began, len(_running) < 1 + self._num_stubs
             if (ended := _ended()) is not None or not self._is_alive_impl():
@@ -120,17 +122,6 @@ def _ended() -> str | None:
         if not _is_alive(process):
             return _SERVER if process is _running[0] else _PYTHON
     return None
-
-
-def _is_ready(address: Address) -> bool:
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=1)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _name(process: psutil.Process) -> str:
