@@ -330,15 +330,13 @@ class FakeRun:
             data = RSData([] if scored else self.prompts, self.validation, scored)
             trainer = RSTrainer(config, policy, Judges(asked, seen), data, run)
             try:
-                with asked:
+                with run, asked:
                     trainer.fit()
             except (Exception, stopping.Stopped) as error:
                 errors.append(error)
             except Killed as error:
                 errors.insert(0, error)
                 exchange.abort()
-            finally:
-                run.close()
 
         others = [threading.Thread(target=fit, args=(policy,), daemon=True) for policy in policies[1:]]
         for thread in others:

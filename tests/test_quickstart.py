@@ -186,7 +186,7 @@ def test_a_judge_that_ends_ends_the_quickstart_with_what_it_said(tmp_path: Path)
         log = started.out / "judge.log"
         told = started.output.rpartition(f"quickstart: the judge has ended: {log}\n")[2]
         assert told.startswith("judge reward_model ready at http://127.0.0.1:")
-        assert "same command goes on" not in told  # what the training says of its end comes before
+        assert "the run goes on" not in told  # what the training says of its end comes before
         assert started.family() == []
 
 

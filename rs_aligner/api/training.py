@@ -238,9 +238,9 @@ def _carried_out(
         except ChangedSettings:
             inputs.remove(written)
             raise
-        except stopping.Stopped:
+        except stopping.Stopped as stop:
             if stopping.was_interrupted():
-                raise KeyboardInterrupt from None
+                raise KeyboardInterrupt(*getattr(stop, "__notes__", ())) from None
             raise
     return TrainResult(run.folder, run.final, read_rows(run.folder / "metrics.jsonl"))
 

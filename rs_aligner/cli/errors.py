@@ -1,4 +1,7 @@
-"""One way out for errors: what needs no stack trace ends the process with one clear message."""
+"""One way out for errors: what needs no stack trace ends the process with one clear message.
+
+Where the error ended a run that a new start goes on with, the message ends with that.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from contextlib import contextmanager
 
 from rs_aligner import stopping
 from rs_aligner.cli.ranks import rank
-from rs_aligner.exit_status import FAILED, TO_BE_CONTINUED, TO_BE_MENDED
+from rs_aligner.exit_status import FAILED, TO_BE_CONTINUED, TO_BE_MENDED, to_be_done
 
 _OF_THE_MACHINE = {
     errno.ENOSPC: "",
@@ -59,20 +62,22 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
     except (ValueError, ConnectionError) as error:
         sys.exit(_complain(error, TO_BE_MENDED))
     except KeyboardInterrupt:
-        sys.exit(_complain("interrupted", 128 + signal.SIGINT))
+        sys.exit(_say("error: interrupted", 128 + signal.SIGINT))
     except stopping.Stopped as stop:  # of every rank
         if rank() == 0:
-            print(f"stopped ({stop.reason}); the same command goes on", file=sys.stderr, flush=True)
+            again = to_be_done(stop, TO_BE_CONTINUED) or "; start the same command again"
+            _say(f"stopped ({stop.reason}){again}", TO_BE_CONTINUED)
         sys.exit(TO_BE_CONTINUED)
     except _imported("rs_aligner.record.lease.LeaseLost") + others as error:
         sys.exit(_complain(error, FAILED))
     except Exception as error:
         if (lacking := _lacking(error)) is not None:
-            sys.exit(_complain(lacking, TO_BE_MENDED))
+            sys.exit(_complain(error, TO_BE_MENDED, said=lacking))
         if not any(sign in str(error) for sign in _LOST):
             raise
         where = f"rank {rank()} on {socket.gethostname()}"
-        sys.exit(_complain(f"{where}: another rank has ended, or does not answer: {error}", FAILED))
+        lost = f"{where}: another rank has ended, or does not answer: {error}"
+        sys.exit(_complain(error, FAILED, said=lost))
 
 
 def _imported(*names: str) -> tuple[type[Exception], ...]:
@@ -97,6 +102,11 @@ def _lacking(error: Exception) -> str | None:
     return None
 
 
-def _complain(error: BaseException | str, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+def _complain(error: BaseException, status: int, said: str | None = None) -> int:
+    """Say what ended the process, in other words where they are given, and what is to be done."""
+    return _say(f"error: {error if said is None else said}{to_be_done(error, status)}", status)
+
+
+def _say(line: str, status: int) -> int:
+    print(line, file=sys.stderr, flush=True)
     return status

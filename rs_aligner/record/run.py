@@ -30,8 +30,10 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rs_aligner.config import ExpManagerBase
+from rs_aligner.exit_status import GoesOn
 from rs_aligner.files import make_folder
 from rs_aligner.record.attempts import Attempt
+from rs_aligner.record.lease import LeaseLost
 from rs_aligner.record.ledger import Ledger
 from rs_aligner.record.leftovers import Leftovers
 from rs_aligner.record.manifest import BROKEN, PARTIAL, REPLACED, CannotSave
@@ -55,7 +57,8 @@ class Saveable(Protocol):
 class Run:
     """The folder of a run. A context manager: entering it takes the folder, so that no other run works there.
 
-    Leaving it closes its files and loggers, as failed on an error, and gives the folder back.
+    Leaving it closes its files and loggers, as failed on an error, and gives the folder back. The error gets
+    a note of where a new start goes on (`exit_status.GoesOn`).
 
     Args:
         config: the `exp_manager` section.
@@ -85,6 +88,7 @@ class Run:
         self.rollouts = self.folder / "rollouts"
         self.start = Start(config, command, is_first=is_first)
         self._status: Status | None = None
+        self._is_open = False
         self._metrics: MetricsFile | None = None
         self._sampled: list[tuple[int, Sampled]] = []  # of steps without figures
         self.last_checkpoint = next(iter(self.newest_first()), None)
@@ -136,13 +140,14 @@ class Run:
         Returns:
             On the writing rank, what earlier starts left behind it, and the ledger.
         """
-        if not self.is_first:
-            return None
-        self.start.take(self.newest_first())
-        make_folder(self.folder)
-        self.start.begin()
-        left = Leftovers(Ledger(self.rollouts, self.fingerprint, self.check_owner), last_step)
-        self._metrics = MetricsFile(self.folder / "metrics.jsonl", last_step, again_until=left.last_row)
+        left = None
+        if self.is_first:
+            self.start.take(self.newest_first())
+            make_folder(self.folder)
+            self.start.begin()
+            left = Leftovers(Ledger(self.rollouts, self.fingerprint, self.check_owner), last_step)
+            self._metrics = MetricsFile(self.folder / "metrics.jsonl", last_step, again_until=left.last_row)
+        self._is_open = True
         return left
 
     def forget_from(self, step: int) -> None:
@@ -219,12 +224,7 @@ class Run:
         """
         self.start.check_owner()
         path = self.checkpoint(step)
-        try:
-            policy.save(path, counters)
-        except CannotSave as error:
-            last = self.last_checkpoint
-            found = f"{last.name} is good and stays" if last else "there is none before it"
-            raise CannotSave(f"{error}; {found}") from error
+        policy.save(path, counters)
         self.last_checkpoint = path
         if self.is_first:
             self.start.note_saved(step)
@@ -246,11 +246,19 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self._can_go_on(error):
+            last = self.last_checkpoint
+            behind = None if last is None else (_step_of(last), last)
+            error.add_note(GoesOn.told(behind, resumes=self.config.resume_if_exists))
         try:
             if self._status is not None:
                 self._status.end(error)
         finally:
             self.close("success" if error is None or isinstance(error, Stopped) else "failed")
+
+    def _can_go_on(self, error: BaseException) -> bool:
+        """Whether a new start may go on: what ends one before its folder is open may speak against that."""
+        return isinstance(error, Stopped) or (self._is_open and not isinstance(error, LeaseLost))
 
     def close(self, status: str = "success") -> None:
         """Close files and loggers, and give the folder back."""

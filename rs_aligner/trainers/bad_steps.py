@@ -82,8 +82,8 @@ class BadSteps:
         """
         return FloatingPointError(
             f"step {step}: {self._most} optimizer steps in a row had a loss or gradient that is not finite "
-            f"and were not applied ({key}); the steps up to here are saved. A lower model.optim.lr or "
-            f"gradient_clip_val may help. The last rows: {self._last}"
+            f"and were not applied ({key}). A lower model.optim.lr or gradient_clip_val may help. The last "
+            f"rows: {self._last}"
         )
 
     def state_dict(self) -> int:

@@ -247,7 +247,7 @@ class RSTrainer:
         """End a run whose judge failed in this step: write it down, untrained, and save what was done."""
         self._write(step, candidates, nothing_kept(candidates.groups, NOT_TRAINED))
         self._save_behind()
-        raise JudgeFailed(f"{candidates.failure}; nothing of it was trained, start the run again to go on")
+        raise JudgeFailed(f"{candidates.failure}; nothing of it was trained")
 
     def _agreed(self, step: int, candidates: Candidates) -> Selection:
         """Who is kept, the same on every rank."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rs_aligner.cli import scripts
 from rs_aligner.cli.errors import one_line_errors
-from rs_aligner.config import ConfigError
+from rs_aligner.config import ConfigError, ExpManagerConfig
 from rs_aligner.record.lease import LeaseLost
+from rs_aligner.record.manifest import CannotSave
+from rs_aligner.record.run import Run
 from rs_aligner.reward.protocol import JudgeFailed
+from rs_aligner.sample_request import SamplingFailed
+from rs_aligner.stopping import Stopped
 from rs_aligner.trainers.failures import RanksDiffer
 
 COMMANDS = [
@@ -40,6 +46,67 @@ def test_what_needs_no_stack_trace_is_one_line_and_a_status(error, status, line,
         raise error
     assert ended.value.code == status
     assert capsys.readouterr().err == line
+
+
+AGAIN, MEND = "; start the same command again: ", "; mend that and start again: "
+
+
+@pytest.mark.parametrize("saves", [True, False])
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (JudgeFailed("step 5: half failed"), 1, f"error: step 5: half failed{AGAIN}"),
+        (SamplingFailed("no server answers"), 1, f"error: no server answers{AGAIN}"),
+        (RanksDiffer("step 5 differs"), 1, f"error: step 5 differs{AGAIN}"),
+        (FloatingPointError("the loss is NaN"), 1, f"error: the loss is NaN{AGAIN}"),
+        (RuntimeError("NCCL: Connection closed by peer"), 1, f": NCCL: Connection closed by peer{AGAIN}"),
+        (Stopped("SIGTERM"), 75, f"stopped (SIGTERM){AGAIN}"),
+        (CannotSave("step_000005: no space"), 2, f"error: step_000005: no space{MEND}"),
+        (OSError(errno.ENOSPC, "No space"), 2, f"error: no space{MEND}"),
+        (MemoryError(), 2, f"error: out of memory: nothing more is known{MEND}"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_ends_a_run_is_told_with_where_the_run_goes_on(
+    error: BaseException, status: int, line: str, saves: bool, tmp_path: Path, capsys
+) -> None:
+    class Policy:
+        def save(self, folder: Path, counters: dict[str, Any]) -> None:
+            folder.mkdir(parents=True)
+
+    config = ExpManagerConfig.model_validate({"explicit_log_dir": str(tmp_path)})
+
+    def fit() -> None:
+        with one_line_errors(), Run(config, is_first=True) as run:
+            run.open(-1)
+            if saves:
+                run.save(Policy(), 4, {})
+            raise error
+
+    with pytest.raises(SystemExit) as ended:
+        fit()
+    assert ended.value.code == status
+    told = capsys.readouterr().err
+    where = f"behind step 4 ({tmp_path}/checkpoints/step_000004)"
+    if not saves:
+        where = "from the beginning, since it has no checkpoint"
+    assert told.endswith(f"{line}the run goes on {where}\n")
+    assert told.count("\n") == 1
+
+
+def test_a_note_of_others_is_no_promise(capsys) -> None:
+    error = ValueError("model.seed is -1")
+    error.add_note("while the config was read")
+    with pytest.raises(SystemExit), one_line_errors():
+        raise error
+    assert capsys.readouterr().err == "error: model.seed is -1\n"
+
+
+def test_a_command_that_has_no_run_says_of_a_stop_that_it_starts_again(capsys) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise Stopped("SIGTERM")
+    assert ended.value.code == 75
+    assert capsys.readouterr().err == "stopped (SIGTERM); start the same command again\n"
 
 
 def test_what_every_rank_comes_to_one_of_them_says(monkeypatch, capsys):

@@ -56,10 +56,11 @@ def test_a_run_whose_judge_is_killed_saves_and_stops_with_one_message_and_contin
             f"127.0.0.1:{port}",
             "ConnectionRefused",
             " x no judge can be asked",
-            "start the run again",
         ):
             assert part in errors[0]
         done = read_metrics(run)[-1]["step"]
+        behind = f"behind step {done} ({run}/checkpoints/step_{done:06d})"
+        assert errors[0].endswith(f"; start the same command again: the run goes on {behind}")
         assert 2 <= done < STEPS
         assert [folder.name for folder in (run / "checkpoints").iterdir()] == [f"step_{done:06d}"]
         judge.start()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rs_aligner.config import ExpManagerConfig
+from rs_aligner.record.lease import LeaseLost
 from rs_aligner.record.manifest import CannotSave
 from rs_aligner.record.run import Run
+from rs_aligner.stopping import Stopped
 
 
 class FakePolicy:
@@ -127,19 +129,74 @@ def test_what_a_killed_save_left_is_cleared_up(tmp_path: Path) -> None:
     ]
 
 
-def test_a_failed_save_says_what_is_still_good(tmp_path: Path) -> None:
+def ended(run: Run, how: Callable[[], object], error: type[BaseException], last_step: int = -1) -> list[str]:
+    """A run that is at work behind a checkpoint ends like this; the notes of the error."""
+
+    def work() -> None:
+        with run:
+            run.open(last_step)
+            how()
+
+    with pytest.raises(error) as found:
+        work()
+    return getattr(found.value, "__notes__", [])
+
+
+def failing(error: BaseException) -> Callable[[], object]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def test_a_save_that_fails_leaves_what_is_good_and_the_run_says_that_it_goes_on_there(tmp_path: Path) -> None:
     class Full(FakePolicy):
         def save(self, folder: Path, counters: dict[str, Any]) -> None:
             raise CannotSave(f"{folder} cannot be written: no space left on device")
 
     run = open_run(tmp_path)
-    with pytest.raises(CannotSave, match="no space left on device; there is none before it"):
-        run.save(Full(), 1, {})
-    train(run, {1: 0.5, 2: 0.5})
-    with pytest.raises(CannotSave, match="no space left on device; step_000002 is good and stays") as error:
-        run.save(Full(), 3, {})
-    assert "step_000003 cannot be written" in str(error.value)
+    assert ended(run, lambda: run.save(Full(), 1, {}), CannotSave) == [
+        "the run goes on from the beginning, since it has no checkpoint"
+    ]
+    train(open_run(tmp_path), {1: 0.5, 2: 0.5})
+    again = open_run(tmp_path)
+    assert ended(again, lambda: again.save(Full(), 3, {}), CannotSave, 2) == [
+        f"the run goes on behind step 2 ({tmp_path}/checkpoints/step_000002)"
+    ]
     assert steps(run) == [1, 2]
+
+
+def test_where_a_start_may_be_refused_none_is_promised(tmp_path: Path) -> None:
+    """Before the folder is open, whatever is in it; and where another run has it."""
+    train(open_run(tmp_path), {1: 0.5})
+    with pytest.raises(ValueError, match="another seed") as refused, open_run(tmp_path):
+        raise ValueError("another seed")
+    assert not hasattr(refused.value, "__notes__")
+    assert ended(open_run(tmp_path), failing(LeaseLost("was taken over")), LeaseLost, 1) == []
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_stop_says_where_the_run_goes_on_also_before_its_folder_is_open(
+    is_first: bool, tmp_path: Path
+) -> None:
+    train(open_run(tmp_path), {1: 0.5})
+    with pytest.raises(Stopped) as stopped, open_run(tmp_path, is_first=is_first):
+        raise Stopped("SIGTERM")
+    assert stopped.value.__notes__ == [f"the run goes on behind step 1 ({tmp_path}/checkpoints/step_000001)"]
+
+
+def test_a_run_that_does_not_resume_says_by_which_key_it_goes_on(tmp_path: Path) -> None:
+    run = open_run(tmp_path, resume_if_exists=False)
+
+    def save_and_fail() -> None:
+        run.save(FakePolicy(), 1, {})
+        raise OSError("full")
+
+    [note] = ended(run, save_and_fail, OSError)
+    where = f"behind step 1 ({tmp_path}/checkpoints/step_000001)"
+    assert note == f"with exp_manager.resume_if_exists=true the run goes on {where}"
+    with pytest.raises(ValueError, match="resume_if_exists is false"):
+        open_run(tmp_path, resume_if_exists=False)
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_work(tmp_path: Path) -> None:

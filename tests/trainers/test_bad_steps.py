@@ -54,8 +54,10 @@ def test_too_many_in_a_row_end_the_run_with_everything_saved_and_it_can_go_on(
     run = FakeRun(tmp_path / "run")
     monkeypatch.setattr(FakePolicy, "train", bad_in(2, 3, 4))
     said = r"step 4: 3 optimizer steps in a row .*max_bad_steps.*step_000004"
-    with pytest.raises(FloatingPointError, match=said):
+    with pytest.raises(FloatingPointError, match=said) as error:
         run.start(steps=6, interval=None, save_interval=100, batch=100)
+    last = run.folder / "checkpoints" / "step_000004"
+    assert error.value.__notes__ == [f"the run goes on behind step 4 ({last})"]
     assert run.checkpoints() == ["step_000004"]
     assert [row["step"] for row in run.rows] == [1, 2, 3, 4]
     run.start(steps=6, interval=None, save_interval=100, batch=100)

@@ -15,9 +15,11 @@ import safetensors.torch
 import torch
 import transformers
 
+from rs_aligner import stopping
 from rs_aligner.config import TrainRewardModelConfig
 from rs_aligner.record.run import Run
 from rs_aligner.rollout import PreferencePair
+from rs_aligner.stopping import Stopped
 from rs_aligner.trainers.preference import PreferenceTrainer
 from tests.tiny import save_tiny_with_tokenizer
 
@@ -119,6 +121,30 @@ def test_a_run_that_is_continued_trains_on_what_an_uninterrupted_one_does(tmp_pa
     metrics = fit(tmp_path / "parts", parts)
     assert parts.trained == whole.trained
     assert [row["step"] for row in metrics] == list(range(9))
+
+
+def test_a_run_that_stops_and_one_with_too_many_bad_steps_say_where_they_go_on(tmp_path):
+    def notes(model: FakeModel, error: type[BaseException]) -> list[str]:
+        with pytest.raises(error) as ended:
+            fit(tmp_path, model, val_check_interval=4)
+        return ended.value.__notes__
+
+    class Asked(FakeModel):
+        def train(self, rows: Sequence[PreferencePair]) -> list[FakeStats]:
+            stopping.ask("a test")
+            return super().train(rows)
+
+    class Bad(FakeModel):
+        def train(self, rows: Sequence[PreferencePair]) -> list[FakeStats]:
+            return [FakeStats(skipped=rows)]
+
+    checkpoints = tmp_path / "checkpoints"
+    try:
+        assert notes(Asked(), Stopped) == [f"the run goes on behind step 1 ({checkpoints}/step_000001)"]
+    finally:
+        stopping.forget()
+    found = notes(Bad(), FloatingPointError)
+    assert found == [f"the run goes on behind step 4 ({checkpoints}/step_000004)"]
 
 
 @pytest.fixture(scope="module")

@@ -221,8 +221,10 @@ def test_a_judge_that_fails_in_a_validation_costs_no_step(tmp_path):
             raise OSError("the judge's disk is full")
         return tenth_of_steps(prompts, responses, metadata)
 
-    with pytest.raises(JudgeFailed, match="the judge's disk is full"):
+    with pytest.raises(JudgeFailed, match="the judge's disk is full") as error:
         fit(tmp_path / "parts", first, ill, max_epochs=2, save_interval=4)
+    last = tmp_path / "parts" / "checkpoints" / "step_000002"
+    assert error.value.__notes__ == [f"the run goes on behind step 2 ({last})"]
     metrics = fit(tmp_path / "parts", second, max_epochs=2, save_interval=4)
     assert [len(policy.trained) for policy in (first, second)] == [2, 6]
     assert first.trained + second.trained == whole.trained
