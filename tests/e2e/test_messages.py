@@ -69,5 +69,5 @@ def test_a_judge_that_cannot_be_reached_is_named_with_the_keys_to_change(folder:
     assert done.returncode == 2, done.stdout
     assert "Traceback" not in done.stdout
     assert f"localhost:{port}" in done.stdout
-    for key in ("remote_rm.reward_model.ip", "port", "remote_rm.startup_timeout", "serve_reward.py"):
+    for key in ("remote_rm.reward_model.ip", "port", "remote_rm.startup_timeout", "rs-aligner serve"):
         assert key in done.stdout
