@@ -375,7 +375,7 @@ def test_under_a_launcher_it_says_which_script_to_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert "4 ranks, but rs_aligner.train has one: use examples/train_rs.py" in refused(tmp_path)
+    assert "4 ranks, but rs_aligner.train has one: use `rs-aligner train`" in refused(tmp_path)
 
 
 def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:

@@ -92,8 +92,7 @@ def refuse_ranks(config: TrainConfig | GenerateConfig, name: str) -> None:
 
     started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     if (number := max(config.world_size, started)) > 1:
-        script = name if name == "generate" else f"train_{'rs' if name == 'train' else name}"
-        instead = f"rs_aligner.{name} has one: use examples/{script}.py"
+        instead = f"rs_aligner.{name} has one: use `rs-aligner {name.replace('_', '-')}`"
         raise ConfigError([f"trainer.devices: {number} ranks, but {instead}"])
     if dist.is_initialized():
         raise ConfigError(

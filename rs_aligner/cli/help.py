@@ -116,9 +116,9 @@ a reward model, or a weighted sum of them.""",
     "serve-rollouts": OfConfig(
         "serve_rollouts",
         """\
-Serve rollouts by vLLM until Ctrl-C or SIGTERM, for model.rs.generation.engine=vllm. bash
-scripts/setup_vllm.sh makes its environment. Every route wants the token, if there is one, and where other
-machines can reach the server there has to be one.""",
+Serve rollouts by vLLM until Ctrl-C or SIGTERM, for model.rs.generation.engine=vllm. In a source checkout,
+bash scripts/setup_vllm.sh makes its environment. Every route wants the token, if there is one, and where
+other machines can reach the server there has to be one.""",
         """\
   rs-aligner serve-rollouts pretrained_checkpoint.restore_from_path=MODEL
   rs-aligner serve-rollouts ... weights_root=runs/mine inference.port=8001

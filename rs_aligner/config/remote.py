@@ -175,7 +175,7 @@ class RemoteRMConfig(Section):
         if self.judge is not None and not self.in_process:
             yield (
                 f"{key}.judge is set, but a server brings its own judge: set {key}.in_process=true, or "
-                "give it to serve_reward.py as judge"
+                "give it to `rs-aligner serve` as judge"
             )
 
 

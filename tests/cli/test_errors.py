@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rs_aligner.reward.protocol import JudgeFailed
 from rs_aligner.sample_request import SamplingFailed
 from rs_aligner.stopping import Stopped
 from rs_aligner.trainers.failures import RanksDiffer
+from tests.conftest import ROOT
 
 COMMANDS = [
     scripts.train_rs,
@@ -171,3 +174,28 @@ def test_what_the_machine_lacks_is_one_line_and_to_be_mended(
 def test_a_file_that_is_missing_where_nobody_expects_it_keeps_its_trace() -> None:
     with pytest.raises(FileNotFoundError), one_line_errors():
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+
+
+def messages(source: str) -> list[str]:
+    """The texts of a module that are no docstrings; of an f-string, what is around its values."""
+    tree = ast.parse(source)
+    expressions = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in expressions
+    ]
+    return [node.value for node in texts if isinstance(node.value, str)]
+
+
+def test_nobody_is_sent_to_a_script_that_pip_does_not_bring() -> None:
+    scripts = [*(ROOT / "examples").glob("*.py"), *(ROOT / "scripts").rglob("*.sh")]
+    names = "|".join(re.escape(script.name) for script in scripts)
+    script = re.compile(rf"\bexamples/|\bscripts/\w+\.|(?<![\w/.])({names})(?![\w.])")
+    assert script.search("give it to serve_reward.py")
+    found = [
+        f"{path.relative_to(ROOT)}: {text}"
+        for path in (ROOT / "rs_aligner").rglob("*.py")
+        for text in messages(path.read_text())
+        if script.search(text) and "source checkout" not in text
+    ]
+    # NeMo-Aligner has a script of that name, whose overrides are translated.
+    assert found == ["rs_aligner/config/nemo_scripts.py: train_reward_model.py"]
