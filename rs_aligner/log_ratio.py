@@ -1,10 +1,11 @@
-"""Of the log-probabilities that two policies give a token: their difference, and what is made of it.
+"""Of the log-probabilities that two policies give a token: difference and ratio, and what is made of them.
 
 `loss` takes both over a batch. Left out on purpose: masks, and how tokens are averaged.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0  # of two policies; e^20 times as likely is a broken policy, not a large step
@@ -17,8 +18,20 @@ def in_bounds(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
     """A log ratio up to `MAX_LOG_RATIO`, and what is beyond: `exp(low) * (1 + beyond)` has a gradient there.
 
     An exponential that is not bounded is infinite, and that is NaN in the gradient even where it is clipped.
+    At the bound itself one of the two has a gradient: `clamp` would give it to both, or, from torch 2.14 on,
+    to none.
     """
-    return log_ratio.clamp(max=MAX_LOG_RATIO), (log_ratio - MAX_LOG_RATIO).clamp(min=0.0)
+    is_beyond = log_ratio >= MAX_LOG_RATIO
+    return (
+        torch.where(is_beyond, MAX_LOG_RATIO, log_ratio),
+        torch.where(is_beyond, log_ratio - MAX_LOG_RATIO, 0.0),
+    )
+
+
+def clip(values: Tensor, low: float, high: float) -> Tensor:
+    """`clamp`, with a gradient at the bounds, where nothing is clipped: torch has none there from 2.14 on."""
+    values = torch.where(values < low, low, values)
+    return torch.where(values > high, high, values)
 
 
 def kl_estimate(difference: Tensor, estimator: str) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rs_aligner.log_ratio import MAX_LOG_RATIO, in_bounds, kl_estimate
+from rs_aligner.log_ratio import MAX_LOG_RATIO, clip, in_bounds, kl_estimate
 
 __all__ = [
     "MAX_LOG_RATIO",
@@ -271,7 +271,7 @@ def _surrogates(
     # The value ends at the bound; the gradient does not, since a bad response is pushed away from there, too.
     ratio_BT = low_BT.exp() * (1 + beyond_BT - beyond_BT.detach())
     advantage_BT = torch.where(mask, _column(advantages, mask, "advantages"), 0.0)
-    return ratio_BT * advantage_BT, ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantage_BT
+    return ratio_BT * advantage_BT, clip(ratio_BT, 1 - clip_low, 1 + clip_high) * advantage_BT
 
 
 def normalized(

@@ -127,6 +127,16 @@ def test_clipped_tokens_are_those_without_a_gradient(batch: Batch) -> None:
     assert torch.equal(clipped, batch.mask & (grad == 0))
 
 
+@pytest.mark.parametrize(("advantage", "ratio"), [(1.0, 2.0), (-1.0, 0.5)])
+def test_at_the_bounds_themselves_nothing_is_clipped(advantage: float, ratio: float) -> None:
+    log_probs = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
+    given = torch.zeros(1, 1), torch.tensor([advantage]), torch.ones(1, 1, dtype=torch.bool)
+    loss = clipped_surrogate(log_probs, *given, 1, "token", clip_low=0.5, clip_high=1.0)
+    (grad,) = torch.autograd.grad(loss, log_probs)
+    assert grad.item() == -ratio * advantage
+    assert not clipped_tokens(log_probs, *given, clip_low=0.5, clip_high=1.0).any()
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_on_policy_the_surrogates_gradient_is_that_of_the_weighted_likelihood(
     normalization: Normalization,
