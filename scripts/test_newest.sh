@@ -62,7 +62,8 @@ for version in "${versions[@]}"; do
   [ $status -le 1 ] || exit $status  # nothing ran, or it was interrupted
   [ $status -eq 0 ] || failed=1
   if [ $# -eq 0 ]; then
-    "$env/bin/python" scripts/newest_record.py "$out" benchmarks/results/newest_megatron.json "${tests[*]}"
+    "$env/bin/python" scripts/tests_record.py "$out" benchmarks/results/newest_megatron.json "$version" "${tests[*]}" \
+      megatron-core numpy torch transformers triton
   fi
   rm -f "$out"
 done

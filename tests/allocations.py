@@ -54,8 +54,9 @@ def address(tensor: torch.Tensor) -> int | None:
     """Where a tensor lies; None for one that lies nowhere, as those that torch.compile traces with."""
     try:
         return tensor.untyped_storage().data_ptr() or None
-    except RuntimeError as problem:  # a functional one
-        if "invalid python storage" not in str(problem):
+    except RuntimeError as problem:
+        # A functional one, or one that is not defined (which torch 2.7 leaves behind).
+        if not any(sign in str(problem) for sign in ("invalid python storage", "UndefinedTensorImpl")):
             raise
         return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.newest_record import summed
+from scripts.tests_record import summed
 from tests.conftest import ROOT
 
 RECORD = ROOT / "benchmarks" / "results" / "newest_megatron.json"

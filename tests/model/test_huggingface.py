@@ -66,7 +66,8 @@ def test_tensors_of_several_types_are_each_read_in_their_own(
     """Those of one parameter, as queries, keys and values, among them."""
     types = (torch.float16, torch.bfloat16, torch.float32)
     whole = load_file(folder / FILE)
-    stored = {name: one.to(types[i % len(types)]) for i, (name, one) in enumerate(whole.items())}
+    # Copies, since `whole` may lie in the very file that is written over.
+    stored = {name: one.to(types[i % len(types)], copy=True) for i, (name, one) in enumerate(whole.items())}
     if is_pickled:
         (folder / FILE).unlink()
         files = {name: f"pytorch_model-{i % 2 + 1:05d}-of-00002.bin" for i, name in enumerate(stored)}

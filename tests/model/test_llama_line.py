@@ -195,7 +195,9 @@ def test_the_spelling_of_transformers_4_is_the_same_model_and_is_kept(
     huggingface.save_weights(tmp_path / "out", model, arch, rt, old)
     assert rope_in(tmp_path / "out") == rope_in(old)
     assert rope_in(old)["rope_scaling"] == scaling
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, attn_implementation="eager"
+    )
     with torch.no_grad():
         assert torch.equal(loaded(tokens_of(100)).logits, reference(tokens_of(100)).logits)
 
@@ -210,7 +212,9 @@ def test_what_was_written_is_what_was_read_to_the_bit(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert read_architecture(tmp_path / "out") == arch
     assert rope_in(tmp_path / "out") == rope_in(folder)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, attn_implementation="eager"
+    )
     with torch.no_grad():
         assert torch.equal(loaded(tokens_of(100)).logits, reference(tokens_of(100)).logits)
 

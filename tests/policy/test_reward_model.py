@@ -42,7 +42,9 @@ def sequences() -> list[list[int]]:
 
 
 def by_transformers(folder: Path) -> list[float]:
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     with torch.no_grad():
         return [float(model(torch.tensor([tokens])).logits) for tokens in sequences()]
 

@@ -1,9 +1,9 @@
-"""Adds what `scripts/test_newest.sh` has run to a JSON file: a Megatron's entry is replaced, others stay.
+"""Adds a run with other packages than the pinned ones to a JSON file: its entry is replaced, others stay.
 
-    python scripts/newest_record.py JUNIT.xml RECORD.json "tests/model -m 'not slow'"
+    python scripts/tests_record.py JUNIT.xml RECORD.json 0.19.2 "tests -m 'not slow'" megatron-core torch
 
-An entry has the versions, what was run, how many tests passed, failed (errors among them) and were skipped,
-the names of those that failed, and how many were skipped for which reason.
+An entry has the versions of these packages, what was run, how many tests passed, failed (errors among them)
+and were skipped, the names of those that failed, and how many were skipped for which reason.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-PACKAGES = ("megatron-core", "numpy", "torch", "transformers", "triton")
 
 
 def summed(junit: Path) -> dict[str, Any]:
@@ -42,12 +40,14 @@ def main() -> None:
     )
     parser.add_argument("junit", type=Path)
     parser.add_argument("record", type=Path)
+    parser.add_argument("name", help="of the entry")
     parser.add_argument("tests", help="what pytest was given")
+    parser.add_argument("packages", nargs="+")
     args = parser.parse_args()
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: version(name) for name in sorted(args.packages)}
     record = json.loads(args.record.read_text()) if args.record.is_file() else {}
     run = {"python": platform.python_version(), "versions": versions, "tests": args.tests}
-    record[versions["megatron-core"]] = run | summed(args.junit)
+    record[args.name] = run | summed(args.junit)
     args.record.write_text(json.dumps(dict(sorted(record.items())), indent=2) + "\n")
 
 
