@@ -54,8 +54,9 @@ def prepare(config: ServeRolloutsConfig) -> tuple[Path, environment.Build, tuple
     """What is known before anything is started: vLLM's Python, its build, the address and the token.
 
     Raises:
-        ValueError: as `serve`.
+        ValueError: as `serve`, or sequences that are too long for the model.
     """
+    launch.max_length_of(config)
     at = listen_at(config.inference.host, config.inference.port, config.inference.token_file, ROLLOUTS_TOKEN)
     python, build = environment.find_python(), environment.build_here()
     if build == "cpu":

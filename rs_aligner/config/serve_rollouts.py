@@ -88,7 +88,8 @@ class VllmConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type of weights and sums; auto: float32 on a CPU, bfloat16 on a GPU."""
     max_length: Count | None = None
-    """Most tokens of prompt and response together; null for as many as the model was made for."""
+    """Most tokens of prompt and response together; null for as many as the model was made for, with LongRoPE
+    those before it."""
     max_num_seqs: Count = 128
     """Most rollouts that are decoded at once."""
     tensor_parallel_size: Count = 1

@@ -21,7 +21,10 @@ from typing import Any
 from rs_aligner import child
 from rs_aligner.address import Address
 from rs_aligner.config import ServeRolloutsConfig
+from rs_aligner.config.base import problem
+from rs_aligner.config.layout import positions_of, rope_type_of
 from rs_aligner.config.serve_rollouts import LORA_RANKS
+from rs_aligner.files import json_object_if_any
 from rs_aligner.remote.errors import TransportError
 from rs_aligner.remote.transport import Conversation, error_text
 from rs_aligner.rollout_server.environment import Build
@@ -41,6 +44,26 @@ _START = (
 )
 
 
+def max_length_of(config: ServeRolloutsConfig) -> int | None:
+    """Most tokens of a sequence; None for as many as the model was made for.
+
+    Of a model with LongRoPE at most those before it: where sequences may be longer, vLLM takes the long
+    factors for each text, and the policy is decoded and trained with the short ones.
+
+    Raises:
+        ValueError: more were asked for.
+    """
+    given = config.vllm.max_length
+    made = json_object_if_any(Path(config.pretrained_checkpoint.restore_from_path) / "config.json") or {}
+    most = positions_of(made)
+    if rope_type_of(made) != "longrope" or most is None:
+        return given
+    if given is not None and given > most:
+        why = f"of this model at most {most}, beyond which its longrope rope_type makes another model of it"
+        raise ValueError(problem("vllm.max_length", given, why))
+    return given or most
+
+
 def command_of(
     config: ServeRolloutsConfig, python: Path, build: Build, address: str, barred: str | None = None
 ) -> list[str]:
@@ -54,7 +77,7 @@ def command_of(
         "--host": address,
         "--port": config.inference.port,
         "--dtype": dtype,
-        "--max-model-len": vllm.max_length,
+        "--max-model-len": max_length_of(config),
         "--max-num-seqs": vllm.max_num_seqs,
         "--tensor-parallel-size": vllm.tensor_parallel_size,
         "--gpu-memory-utilization": vllm.gpu_memory_utilization if build == "gpu" else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -271,6 +272,39 @@ def test_the_sizes_of_heads_and_adapters_are_those_of_vllm(vllm_python: Path) ->
     heads = source_of(vllm_python, "v1/attention/backends/cpu_attn.py")
     assert f"return {list(CPU_HEAD_SIZES)}" in heads
     assert f"MaxLoRARanks = Literal{list(LORA_RANKS)}" in source_of(vllm_python, "config/lora.py")
+
+
+def longrope(folder: Path, **rope: Any) -> Path:
+    (folder / "phi").mkdir()
+    made = {"model_type": "phi3", "max_position_embeddings": 131072, "rope_scaling": {"type": "longrope"}}
+    (folder / "phi" / "config.json").write_text(json.dumps({**made, **rope}))
+    (folder / "phi" / "model.safetensors").touch()
+    return folder / "phi"
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, 4096), (1024, 1024), (4096, 4096)])
+def test_longrope_is_served_up_to_the_length_before_it(asked: int | None, given: int, here: Path) -> None:
+    """Beyond it vLLM would take other frequencies for each text, by which other tokens come."""
+    config = config_of(
+        here, longrope(here, original_max_position_embeddings=4096), **{"vllm.max_length": asked}
+    )
+    switches = launch.command_of(config, Path("python"), "cpu", "::1")
+    assert switches[switches.index("--max-model-len") + 1] == str(given)
+
+
+def test_sequences_beyond_the_length_before_longrope_are_refused_before_anything_is_started(
+    here: Path,
+) -> None:
+    folder = longrope(here, original_max_position_embeddings=4096)
+    with pytest.raises(ValueError, match=r"vllm\.max_length is 4097: of this model at most 4096"):
+        serve_rollouts.prepare(config_of(here, folder, **{"vllm.max_length": 4097}))
+
+
+def test_other_models_are_served_as_long_as_they_say(here: Path, model: Path) -> None:
+    plain = longrope(here, rope_scaling={"type": "yarn", "original_max_position_embeddings": 4096})
+    for folder in (model, plain):
+        assert launch.max_length_of(config_of(here, folder)) is None
+        assert launch.max_length_of(config_of(here, folder, **{"vllm.max_length": 8192})) == 8192
 
 
 @pytest.mark.parametrize(("asked", "given"), [(1, 1), (2, 8), (8, 8), (10, 16), (321, 512), (512, 512)])
