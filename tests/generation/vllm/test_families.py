@@ -44,6 +44,7 @@ CONTROLS = Controls(greedy=True, max_length=40)  # beyond a window of 24, also b
 ROWS = {
     "gpt2": {"n_embd": 64, "n_head": 2},  # LayerNorm, learnt positions, a tied output layer
     "gemma2": HEADS,  # soft caps, windows in every other layer
+    "mistral": {**HEADS, "sliding_window": 24},  # a window in each layer
     "qwen3": HEADS,  # norms of queries and keys
     "mixtral": HEADS,  # experts
 }
