@@ -56,7 +56,10 @@ def prepare(config: ServeRolloutsConfig) -> tuple[Path, environment.Build, tuple
     Raises:
         ValueError: as `serve`, or sequences that are too long for the model.
     """
-    launch.max_length_of(config)
+    if (most := launch.max_length_of(config)) != config.vllm.max_length:
+        _logger.warning(
+            "vllm.max_length is %s, the length before LongRoPE: beyond it vLLM computes another model", most
+        )
     at = listen_at(config.inference.host, config.inference.port, config.inference.token_file, ROLLOUTS_TOKEN)
     python, build = environment.find_python(), environment.build_here()
     if build == "cpu":

@@ -292,6 +292,15 @@ def test_longrope_is_served_up_to_the_length_before_it(asked: int | None, given:
     assert switches[switches.index("--max-model-len") + 1] == str(given)
 
 
+@pytest.mark.parametrize(("asked", "lines"), [(None, 1), (1024, 0), (4096, 0)])
+def test_a_length_that_was_not_asked_for_is_told_in_one_line(asked, lines, here, caplog) -> None:
+    folder = longrope(here, original_max_position_embeddings=4096, head_dim=32)
+    serve_rollouts.prepare(config_of(here, folder, **{"vllm.max_length": asked}))
+    assert [one.getMessage().startswith("vllm.max_length is 4096,") for one in caplog.records] == [
+        True
+    ] * lines
+
+
 def test_sequences_beyond_the_length_before_longrope_are_refused_before_anything_is_started(
     here: Path,
 ) -> None:
