@@ -32,8 +32,8 @@ def asked() -> dict[str, str]:
     """Name to bounds, as `>=2.7` or `>=0.16,<0.20`, of what needs no later Python."""
     found = {}
     for one in given()["install_requires"]:
-        name, bounds = re.fullmatch(r"([\w-]+)(?:\[\w+\])?([^;]*)(?:;.*)?", one).groups()  # type: ignore[union-attr]
         if ";" not in one:
+            [(name, bounds)] = re.findall(r"^([\w-]+)(?:\[\w+\])?(.*)$", one)
             found[name] = bounds
     return found
 

@@ -8,13 +8,10 @@
 # when setup.py changes. What ran is recorded in benchmarks/results/bounds.json. Ends with 1 where a test failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-unset PYTHONDONTWRITEBYTECODE
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TEST_WORKERS="${TEST_WORKERS:-2}"
+# shellcheck source=scripts/tested_with.sh
+source scripts/tested_with.sh
 
-ends=()
-while [ $# -gt 0 ] && [ "$1" != -- ]; do ends+=("$1"); shift; done
-[ $# -eq 0 ] || shift
-for end in "${ends[@]:-}"; do
+for end in "${wanted[@]:-}"; do
   [[ "$end" =~ ^(newest|oldest)$ ]] || { echo "test_bounds: say newest, oldest, or both, not '$end'" >&2; exit 2; }
 done
 python=${PYTHON:-python3.11}
@@ -24,7 +21,7 @@ if ! "$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] !=
 fi
 
 failed=0
-for end in "${ends[@]}"; do
+for end in "${wanted[@]}"; do
   env=${XDG_CACHE_HOME:-$HOME/.cache}/rs_aligner/bounds-$end
   mkdir -p "$env"
   exec 9<"$env"
@@ -45,17 +42,8 @@ for end in "${ends[@]}"; do
   rm -f "$constraints"
 
   echo "== $end"
-  out=$(mktemp)
-  tests=(tests --ignore tests/test_bounds.py -m "not slow")  # which looks at the record
-  status=0
-  PATH="$env/bin:$PATH" "$env/bin/python" -m pytest -p no:cacheprovider --numprocesses "$TEST_WORKERS" --dist loadfile \
-    "--junitxml=$out" "${tests[@]}" "$@" || status=$?
-  [ $status -le 1 ] || exit $status  # nothing ran, or it was interrupted
-  [ $status -eq 0 ] || failed=1
-  if [ $# -eq 0 ]; then
-    mapfile -t packages < <("$python" scripts/bounds.py)
-    "$env/bin/python" scripts/tests_record.py "$out" benchmarks/results/bounds.json "$end" "${tests[*]}" "${packages[@]}"
-  fi
-  rm -f "$out"
+  # All but those that look at the record.
+  tested "$env" benchmarks/results/bounds.json "$end" "$("$python" scripts/bounds.py | xargs)" \
+    tests --ignore tests/test_bounds.py -m "not slow" || failed=1
 done
 exit $failed

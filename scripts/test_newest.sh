@@ -11,12 +11,10 @@
 # benchmarks/results/newest_megatron.json. Ends with 1 where a test failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-unset PYTHONDONTWRITEBYTECODE
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TEST_WORKERS="${TEST_WORKERS:-2}"
+# shellcheck source=scripts/tested_with.sh
+source scripts/tested_with.sh
 
-versions=()
-while [ $# -gt 0 ] && [ "$1" != -- ]; do versions+=("$1"); shift; done
-[ $# -eq 0 ] || shift
+versions=("${wanted[@]}")
 [ ${#versions[@]} -gt 0 ] || versions=("$(sed -n 's/^megatron-core==//p' requirements/newest.txt)")
 
 is_usable() { "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 12))' &>/dev/null; }
@@ -53,18 +51,9 @@ failed=0
 for version in "${versions[@]}"; do
   pip install --quiet --no-deps "megatron-core==$version"
   echo "== megatron-core $version"
-  out=$(mktemp)
   tests=(tests/model tests/policy tests/generation)
   [ -z "${FAST:-}" ] || tests+=(-m "not slow")
-  status=0
-  PATH="$env/bin:$PATH" "$env/bin/python" -m pytest -p no:cacheprovider --numprocesses "$TEST_WORKERS" --dist loadfile \
-    "--junitxml=$out" "${tests[@]}" "$@" || status=$?
-  [ $status -le 1 ] || exit $status  # nothing ran, or it was interrupted
-  [ $status -eq 0 ] || failed=1
-  if [ $# -eq 0 ]; then
-    "$env/bin/python" scripts/tests_record.py "$out" benchmarks/results/newest_megatron.json "$version" "${tests[*]}" \
-      megatron-core numpy torch transformers triton
-  fi
-  rm -f "$out"
+  tested "$env" benchmarks/results/newest_megatron.json "$version" "megatron-core numpy torch transformers triton" \
+    "${tests[@]}" || failed=1
 done
 exit $failed
